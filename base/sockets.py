@@ -1,0 +1,46 @@
+"""Habits with sockets that must be the same everywhere: one way to close, one way to reset."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+_LINGER_OFF = struct.pack("ii", 0, 0)
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Shut down, which wakes every thread blocked in `sock`, then close.  Idempotent."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        sock.close()
+
+
+def set_no_delay(sock: socket.socket) -> None:
+    """Send small writes at once (TCP_NODELAY); silently nothing on a socket that is not TCP."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def set_reset_on_close(sock: socket.socket, enabled: bool) -> None:
+    """When enabled, closing sends RST instead of FIN, also when the process is killed (SO_LINGER 0)."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET if enabled else _LINGER_OFF)
+
+
+def set_not_sent_low_watermark(sock: socket.socket, limit: int) -> None:
+    """Leave at most about `limit` unsent bytes in the kernel (TCP_NOTSENT_LOWAT), where that exists."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, limit)
+
+
+def format_address(address: object) -> str:
+    """`host:port` with IPv6 in brackets, for people and logs."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = str(address[0]), address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address) or "unknown"

@@ -1,0 +1,1 @@
+"""Streams on a resumable session: a sans-IO core, and the threads around it."""

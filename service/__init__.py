@@ -1,0 +1,1 @@
+"""The running client and server: configuration, sessions, reconnecting, access, front door."""

@@ -1,0 +1,89 @@
+"""The two interfaces of this room.
+
+A `Wire` is a blocking byte stream that one thread may read while another writes: plain TCP, or TLS.
+A `Pipe` is one live connection that carries whole messages (records), whatever HTTP transport is
+below it.  Everything above this room knows only `Pipe`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+MAX_MESSAGE = 256 * 1024 + 64
+"""The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
+
+
+class Wire(ABC):
+    """A blocking byte stream, full duplex: one reading thread and one writing thread at a time."""
+
+    peer: str
+    """`host:port` of the other end, for logs."""
+
+    @abstractmethod
+    def recv_into(self, buffer: memoryview) -> int:
+        """Block for at least one byte; return how many were written to `buffer`, 0 at an orderly end.
+
+        Never writes to the network.  Raises TransportError when the path fails or the wire is closed,
+        or when the time set by `set_read_timeout` passes.
+        """
+
+    @abstractmethod
+    def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Block until the kernel has taken all of `data`.  Raises TransportError."""
+
+    @abstractmethod
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """Let the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Shut down and close; wakes a blocked reader and writer.  Idempotent, from any thread."""
+
+
+class Pipe(ABC):
+    """One live connection that carries messages in order; it dies with the network.
+
+    One thread calls `recv`, one thread calls `send`, any thread calls `close`.
+    """
+
+    transport: str
+    """Its name in configs and logs, for example "websocket"."""
+    peer: str
+    """The other end as people know it: `host:port`."""
+    headroom: int
+    """How many bytes before the message `send` may overwrite with its own header."""
+    max_message: int = MAX_MESSAGE
+
+    @abstractmethod
+    def send(self, buffer: memoryview) -> None:
+        """Block until the message `buffer[headroom:]` has been handed to the kernel.
+
+        The first `headroom` bytes are scratch space.  The contents of the whole of `buffer` are
+        undefined afterwards (it may be masked in place); the buffer itself is the caller's again.
+        Raises PipeEnded with the first cause.
+        """
+
+    @abstractmethod
+    def recv(self) -> memoryview:
+        """Block for the next message; the view is valid, and may be written to, until the next call.
+
+        Never writes to the network.  Raises PipeEnded with the first cause, also when the peer has
+        ended in an orderly way, and ProtocolError for what the transport's own protocol forbids.
+        """
+
+    @abstractmethod
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """Let `recv` end the pipe after `seconds` without one raw byte received; None never does."""
+
+    @abstractmethod
+    def close(self, cause: str) -> None:
+        """End the pipe and wake both threads.  Idempotent; the first cause is kept.  Does not block."""
+
+    @property
+    @abstractmethod
+    def cause(self) -> str | None:
+        """Why the pipe has ended, or None while it lives."""
+
+    @abstractmethod
+    def seconds_since_received(self) -> float:
+        """How long ago the last raw byte came, so that a slow message does not look like a dead link."""
