@@ -1,0 +1,88 @@
+"""What holds for every test: it leaves no thread and no open file or socket behind.
+
+How to keep the check below satisfied:
+
+- Close what you open and join what you start: `FrontDoor.close()` then `.join()`, `pool.close()`, `sock.close()`.
+  Things that end by themselves within `GRACE` seconds (a peer's thread that notices the close) are waited for.
+- A fixture of function scope may own threads and sockets when it ends them after its `yield`; it is torn down
+  before the check runs.
+- A fixture of module or session scope may own threads and sockets as long as it lives: what it made before the
+  test started is in the snapshot.  Take it as an argument (`request.getfixturevalue` would make it too late).
+  When such a fixture starts further long-lived threads *during* tests, name them with the prefix "shared-".
+- Regular files count too: use `with`.
+
+A test that failed is not checked, since its traceback keeps its sockets alive.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Generator, Iterator
+
+import pytest
+
+GRACE = 5.0
+"""Seconds that what is ending anyway may take."""
+
+_IGNORED_THREADS = ("shared-", "pytest_timeout", "pydevd")
+_IGNORED_FILES = ("/proc/", "/dev/null", "/dev/urandom", "/dev/random")
+_DESCRIPTORS = "/proc/self/fd"
+
+_failed = pytest.StashKey[bool]()
+
+
+def open_descriptors() -> frozenset[str]:
+    """What the process holds open, each with its number: "7 socket:[4711]"; empty where there is no /proc."""
+    found = set()
+    try:
+        numbers = os.listdir(_DESCRIPTORS)
+    except OSError:
+        return frozenset()
+    for number in numbers:
+        try:
+            target = os.readlink(f"{_DESCRIPTORS}/{number}")
+        except OSError:
+            continue  # closed since listdir: the descriptor of the listing itself
+        if not target.startswith(_IGNORED_FILES):
+            found.add(f"{number} {target}")
+    return frozenset(found)
+
+
+def running_threads() -> frozenset[threading.Thread]:
+    return frozenset(t for t in threading.enumerate() if not t.name.startswith(_IGNORED_THREADS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_failed] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compare threads and descriptors before and after the test, with `GRACE` seconds to settle."""
+    threads_before = running_threads()
+    files_before = open_descriptors()
+    yield
+    if request.node.stash.get(_failed, False):
+        return
+    deadline = time.monotonic() + GRACE
+    pause = 0.001
+    while True:
+        threads = running_threads() - threads_before
+        files = open_descriptors() - files_before
+        if not threads and not files:
+            return
+        if time.monotonic() >= deadline:
+            break
+        if pause > 0.05 and files:
+            gc.collect()  # what only a cycle holds is not a leak
+        time.sleep(pause)  # there is no condition to wait on: anything may be ending
+        pause = min(0.1, pause * 2)
+    names = sorted(t.name for t in threads)
+    pytest.fail(f"left behind: threads {names}, descriptors {sorted(files)}", pytrace=False)
