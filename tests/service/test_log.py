@@ -1,0 +1,148 @@
+"""Promises of service.log: readable, one object a line in JSON, never a token, and logrotate may move the file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from base.errors import UsageError
+from service import log as log_module
+from service.log import reopen, setup_logging
+from service.settings import LogSettings
+
+TOKEN = "qanat1-" + "A" * 43 + "-" + "b" * 6
+
+logger = logging.getLogger("qanat.test")
+
+
+@pytest.fixture(autouse=True)
+def _put_logging_back() -> Iterator[None]:
+    level = logging.getLogger("qanat").level
+    yield
+    handler = log_module._installed
+    if handler is not None:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        log_module._installed = None
+    logging.getLogger("qanat").setLevel(level)
+    logging.captureWarnings(False)
+
+
+def json_log(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_text_has_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(LogSettings())
+    logger.warning("connected to %s", "wss://example.com/tunnel")
+    day, clock, level, message = capsys.readouterr().err.rstrip("\n").split(maxsplit=3)
+    assert (len(day), len(clock)) == (len("2026-01-31"), len("12:00:00.123"))
+    assert (level, message) == ("warning", "connected to wss://example.com/tunnel")
+
+
+def test_json_is_one_object_a_line_with_the_extras(tmp_path: Path) -> None:
+    setup_logging(LogSettings(format="json", file=tmp_path / "log"))
+    logger.info("connected\nwell", extra={"event": "connected", "peer": ("127.0.0.1", 1), "path": Path("/x")})
+    (entry,) = json_log(tmp_path / "log")
+    assert entry["message"] == "connected\nwell"
+    assert entry["level"] == "info"
+    assert entry["logger"] == "qanat.test"
+    assert str(entry["ts"]).endswith("Z")
+    assert (entry["event"], entry["peer"], entry["path"]) == ("connected", ["127.0.0.1", 1], "/x")
+
+
+def test_extras_cannot_replace_what_every_line_has(tmp_path: Path) -> None:
+    setup_logging(LogSettings(format="json", file=tmp_path / "log"))
+    logger.info("true", extra={"ts": "never", "level": "none", "logger": "other"})
+    (entry,) = json_log(tmp_path / "log")
+    assert (entry["level"], entry["logger"]) == ("info", "qanat.test")
+    assert entry["ts"] != "never"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_token_never_reaches_the_log(form: str, tmp_path: Path) -> None:
+    setup_logging(LogSettings(format=form, file=tmp_path / "log"))
+    logger.info("the token %s", TOKEN, extra={"fact": TOKEN})
+    logger.info("cut short: %s", TOKEN[:20])
+    try:
+        raise ValueError(TOKEN)
+    except ValueError:
+        logger.exception("failed")
+    text = (tmp_path / "log").read_text()
+    assert "AAAAAA" not in text
+    assert "bbbbbb" not in text
+    assert "qanat1-[hidden]" in text
+    assert "ValueError" in text
+
+
+def test_text_from_outside_can_neither_forge_a_line_nor_reach_the_terminal(tmp_path: Path) -> None:
+    setup_logging(LogSettings(file=tmp_path / "log"))
+    logger.info("the proxy says %s", "no\n2026-01-31 12:00:00.000 info    all is well\r\x1b[2J\x9b2J\u2028")
+    (line,) = (tmp_path / "log").read_text().split("\n")[:-1]
+    assert "no\\n2026" in line
+    assert "\\x1b[2J\\x9b2J\\u2028" in line
+
+
+def test_a_traceback_is_kept_and_indented(tmp_path: Path) -> None:
+    setup_logging(LogSettings(file=tmp_path / "log"))
+    try:
+        raise ValueError("one\ntwo")
+    except ValueError:
+        logger.exception("failed")
+    first, *rest = (tmp_path / "log").read_text().splitlines()
+    assert first.endswith("error   failed")
+    assert all(line.startswith("    ") for line in rest)
+    assert rest[-2:] == ["    ValueError: one", "    two"]
+
+
+def test_the_level_decides_what_is_heard(tmp_path: Path) -> None:
+    setup_logging(LogSettings(level="warning", file=tmp_path / "log"))
+    logger.info("too quiet")
+    logger.warning("loud enough")
+    logging.getLogger("some.library").info("chatter")
+    setup_logging(LogSettings(level="debug", file=tmp_path / "log"))
+    logger.debug("frames")
+    logging.getLogger("some.library").info("chatter")
+    messages = [line.split(maxsplit=3)[3] for line in (tmp_path / "log").read_text().splitlines()]
+    assert messages == ["loud enough", "frames"]
+
+
+def test_logging_follows_the_name_after_a_real_rename(tmp_path: Path) -> None:
+    path = tmp_path / "qanat.log"
+    setup_logging(LogSettings(file=path))
+    logger.info("before")
+    path.rename(tmp_path / "qanat.log.1")
+    logger.info("between")
+    reopen()
+    logger.info("after")
+    assert [line.split()[-1] for line in (tmp_path / "qanat.log.1").read_text().splitlines()] == ["before", "between"]
+    assert [line.split()[-1] for line in path.read_text().splitlines()] == ["after"]
+
+
+def test_a_log_that_cannot_be_opened_again_goes_on_in_the_old_file(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    setup_logging(LogSettings(file=folder / "qanat.log"))
+    folder.rename(tmp_path / "moved")
+    reopen()
+    logger.info("still here")
+    text = (tmp_path / "moved" / "qanat.log").read_text()
+    assert "the old one stays in use" in text
+    assert "still here" in text
+
+
+def test_reopening_without_a_file_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(LogSettings())
+    reopen()
+    logger.info("here")
+    assert capsys.readouterr().err.endswith("info    here\n")
+
+
+def test_a_log_file_that_cannot_be_made_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="missing/log: No such file") as caught:
+        setup_logging(LogSettings(file=tmp_path / "missing" / "log"))
+    assert caught.value.hint
