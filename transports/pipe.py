@@ -8,6 +8,7 @@ below it.  Everything above this room knows only `Pipe`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
@@ -36,8 +37,19 @@ class Wire(ABC):
         """Let the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Shut down and close; wakes a blocked reader and writer.  Idempotent, from any thread."""
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """Have `wakeup` called, by the reading thread, when reading made this wire owe bytes; see `flush`."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send what reading made this wire owe (TLS KeyUpdate).  By the writing thread; blocks as `send_all`."""
+
+    @abstractmethod
+    def close(self, last_words: bytes = b"") -> None:
+        """Shut down and close; wakes a blocked reader and writer.  Idempotent, from any thread, never blocks.
+
+        `last_words` are sent first if, and only if, that is possible at once.
+        """
 
 
 class Pipe(ABC):
@@ -60,15 +72,17 @@ class Pipe(ABC):
 
         The first `headroom` bytes are scratch space.  The contents of the whole of `buffer` are
         undefined afterwards (it may be masked in place); the buffer itself is the caller's again.
-        Raises PipeEnded with the first cause.
+        Raises PipeEnded with the first cause; when the path alone failed, `recv` still returns what the
+        peer had sent before that, and then raises promptly.
         """
 
     @abstractmethod
     def recv(self) -> memoryview:
         """Block for the next message; the view is valid, and may be written to, until the next call.
 
-        Never writes to the network.  Raises PipeEnded with the first cause, also when the peer has
-        ended in an orderly way, and ProtocolError for what the transport's own protocol forbids.
+        Never writes to the network, but for last words that cannot block once the pipe is over.  Raises
+        PipeEnded with the first cause, also when the peer has ended in an orderly way, and ProtocolError
+        for what the transport's own protocol forbids.  Either ends the pipe.
         """
 
     @abstractmethod
@@ -76,8 +90,26 @@ class Pipe(ABC):
         """Let `recv` end the pipe after `seconds` without one raw byte received; None never does."""
 
     @abstractmethod
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """Have `wakeup` called when the pipe owes the peer control bytes and `flush` should be called.
+
+        It is called by the reading thread, inside `recv`, so it must neither block nor call the pipe.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send the control bytes that reading made this pipe owe (pongs, KeyUpdate), if any.
+
+        Called by the thread that calls `send`, which also sends them; blocks and raises as `send` does.
+        What is owed is bounded: of many pings only the last is answered.
+        """
+
+    @abstractmethod
     def close(self, cause: str) -> None:
-        """End the pipe and wake both threads.  Idempotent; the first cause is kept.  Does not block."""
+        """End the pipe and wake both threads.  Idempotent; the first cause is kept.  Does not block.
+
+        What the peer sent and `recv` has not yet returned is lost.
+        """
 
     @property
     @abstractmethod

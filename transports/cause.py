@@ -1,0 +1,34 @@
+"""Why a pipe is over: the first cause, kept whatever comes after it.
+
+Used by every pipe of this room.  Closing sockets and waking threads is the pipe's own business.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from base.errors import PipeEnded
+
+
+class FirstCause:
+    """The first of possibly many causes, from any thread.  Never blocks for long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._text: str | None = None
+
+    def set(self, text: str) -> bool:
+        """Keep `text` unless there is a cause already; return whether it was the first."""
+        with self._lock:
+            if self._text is not None:
+                return False
+            self._text = text
+            return True
+
+    @property
+    def text(self) -> str | None:
+        return self._text
+
+    def error(self) -> PipeEnded:
+        """The error for a caller who uses a pipe that is over."""
+        return PipeEnded(self._text or "the pipe has ended")
