@@ -1,0 +1,124 @@
+"""The client's ephemeral keys, made ahead so that connecting never waits for a prime.
+
+Keys live in memory only and are never stored: when one is gone, so is what it could have opened.
+The client's runtime owns one pool; each attempt to connect takes a key from it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from base.deadline import Deadline
+from base.errors import LocalError, TransportError
+from base.threads import start_thread
+from handshake import rsa_keys
+
+REUSE_SECONDS: Final = 600.0
+"""How long one key may serve again while no fresh one is ready."""
+_AHEAD: Final = 2
+_JOIN_SECONDS: Final = 10.0
+
+
+class ClientKey:
+    """A private RSA-2048 key, which never leaves this object.  Safe in any thread."""
+
+    def __init__(self, key: rsa.RSAPrivateKey) -> None:
+        self._key = key
+        self.spki = rsa_keys.spki_of(key.public_key())
+
+    @classmethod
+    def generate(cls) -> ClientKey:
+        """A new key; takes about 35 ms, at times 150."""
+        return cls(rsa_keys.generate_private_key(rsa_keys.CLIENT_BITS))
+
+    def decrypt(self, ciphertext: bytes, label: bytes) -> bytes | None:
+        """What was encrypted to this key, or None."""
+        return rsa_keys.decrypt(self._key, ciphertext, label)
+
+
+class ClientKeyPool:
+    """A few keys in stock, made by the thread "client-keys".  Safe to use from any thread.
+
+    A key is given out once.  Only when a burst of reconnecting has emptied the stock is the last one given
+    out again, for at most `reuse` seconds after it was first taken; then it is forgotten, taken or not.
+    """
+
+    def __init__(
+        self,
+        *,
+        reuse: float = REUSE_SECONDS,
+        generate: Callable[[], ClientKey] = ClientKey.generate,
+    ) -> None:
+        self._reuse = reuse
+        self._generate = generate
+        self._changed = threading.Condition()
+        self._ready: deque[ClientKey] = deque()
+        self._last: ClientKey | None = None
+        self._last_taken_at = 0.0
+        self._closed = False
+        self._thread = start_thread("client-keys", self._make_loop)
+
+    def take(self, timeout: float) -> ClientKey:
+        """A fresh key, or the last one while it may be reused; blocks only when there is neither.
+
+        Raises TransportError after `timeout` seconds, and LocalError on a pool that was closed.
+        """
+        deadline = Deadline(timeout)
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise LocalError("the pool of client keys is closed")
+                if self._ready:
+                    self._last = self._ready.popleft()
+                    self._last_taken_at = time.monotonic()
+                    self._changed.notify_all()
+                    return self._last
+                self._forget_locked()
+                if self._last is not None:
+                    return self._last
+                if deadline.passed:
+                    raise TransportError(
+                        f"no key for this connection could be made within {timeout:g} s",
+                        hint="this machine is too busy; it will be tried again",
+                    )
+                self._changed.wait(deadline.remaining())
+
+    def close(self) -> None:
+        """Forget all keys and join the thread, which takes as long as the key that it is making.  Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._last = None
+            self._changed.notify_all()
+        self._thread.join(_JOIN_SECONDS)
+
+    def _forget_locked(self) -> float | None:
+        """Drop the last key when its time is up; otherwise return the seconds that it has left."""
+        if self._last is None:
+            return None
+        left = self._last_taken_at + self._reuse - time.monotonic()
+        if left > 0:
+            return left
+        self._last = None
+        return None
+
+    def _make_loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and len(self._ready) >= _AHEAD:
+                    # Wakes by itself to forget, so that no key outlives its time in an idle client.
+                    self._changed.wait(self._forget_locked())
+                if self._closed:
+                    return
+            key = self._generate()
+            with self._changed:
+                if self._closed:
+                    return
+                self._ready.append(key)
+                self._changed.notify_all()

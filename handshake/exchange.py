@@ -1,0 +1,188 @@
+"""The blocking half: a handshake machine driven over a pipe, and the sealed pipe that comes of it.
+
+This is the only module of the room that knows pipes, threads and time.  The service calls
+`client_handshake` or `server_handshake`, then says HELLO and READY through the SealedPipe, which the
+mux owns from there on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from base.deadline import Deadline
+from base.errors import PipeEnded, ProtocolError, RefusedError, TransportError
+from base.threads import start_thread
+from handshake.hello import RecordKind
+from handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
+from handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
+from transports.pipe import Pipe
+
+REFUSAL_DELAY: Final = 0.1
+"""Seconds from M3 to the refusal, so that its time tells nothing."""
+
+
+class SealedPipe:
+    """A pipe on which records travel instead of messages.
+
+    One thread sends, one thread receives, any thread closes.  Once CLOSE has been sent nothing more
+    can be; an end of the pipe before the peer's CLOSE is a cut and shows as PipeEnded.
+    """
+
+    def __init__(self, pipe: Pipe, result: HandshakeResult, sealer: Sealer, opener: Opener) -> None:
+        self.pipe = pipe
+        self.result = result
+        self._sealer = sealer
+        self._opener = opener
+        # One for all records: making 256 KiB anew each time would cost page faults.
+        self._scratch = memoryview(bytearray(pipe.headroom + MAX_RECORD))
+
+    def send_record(self, plaintext: memoryview | bytes) -> None:
+        """Seal and send `plaintext`, whose first byte is the kind; blocks until the kernel has it.
+
+        `plaintext` is only read, and is the caller's again on return.  A KEY_UPDATE goes first when it
+        is due.  Raises PipeEnded, and LocalError for what may not be sent (see Sealer.seal_into).
+        """
+        if self._sealer.update_due(len(plaintext)):
+            self._send(KEY_UPDATE_RECORD)
+        self._send(plaintext)
+
+    def _send(self, plaintext: memoryview | bytes) -> None:
+        headroom = self.pipe.headroom
+        size = self._sealer.seal_into(plaintext, self._scratch[headroom:])
+        self.pipe.send(self._scratch[: headroom + size])
+
+    def recv_record(self) -> tuple[RecordKind, memoryview]:
+        """Block for the next record: its kind, and its content, a view that may be kept.
+
+        Raises PipeEnded when the pipe ends, which is a cut unless CLOSE was the last record, and ProtocolError
+        for whatever is not the peer's next record; the pipe is closed by then.
+        """
+        while True:
+            message = self.pipe.recv()
+            try:
+                plaintext = self._opener.open(message)
+            except ProtocolError as error:
+                self.pipe.close(error.message)
+                raise
+            kind = RecordKind(plaintext[0])
+            if kind is not RecordKind.KEY_UPDATE:
+                return kind, memoryview(plaintext)[1:]
+
+    @property
+    def peer_has_closed(self) -> bool:
+        """Whether the peer's CLOSE was received, so that the end of the pipe was meant."""
+        return self._opener.ended
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """See Pipe.set_read_timeout."""
+        self.pipe.set_read_timeout(seconds)
+
+    def close(self, cause: str) -> None:
+        """End the pipe at once.  Idempotent, from any thread; does not send CLOSE and does not block."""
+        self.pipe.close(cause)
+
+    @property
+    def cause(self) -> str | None:
+        """Why the pipe has ended, or None while it lives."""
+        return self.pipe.cause
+
+
+@contextmanager
+def closed_at(deadline: Deadline, pipe: Pipe) -> Iterator[threading.Event]:
+    """Close `pipe` when `deadline` passes before the block ends, whatever the block is waiting for.
+
+    A read timeout is not enough: a peer that sends one byte every few seconds would never meet it.  Costs
+    one short-lived thread, which is joined.  Raises TransportError when the time was up, and yields an Event that
+    is set when that happens.
+    """
+    finished = threading.Event()
+    expired = threading.Event()
+
+    def watch_deadline_loop() -> None:
+        if not finished.wait(deadline.remaining()):
+            expired.set()
+            pipe.close("the handshake was not finished in time")
+
+    watcher = start_thread(f"handshake-deadline {pipe.peer}", watch_deadline_loop)
+    try:
+        yield expired
+    except PipeEnded:
+        if not expired.is_set():
+            raise
+    finally:
+        finished.set()
+        watcher.join()
+    if expired.is_set():
+        raise TransportError(
+            f"{pipe.peer} did not finish the handshake in time",
+            hint="the path may hold back messages until a connection ends, or what answers is not a tunnel server",
+        )
+
+
+def client_handshake(pipe: Pipe, handshake: ClientHandshake, deadline: Deadline) -> SealedPipe:
+    """Prove each other over `pipe` as the end that dialled; blocks until M4 or `deadline`.
+
+    Raises RefusedError (final when the refusal provably comes from the server, or its key is not the
+    pinned one), HandshakeError when the other end broke the protocol or proved nothing, and TransportError when the
+    path failed or the time was up.  The pipe is closed by then.
+    """
+    with _closed_on_error(pipe), closed_at(deadline, pipe):
+        while not handshake.done:
+            _send_all(pipe, handshake.receive(pipe.recv()))
+    result = handshake.result
+    return SealedPipe(
+        pipe,
+        result,
+        Sealer(result.c2s, time.monotonic, opening=RecordKind.HELLO),
+        Opener(result.s2c, opening=RecordKind.READY),
+    )
+
+
+def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline) -> SealedPipe:
+    """Prove each other over `pipe` as the end that was dialled; blocks until M4 was sent or `deadline`.
+
+    Raises RefusedError, whose message is for our log only, after the peer was refused; otherwise as
+    `client_handshake`.  The pipe is closed by then.
+    """
+    with _closed_on_error(pipe), closed_at(deadline, pipe) as expired:
+        pipe.send(_with_headroom(pipe, handshake.start()))
+        while not handshake.done:
+            message = pipe.recv()
+            answer_time = Deadline(REFUSAL_DELAY)
+            answers = handshake.receive(message)
+            if handshake.refused:
+                # Ends early only when the whole handshake's time is up.
+                expired.wait(answer_time.remaining())
+            _send_all(pipe, answers)
+            if handshake.refused:
+                raise RefusedError(handshake.refusal_detail)
+    result = handshake.result
+    return SealedPipe(
+        pipe,
+        result,
+        Sealer(result.s2c, time.monotonic, opening=RecordKind.READY),
+        Opener(result.c2s, opening=RecordKind.HELLO),
+    )
+
+
+@contextmanager
+def _closed_on_error(pipe: Pipe) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        # The reason is for our log alone: a transport may tell its peer the cause that it is given.
+        pipe.close("the handshake failed")
+        raise
+
+
+def _send_all(pipe: Pipe, messages: list[bytes]) -> None:
+    for message in messages:
+        pipe.send(_with_headroom(pipe, message))
+
+
+def _with_headroom(pipe: Pipe, message: bytes) -> memoryview:
+    return memoryview(bytearray(pipe.headroom) + message)

@@ -1,0 +1,138 @@
+"""The server's long-lived key: made once, kept in one file that nobody else can read.
+
+A client pins this key's fingerprint, so losing the file means that every client must be told.
+Called when a server starts and by the command line's `fingerprint` and `init`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from base.errors import UsageError
+from handshake import rsa_keys
+
+_LARGEST_FILE: Final = 65_536
+"""Bytes; an RSA-3072 key in PEM has about 2,500."""
+_NEW_KEY_HINT: Final = "restore it, or move it away and a new one is made, whose fingerprint clients must then pin"
+
+
+class ServerIdentity:
+    """A private RSA-3072 key, which never leaves this object but by `to_pem`.  Safe in any thread."""
+
+    def __init__(self, key: rsa.RSAPrivateKey) -> None:
+        self._key = key
+        self.spki = rsa_keys.spki_of(key.public_key())
+        self.fingerprint = fingerprint_of(self.spki)
+
+    @classmethod
+    def generate(cls) -> ServerIdentity:
+        """A new key; takes 140 to 350 ms."""
+        return cls(rsa_keys.generate_private_key(rsa_keys.SERVER_BITS))
+
+    def decrypt(self, ciphertext: bytes, label: bytes) -> bytes | None:
+        """What was encrypted to this key, or None.  About 1 ms of CPU."""
+        return rsa_keys.decrypt(self._key, ciphertext, label)
+
+    def to_pem(self) -> bytes:
+        """Unencrypted PKCS #8 (RFC 5958) in PEM, for the key's own file only."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def fingerprint_of(spki: bytes) -> str:
+    """`SHA256:…` over the DER SubjectPublicKeyInfo, written as OpenSSH writes its own."""
+    digest = base64.b64encode(hashlib.sha256(spki).digest()).decode("ascii")
+    return "SHA256:" + digest.rstrip("=")
+
+
+def load_or_create_identity(path: Path, *, create: bool = True) -> ServerIdentity:
+    """The identity in `path`; when there is no such file and `create` holds, a new one is written there.
+
+    Raises UsageError when the file is missing, readable by others, or not one RSA-3072 key, and when it
+    cannot be written.  Two servers that start at once end up with the same key: the file is put in
+    place whole, and whoever comes second takes what is there.
+    """
+    try:
+        return _load(path)
+    except FileNotFoundError:
+        if not create:
+            raise UsageError(
+                f"there is no server key {path}", hint="`tunnel.py init` or the server's first start makes it"
+            ) from None
+    except OSError as error:
+        raise UsageError(f"the server key {path} cannot be read: {error.strerror}") from None
+    identity = ServerIdentity.generate()
+    try:
+        created = _write_new(path, identity.to_pem())
+    except OSError as error:
+        raise UsageError(
+            f"the server key {path} cannot be written: {error.strerror}",
+            hint="the directory must exist and this user must be allowed to write there",
+        ) from None
+    return identity if created else load_or_create_identity(path, create=False)
+
+
+def _load(path: Path) -> ServerIdentity:
+    # Not blocking, so that a FIFO in its place is refused below instead of waited for.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        # On the descriptor, not the path: what is checked is what is read.
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"the server key {path} is not a file")
+        if os.name == "posix" and status.st_mode & 0o077:
+            raise UsageError(
+                f"the server key {path} can be read or changed by other users (mode {status.st_mode & 0o777:04o})",
+                hint=f"chmod 600 {path}; if others may have read it already, replace it",
+            )
+        pem = file.read(_LARGEST_FILE + 1)
+    if len(pem) > _LARGEST_FILE:
+        raise UsageError(f"the server key {path} is too large to be a key", hint=_NEW_KEY_HINT)
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # TypeError is what the library raises for a key under a passphrase.
+        raise UsageError(
+            f"the server key {path} is not an unencrypted private key in PEM", hint=_NEW_KEY_HINT
+        ) from None
+    if (
+        not isinstance(key, rsa.RSAPrivateKey)
+        or key.key_size != rsa_keys.SERVER_BITS
+        or key.public_key().public_numbers().e != rsa_keys.EXPONENT
+    ):
+        raise UsageError(f"the server key {path} is not an RSA key of {rsa_keys.SERVER_BITS} bits", hint=_NEW_KEY_HINT)
+    return ServerIdentity(key)
+
+
+def _write_new(path: Path, pem: bytes) -> bool:
+    """Put `pem` at `path`, whole or not at all; False when something is there already."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        # A hard link, since a rename would replace a key that another process has just made and uses.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    return True

@@ -1,0 +1,82 @@
+"""RSA as this protocol uses it: strict public keys, OAEP, and failure as a value.
+
+The one place that touches the library's RSA, so that its errors are mapped once.  `identity` and
+`client_keys` hold private keys, `machine` encrypts to the peer's public one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+
+from base.errors import HandshakeError
+
+SERVER_BITS: Final = 3072
+CLIENT_BITS: Final = 2048
+EXPONENT: Final = 65537
+MAX_SPKI: Final = 512
+"""Bytes; a canonical RSA-3072 SPKI has 422.  Anything longer is refused before it is parsed."""
+
+
+def generate_private_key(bits: int) -> rsa.RSAPrivateKey:
+    """A new key.  Takes about 35 ms for 2048 bits and 140 ms, at times 350, for 3072."""
+    return rsa.generate_private_key(public_exponent=EXPONENT, key_size=bits)
+
+
+def spki_of(key: rsa.RSAPublicKey) -> bytes:
+    """Canonical DER SubjectPublicKeyInfo (RFC 5280 §4.1.2.7)."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_public_key(spki: bytes, bits: int) -> rsa.RSAPublicKey:
+    """The peer's key, checked before anything is done with it.  Raises HandshakeError.
+
+    Accepts only RSA with e = 65537, an odd modulus of exactly `bits` bits, and the one canonical
+    encoding: two encodings of one key would have two fingerprints.
+    """
+    if len(spki) > MAX_SPKI:
+        raise HandshakeError(f"the peer's public key has {len(spki)} bytes, more than {MAX_SPKI}")
+    try:
+        key = load_der_public_key(spki)
+        # Reading the numbers and encoding again are inside, because both refuse some broken keys too.
+        if not isinstance(key, rsa.RSAPublicKey):
+            raise HandshakeError("the peer's public key is not an RSA key")
+        numbers = key.public_numbers()
+        encoded_again = spki_of(key)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise HandshakeError("the peer's public key is not a SubjectPublicKeyInfo in DER") from None
+    if numbers.n.bit_length() != bits or numbers.n % 2 == 0:
+        raise HandshakeError(f"the peer's public key is not an RSA key of {bits} bits")
+    if numbers.e != EXPONENT:
+        raise HandshakeError(f"the peer's public key has an exponent other than {EXPONENT}")
+    if encoded_again != spki:
+        raise HandshakeError("the peer's public key is not in canonical DER")
+    return key
+
+
+def encrypt(key: rsa.RSAPublicKey, plaintext: bytes, label: bytes) -> bytes:
+    """RSA-OAEP (RFC 8017 §7.1) with SHA-256; raises HandshakeError when the key cannot be used."""
+    try:
+        return key.encrypt(plaintext, _oaep(label))
+    except ValueError:
+        raise HandshakeError("nothing can be encrypted to the peer's public key") from None
+
+
+def decrypt(key: rsa.RSAPrivateKey, ciphertext: bytes, label: bytes) -> bytes | None:
+    """The plaintext, or None when the padding does not hold, for whatever reason.
+
+    A failure is a value because callers must go on as if nothing had happened (docs/PROTOCOL.md,
+    Equal refusals): an error that travels by itself is an oracle waiting to be written.
+    """
+    try:
+        return key.decrypt(ciphertext, _oaep(label))
+    except ValueError:
+        return None
+
+
+def _oaep(label: bytes) -> padding.OAEP:
+    return padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=label)
