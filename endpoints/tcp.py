@@ -1,0 +1,146 @@
+"""TCP targets and listening sockets: connecting within a deadline, accepting without spinning.
+
+Which addresses may be reached or bound is decided elsewhere (`service.access`); what arrives here has
+been resolved and checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from base.deadline import Deadline
+from base.errors import EndpointError
+from base.sockets import close_socket, format_address
+from base.threads import start_thread
+from mux.frames import Reason
+
+from .wakeable import WakeableSocket
+
+log = logging.getLogger("qanat.endpoint")
+
+SockAddr = tuple[str, int] | tuple[str, int, int, int]
+
+_REASONS = {
+    errno.ECONNREFUSED: Reason.REFUSED,
+    errno.ECONNRESET: Reason.REFUSED,
+    errno.EACCES: Reason.NOT_ALLOWED,
+    errno.EPERM: Reason.NOT_ALLOWED,
+    errno.EMFILE: Reason.LIMIT,
+    errno.ENFILE: Reason.LIMIT,
+}
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def connect(
+    addresses: Sequence[tuple[int, SockAddr]], deadline: Deadline, cancelled: Callable[[], bool] = lambda: False
+) -> WakeableSocket:
+    """Connect to the first of `addresses` (family, address) that answers; blocks until the deadline.
+
+    Addresses share the time that is left, so that a silent first one leaves some for the next.  Raises
+    EndpointError with the reason of the last failure, in the words of the operating system.
+    """
+    failure: OSError = TimeoutError(errno.ETIMEDOUT, "no answer in time")
+    for index, (family, address) in enumerate(addresses):
+        remaining = deadline.remaining()
+        if cancelled() or (remaining is not None and remaining <= 0):
+            break
+        share = None if remaining is None else remaining / (len(addresses) - index)
+        try:
+            return WakeableSocket(_connect_one(family, address, share), format_address(address))
+        except OSError as error:
+            failure = error
+    reason = _REASONS.get(failure.errno or 0, Reason.UNREACHABLE)
+    raise EndpointError(failure.strerror or "no answer in time", code=reason)
+
+
+def _connect_one(family: int, address: SockAddr, timeout: float | None) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(address)
+    except TimeoutError as error:
+        sock.close()
+        raise TimeoutError(errno.ETIMEDOUT, "no answer in time") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Listener:
+    """A listening TCP socket with its accepting thread.
+
+    `on_connection(socket, peer)` is called by that thread for each connection and must not block.
+    """
+
+    def __init__(self, host: str, port: int, on_connection: Callable[[socket.socket, str], None], name: str) -> None:
+        """Bind and listen; does not accept before `start`.  Raises EndpointError (LIMIT when in use)."""
+        self._on_connection = on_connection
+        self._name = name
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._sock = socket.create_server((host, port), family=family, backlog=512)
+        except OSError as error:
+            reason = _REASONS.get(error.errno or 0, Reason.LIMIT)
+            text = f"cannot listen on {format_address((host, port))}: {error.strerror or error}"
+            raise EndpointError(text, code=reason, hint=_listen_hint(error, port)) from error
+        self.address: str = format_address(self._sock.getsockname())
+        self.port: int = self._sock.getsockname()[1]
+        self._wake_read, self._wake_write = socket.socketpair()
+
+    def start(self) -> None:
+        self._thread = start_thread(self._name, self._accept_loop)
+
+    def close(self) -> None:
+        """Stop accepting and free the port; joins the thread unless called by it.  Idempotent."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        for sock in (self._sock, self._wake_read, self._wake_write):
+            close_socket(sock)
+
+    def _accept_loop(self) -> None:
+        self._sock.setblocking(False)
+        warned = False
+        while not self._closed.is_set():
+            select.select([self._sock, self._wake_read], [], []) if not hasattr(select, "poll") else self._poll()
+            try:
+                sock, address = self._sock.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    if not warned:
+                        log.warning("%s: %s; raise the limit (ulimit -n)", self._name, os.strerror(error.errno or 0))
+                        warned = True
+                    self._closed.wait(0.1)  # The backlog keeps the rest; a descriptor must come free first.
+                continue
+            warned = False
+            self._on_connection(sock, format_address(address))
+
+    def _poll(self) -> None:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
+        poller.poll()
+
+
+def _listen_hint(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"choose another port, or stop the program that holds it: ss -ltnp 'sport = :{port}'"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address; use one from `ip addr`, or 0.0.0.0"
+    return ""
