@@ -1,0 +1,105 @@
+"""What this program asks of TLS: versions, certificates, protocols offered.
+
+Both ends speak TLS 1.2 or newer and never renegotiate.  Used by the transports' clients and by the
+front door; the connection itself is `tls`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from base.errors import UsageError
+from transports.tls_errors import reason_of
+
+log = logging.getLogger("qanat.tls")
+
+
+def client_tls_context(ca_file: Path | None, alpn: Sequence[str]) -> ssl.SSLContext:
+    """A context that verifies the server and its name against `ca_file`, or the system's authorities.
+
+    Reads files.  Raises UsageError when `ca_file` cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except (ssl.SSLError, ValueError) as error:
+        raise UsageError(
+            f"{ca_file} has no certificate that can be read", hint="ca_file must be PEM: -----BEGIN CERTIFICATE-----"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {ca_file}: {error.strerror}", hint="check tls.ca_file and who may read it"
+        ) from error
+    _harden(context, alpn)
+    return context
+
+
+class ReloadingServerContext:
+    """The server's context, made anew when the certificate's or the key's file changes."""
+
+    def __init__(self, certificate: Path, key: Path, alpn: Sequence[str]) -> None:
+        """Loads both at once; raises UsageError when they cannot be used."""
+        self._certificate = certificate
+        self._key = key
+        self._alpn = tuple(alpn)
+        self._lock = threading.Lock()
+        self._seen = self._state_of_files()
+        self._context = self._load()
+
+    def context(self) -> ssl.SSLContext:
+        """The context for a new connection: two `stat` calls, and loading only after a change.
+
+        When the new files cannot be used, the old context stays, and the log says so once for each change:
+        a certificate and its key are never replaced in the same instant.
+        """
+        with self._lock:
+            state = self._state_of_files()
+            if state != self._seen:
+                self._seen = state
+                try:
+                    self._context = self._load()
+                    log.info("loaded the changed TLS certificate %s", self._certificate)
+                except UsageError as error:
+                    log.warning("keeping the old TLS certificate: %s", error)
+            return self._context
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # An encrypted key would make OpenSSL ask on the terminal; the empty answer fails at once.
+            context.load_cert_chain(self._certificate, self._key, password="")
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"the certificate {self._certificate} and the key {self._key} cannot be used: {reason_of(error)}",
+                hint="both must be PEM, belong together, and the key must not be encrypted",
+            ) from error
+        except OSError as error:
+            raise UsageError(
+                f"cannot read {self._certificate} or {self._key}: {error.strerror}",
+                hint="check tls.certificate, tls.key and who may read them",
+            ) from error
+        _harden(context, self._alpn)
+        return context
+
+    def _state_of_files(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(_state_of(path) for path in (self._certificate, self._key))
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # between removal and replacement
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _harden(context: ssl.SSLContext, alpn: Sequence[str]) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A renegotiation would make OpenSSL want to read while we write.
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
