@@ -1,0 +1,62 @@
+# make demo          a whole tunnel on loopback
+# make test          every test                    ARGS="tests/mux -x" goes to pytest
+# make lint          ruff and mypy --strict
+# make pyz           tunnel.pyz, one file for this Python and platform
+# make soak          the long counts; writes docs/SOAK.md
+# make bench         side by side with others
+# make clean
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=DIR where its packages go.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+IN := $(VENV)/bin/python
+
+.PHONY: demo test lint pyz soak bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.run
+	$(IN) tunnel.py demo $(ARGS)
+
+test: $(VENV)/.test
+	$(IN) -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(IN) -m ruff check .
+	$(IN) -m mypy
+	$(IN) -m mypy deploy/pyz/build.py deploy/pyz/start.py
+
+pyz: $(VENV)/.test
+	$(IN) deploy/pyz/build.py tunnel.pyz
+
+soak: $(VENV)/.test
+	$(IN) -m benchmarks.soak $(ARGS)
+
+bench: $(VENV)/.test
+	$(IN) -m benchmarks $(ARGS)
+
+clean:
+	rm -rf "$(VENV)" build *.egg-info tunnel.pyz .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are newer than setup.cfg exactly when what it names is installed.
+
+$(VENV)/.run: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(IN) -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(IN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@ $(VENV)/.run
+
+$(VENV)/bin/python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "There is no $(PYTHON).  Install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Qanat needs Python 3.11 or newer, and $(PYTHON) is `"$(PYTHON)" -V 2>&1`." >&2; \
+	  echo "Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments here.  On Debian and Ubuntu:" >&2; \
+	  echo "  apt-get install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
