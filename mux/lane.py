@@ -166,6 +166,12 @@ class Lane:
             return len(self.core.streams)
 
     @property
+    def acknowledged(self) -> int:
+        """How many of our frames the peer has acknowledged."""
+        with self.lock:
+            return self.core.outbox.first
+
+    @property
     def round_trip(self) -> float:
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         return self.core.owed.round_trip

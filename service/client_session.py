@@ -1,0 +1,94 @@
+"""One session on the client: its remote forwards are asked for, and their streams reach their targets here."""
+
+from __future__ import annotations
+
+import logging
+
+from base.deadline import Deadline
+from base.errors import ProtocolError
+from base.sockets import format_address
+from endpoints.tcp import connect
+from endpoints.wakeable import WakeableSocket
+from mux.frames import Reason, reason_name
+from mux.parameters import LaneParameters
+from mux.stream_io import StreamIO
+
+from .lookup import Share, resolve
+from .messages import Listen, ListenFailed, Listening, ThroughForward, decode_control, decode_request
+from .session import Session
+from .settings import Forward
+
+log = logging.getLogger("qanat.session")
+
+RETRY_IN_USE = 10.0
+"""Seconds until a remote forward is asked for again whose port was in use."""
+RETRY_NOT_ALLOWED = 60.0
+"""The same when the server's rules refused it: they may change."""
+
+
+class ClientSession(Session):
+    """See the module's docstring.  `remotes` maps forward ids of our own to remote forwards."""
+
+    def __init__(
+        self, name: str, parameters: LaneParameters, session_id: bytes, remotes: dict[int, Forward],
+        connect_timeout: float,
+    ) -> None:  # fmt: skip
+        super().__init__(name, parameters, session_id)
+        self._remotes = remotes
+        self._connect_timeout = connect_timeout
+        self._share = Share()
+
+    def request_forwards(self) -> None:
+        """Ask the server to listen for every remote forward.  Does not block."""
+        for number in self._remotes:
+            self._request(number)
+
+    def _request(self, number: int) -> None:
+        host, port = self._remotes[number].listen
+        self.lane.send_control(Listen(number, host, port).encode())
+
+    def _on_control(self, content: bytes) -> None:
+        message = decode_control(content)
+        if not isinstance(message, Listening | ListenFailed):
+            raise ProtocolError(f"a server may not send {type(message).__name__}")
+        forward = self._remotes.get(message.forward)
+        if forward is None:
+            raise ProtocolError(f"the server speaks of forward {message.forward}, which we do not have")
+        if isinstance(message, Listening):
+            where = format_address((forward.listen[0], message.port))
+            log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
+            return
+        wait = RETRY_NOT_ALLOWED if message.reason == Reason.NOT_ALLOWED else RETRY_IN_USE
+        hint = (
+            "add it to this client's allow_listen on the server"
+            if message.reason == Reason.NOT_ALLOWED
+            else "stop what holds that port on the server, or choose another"
+        )
+        log.error(
+            "the server cannot listen for %s: %s: %s (%s); asking again in %.0f s",
+            forward, reason_name(message.reason), message.text, hint, wait,
+        )  # fmt: skip
+        number = message.forward
+
+        def ask_again() -> None:
+            if not self._stopping.wait(wait):
+                self._request(number)
+
+        self.threads.start(f"{self.name}-forward-{number}", ask_again)
+
+    def _on_open(self, stream: StreamIO) -> None:
+        request = decode_request(stream.request)
+        forward = self._remotes.get(request.forward) if isinstance(request, ThroughForward) else None
+        if forward is None or not isinstance(request, ThroughForward):
+            log.warning("the server opened a stream that is for none of our forwards; it was refused")
+            self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
+            return
+        self.serve_incoming(stream, lambda: self._connect(forward), f"from {request.origin} for {forward}")
+
+    def _connect(self, forward: Forward) -> WakeableSocket:
+        deadline = Deadline(self._connect_timeout)
+        addresses = resolve(*forward.to, deadline, self._share)
+        return connect(addresses, deadline, cancelled=self._stopping.is_set)
+
+    def _release(self) -> None:
+        """Nothing is held here: the local listeners belong to the client, and outlive its sessions."""

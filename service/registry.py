@@ -1,0 +1,68 @@
+"""Which sessions a server has, and who may hold a client's name.
+
+A client that reconnects takes its name over at once; another process with the same name is refused
+while the holder still answers a sealed PING, and takes over when it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from base.deadline import Deadline
+
+from .server_session import ServerSession
+
+log = logging.getLogger("qanat.session")
+
+
+class NameHeld(Exception):
+    """Another live process holds this name; the message says where."""
+
+
+class Full(Exception):
+    """No room for another session."""
+
+
+class Registry:
+    """The live sessions by client name.  Safe to use from any thread."""
+
+    def __init__(self, limit: int, takeover_timeout: float) -> None:
+        self._limit = limit
+        self._takeover_timeout = takeover_timeout
+        self._lock = threading.Lock()
+        self._sessions: dict[str, ServerSession] = {}
+
+    def claim(self, session: ServerSession, deadline: Deadline) -> None:
+        """Give `session` its client's name.  Blocks while an older holder is asked or ends.
+
+        When it returns, the older holder's ports are free.  Raises NameHeld, and Full.
+        """
+        while True:
+            with self._lock:
+                holder = self._sessions.get(session.name)
+                if holder is None:
+                    if len(self._sessions) >= self._limit:
+                        raise Full(f"{self._limit} sessions are open")
+                    self._sessions[session.name] = session
+                    return
+            if holder.instance == session.instance:
+                holder.replace("its client connected anew")
+            elif holder.lane.ping(self._takeover_timeout):
+                raise NameHeld(f"{session.name} is connected from {holder.holder}")
+            else:
+                log.warning("%s from %s no longer answers; %s takes its place", session.name, holder.holder, session.holder)
+                holder.replace("its client no longer answers")
+            if not holder.ended.wait(deadline.remaining()):
+                raise NameHeld(f"{session.name} from {holder.holder} is still ending")
+            self.release(holder)
+
+    def release(self, session: ServerSession) -> None:
+        """Forget a session that has ended.  Idempotent."""
+        with self._lock:
+            if self._sessions.get(session.name) is session:
+                del self._sessions[session.name]
+
+    def all(self) -> list[ServerSession]:
+        with self._lock:
+            return list(self._sessions.values())

@@ -1,0 +1,129 @@
+"""One client's session on the server: its streams reach what its rules allow, its listeners bind where they may."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from base.deadline import Deadline
+from base.errors import EndpointError, ProtocolError
+from base.sockets import close_socket
+from endpoints.tcp import Listener, connect
+from endpoints.wakeable import WakeableSocket
+from handshake.hello import CloseReason
+from mux.frames import Reason
+from mux.parameters import LaneParameters
+from mux.stream_io import StreamIO
+
+from .access import ConnectRules, ListenRules
+from .messages import (
+    ConnectTcp,
+    Listen,
+    ListenFailed,
+    Listening,
+    ThroughForward,
+    Unlisten,
+    decode_control,
+    decode_request,
+)
+from .session import Session, new_id
+
+log = logging.getLogger("qanat.session")
+
+
+class ServerSession(Session):
+    """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: LaneParameters,
+        *,
+        instance: bytes,
+        holder: str,
+        connect_rules: ConnectRules,
+        listen_rules: ListenRules,
+        connect_timeout: float,
+        max_forwards: int,
+    ) -> None:
+        super().__init__(name, parameters, new_id())
+        self.instance = instance
+        self.holder = holder
+        self._connect_rules = connect_rules
+        self._listen_rules = listen_rules
+        self._connect_timeout = connect_timeout
+        self._max_forwards = max_forwards
+        self._listeners: dict[int, Listener] = {}
+
+    def stop_listening(self) -> None:
+        """Take no new connection for the remote forwards; those that are open go on."""
+        for listener in tuple(self._listeners.values()):
+            listener.close()
+
+    # --- streams towards us ---------------------------------------------------------------------
+
+    def _on_open(self, stream: StreamIO) -> None:
+        request = decode_request(stream.request)
+        if not isinstance(request, ConnectTcp):
+            self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
+            return
+        self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}")
+
+    def _connect(self, request: ConnectTcp) -> WakeableSocket:
+        deadline = Deadline(self._connect_timeout)
+        addresses = self._connect_rules.resolve(request.host, request.port, deadline)
+        return connect(addresses, deadline, cancelled=self._stopping.is_set)
+
+    # --- remote forwards ------------------------------------------------------------------------
+
+    def _on_control(self, content: bytes) -> None:
+        message = decode_control(content)
+        if isinstance(message, Listen):
+            self.lane.send_control(self._listen(message).encode())
+        elif isinstance(message, Unlisten):
+            listener = self._listeners.pop(message.forward, None)
+            if listener is not None:
+                listener.close()
+                log.info("%s: stopped listening on %s", self.name, listener.address)
+        else:
+            raise ProtocolError(f"a client may not send {type(message).__name__}")
+
+    def _listen(self, message: Listen) -> Listening | ListenFailed:
+        """Bind at once: none of this blocks, since the address is a literal."""
+        number = message.forward
+        if number in self._listeners:
+            raise ProtocolError(f"forward {number} listens already")
+        try:
+            if len(self._listeners) >= self._max_forwards:
+                raise EndpointError(f"{self._max_forwards} remote forwards are in use", code=Reason.LIMIT)
+            _, address = self._listen_rules.check(message.host, message.port)
+            listener = Listener(
+                address[0],
+                address[1],
+                lambda sock, peer: self._accepted(number, sock, peer),
+                f"{self.name}-listen-{number}",
+            )
+        except EndpointError as error:
+            log.warning("%s: remote forward %d: %s", self.name, number, error)
+            return ListenFailed(number, error.code, error.message)
+        self._listeners[number] = listener
+        listener.start()
+        log.info("%s: listening on %s", self.name, listener.address)
+        return Listening(number, listener.port)
+
+    def _accepted(self, number: int, sock: socket.socket, peer: str) -> None:
+        request = ThroughForward(number, peer).encode()
+        try:
+            self.start_outgoing(sock, peer, request, f"{self.name}: remote forward {number}")
+        except RuntimeError as error:
+            close_socket(sock)
+            log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, error)
+
+    def _release(self) -> None:
+        self.stop_listening()
+        self._listeners.clear()
+
+    def replace(self, why: str) -> None:
+        """The client started anew: end this session without waiting for its pipe."""
+        self.stop(CloseReason.REPLACED, why)
+        self.lane.cut(why)
