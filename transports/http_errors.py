@@ -1,0 +1,121 @@
+"""What an HTTP answer that is not the tunnel most likely means, in words that say what to do.
+
+Every transport's client meets the same proxies, gateways and wrong addresses, so the explanations are in
+one place.  Facts about proxies are measured ones.  Used by each transport's client.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+from collections.abc import Mapping
+
+from base.errors import TransportError
+from transports.urls import TunnelUrl
+
+MAX_RETRY_AFTER = 3600.0
+"""Seconds; whoever answers may be nobody of ours, and must not silence a client for a day."""
+
+_CHECK_PATH = "check the path in the URL against `path` in the server's configuration, and the proxy's routes"
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+_EXPLAINED = {
+    400: (
+        "400 Bad Request: it did not accept the request",
+        "a proxy may strip the upgrade headers, or the URL may name a port that speaks TLS as ws:// instead of wss://",
+    ),
+    401: (
+        "401 Unauthorized: something in front of the server wants a login",
+        "exempt the tunnel's path from it; the tunnel has its own authentication",
+    ),
+    403: (
+        "403 Forbidden: a firewall, CDN or access rule in front of the server blocks it",
+        "allow the tunnel's path there; on CloudFlare look at WAF events, and switch WebSockets on under Network",
+    ),
+    404: ("404 Not Found: a web server answers, but there is no tunnel at this path", _CHECK_PATH),
+    405: ("405 Method Not Allowed: there is another service at this path", _CHECK_PATH),
+    407: (
+        "407 Proxy Authentication Required: a proxy on the way wants a login",
+        "a transparent proxy intercepts the connection: use wss://, which it cannot read",
+    ),
+    426: (
+        "426 Upgrade Required: the request arrived without its Upgrade header",
+        "a proxy in front strips it; nginx needs proxy_http_version 1.1 and the Upgrade and Connection headers set",
+    ),
+    429: (
+        "429 Too Many Requests: something in front of the server limits how often we may come",
+        "it will be tried again later; raise the limit for the tunnel's path",
+    ),
+    500: ("500 Internal Server Error: the web server or proxy has a fault", "look at its error log"),
+    501: ("501 Not Implemented: the proxy does not know WebSocket", "switch WebSocket on in it"),
+    502: (
+        "502 Bad Gateway: the proxy answers, but it cannot reach the tunnel's server behind it",
+        "check that the server runs, and that the proxy's backend has its address, port and http:// or https:// right",
+    ),
+    503: (
+        "503 Service Unavailable: the server has no room now, or the proxy has no backend that is up",
+        "it will be tried again later; if it stays, look at the proxy's log and the server's limits",
+    ),
+    504: (
+        "504 Gateway Timeout: the proxy answers, but the tunnel's server behind it does not",
+        "check that the server runs, and firewalls between the proxy and it",
+    ),
+    520: ("520: CloudFlare got an answer from the origin that it did not understand", "look at the origin's log"),
+    521: ("521: the origin refused CloudFlare's connection", "check that the server runs and lets CloudFlare in"),
+    522: ("522: CloudFlare's connection to the origin timed out", "check the origin's address and firewall"),
+    523: ("523: CloudFlare has no route to the origin", "check the DNS record in CloudFlare"),
+    524: ("524: the origin did not answer CloudFlare in time", "check that the server behind it runs"),
+    525: ("525: the TLS handshake between CloudFlare and the origin failed", "check CloudFlare's SSL/TLS mode"),
+    526: (
+        "526: CloudFlare does not accept the origin's certificate",
+        "renew it, or set CloudFlare's SSL/TLS mode to Full instead of Full (strict)",
+    ),
+}
+
+
+def explain_status(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> TransportError:
+    """One error for an answer that is not the tunnel.
+
+    `headers` has lower-case names.  Retry-After (RFC 9110 §10.2.3) is honoured for 429 and 503.
+    """
+    words, hint = _words(status, headers, url)
+    retry_after = _retry_after(headers.get("retry-after", "")) if status in (429, 503) else None
+    return TransportError(f"{url} over {transport}: {words}", hint=hint, retry_after=retry_after)
+
+
+def _words(status: int, headers: Mapping[str, str], url: TunnelUrl) -> tuple[str, str]:
+    if status in _REDIRECTS:
+        return _explain_redirect(status, printable(headers.get("location", "")), url)
+    if status in _EXPLAINED:
+        return _EXPLAINED[status]
+    if 200 <= status < 300:
+        return f"{status}: an ordinary web page is there, not a tunnel", _CHECK_PATH
+    return f"status {status}, which no tunnel gives", "look at the log of the web server or proxy that answered"
+
+
+def _explain_redirect(status: int, location: str, url: TunnelUrl) -> tuple[str, str]:
+    where = f" to {location}" if location else ""
+    words = f"{status}: it redirects{where}, which is not followed"
+    if location.startswith("https://") and not url.tls:
+        return words, "write wss:// instead of ws:// in the URL"
+    return words, "put the final address into the URL, or exempt the tunnel's path from the redirect or the login"
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds, from a number or a date; None when there is none or it makes no sense."""
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), MAX_RETRY_AFTER)
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=datetime.UTC)
+    return min(max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds()), MAX_RETRY_AFTER)
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """A stranger's text, fit for a terminal and a log."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])
