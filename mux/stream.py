@@ -56,3 +56,8 @@ class Stream:
     def has_turn_left(self) -> bool:
         """Whether the scheduler has anything to send for it."""
         return bool(self.queue) or self.fin_due
+
+    @property
+    def ends_orderly(self) -> bool:
+        """Whether the peer has finished, and we have too or will once what is queued has been sent."""
+        return self.fin_received and (self.fin_due or self.state is State.CLOSED)

@@ -152,9 +152,13 @@ class StreamIO:
             return self._stream.accepted
 
     def release(self) -> None:
-        """Nobody will read any more.  Resets the stream when it is not over yet.  Idempotent."""
+        """Both threads are done with this stream.  Idempotent; does not block.
+
+        What was queued before `finish` is still sent; a stream that has not ended both ways is reset.
+        """
         with self._lock:
-            self._core.reset(self._stream, Reason.CANCELLED, "")
+            if not self._stream.ends_orderly:
+                self._core.reset(self._stream, Reason.CANCELLED, "")
             self._core.release(self._stream)
             failed = self._lane.work_locked()
         self._lane.tell(failed)
