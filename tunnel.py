@@ -1,0 +1,323 @@
+"""The command line: parse, load, run, exit code; nothing else lives here.
+
+Each command imports what it needs when it runs, so that `token`, `check` and `--version` answer at
+once.  What the commands do is in `service`.  Installed, this is the command `qanat`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from base.errors import QanatError, RefusedError, UsageError
+from base.version import __version__
+
+if TYPE_CHECKING:
+    from service.daemon import Run
+    from service.settings import ClientSettings, LogSettings
+
+log = logging.getLogger("qanat.tunnel")
+
+DONE, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXIT_CODES = """\
+exit codes:
+  0  done, or stopped by SIGTERM or SIGINT
+  1  failed while running
+  2  bad usage or configuration
+  3  refused by the other end (token, fingerprint) before this process ever succeeded
+"""
+
+SIGNALS = """\
+signals:
+  SIGTERM, SIGINT   stop: open streams get a few seconds to finish; a second one ends at once
+  SIGHUP            open the log file again, after logrotate has moved it
+
+"""
+
+CLIENT_DETAILS = """\
+-L and -R take ssh's syntax, and may be given several times:
+  -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
+  -R [ADDRESS:]PORT:HOST:HOSTPORT   listen on the server, connect to HOST:HOSTPORT from here
+ADDRESS is 127.0.0.1 when left out.
+
+The token comes from the configuration file, from --token-file or from the environment variable
+QANAT_TOKEN; never from the command line, where every user of the machine could read it.
+The client's name is the first of: --name, the part before @ in the URL, QANAT_NAME, the name of
+the token file without its ending, "client".
+
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit code, or raises SystemExit as argparse does."""
+    options = build_parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except QanatError as error:
+        complain(error)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def exit_code(error: QanatError) -> int:
+    """The exit code that says what kind of failure ended the process."""
+    if isinstance(error, UsageError):
+        return USAGE
+    return REFUSED if isinstance(error, RefusedError) else FAILED
+
+
+def complain(error: QanatError) -> None:
+    """Say on stderr what happened, each fault of a configuration in a line of its own, and what to do next."""
+    for fault in getattr(error, "faults", ()):
+        print(fault, file=sys.stderr)
+    print(f"qanat: error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """`server`: run until a signal stops it."""
+    from attrs import evolve
+
+    from service.config import load_config
+
+    settings = load_config(options.config, want="server")
+    settings = evolve(
+        settings, log=_log_settings(options, settings.log), pid_file=options.pid_file or settings.pid_file
+    )
+
+    def run(stop: threading.Event, ready: Callable[[], None]) -> None:
+        from service.server import run_server
+
+        run_server(settings, stop, ready)
+
+    return _run_daemon(run, settings.log, settings.pid_file)
+
+
+def dial(options: argparse.Namespace) -> int:
+    """`client`: run until a signal stops it, or until the server refuses us for good."""
+    from attrs import evolve
+
+    from service.daemon import take_lock
+
+    # Before all else: cron starts this every minute, and it is to cost nothing when it runs already.
+    if options.lock is not None and take_lock(options.lock) is None:
+        return DONE
+    settings = _client_settings(options)
+    settings = evolve(
+        settings, log=_log_settings(options, settings.log), pid_file=options.pid_file or settings.pid_file
+    )
+
+    def run(stop: threading.Event, ready: Callable[[], None]) -> None:
+        from service.client import run_client
+
+        run_client(settings, stop, ready)
+
+    return _run_daemon(run, settings.log, settings.pid_file)
+
+
+def _client_settings(options: argparse.Namespace) -> ClientSettings:
+    if (options.config is None) == (options.url is None):
+        raise UsageError("a client needs either -c FILE or a URL", hint="see: client --help")
+    if options.url is not None:
+        from service.options import client_from_options
+
+        return client_from_options(
+            url=options.url,
+            local=options.local,
+            remote=options.remote,
+            name=options.name,
+            token_file=options.token_file,
+            fingerprint=options.fingerprint,
+            ca_file=options.ca_file,
+        )
+    for name in ("local", "remote", "name", "token_file", "fingerprint", "ca_file"):
+        if getattr(options, name):
+            flag = {"local": "-L", "remote": "-R"}.get(name, "--" + name.replace("_", "-"))
+            raise UsageError(f"{flag} goes with a URL, not with -c", hint=f"write it into {options.config}")
+    from service.config import load_config
+
+    return load_config(options.config, want="client")
+
+
+def _log_settings(options: argparse.Namespace, configured: LogSettings) -> LogSettings:
+    from attrs import evolve
+
+    return evolve(
+        configured,
+        level="debug" if options.verbose else configured.level,
+        format=options.log_format or configured.format,
+        file=options.log_file or configured.file,
+    )
+
+
+def _run_daemon(run: Run, log_settings: LogSettings, pid_file: Path | None) -> int:
+    from service.daemon import run_daemon
+    from service.log import setup_logging
+
+    setup_logging(log_settings)
+    # What logs to a terminal ends with it, as any program does; what logs to a file stays.
+    hangup_stops = log_settings.file is None and sys.stderr.isatty()
+    try:
+        run_daemon(run, pid_file=pid_file, hangup_stops=hangup_stops)
+    except QanatError as error:
+        # A text log on stderr says it once, in `complain`; any other reader of the log must hear of it too.
+        if log_settings.file is None and log_settings.format == "text":
+            raise
+        log.error("%s", error, extra={"event": "failed", "exit_code": exit_code(error), "hint": error.hint})
+        if log_settings.file is not None:
+            raise
+        return exit_code(error)
+    except Exception:
+        log.exception("ended by an unexpected error; please report it", extra={"event": "bug"})
+        return FAILED
+    return DONE
+
+
+def init(options: argparse.Namespace) -> int:
+    """`init`: write a working pair of configurations, and say what to do with them."""
+    from service.init_files import write_files
+
+    written = write_files(options.directory, name=options.name, url=options.url, listen=options.listen)
+    program = _program()
+    print(
+        f"Wrote {written.server_yaml}, {written.client_yaml}, {written.token_file} and {written.identity}.\n"
+        f"\nBehind nginx (the whole file: deploy/nginx-websocket.conf), paste into its `server` block:\n"
+        f"\n{written.nginx_block}"
+        f"\nNext, on the server:\n  {program} server -c {written.server_yaml}\n"
+        f"and on the client, with {written.client_yaml.name} and {written.token_file.name} beside each other:\n"
+        f"  {program} client -c {written.client_yaml}\n"
+        f"Then this goes through the tunnel:\n  curl http://{written.sample}/healthz"
+    )
+    return DONE
+
+
+def _program() -> str:
+    """How the user called this program, for commands to be typed next."""
+    called = sys.argv[0]
+    return f"python3 {called}" if called.endswith((".py", ".pyz")) else os.path.basename(called)
+
+
+def token(options: argparse.Namespace) -> int:
+    """`token`: print a new token."""
+    from handshake.tokens import generate_token
+
+    print(generate_token())
+    return DONE
+
+
+def fingerprint(options: argparse.Namespace) -> int:
+    """`fingerprint`: print the fingerprint of the key that the configuration names; makes no key."""
+    from handshake.identity import load_or_create_identity
+    from service.config import load_config
+
+    # A key made here might belong to the wrong user, and the server could not read it.
+    settings = load_config(options.config, want="server")
+    print(load_or_create_identity(settings.identity, create=False).fingerprint)
+    return DONE
+
+
+def check(options: argparse.Namespace) -> int:
+    """`check`: every fault of a configuration file on stderr, or `ok`."""
+    from service.config import check_config
+
+    check_config(options.config)
+    print("ok")
+    return DONE
+
+
+def demo(options: argparse.Namespace) -> int:
+    """`demo`: a whole tunnel on loopback."""
+    from service.demo import run_demo
+
+    return run_demo(once=options.once)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        description="Carries TCP through ordinary HTTP infrastructure, sealed end to end.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qanat {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, details: str = ""
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=details + EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(command=run)
+        return command
+
+    server = add("server", serve, "run the end that accepts HTTP connections", SIGNALS)
+    _add_config(server, required=True)
+    _add_daemon_options(server)
+
+    client = add("client", dial, "run the end that dials, from a file or from a URL", CLIENT_DETAILS + SIGNALS)
+    client.add_argument("url", nargs="?", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
+    _add_config(client, required=False)
+    _add_url_options(client.add_argument_group("with a URL"))
+    client.add_argument(
+        "--lock", type=Path, metavar="FILE", help="exit at once and in silence when FILE is locked (cron)"
+    )
+    _add_daemon_options(client)
+
+    files = add("init", init, "write a server's and a client's configuration that fit together, a token and a key")
+    files.add_argument("directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
+    files.add_argument("--name", default="client", help="the client's name (default: client)")
+    files.add_argument("--url", help="what the client dials (default: ws://127.0.0.1:8443/tunnel)")
+    files.add_argument("--listen", default="127.0.0.1:8443", metavar="ADDRESS:PORT", help="default: 127.0.0.1:8443")
+
+    add("token", token, "print a new token")
+    _add_config(
+        add("fingerprint", fingerprint, "print the fingerprint of the server's key; makes no key"), required=True
+    )
+    _add_config(add("check", check, "say `ok`, or print every fault of a configuration file"), required=True)
+    once = add("demo", demo, "run a whole tunnel on loopback and prove it by a request through it")
+    once.add_argument("--once", action="store_true", help="end after the proof")
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument("-c", "--config", type=Path, metavar="FILE", required=required, help="the configuration, YAML")
+
+
+def _add_url_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-L", dest="local", action="append", default=[], metavar="FORWARD", help="as ssh -L; see below")
+    group.add_argument("-R", dest="remote", action="append", default=[], metavar="FORWARD", help="as ssh -R; see below")
+    group.add_argument("--name", help="this client's name, as the server knows it; see below")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="the token's file, which only you can read")
+    group.add_argument(
+        "--fingerprint", metavar="SHA256:...", help="the server's; otherwise trusted on first use, as ssh does"
+    )
+    group.add_argument("--ca-file", type=Path, metavar="FILE", help="authorities for TLS, PEM (default: the system's)")
+
+
+def _add_daemon_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("logs and files; these override the configuration")
+    group.add_argument("-v", "--verbose", action="store_true", help="log frames and other details")
+    group.add_argument("--log-format", choices=("text", "json"), help="default: text")
+    group.add_argument("--log-file", type=Path, metavar="FILE", help="default: stderr; SIGHUP opens it again")
+    group.add_argument("--pid-file", type=Path, metavar="FILE", help="holds the process number while it runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
