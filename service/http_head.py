@@ -72,11 +72,6 @@ class RequestHead:
         """All values of the header `name` (lower case), in the order sent."""
         return tuple(value for key, value in self.headers if key == name)
 
-    def tokens(self, name: str) -> frozenset[str]:
-        """The comma-separated items of a header, in lower case (RFC 9110 §5.6.1)."""
-        items = ",".join(self.values(name)).split(",")
-        return frozenset(item.strip().lower() for item in items if item.strip())
-
     @property
     def path(self) -> str:
         """The path without query, of origin-form or absolute-form (RFC 9112 §3.2); "" for the other forms."""
@@ -92,18 +87,10 @@ class RequestHead:
         return bool(self.values("transfer-encoding")) or any(v.strip("0 ") for v in self.values("content-length"))
 
     @property
-    def asks_for_websocket(self) -> bool:
-        """Whether this is an upgrade to WebSocket (RFC 6455 §4.1) that may be answered with 101.
-
-        Not with HTTP/1.0 (RFC 9110 §7.8), nor with a body: its bytes would be taken for frames.
-        """
-        return (
-            self.method == "GET"
-            and self.version == "1.1"
-            and "upgrade" in self.tokens("connection")
-            and "websocket" in self.tokens("upgrade")
-            and not self.has_body
-        )
+    def may_be_upgraded(self) -> bool:
+        """Whether `Upgrade` counts: not with HTTP/1.0 (RFC 9110 §7.8), and not with a body, whose bytes would be
+        taken for the new protocol's."""
+        return self.version != "1.0" and not self.has_body
 
 
 class HeadReader:
