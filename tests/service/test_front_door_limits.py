@@ -155,15 +155,18 @@ def _eventually_no_handshakes(door: FrontDoor) -> None:
 
 
 def test_an_address_that_comes_too_often_is_slowed_down_and_never_refused() -> None:
-    limits = ServerLimits(per_address_rate=10, per_address_burst=3, header_timeout=4)
-    with front_door(limits=limits) as door:
-        took = []
-        for _ in range(6):
-            started = time.monotonic()
-            assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
-            took.append(time.monotonic() - started)
-    assert max(took[:3]) < 0.1
-    assert all(seconds > 0.03 for seconds in took[3:])
+    limits = ServerLimits(per_address_rate=4, per_address_burst=3, header_timeout=8)
+    with front_door(limits=limits) as door, contextlib.ExitStack() as stack:
+        started = time.monotonic()
+        sockets = [stack.enter_context(connect(door)) for _ in range(6)]
+        for sock in sockets:
+            sock.sendall(request("GET /healthz HTTP/1.1"))
+        served_after = []
+        for sock in sockets:
+            assert read_to_end(sock).endswith(b"ok\n")
+            served_after.append(time.monotonic() - started)
+    assert served_after[2] < 0.7  # the burst
+    assert 0.7 < served_after[5] < 4  # three more, at four a second
 
 
 def test_a_flood_of_one_address_is_served_to_the_last() -> None:
@@ -175,7 +178,7 @@ def test_a_flood_of_one_address_is_served_to_the_last() -> None:
         assert all(read_to_end(sock).endswith(b"ok\n") for sock in sockets)
 
 
-SLOW = ServerLimits(per_address_rate=4, per_address_burst=1, header_timeout=6)
+SLOW = ServerLimits(per_address_rate=1, per_address_burst=1, header_timeout=6)
 
 
 def _seconds_for_upgrades(door: FrontDoor, *addresses: str) -> list[float]:
@@ -193,14 +196,14 @@ def _seconds_for_upgrades(door: FrontDoor, *addresses: str) -> list[float]:
 def test_behind_a_trusted_proxy_each_client_is_slowed_down_by_itself_and_the_proxy_never() -> None:
     seen: list[ClientAddress] = []
     with front_door(lambda p, address, s: seen.append(address), limits=SLOW, trusted_proxies=("127.0.0.0/8",)) as door:
-        assert max(_seconds_for_upgrades(door, *[f"203.0.113.{n}" for n in range(10)])) < 0.15
+        assert max(_seconds_for_upgrades(door, *[f"203.0.113.{n}" for n in range(10)])) < 0.6
         first, second = _seconds_for_upgrades(door, "198.51.100.1", "198.51.100.1")
-        assert first < 0.15 < second
+        assert first < 0.6 < second
         started = time.monotonic()
         for _ in range(10):
             exchange(door, request("GET /healthz HTTP/1.1"))
-        assert max(_seconds_for_upgrades(door, "127.0.0.9", "127.0.0.9", "not an address", "not an address")) < 0.15
-        assert time.monotonic() - started < 1
+        assert max(_seconds_for_upgrades(door, "127.0.0.9", "127.0.0.9", "not an address", "not an address")) < 0.6
+        assert time.monotonic() - started < 5
     assert [address.client for address in seen[:2]] == ["203.0.113.0", "203.0.113.1"]
     assert all(address.via_proxy and address.peer.startswith("127.0.0.1:") for address in seen)
 
@@ -209,7 +212,7 @@ def test_what_an_untrusted_peer_says_about_its_address_is_not_believed() -> None
     seen: list[ClientAddress] = []
     with front_door(lambda p, address, s: seen.append(address), limits=SLOW, trusted_proxies=("10.0.0.0/8",)) as door:
         first, second = _seconds_for_upgrades(door, "203.0.113.1", "203.0.113.2")
-    assert first < 0.15 < second
+    assert first < 0.6 < second
     assert [(address.client, address.via_proxy) for address in seen] == [("127.0.0.1", False)] * 2
 
 
