@@ -1,0 +1,1 @@
+"""Measurements against real processes, all of one comparison in one run."""

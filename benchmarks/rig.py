@@ -1,0 +1,114 @@
+"""A tunnel of real processes on loopback, with the programs of `programs` behind it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from base.deadline import Deadline
+
+from .programs import PROGRAMS
+
+_ROOT = Path(__file__).resolve().parent.parent
+_START = 20.0
+
+
+class Rig:
+    """`direct` and `tunnelled` map a program's name to the port where it is reached."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self.direct: dict[str, int] = {}
+        self.tunnelled: dict[str, int] = {}
+
+    def __enter__(self) -> Rig:
+        with self._stack as stack:
+            for name in PROGRAMS:
+                process = self._start("-m", "benchmarks.programs", name)
+                assert process.stdout is not None
+                self.direct[name] = int(process.stdout.readline())
+            self._start_tunnel()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, *arguments], cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+        self._stack.callback(_end, process)
+        return process
+
+    def _start_tunnel(self) -> None:
+        folder = self._folder
+        port = _free_port()
+        self.tunnelled = {name: _free_port() for name in self.direct}
+        subprocess.run(
+            [sys.executable, "tunnel.py", "init", str(folder), "--listen", f"127.0.0.1:{port}",
+             "--url", f"ws://127.0.0.1:{port}/tunnel", "--name", "bench"],
+            cwd=_ROOT, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        fingerprint = subprocess.run(
+            [sys.executable, "tunnel.py", "fingerprint", "-c", str(folder / "server.yaml")],
+            cwd=_ROOT, check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        server = {
+            "listen": f"127.0.0.1:{port}",
+            "clients": [{"name": "bench", "token_file": "bench.token", "allow_connect": ["127.0.0.1:*"]}],
+            "log": {"level": "warning"},
+        }
+        client = {
+            "name": "bench",
+            "url": f"ws://127.0.0.1:{port}/tunnel",
+            "token_file": "bench.token",
+            "server_fingerprint": fingerprint,
+            "forwards": [
+                {"local": f"127.0.0.1:{self.tunnelled[name]}", "to": f"127.0.0.1:{target}"}
+                for name, target in self.direct.items()
+            ],
+            "log": {"level": "warning"},
+        }
+        for role, settings in (("server", server), ("client", client)):
+            path = folder / f"{role}.yaml"
+            path.write_text(json.dumps({role: settings}))
+            self._start("tunnel.py", role, "-c", str(path))
+        self._wait_until_up(self.tunnelled["echo"])
+
+    def _wait_until_up(self, port: int) -> None:
+        deadline = Deadline(_START)
+        retry = threading.Event()
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+                    sock.sendall(b"?")
+                    if sock.recv(1) == b"?":
+                        return
+            except OSError:
+                pass
+            if deadline.passed:
+                raise TimeoutError("the tunnel did not come up; see the lines above")
+            retry.wait(0.05)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
