@@ -122,3 +122,4 @@ class ClientKeyPool:
                     return
                 self._ready.append(key)
                 self._changed.notify_all()
+            del key  # a thread that waits must not be what keeps a forgotten key alive

@@ -90,7 +90,7 @@ def load_or_create_identity(path: Path, *, create: bool = True) -> ServerIdentit
 def _load(path: Path) -> ServerIdentity:
     # Not blocking, so that a FIFO in its place is refused below instead of waited for.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # On the descriptor, not the path: what is checked is what is read.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -100,7 +100,10 @@ def _load(path: Path) -> ServerIdentity:
                 f"the server key {path} can be read or changed by other users (mode {status.st_mode & 0o777:04o})",
                 hint=f"chmod 600 {path}; if others may have read it already, replace it",
             )
-        pem = file.read(_LARGEST_FILE + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            pem = file.read(_LARGEST_FILE + 1)
+    finally:
+        os.close(descriptor)
     if len(pem) > _LARGEST_FILE:
         raise UsageError(f"the server key {path} is too large to be a key", hint=_NEW_KEY_HINT)
     try:

@@ -1,0 +1,1 @@
+"""Tests of the handshake room: one promise a test, one attacker a class."""

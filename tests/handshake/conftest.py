@@ -1,0 +1,30 @@
+"""Keys for all tests of this room, made once: primes are slow."""
+
+from __future__ import annotations
+
+import pytest
+
+from handshake.client_keys import ClientKey
+from handshake.identity import ServerIdentity
+
+
+@pytest.fixture(scope="session")
+def identity() -> ServerIdentity:
+    return ServerIdentity.generate()
+
+
+@pytest.fixture(scope="session")
+def other_identity() -> ServerIdentity:
+    """A sound key that is not the server's: the attacker's."""
+    return ServerIdentity.generate()
+
+
+@pytest.fixture(scope="session")
+def client_key() -> ClientKey:
+    return ClientKey.generate()
+
+
+@pytest.fixture(scope="session")
+def other_client_key() -> ClientKey:
+    """A sound key that is not the client's: the attacker's."""
+    return ClientKey.generate()
