@@ -34,7 +34,7 @@ from .client_session import ClientSession
 from .known_hosts import KnownHosts
 from .messages import ConnectTcp, printable
 from .seldom import Seldom
-from .session import hello_parameters, lane_parameters, new_id
+from .session import affordable_streams, hello_parameters, lane_parameters, new_id
 from .settings import ClientSettings, Forward
 
 log = logging.getLogger("qanat.client")
@@ -73,6 +73,7 @@ class Client:
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
         self._connector: threading.Thread | None = None
         self._keys: ClientKeyPool | None = None
+        self._max_streams = affordable_streams(MAX_STREAMS)
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -234,7 +235,7 @@ class Client:
     def _greet(self, url: TunnelUrl, sealed: SealedPipe) -> ClientSession:
         """Say HELLO and hear READY.  Raises RefusedError (not final) when another process has our name."""
         settings = self.settings
-        ours = hello_parameters(settings.flow, settings.keepalive, MAX_STREAMS)
+        ours = hello_parameters(settings.flow, settings.keepalive, self._max_streams)
         try:
             with closed_at(Deadline(settings.handshake_timeout), sealed.pipe):
                 sealed.send_record(bytes((RecordKind.HELLO,)) + Hello(self._instance, ours).encode())
@@ -251,7 +252,7 @@ class Client:
             raise
         if settings.server_fingerprint is None:
             self._known_hosts.remember(url.address, fingerprint_of(sealed.result.server_spki))
-        parameters = lane_parameters(settings.flow, settings.keepalive, MAX_STREAMS, ready.parameters, client=True)
+        parameters = lane_parameters(settings.flow, settings.keepalive, self._max_streams, ready.parameters, client=True)
         remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
         log.info(
             "connected to %s over %s as %s; the server is %s, %s, with key %s",

@@ -27,7 +27,7 @@ from .messages import printable
 from .registry import Full, NameHeld, Registry
 from .seldom import Seldom
 from .server_session import ServerSession
-from .session import hello_parameters, lane_parameters
+from .session import affordable_streams, hello_parameters, lane_parameters
 from .settings import ClientAccount, ServerSettings
 
 log = logging.getLogger("qanat.server")
@@ -49,6 +49,7 @@ class Server:
         self._front_door = FrontDoor(settings, self._on_pipe)
         self._seldom = Seldom()
         self._stopping = threading.Event()
+        self._max_streams = affordable_streams(settings.limits.streams)
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -110,14 +111,14 @@ class Server:
             raise ProtocolError(f"a {kind.name} record where HELLO was due")
         hello = Hello.decode(content)
         limits, flow, keepalive = self.settings.limits, self.settings.flow, self.settings.keepalive
-        ours = hello_parameters(flow, keepalive, limits.streams)
+        ours = hello_parameters(flow, keepalive, self._max_streams)
         if hello.intent is not Intent.NEW:
             self._say(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, ours).encode())
             return None, hello
         account = self._accounts[sealed.result.name]
         session = ServerSession(
             account.name,
-            lane_parameters(flow, keepalive, limits.streams, hello.parameters, client=False),
+            lane_parameters(flow, keepalive, self._max_streams, hello.parameters, client=False),
             instance=hello.instance,
             holder=f"{address} ({sealed.pipe.transport}) since {time.strftime('%Y-%m-%d %H:%M:%S')}",
             connect_rules=account.connect_rules,

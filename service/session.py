@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from base.deadline import Deadline
 from base.errors import EndpointError, QanatError
+from base.files_limit import raise_open_files_limit
 from base.threads import ThreadGroup
 from base.version import __version__
 from endpoints.pump import join_stream
@@ -30,6 +31,24 @@ from .settings import Flow, Keepalive
 log = logging.getLogger("qanat.session")
 
 AGENT = f"qanat/{__version__}"
+
+
+FILES_A_STREAM = 3
+"""Descriptors one stream may need: its socket, and a pair to wake a thread that waits for a slow target."""
+FILES_RESERVED = 128
+"""Descriptors left for everything else."""
+
+
+def affordable_streams(wanted: int) -> int:
+    """Raise the open-files limit, and cap `wanted` streams to what it leaves; says so when it has to."""
+    files = raise_open_files_limit()
+    affordable = max(16, (files - FILES_RESERVED) // FILES_A_STREAM)
+    if affordable < wanted:
+        log.warning(
+            "%d open files are allowed, so a session may have %d streams, not %d; raise the hard limit (ulimit -Hn)",
+            files, affordable, wanted,
+        )  # fmt: skip
+    return min(wanted, affordable)
 
 
 def hello_parameters(flow: Flow, keepalive: Keepalive, max_streams: int) -> Parameters:
