@@ -108,7 +108,8 @@ class Pipe(ABC):
     def close(self, cause: str) -> None:
         """End the pipe and wake both threads.  Idempotent; the first cause is kept.  Does not block.
 
-        What the peer sent and `recv` has not yet returned is lost.
+        What the peer sent and `recv` has not yet returned is lost.  So may be what we sent last, while the
+        peer is still sending (TCP answers that with a reset): who must be heard waits for the peer's end first.
         """
 
     @property

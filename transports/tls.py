@@ -5,9 +5,10 @@ under a short lock, and all raw input and output happens outside that lock, so a
 stops the reader.  The order of the ciphertext is kept because whoever takes bytes out of OpenSSL holds
 the send lock until the wire below has them.
 
-The reading thread never writes.  What OpenSSL wants to send because of what was read (the answer to a
+The reading thread never writes.  What OpenSSL wants to send because of what was read (answers to
 KeyUpdate, RFC 8446 §4.6.3) stays in its buffer, goes out in its place before the next thing sent, and
-`wakeup` is called so that this happens soon.
+`wakeup` is called so that this happens soon.  (OpenSSL itself puts off the answer to a single KeyUpdate
+until it next encrypts, which the RFC allows.)
 
 Contexts are made in `tls_contexts`; words for what can go wrong are in `tls_errors`.  Used by the
 dialer and the front door.

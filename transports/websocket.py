@@ -42,6 +42,8 @@ ALPN = ("http/1.1",)
 MAX_HEAD = 64 * 1024
 """Bytes of an answer's head; CDNs send several KiB of headers."""
 
+_NO_REWRITING = "a proxy on the way may rewrite or cache answers: exempt the tunnel's path from that"
+
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _UPGRADE_HEADERS = ("upgrade", "connection", "sec-websocket-accept", "sec-websocket-protocol")
 
@@ -123,7 +125,10 @@ def connect(url: TunnelUrl, *, ca_file: Path | None = None, deadline: Deadline) 
     wire = dial(url, tls=context, deadline=deadline)
     try:
         if isinstance(wire, TlsWire) and wire.alpn not in (None, *ALPN):
-            raise TransportError(f"{url.address} chose {wire.alpn} though only http/1.1 was offered")
+            raise TransportError(
+                f"{url.address} chose {wire.alpn} though only http/1.1 was offered",
+                hint="its TLS is broken: look at what terminates TLS there",
+            )
         return _upgrade(url, wire, deadline)
     except BaseException:
         wire.close()
@@ -162,7 +167,7 @@ def _upgrade(url: TunnelUrl, wire: Wire, deadline: Deadline) -> Pipe:
     except websocket.WebSocketException as error:
         raise TransportError(
             f"{url} answered 101, but not as WebSocket demands: {error}",
-            hint="a proxy on the way may rewrite or cache answers: exempt the tunnel's path from that",
+            hint=_NO_REWRITING,
         ) from error
     wire.set_read_timeout(None)
     capture = Capture()
@@ -225,7 +230,10 @@ class _Opening:
             if not b"HTTP/1.".startswith(received[:7]):
                 raise self._not_http(received)
             if len(received) > MAX_HEAD:
-                raise TransportError(f"{self._url} answered with more than {MAX_HEAD} bytes of headers")
+                raise TransportError(
+                    f"{self._url} answered with more than {MAX_HEAD} bytes of headers",
+                    hint="check that host and port in the URL are the server's",
+                )
             received += buffer[: self._receive(buffer)]
 
     def _receive(self, buffer: memoryview) -> int:
@@ -274,7 +282,9 @@ class _Opening:
 
     def _check_headers(self, headers: dict[str, str]) -> None:
         if headers.get("sec-websocket-extensions"):
-            raise TransportError(f"{self._url} wants a WebSocket extension that was not offered")
+            raise TransportError(
+                f"{self._url} wants a WebSocket extension that was not offered", hint=_NO_REWRITING
+            )
         if headers.get("sec-websocket-protocol", "") != SUBPROTOCOL:
             raise TransportError(
                 f"{self._url} is a WebSocket server, but not a Qanat server",

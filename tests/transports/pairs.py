@@ -1,0 +1,49 @@
+"""Every kind of pipe, as joined pairs: what `test_pipe_promises` holds each of them to.
+
+A new transport adds its pairs here, in both roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from tests.transports.certificates import Authority, Certificate
+from tests.transports.loopback import websocket_pair
+from transports.memory import memory_pair
+from transports.pipe import Pipe
+
+Pair = tuple[Pipe, Pipe]
+PairMaker = Callable[[ExitStack, Authority, Certificate], Pair]
+
+
+def _memory(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    one, other = memory_pair()
+    stack.callback(one.close, "the test is over")
+    stack.callback(other.close, "the test is over")
+    return one, other
+
+
+def _websocket(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return websocket_pair(stack, None)
+
+
+def _websocket_tls(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return websocket_pair(stack, certificate, authority.ca_file)
+
+
+def _reversed(maker: PairMaker) -> PairMaker:
+    def make(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+        client, server = maker(stack, authority, certificate)
+        return server, client
+
+    return make
+
+
+PAIRS: dict[str, PairMaker] = {
+    "memory": _memory,
+    "websocket": _websocket,
+    "websocket reversed": _reversed(_websocket),
+    "websocket tls": _websocket_tls,
+    "websocket tls reversed": _reversed(_websocket_tls),
+}
