@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from base.deadline import Deadline
 from base.errors import EndpointError
-from base.sockets import close_socket, format_address
+from base.sockets import close_socket, format_address, set_reset_on_close
 from base.threads import start_thread
 from mux.frames import Reason
 
@@ -93,6 +93,9 @@ class Listener:
             reason = _REASONS.get(error.errno or 0, Reason.LIMIT)
             text = f"cannot listen on {format_address((host, port))}: {error.strerror or error}"
             raise EndpointError(text, code=reason, hint=_listen_hint(error, port)) from error
+        # Accepted sockets inherit it, so a process killed between accept() and the first line of
+        # WakeableSocket still resets its connections.
+        set_reset_on_close(self._sock, True)
         self.address: str = format_address(self._sock.getsockname())
         self.port: int = self._sock.getsockname()[1]
         self._wake_read, self._wake_write = socket.socketpair()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from base.deadline import Deadline
-from base.errors import EndpointError, ProtocolError, QanatError, RefusedError, TransportError
+from base.errors import EndpointError, LocalError, ProtocolError, QanatError, RefusedError, TransportError
 from base.sockets import format_address
 from base.threads import ThreadGroup, start_thread
 from endpoints.tcp import Listener
@@ -54,7 +54,7 @@ class Client:
         """`ready` is called once, when the first session is up.  Raises UsageError for a bad URL."""
         self.settings = settings
         self.failure: QanatError | None = None
-        """Why the client gave up before it ever succeeded; None otherwise."""
+        """Why the client gave up; None while it does not."""
         self.over = threading.Event()
         """Set when the connector has ended, after `stop` or with `failure`."""
         self._ready = ready
@@ -183,6 +183,9 @@ class Client:
                 if delay >= 0.5:
                     log.info("trying again in %.1f s", delay)
                 self._stopping.wait(delay)
+        except Exception:
+            self.failure = LocalError("the connector ended by an unexpected error", hint="please report the log")
+            raise
         finally:
             self.over.set()
 
@@ -247,12 +250,13 @@ class Client:
             ready = Ready.decode(content)
             if ready.answer is not Answer.NEW:
                 raise ProtocolError("the server answered NEW with something else")
+            if settings.server_fingerprint is None:
+                self._known_hosts.remember(url.address, fingerprint_of(sealed.result.server_spki))
         except QanatError:
             sealed.close("the session did not begin")
             raise
-        if settings.server_fingerprint is None:
-            self._known_hosts.remember(url.address, fingerprint_of(sealed.result.server_spki))
-        parameters = lane_parameters(settings.flow, settings.keepalive, self._max_streams, ready.parameters, client=True)
+        flow, keepalive = settings.flow, settings.keepalive
+        parameters = lane_parameters(flow, keepalive, self._max_streams, ready.parameters, client=True)
         remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
         log.info(
             "connected to %s over %s as %s; the server is %s, %s, with key %s",

@@ -71,7 +71,8 @@ class ClientSession(Session):
         number = message.forward
 
         def ask_again() -> None:
-            if not self._stopping.wait(wait):
+            # Not `_stopping`: a client that drains must not wait for this.
+            if not self._draining.wait(wait):
                 self._request(number)
 
         self.threads.start(f"{self.name}-forward-{number}", ask_again)

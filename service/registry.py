@@ -32,6 +32,7 @@ class Registry:
         self._takeover_timeout = takeover_timeout
         self._lock = threading.Lock()
         self._sessions: dict[str, ServerSession] = {}
+        self._closed = False
 
     def claim(self, session: ServerSession, deadline: Deadline) -> None:
         """Give `session` its client's name.  Blocks while an older holder is asked or ends.
@@ -41,6 +42,8 @@ class Registry:
         while True:
             with self._lock:
                 holder = self._sessions.get(session.name)
+                if self._closed:
+                    raise Full("this server is shutting down")
                 if holder is None:
                     if len(self._sessions) >= self._limit:
                         raise Full(f"{self._limit} sessions are open")
@@ -51,7 +54,7 @@ class Registry:
             elif holder.lane.ping(self._takeover_timeout):
                 raise NameHeld(f"{session.name} is connected from {holder.holder}")
             else:
-                log.warning("%s from %s no longer answers; %s takes its place", session.name, holder.holder, session.holder)
+                log.warning("%s from %s is silent: replaced from %s", session.name, holder.holder, session.holder)
                 holder.replace("its client no longer answers")
             if not holder.ended.wait(deadline.remaining()):
                 raise NameHeld(f"{session.name} from {holder.holder} is still ending")
@@ -63,6 +66,8 @@ class Registry:
             if self._sessions.get(session.name) is session:
                 del self._sessions[session.name]
 
-    def all(self) -> list[ServerSession]:
+    def close(self) -> list[ServerSession]:
+        """Give out no name any more; the sessions there are.  Idempotent."""
         with self._lock:
+            self._closed = True
             return list(self._sessions.values())

@@ -48,7 +48,6 @@ class Server:
         self._accounts = {account.name: _Account(account) for account in settings.clients}
         self._front_door = FrontDoor(settings, self._on_pipe)
         self._seldom = Seldom()
-        self._stopping = threading.Event()
         self._max_streams = affordable_streams(settings.limits.streams)
 
     @property
@@ -63,11 +62,11 @@ class Server:
 
     def stop(self) -> None:
         """End gracefully: no new connection or stream, `drain` seconds for open ones, then goodbye. Blocks."""
-        self._stopping.set()
         self._front_door.close()
-        sessions = self.registry.all()
+        sessions = self.registry.close()
         for session in sessions:
             session.stop_listening()
+            session.refuse_streams()
         deadline = Deadline(self.settings.drain)
         for session in sessions:
             session.drain(deadline)
@@ -127,8 +126,6 @@ class Server:
             max_forwards=limits.forwards,
         )
         try:
-            if self._stopping.is_set():
-                raise Full("this server is shutting down")
             self.registry.claim(session, deadline)
         except (NameHeld, Full) as error:
             log.warning("turned %s away: %s", address, error)
@@ -140,6 +137,7 @@ class Server:
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
         except BaseException:
             self.registry.release(session)
+            session.ended.set()  # somebody may be waiting for its end already
             raise
         return session, hello
 

@@ -84,7 +84,7 @@ class Session(ABC):
         self.threads = ThreadGroup(f"session {name}")
         self.lane = Lane(name, parameters, on_open=self._opened, on_control=self._on_control)
         self._stopping = threading.Event()
-        self._draining = threading.Event()
+        self._draining = threading.Event()  # set when the session takes no new streams, or is over
 
     def run(self, sealed: SealedPipe, silence: float) -> Ending:
         """Carry the session on this pipe until it ends, then end the session; blocks."""
@@ -92,14 +92,19 @@ class Session(ABC):
             ending = self.lane.run(sealed, silence=silence)
         finally:
             self._stopping.set()
+            self._draining.set()
             self.lane.end(Reason.SESSION_ENDED, "the connection to the other end is gone")
             self._release()
             self.ended.set()
         return ending
 
+    def refuse_streams(self) -> None:
+        """Take no new stream from the peer: we are going away.  Idempotent; does not block."""
+        self._draining.set()
+
     def drain(self, deadline: Deadline) -> None:
         """Refuse new streams, and block until the open ones have finished or the deadline has passed."""
-        self._draining.set()
+        self.refuse_streams()
         self.threads.join(deadline.remaining() or 0.0)
 
     def stop(self, reason: CloseReason, text: str) -> None:
