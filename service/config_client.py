@@ -1,0 +1,132 @@
+"""The `client:` section of a configuration file: its keys, their ranges, and what goes together.
+
+Keys and defaults are the fields of `service.settings.ClientSettings`.  `service.config` calls `read_client`.
+"""
+
+from __future__ import annotations
+
+from base.errors import UsageError
+from service.addresses import parse_listen, parse_target
+from service.config_parts import (
+    check_name,
+    check_url,
+    keys_of,
+    read_flow,
+    read_keepalive,
+    read_log,
+    read_state_dir,
+    read_tokens,
+)
+from service.fingerprints import check_fingerprint
+from service.secret_files import check_readable
+from service.settings import ClientSettings, ClientTls, Flow, Forward, Keepalive, LogSettings, Reconnect
+from service.yaml_section import Section, did_you_mean
+from transports.urls import TunnelUrl
+
+_DEFAULT = ClientSettings(name="", urls=(), token=b"")
+_TRANSPORTS = {"websocket": "websocket", "auto": "websocket"}
+_LATER_TRANSPORTS = ("http2", "grpc", "websocket-h2", "split")
+_ELSEWHERE = {
+    **keys_of("keepalive", Keepalive),
+    **keys_of("flow", Flow),
+    **keys_of("log", LogSettings),
+    **keys_of("tls", ClientTls),
+    **keys_of("reconnect", Reconnect),
+    **dict.fromkeys(("local", "remote", "to"), "an entry of `forwards:`"),
+}
+
+
+def read_client(s: Section) -> ClientSettings:
+    """The client's settings; when faults were noted they are to be thrown away."""
+    if s.unavailable("servers", "give one server's `url`, `token_file` and `server_fingerprint` beside `name`"):
+        s.knows("url", "token", "token_file", "server_fingerprint")
+    else:
+        s.require("url", "for example wss://tunnel.example.com/tunnel")
+    s.require("name", "it is what the server's `clients` list calls this client")
+    urls = _read_urls(s)
+    settings = ClientSettings(
+        name=s.text("name", "", check_name),
+        urls=urls,
+        token=_read_token(s),
+        forwards=_read_forwards(s),
+        transport=s.text("transport", _DEFAULT.transport, _parse_transport),
+        server_fingerprint=s.text("server_fingerprint", None, check_fingerprint),
+        tls=_read_tls(s, urls),
+        connect_timeout=s.seconds("connect_timeout", _DEFAULT.connect_timeout, 0.1, 300),
+        handshake_timeout=s.seconds("handshake_timeout", _DEFAULT.handshake_timeout, 0.1, 300),
+        drain=s.seconds("drain", _DEFAULT.drain, 0, 3600),
+        keepalive=read_keepalive(s.section("keepalive")),
+        reconnect=_read_reconnect(s.section("reconnect")),
+        flow=read_flow(s.section("flow")),
+        log=read_log(s.section("log")),
+        pid_file=s.path("pid_file"),
+        state_dir=read_state_dir(s),
+    )
+    s.finish(_ELSEWHERE)
+    return settings
+
+
+def _read_urls(s: Section) -> tuple[str, ...]:
+    s.not_empty("url", "is empty, so there is no server to connect to")
+    return s.tuple_of("url", (), check_url)
+
+
+def _read_token(s: Section) -> bytes:
+    tokens = read_tokens(s, most=1)
+    return tokens[0][0] if tokens else b""
+
+
+def _read_forwards(s: Section) -> tuple[Forward, ...]:
+    forwards: list[Forward] = []
+    lines: dict[tuple[str, tuple[str, int]], int] = {}
+    for f in s.sections("forwards"):
+        later = f.unavailable("dynamic", "use `local` and `to` for each target")
+        kinds = [kind for kind in ("local", "remote") if kind in f]
+        listens = {kind: f.text(kind, None, parse_listen) for kind in ("local", "remote")}
+        to = f.text("to", None, parse_target)
+        if len(kinds) > 1:
+            f.refuse("remote", "and `local` are both in one forward; make two of it")
+        elif not kinds and not later:
+            f.lacks("a forward needs `local` or `remote`: on which side, and where, to listen")
+        if not later:
+            f.require("to", "it is where to connect: HOST:PORT")
+        f.finish()
+        for kind in kinds:
+            listen = listens[kind]
+            if listen is None or to is None:
+                continue
+            line = lines.setdefault((kind, listen), f.place_of(kind).line)
+            if listen[1] and any(known.kind == kind and known.listen == listen for known in forwards):
+                f.refuse(kind, f"is what the forward in line {line} listens on already")
+            forwards.append(Forward(kind, listen, to))
+    return tuple(forwards)
+
+
+def _read_tls(s: Section, urls: tuple[str, ...]) -> ClientTls:
+    tls = s.section("tls")
+    ca_file = tls.path("ca_file", check_readable)
+    if ca_file is not None and urls and not any(TunnelUrl.parse(url).tls for url in urls):
+        tls.refuse("ca_file", "has no effect, since the `url` is without TLS; write wss:// there, or leave it out")
+    tls.finish()
+    return ClientTls(ca_file)
+
+
+def _read_reconnect(s: Section) -> Reconnect:
+    default = Reconnect()
+    reconnect = Reconnect(
+        first=s.seconds("first", default.first, 0, 60),
+        min=s.seconds("min", default.min, 0.1, 3600),
+        max=s.seconds("max", default.max, 0.1, 86400),
+    )
+    if reconnect.min > reconnect.max:
+        s.refuse("min" if "min" in s else "max", "makes `min` larger than `max`")
+    s.finish()
+    return reconnect
+
+
+def _parse_transport(text: str) -> str:
+    if text in _LATER_TRANSPORTS:
+        raise UsageError("names a transport that is not available in this version", hint="use websocket, or auto")
+    if text not in _TRANSPORTS:
+        raise UsageError("must be websocket or auto", hint=did_you_mean(text, _TRANSPORTS))
+    return _TRANSPORTS[text]
