@@ -1,0 +1,155 @@
+"""A client without a configuration file: a URL, and forwards in ssh's syntax, as settings.
+
+tunnel.py calls `client_from_options` with what stood on the command line; nothing here parses that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from base.errors import UsageError
+from service.addresses import check_bind_host, check_target_host, parse_port
+from service.config_parts import check_name, check_url, environment_state_dir
+from service.fingerprints import check_fingerprint
+from service.secret_files import check_readable, read_token_file, token_secret
+from service.settings import ClientSettings, ClientTls, Forward
+from transports.urls import TunnelUrl
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+TOKEN_VARIABLE = "QANAT_TOKEN"
+NAME_VARIABLE = "QANAT_NAME"
+DEFAULT_NAME = "client"
+
+_FORM = "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets"
+_FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
+_USER = re.compile(r"^(\w+://)([^@/?#:]*)@")
+
+
+def client_from_options(
+    *,
+    url: str,
+    local: Sequence[str] = (),
+    remote: Sequence[str] = (),
+    name: str | None = None,
+    token_file: Path | None = None,
+    fingerprint: str | None = None,
+    ca_file: Path | None = None,
+    state_dir: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ClientSettings:
+    """The settings of a client that has no file.  Blocks on the disk only.
+
+    The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
+    part before @ in the URL, $QANAT_NAME, the token file's name without its ending, and "client".
+    `state_dir` defaults to $STATE_DIRECTORY, then to the user's own directory for state.  Raises
+    UsageError for the first thing that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    user, url = _split_user(url)
+    _named("the URL", check_url, url)
+    if ca_file is not None:
+        _named("--ca-file", check_readable, ca_file)
+        if not TunnelUrl.parse(url).tls:
+            raise UsageError("--ca-file has no effect on a URL without TLS", hint="write wss://, or leave it out")
+    if fingerprint is not None:
+        _named("--fingerprint", check_fingerprint, fingerprint)
+    chosen = name or user or environ.get(NAME_VARIABLE) or (token_file.stem if token_file else "") or DEFAULT_NAME
+    return ClientSettings(
+        name=_named("the client's name", check_name, chosen),
+        urls=(url,),
+        token=_token(token_file, environ),
+        forwards=_forwards(local, remote),
+        server_fingerprint=fingerprint,
+        tls=ClientTls(ca_file),
+        state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
+    )
+
+
+def parse_ssh_forward(kind: str, text: str) -> Forward:
+    """`[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
+
+    ADDRESS is 127.0.0.1 when left out or `localhost`, and 0.0.0.0 when `*` or empty, as ssh has it
+    for IPv4; to listen on IPv6 say so: `[::1]:8080:…`.  PORT 0 lets the system choose.
+    """
+    if "/" in text:
+        raise UsageError("has a Unix socket, which is not available in this version", hint=_FORM)
+    fields = _split_fields(text)
+    if len(fields) in (1, 2):
+        raise UsageError("has no target; a dynamic forward is not available in this version", hint=_FORM)
+    if len(fields) == 3:
+        fields = ["127.0.0.1", *fields]
+    if len(fields) != 4:
+        raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
+    bind, port_text, host, host_port = fields
+    bind = {"": "0.0.0.0", "*": "0.0.0.0", "localhost": "127.0.0.1"}.get(bind, bind)
+    port = parse_port(port_text, lowest=0)
+    return Forward(kind, (check_bind_host(bind, port), port), (check_target_host(host), parse_port(host_port)))
+
+
+def _split_fields(text: str) -> list[str]:
+    """Cut at the colons outside brackets, and take the brackets off."""
+    fields: list[str] = []
+    position = 0
+    while True:
+        match = _FIELD.match(text, position)
+        assert match is not None  # the second form matches nothing, too
+        fields.append(match[1] if match[1] is not None else match[2])
+        position = match.end()
+        if position == len(text):
+            return fields
+        if text[position] != ":":
+            raise UsageError("has a bracket in the wrong place", hint=_FORM)
+        position += 1
+
+
+def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...]:
+    forwards: list[Forward] = []
+    for kind, option, texts in (("local", "-L", local), ("remote", "-R", remote)):
+        for text in texts:
+            what = f"{option} {text}"
+            forward = _named(what, partial(parse_ssh_forward, kind), text.strip())
+            if forward.listen[1] and any(f.kind == kind and f.listen == forward.listen for f in forwards):
+                raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
+            forwards.append(forward)
+    return tuple(forwards)
+
+
+def _named(what: str, parse: Callable[[S], T], value: S) -> T:
+    """`parse(value)`, with `what` in front of its complaint."""
+    try:
+        return parse(value)
+    except UsageError as error:
+        raise UsageError(f"{what} {error.message}", hint=error.hint) from error
+
+
+def _split_user(url: str) -> tuple[str, str]:
+    match = _USER.match(url)
+    return (match[2], match[1] + url[match.end() :]) if match else ("", url)
+
+
+def _token(token_file: Path | None, environ: Mapping[str, str]) -> bytes:
+    if token_file is not None:
+        return _named("--token-file", read_token_file, token_file)
+    text = environ.get(TOKEN_VARIABLE)
+    if not text:
+        raise UsageError("there is no token", hint=f"give --token-file FILE, or set {TOKEN_VARIABLE}")
+    return token_secret(text, f"{TOKEN_VARIABLE} holds no token")
+
+
+def _user_state_dir(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_STATE_HOME") or environ.get("LOCALAPPDATA")
+    if base:
+        return Path(base) / "qanat"
+    try:
+        return Path.home() / ".local" / "state" / "qanat"
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home directory to keep known hosts in", hint="set STATE_DIRECTORY to one"
+        ) from error
