@@ -3,7 +3,12 @@
 One lock guards the core and all streams of the lane.  While a pipe is attached, two threads work on it:
 the *reader*, which blocks in `recv` alone and never writes, and the *writer*, which waits for work, takes
 a record from the core under the lock, and seals and sends it outside.  Streams' own threads come and go
-through `StreamIO`.  Who wakes whom: the core notes it, `_wake_locked` does it before the lock is released.
+through `StreamIO`.
+
+Who wakes whom: the core notes it, `wake_locked` does it before the lock is released, whatever was raised
+meanwhile.  `_work` has one waiter, the writer, and a stream's `writable` has one, its uplink: `notify` is
+enough.  `_room` has waiters of two kinds, for a block and for the outbox, and a stream's `readable` may have
+two, so those get `notify_all`: woken one by one, the wrong one might take the turn and go back to sleep.
 """
 
 from __future__ import annotations
@@ -79,35 +84,46 @@ class Lane:
         `silence` is the number of seconds without one raw byte after which the pipe counts as dead.
         Never raises for what the peer or the path did: the Ending says it.
         """
-        with self.lock:
-            if self._closing is not None:
-                sealed.close("the session is closing")
-            self._sealed = sealed
-            self._flush_due = False
-            self.core.attach(self.clock())
-        sealed.pipe.set_wakeup(self._pipe_owes)
-        sealed.set_read_timeout(silence)
-        writer = start_thread(f"{self.name}-writer", lambda: self._writer_loop(sealed))
+        writer: threading.Thread | None = None
         try:
+            with self.lock:
+                if self._closing is not None or self.core.ended is not None:
+                    sealed.close("the session is over")
+                    return Ending("the session is over", by_us=True)
+                self._sealed = sealed
+                self._flush_due = False
+                self.core.attach(self.clock())
+                failed = self.wake_locked()
+            self.tell(failed)
+            sealed.pipe.set_wakeup(self._pipe_owes)
+            sealed.set_read_timeout(silence)
+            writer = start_thread(f"{self.name}-writer", lambda: self._writer_loop(sealed))
             return self._reader_loop(sealed)
+        except RuntimeError as error:  # The system gives no more threads.
+            if writer is not None:
+                raise
+            return Ending(f"{error}; raise the limit on threads (ulimit -u, TasksMax)", by_us=True, fault=True)
         finally:
             sealed.close("the pipe's reader has ended")
             with self.lock:
                 self.core.detach()
                 self._sealed = None
                 self._work.notify_all()
-                self._pong.notify_all()
-            writer.join()
+            if writer is not None:
+                writer.join()
 
     def close(self, reason: CloseReason, text: str) -> None:
         """Send what is queued, then a sealed CLOSE, and let the pipe end.  Idempotent; does not block.
 
-        The pipe is closed by force when the peer has not ended it FAREWELL seconds after CLOSE.
+        Streams take no more from now on.  The pipe is closed by force when the peer has not ended it FAREWELL
+        seconds after CLOSE; a peer that does not even take what is queued is the caller's to `cut`.
         """
         with self.lock:
             if self._closing is None:
                 self._closing = Close(reason, text)
+            self.core.close()
             self._work.notify_all()
+            self._room.notify_all()
 
     def cut(self, cause: str) -> None:
         """End the pipe, if there is one, without a word.  Idempotent; does not block."""
@@ -117,24 +133,32 @@ class Lane:
             sealed.close(cause)
 
     def end(self, reason: Reason, text: str) -> None:
-        """The session is over: reset every stream here.  Idempotent; does not block."""
+        """The session is over: reset every stream here, and end the pipe if there is one.
+
+        Idempotent; does not block.
+        """
         with self.lock:
+            sealed = self._sealed
             self.core.end(reason, text)
-            self._work.notify_all()
-            self._room.notify_all()
-            failed = self._wake_locked()
+            self._pong.notify_all()
+            failed = self.wake_locked()
+        if sealed is not None:
+            sealed.close(text)
         self.tell(failed)
 
     def ping(self, timeout: float) -> bool:
-        """Send a sealed PING at once; block until it is answered, or False after `timeout` seconds."""
+        """Send a sealed PING at once; block until it is answered, or False after `timeout` seconds.
+
+        False as soon as the lane has ended; a lane without a pipe may still get one in time.
+        """
         deadline = Deadline(timeout)
         with self.lock:
             owed = self.core.owed
             target = owed.ping_count + 1
             owed.ping_now(self.clock())
             self._work.notify()
-            while not (owed.ping_count >= target and owed.ping_answered):
-                if deadline.passed or not self.core.attached:
+            while owed.pings_answered < target:
+                if deadline.passed or self.core.ended is not None:
                     return False
                 self._pong.wait(deadline.remaining())
             return True
@@ -144,20 +168,21 @@ class Lane:
     def open_stream(self, request: bytes) -> StreamIO:
         """Open a stream; blocks while the outbox is full.  Raises SessionEnded or StreamReset(LIMIT)."""
         with self.lock:
-            while self.core.outbox.full and self.core.ended is None:
+            while self.core.outbox.full and self.core.ended is None and self._closing is None:
                 self._room.wait()
             if self._closing is not None:
                 raise SessionEnded("the session is closing")
             stream = StreamIO(self, self.core.open_stream(request, self.clock()))
-            self.work_locked()
-            return stream
+            failed = self.wake_locked()
+        self.tell(failed)
+        return stream
 
     def send_control(self, message: bytes) -> None:
         """Queue a control message.  Does not block; the caller bounds how many there are."""
         with self.lock:
-            if self.core.ended is None:
-                self.core.send_control(message)
-                self._work.notify()
+            self.core.send_control(message)
+            failed = self.wake_locked()
+        self.tell(failed)
 
     @property
     def open_streams(self) -> int:
@@ -179,30 +204,23 @@ class Lane:
     # --- for StreamIO, with the lock held -------------------------------------------------------
 
     def work_locked(self) -> list[StreamIO]:
-        """There may be something to send, and someone to wake; returns what to `tell` without the lock."""
-        self._work.notify()
-        return self._wake_locked()
+        """There is something to send, and perhaps someone to wake; returns what to `tell` without the lock."""
+        self.core.work_made = True
+        return self.wake_locked()
 
     def wait_for_room_locked(self) -> None:
         """Wait until blocks or outbox room came back, or the session ended; spurious wake-ups happen."""
         self._room.wait()
 
-    def room_made_locked(self) -> None:
-        self._room.notify()
-
-    def tell(self, failed: list[StreamIO]) -> None:
-        """Call the failure callbacks, without the lock."""
-        for stream in failed:
-            stream.fail()
-
-    def _wake_locked(self) -> list[StreamIO]:
+    def wake_locked(self) -> list[StreamIO]:
+        """Wake whom the core has named since the last time; returns whom to `tell` without the lock."""
         core = self.core
-        failed: list[StreamIO] = []
         if core.wake_readers:
             for stream in core.wake_readers:
                 if stream.io is not None:
                     stream.io.readable.notify_all()
             core.wake_readers.clear()
+        failed: list[StreamIO] = []
         if core.wake_writers:
             for stream in core.wake_writers:
                 if stream.io is not None:
@@ -210,12 +228,18 @@ class Lane:
                     if stream.failure is not None:
                         failed.append(stream.io)
             core.wake_writers.clear()
-            if failed:
-                self._room.notify_all()
-        if core.outbox_was_full:
-            core.outbox_was_full = False
+        if core.room_made or failed:
+            core.room_made = False
             self._room.notify_all()
+        if core.work_made:
+            core.work_made = False
+            self._work.notify()
         return failed
+
+    def tell(self, failed: list[StreamIO]) -> None:
+        """Call the failure callbacks, without the lock."""
+        for stream in failed:
+            stream.fail()
 
     # --- the reader -----------------------------------------------------------------------------
 
@@ -236,15 +260,21 @@ class Lane:
             return Ending(sealed.cause or str(error), by_us=self._close_sent)
 
     def _receive(self, content: memoryview) -> None:
-        with self.lock:
-            events = self.core.receive(content, self.clock())
-            opened = [
-                StreamIO(self, event.stream) if isinstance(event, Opened) else event for event in events
-            ]
-            failed = self._wake_locked()
-            self._pong.notify_all()
-            self._work.notify()
-        self.tell(failed)
+        failed: list[StreamIO] = []
+        try:
+            with self.lock:
+                try:
+                    events = self.core.receive(content, self.clock())
+                    # Made under the lock: a stream is not to fail before there is somebody to tell.
+                    opened = [StreamIO(self, e.stream) if isinstance(e, Opened) else e for e in events]
+                finally:
+                    # Also after a ProtocolError: the frames before the faulty one have taken effect.
+                    if self._closing is not None:
+                        self.core.work_made = True
+                    failed = self.wake_locked()
+                    self._pong.notify_all()
+        finally:
+            self.tell(failed)
         for event in opened:
             if isinstance(event, ControlReceived):
                 self._on_control(event.message)
@@ -260,39 +290,42 @@ class Lane:
 
     def _writer_loop(self, sealed: SealedPipe) -> None:
         try:
-            while True:
-                record, flush, failed = self._next_work(sealed)
-                self.tell(failed)
-                if flush:
-                    sealed.pipe.flush()
-                if record is not None:
-                    sealed.send_record(record)
-                elif not flush:
-                    break
+            while self._send_next(sealed):
+                pass
             if self._closing is not None and sealed.cause is None:
                 self._close_sent = True
-                sealed.send_record(memoryview(bytes((RecordKind.CLOSE,)) + self._closing.encode()))
+                sealed.send_record(bytes((RecordKind.CLOSE,)) + self._closing.encode())
                 self._wait_for_farewell()
                 sealed.close("closed by this side")
         except TransportError as error:
             # The reader returns what the peer had still sent, then ends with the pipe's first cause.
             log.debug("%s: writing ended: %s", self.name, error)
-        except QanatError as error:
-            sealed.close(str(error))
+        except BaseException as error:
+            # A fault of this program: without its writer the pipe would live on in silence.
+            sealed.close(f"the pipe's writer failed: {error}")
+            raise
 
-    def _next_work(self, sealed: SealedPipe) -> tuple[memoryview | None, bool, list[StreamIO]]:
-        """Block for something to send.  Nothing at all means: the pipe ended, or it is time to close."""
+    def _send_next(self, sealed: SealedPipe) -> bool:
+        """Block for something to send, and send it.  False when the pipe has ended, or it is time for CLOSE."""
         with self.lock:
             while True:
                 now = self.clock()
                 record = self.core.next_record(now)
-                failed = self._wake_locked()
+                failed = self.wake_locked()
                 flush, self._flush_due = self._flush_due, False
                 if record is not None or flush or failed:
-                    return record, flush or record is None, failed
-                if not self.core.attached or sealed.cause is not None or self._closing is not None:
-                    return None, False, failed
+                    break
+                if not self.core.attached or sealed.cause is not None:
+                    return False
+                if self._closing is not None and self.core.idle:
+                    return False
                 self._work.wait(self.core.next_timeout(now))
+        self.tell(failed)
+        if flush:
+            sealed.pipe.flush()
+        if record is not None:
+            sealed.send_record(record)
+        return True
 
     def _wait_for_farewell(self) -> None:
         deadline = Deadline(FAREWELL)

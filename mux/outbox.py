@@ -1,8 +1,9 @@
 """Numbered frames kept until the peer has acknowledged them, so that a new pipe can replay them.
 
 An entry's number is its place: `first` is the oldest one kept, and numbers only rise.  The bound
-counts memory: a block counts whole, a small frame what it takes.  Only DATA and OPEN wait for room;
-FIN, RESET and ACCEPT are a few for each stream.  Pure, not thread-safe: the lane's lock guards it.
+counts memory: a block counts whole, a small frame what it takes, and a control frame from when it is
+queued, since those do not wait for room: only DATA does, and whoever opens a stream.  Pure, not
+thread-safe: the lane's lock guards it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ ENTRY_OVERHEAD = 128
 class Entry:
     """One numbered frame: `head` is the frame whole, or the header of DATA whose payload is in `block`."""
 
-    __slots__ = ("block", "charge", "head", "stream")
+    __slots__ = ("block", "charge", "head")
 
-    def __init__(self, head: bytes, block: Block | None = None, stream: int = 0) -> None:
+    def __init__(self, head: bytes, block: Block | None = None) -> None:
         self.head = head
         self.block = block
-        self.stream = stream
         self.charge = len(head) + ENTRY_OVERHEAD + (BLOCK_FRONT + BLOCK_PAYLOAD if block else 0)
 
 
@@ -47,28 +47,28 @@ class Outbox:
 
     @property
     def full(self) -> bool:
+        """Whether DATA, and who opens a stream, must wait for an ACK."""
         return self.charged >= self.limit
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def append(self, entry: Entry) -> None:
-        self._entries.append(entry)
+    def reserve(self, entry: Entry) -> None:
+        """Count the memory of `entry`, which will be appended."""
         self.charged += entry.charge
 
-    def acknowledge(self, expected: int) -> int:
-        """Forget all below `expected`; return how many.  Raises ProtocolError for what was never sent."""
-        if expected > self.next_number:
-            raise ProtocolError(f"an ACK for frame {expected} when {self.next_number} is the next to be sent")
-        freed = 0
+    def append(self, entry: Entry) -> None:
+        """Number `entry`, which has been reserved for, and keep it."""
+        self._entries.append(entry)
+
+    def acknowledge(self, expected: int) -> None:
+        """Forget all below `expected`, which the caller has checked; nothing when that is done already."""
         while self.first < expected:
             entry = self._entries.popleft()
             self.first += 1
             self.charged -= entry.charge
-            freed += 1
             if entry.block is not None:
                 self._slab.give(entry.block)
-        return freed
 
     def check_resume(self, expected: int) -> None:
         """Raise ProtocolError unless the frames from `expected` on can be replayed."""
@@ -82,5 +82,6 @@ class Outbox:
             yield self._entries[index]
 
     def clear(self) -> None:
-        """Forget everything: the session is over."""
+        """Forget everything, what is only reserved too: the session is over."""
         self.acknowledge(self.next_number)
+        self.charged = 0

@@ -31,26 +31,38 @@ class Owed:
         self._bytes_since_ack = 0
         self._ping_due = now
         self._ping_sent: tuple[int, float] | None = None
-        self._ping_count = 0
+        self.ping_count = 0
+        """How many PINGs have been sent; also the value of the last."""
+        self.pings_answered = 0
+        """The highest value of ours that came back in a PONG."""
 
     def restart(self, now: float, streams: Iterable[Stream]) -> None:
         """A new pipe: say again what the old one may have lost, and measure the new round trip."""
-        self.credits = {stream.id: stream for stream in streams if not stream.fin_received}
+        # A stream that never had a CREDIT may be unknown to the peer: its OPEN is perhaps among what is replayed.
+        for stream in streams:
+            if stream.window.granted > stream.window.initial and not stream.fin_received:
+                self.credits[stream.id] = stream
         self.pong = None
         self._ack_due = now
         self._ping_due = now
         self._ping_sent = None
 
-    def accepted(self, size: int, now: float) -> None:
-        """One numbered frame with `size` bytes of DATA has been accepted."""
-        self._bytes_since_ack += size
-        if self._bytes_since_ack >= self._ack_bytes:
+    def accepted(self, size: int, now: float) -> bool:
+        """One numbered frame with `size` bytes of DATA has been accepted.  True when an ACK is now due sooner."""
+        since = self._bytes_since_ack
+        self._bytes_since_ack = since + size
+        if since < self._ack_bytes <= since + size:
             self._ack_due = now
-        elif self._ack_due is None:
+            return True
+        if self._ack_due is None:
             self._ack_due = now + ACK_DELAY
+            return True
+        return False
 
     def pong_received(self, value: int, now: float) -> None:
         """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare)."""
+        if value <= self.ping_count:
+            self.pings_answered = max(self.pings_answered, value)
         if self._ping_sent is not None and value == self._ping_sent[0]:
             sample = now - self._ping_sent[1]
             self._ping_sent = None
@@ -60,16 +72,6 @@ class Owed:
         """Send a PING with the next record, whatever the interval says."""
         self._ping_due = now
 
-    @property
-    def ping_count(self) -> int:
-        """How many PINGs have been sent."""
-        return self._ping_count
-
-    @property
-    def ping_answered(self) -> bool:
-        """Whether the last PING sent has been answered (false before the first)."""
-        return self._ping_count > 0 and self._ping_sent is None
-
     def frames(self, now: float, received: int, *, riding: bool) -> list[bytes]:
         """The frames to send now; `riding` says that others will go out anyway, so an ACK may join."""
         owed: list[bytes] = []
@@ -77,10 +79,10 @@ class Owed:
             owed.append(wire.Pong(self.pong).encode())
             self.pong = None
         if now >= self._ping_due:
-            self._ping_count += 1
-            self._ping_sent = (self._ping_count, now)
+            self.ping_count += 1
+            self._ping_sent = (self.ping_count, now)
             self._ping_due = now + self._keepalive
-            owed.append(wire.Ping(self._ping_count).encode())
+            owed.append(wire.Ping(self.ping_count).encode())
         while self.credits and len(owed) < CREDITS_AT_ONCE:
             stream = self.credits.pop(next(iter(self.credits)))
             owed.append(wire.Credit(stream.id, stream.window.grant()).encode())

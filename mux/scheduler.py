@@ -26,7 +26,7 @@ class Scheduler:
         return len(self._fresh) + len(self._steady)
 
     def add(self, stream: Stream) -> None:
-        """`stream` has something to send.  Nothing happens when it is in the queue already."""
+        """`stream` has payload queued.  Nothing happens when it is in the queue already."""
         if not stream.in_turn:
             stream.in_turn = True
             stream.deficit = QUANTUM
@@ -39,7 +39,7 @@ class Scheduler:
             if not queue:
                 return None
             stream = queue[0]
-            if not stream.has_turn_left:
+            if not stream.queue:
                 queue.popleft()
                 if queue is self._fresh and self._steady:
                     self._steady.append(stream)

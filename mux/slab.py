@@ -38,9 +38,14 @@ class Slab:
         self.lent = 0
         self._free: list[Block] = []
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether `take` has nothing to give."""
+        return self.lent >= self.capacity
+
     def take(self) -> Block | None:
         """A block of the borrower's own, or None when all are lent.  The latest returned comes first."""
-        if self.lent >= self.capacity:
+        if self.exhausted:
             return None
         self.lent += 1
         return self._free.pop() if self._free else Block()

@@ -23,7 +23,7 @@ class Stream:
     """
 
     __slots__ = (
-        "accepted", "deficit", "failure", "fin_due", "fin_received", "id", "in_turn", "inbox", "inbox_bytes", "io",
+        "accepted", "deficit", "failure", "fin_due", "fin_received", "id", "in_turn", "inbox", "io",
         "promised", "queue", "queued_bytes", "released", "request", "send_limit", "sent", "state", "window",
     )  # fmt: skip
 
@@ -35,10 +35,9 @@ class Stream:
         self.window = window
         self.sent = 0
         self.promised = 0
-        self.queue: deque[Block | bytes] = deque()
+        self.queue: deque[Block | bytes | bytearray] = deque()
         self.queued_bytes = 0
-        self.inbox: deque[memoryview] = deque()
-        self.inbox_bytes = 0
+        self.inbox: deque[memoryview | bytearray] = deque()
         self.fin_due = False
         self.fin_received = False
         self.accepted: str | None = None
@@ -51,11 +50,6 @@ class Stream:
     def advance(self, step: Step) -> None:
         """Make one step of the table in `stream_state`, or raise as it does."""
         self.state = advance(self.state, step)
-
-    @property
-    def has_turn_left(self) -> bool:
-        """Whether the scheduler has anything to send for it."""
-        return bool(self.queue) or self.fin_due
 
     @property
     def ends_orderly(self) -> bool:

@@ -84,38 +84,43 @@ class StreamIO:
     def return_block(self, block: Block) -> None:
         """Give an unused block back.  Does not block."""
         with self._lock:
-            self._core.slab.give(block)
-            self._lane.room_made_locked()
+            self._core.give_block(block)
+            failed = self._lane.wake_locked()
+        self._lane.tell(failed)
 
     def write_block(self, block: Block) -> None:
         """Queue `block.length` bytes, within what `wait_writable` said.  The block is the lane's again."""
         with self._lock:
             self._core.send(self._stream, block)
-            self._lane.work_locked()
+            failed = self._lane.work_locked()
+        self._lane.tell(failed)
 
     def write(self, data: bytes) -> None:
-        """Queue a small payload, within what `wait_writable` said.  Does not block."""
+        """Queue at most 64 KiB, within what `wait_writable` said.  Does not block."""
         with self._lock:
             self._core.send(self._stream, data)
-            self._lane.work_locked()
+            failed = self._lane.work_locked()
+        self._lane.tell(failed)
 
     def finish(self) -> None:
         """Half-close: the peer reads the end after all that was written.  Idempotent, does not block."""
         with self._lock:
             self._core.finish(self._stream)
-            self._lane.work_locked()
+            failed = self._lane.wake_locked()
+        self._lane.tell(failed)
 
     def accept(self, text: str) -> None:
         """Tell the opener that its target was reached, and at which address."""
         with self._lock:
             self._core.accept(self._stream, text)
-            self._lane.work_locked()
+            failed = self._lane.wake_locked()
+        self._lane.tell(failed)
 
     def reset(self, reason: Reason, text: str) -> None:
         """End both directions abruptly; the peer learns `reason` and `text`.  Idempotent, does not block."""
         with self._lock:
             self._core.reset(self._stream, reason, text)
-            failed = self._lane.work_locked()
+            failed = self._lane.wake_locked()
         self._lane.tell(failed)
 
     # --- from the peer --------------------------------------------------------------------------
@@ -135,8 +140,10 @@ class StreamIO:
     def consumed(self, count: int) -> None:
         """`count` bytes have been handed on: the peer may send as many more.  Does not block."""
         with self._lock:
-            if self._core.consumed(self._stream, count, self._lane.clock()):
-                self._lane.work_locked()
+            if not self._core.consumed(self._stream, count, self._lane.clock()):
+                return
+            failed = self._lane.work_locked()
+        self._lane.tell(failed)
 
     def wait_accepted(self, deadline: Deadline) -> str | None:
         """Block until the peer has reached the target; its address, or None at the deadline.
@@ -160,7 +167,7 @@ class StreamIO:
             if not self._stream.ends_orderly:
                 self._core.reset(self._stream, Reason.CANCELLED, "")
             self._core.release(self._stream)
-            failed = self._lane.work_locked()
+            failed = self._lane.wake_locked()
         self._lane.tell(failed)
 
     def on_failure(self, callback: Callable[[], None]) -> None:
