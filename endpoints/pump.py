@@ -33,19 +33,22 @@ def join_stream(stream: StreamIO, sock: WakeableSocket, start_thread: Callable[[
     Closes the socket and releases the stream, whatever happens.
     """
     uplink = _Uplink()
-    downlink_orderly = False
+    orderly = False
     try:
         stream.on_failure(sock.abort)
-        start_thread(f"{name}-up", lambda: uplink.run(stream, sock))
-    except RuntimeError as error:  # The system gives no more threads.
-        stream.reset(Reason.LIMIT, "no more threads at the other end")
-        log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", name, error)
-    else:
-        downlink_orderly = _downlink_loop(stream, sock)
-        uplink.ended.wait()
-    orderly = downlink_orderly and uplink.orderly
-    stream.release()
-    sock.close(orderly=orderly)
+        try:
+            start_thread(f"{name}-up", lambda: uplink.run(stream, sock))
+        except RuntimeError as error:  # The system gives no more threads.
+            stream.reset(Reason.LIMIT, "no more threads at the other end")
+            log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", name, error)
+        else:
+            orderly = _guarded(_downlink_loop, stream, sock)
+            uplink.ended.wait()
+            # A reset that came after both loops had ended took what was still queued.
+            orderly = orderly and uplink.orderly and stream.failure is None
+    finally:
+        stream.release()
+        sock.close(orderly=orderly)
     sent, received = stream.counts
     log.debug("%s: %s, %d bytes up, %d down", name, "ended" if orderly else "reset", sent, received)
 
@@ -59,9 +62,18 @@ class _Uplink:
 
     def run(self, stream: StreamIO, sock: WakeableSocket) -> None:
         try:
-            self.orderly = _uplink_loop(stream, sock)
+            self.orderly = _guarded(_uplink_loop, stream, sock)
         finally:
             self.ended.set()
+
+
+def _guarded(loop: Callable[[StreamIO, WakeableSocket], bool], stream: StreamIO, sock: WakeableSocket) -> bool:
+    """Run `loop`; a fault of this program in it must not leave the other loop waiting for ever."""
+    try:
+        return loop(stream, sock)
+    except BaseException:
+        stream.reset(Reason.INTERNAL, "a fault of the program at the other end")
+        raise
 
 
 def _uplink_loop(stream: StreamIO, sock: WakeableSocket) -> bool:

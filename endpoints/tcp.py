@@ -36,6 +36,8 @@ _REASONS = {
     errno.ENFILE: Reason.LIMIT,
 }
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED_PAUSE = 0.1
+"""Seconds until accepting is tried again when there was no descriptor for a connection."""
 
 
 def connect(
@@ -63,6 +65,7 @@ def connect(
 def _connect_one(family: int, address: SockAddr, timeout: float | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        set_reset_on_close(sock, True)
         sock.settimeout(timeout)
         sock.connect(address)
     except TimeoutError as error:
@@ -78,65 +81,92 @@ class Listener:
     """A listening TCP socket with its accepting thread.
 
     `on_connection(socket, peer)` is called by that thread for each connection and must not block.
+    Connections are reset rather than ended when they are closed, or this process dies, before anyone has
+    taken charge of them.
     """
 
     def __init__(self, host: str, port: int, on_connection: Callable[[socket.socket, str], None], name: str) -> None:
         """Bind and listen; does not accept before `start`.  Raises EndpointError (LIMIT when in use)."""
         self._on_connection = on_connection
         self._name = name
+        self._closing = threading.Lock()
         self._closed = threading.Event()
+        self._exhausted = False
         self._thread: threading.Thread | None = None
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._sock = socket.create_server((host, port), family=family, backlog=512)
+            self._sock = _listening_socket(host, port)
+            try:
+                self._wake_read, self._wake_write = socket.socketpair()
+            except OSError:
+                self._sock.close()
+                raise
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, Reason.LIMIT)
             text = f"cannot listen on {format_address((host, port))}: {error.strerror or error}"
             raise EndpointError(text, code=reason, hint=_listen_hint(error, port)) from error
-        # Accepted sockets inherit it, so a process killed between accept() and the first line of
-        # WakeableSocket still resets its connections.
-        set_reset_on_close(self._sock, True)
         self.address: str = format_address(self._sock.getsockname())
         self.port: int = self._sock.getsockname()[1]
-        self._wake_read, self._wake_write = socket.socketpair()
 
     def start(self) -> None:
+        """Accept connections from now on.  Does not block."""
         self._thread = start_thread(self._name, self._accept_loop)
 
     def close(self) -> None:
-        """Stop accepting and free the port; joins the thread unless called by it.  Idempotent."""
-        if self._closed.is_set():
+        """Stop accepting and free the port; joins the thread unless called by it.  Idempotent, from any thread."""
+        if self._thread is threading.current_thread():
+            self._closed.set()  # The loop frees the port as it ends: another thread may be waiting for just that.
             return
-        self._closed.set()
-        with contextlib.suppress(OSError):
-            self._wake_write.send(b"\0")
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        with self._closing:
+            self._closed.set()
+            with contextlib.suppress(OSError):
+                self._wake_write.send(b"\0")
+            if self._thread is not None:
+                self._thread.join()
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
         for sock in (self._sock, self._wake_read, self._wake_write):
             close_socket(sock)
 
     def _accept_loop(self) -> None:
-        self._sock.setblocking(False)
-        warned = False
-        while not self._closed.is_set():
-            select.select([self._sock, self._wake_read], [], []) if not hasattr(select, "poll") else self._poll()
-            try:
-                sock, address = self._sock.accept()
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    if not warned:
-                        log.warning("%s: %s; raise the limit (ulimit -n)", self._name, os.strerror(error.errno or 0))
-                        warned = True
-                    self._closed.wait(0.1)  # The backlog keeps the rest; a descriptor must come free first.
-                continue
-            warned = False
-            self._on_connection(sock, format_address(address))
+        try:
+            while not self._closed.is_set():
+                self._wait()
+                self._accept()
+        finally:
+            self._close_sockets()
 
-    def _poll(self) -> None:
+    def _accept(self) -> None:
+        try:
+            sock, address = self._sock.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                if not self._exhausted:
+                    log.warning("%s: %s; raise the limit (ulimit -n)", self._name, os.strerror(error.errno or 0))
+                self._exhausted = True
+                # The backlog keeps the rest.  No event says that a descriptor came free somewhere.
+                self._closed.wait(EXHAUSTED_PAUSE)
+            return  # Otherwise it has gone again (accept(2), ECONNABORTED), or `close` woke us.
+        self._exhausted = False
+        self._on_connection(sock, format_address(address))
+
+    def _wait(self) -> None:
+        """Block until there is a connection, or `close` was called."""
+        if not hasattr(select, "poll"):  # Windows
+            select.select([self._sock, self._wake_read], [], [])
+            return
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         poller.poll()
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.create_server((host, port), family=family, backlog=512)
+    set_reset_on_close(sock, True)  # What it accepts inherits this.
+    sock.setblocking(False)
+    return sock
 
 
 def _listen_hint(error: OSError, port: int) -> str:

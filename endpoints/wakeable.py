@@ -4,11 +4,16 @@
 stream did not have.  So: SO_LINGER 0 from the start (a close, or the death of this process, is a RST);
 a reader is woken by shutting down the receiving side alone, which sends nothing; a writer sends without
 blocking, and waits in `poll` for the socket or for a wake-up.  Only the orderly end turns lingering off.
+
+The reverse holds too: a RST must never look like a clean end.  The kernel reports it to one call only, and
+when that is a `send`, the `recv` of the other thread returns as if the peer had finished.  So an end is
+believed only after asking whether a send has failed meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import threading
@@ -32,6 +37,8 @@ class WakeableSocket:
         self._sock = sock
         self.peer = peer or _peer_of(sock)
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._send_error: OSError | None = None
         self._aborted = False
         self._closed = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
@@ -39,8 +46,8 @@ class WakeableSocket:
     def recv(self, limit: int) -> bytes:
         """Block for at least one byte; b"" at the peer's orderly end.  Raises OSError, Aborted."""
         data = self._sock.recv(limit)
-        if not data and self._aborted:
-            raise Aborted
+        if not data:
+            self._check_end()
         return data
 
     def recv_available_into(self, buffer: memoryview) -> int:
@@ -51,9 +58,20 @@ class WakeableSocket:
         if not _DONT_WAIT and not select.select([self._sock], [], [], 0)[0]:
             raise BlockingIOError
         count = self._sock.recv_into(buffer, 0, _DONT_WAIT)
-        if not count and self._aborted:
-            raise Aborted
+        if not count:
+            self._check_end()
         return count
+
+    def _check_end(self) -> None:
+        """Return when the peer has really finished."""
+        if _DONT_WAIT:
+            with self._sending:  # A send that was told of the RST has left its error here when it lets go.
+                error = self._send_error
+            # EPIPE is what a send gets after the peer's FIN, which is an end (Linux, tcp_reset).
+            if error is not None and error.errno != errno.EPIPE:
+                raise error
+        if self._aborted:
+            raise Aborted
 
     def send_all(self, data: memoryview) -> None:
         """Block until the kernel has taken all.  Raises OSError, Aborted.
@@ -63,9 +81,21 @@ class WakeableSocket:
         """
         while data:
             try:
-                data = data[self._sock.send(data, _DONT_WAIT) :]
+                data = data[self._send(data) :]
             except BlockingIOError:
                 self._wait_writable()
+
+    def _send(self, data: memoryview) -> int:
+        if not _DONT_WAIT:  # Windows: it may block, so not under the lock; its errors are told to every call.
+            return self._sock.send(data)
+        with self._sending:
+            try:
+                return self._sock.send(data, _DONT_WAIT)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self._send_error = error
+                raise
 
     def half_close(self) -> None:
         """Send FIN: the stream's peer has finished.  Raises OSError."""
