@@ -157,7 +157,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
         hint = "; indent with spaces, not with tabs"
     elif re.search(r"\[[0-9A-Fa-f:.%]*:[0-9A-Fa-f:.%]*\]", line):
         hint = '; an IPv6 address needs quotes: "[::1]:8443"'
-    elif "${" in line:
+    elif re.search(r"[\[{].*\$\{", line):
         hint = '; inside { } and [ ] a variable needs quotes: "${NAME}"'
     return f"this is not YAML: {problem}{context}{hint}"
 

@@ -1,0 +1,123 @@
+"""Promises of config.example.yaml: it works as it stands, it names every key, and its defaults are the code's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from attrs import fields
+
+from handshake.tokens import generate_token, parse_token
+from service.config import check_config, load_config
+from service.settings import (
+    ClientAccount,
+    ClientSettings,
+    ClientTls,
+    Flow,
+    Forward,
+    Keepalive,
+    LogSettings,
+    Reconnect,
+    ServerLimits,
+    ServerSettings,
+    ServerTls,
+)
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "config.example.yaml"
+
+_COMMENTED_OUT = re.compile(r"^( *)# ((?: {2})?(?:[a-z_]+:|- \{).*)$", re.MULTILINE)
+WITHOUT_DEFAULT = {
+    "tls", "certificate", "key", "node", "token", "pid_file", "state_dir", "file", "server_fingerprint", "ca_file",
+}  # fmt: skip
+"""Keys that may be commented out; every other one must stand there with its default."""
+
+TOKEN = generate_token()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    for name, content in (("office.token", TOKEN), ("privkey.pem", ""), ("fullchain.pem", ""), ("company-ca.pem", "")):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o600)
+    return tmp_path
+
+
+def everything() -> str:
+    """The example with all that is commented out brought in, but for the second way to give a token."""
+    text = _COMMENTED_OUT.sub(
+        lambda match: "" if match[2].startswith("token:") else match[1] + match[2], EXAMPLE.read_text()
+    )
+    return text.replace("  forwards: []\n", "")
+
+
+def key_names(settings: type) -> set[str]:
+    renamed = {"urls": {"url"}, "tokens": {"token_file"}, "token": {"token_file"}}
+    return set().union(*(renamed.get(field.name, {field.name}) for field in fields(settings)))
+
+
+def test_the_example_works_as_it_stands_and_states_the_codes_own_defaults(directory: Path) -> None:
+    file = directory / "config.yaml"
+    file.write_text(EXAMPLE.read_text())
+    file.chmod(0o644)  # it holds no token itself
+    check_config(file, {})
+    secret = parse_token(TOKEN)
+    server = load_config(file, want="server", environ={})
+    assert server == ServerSettings(
+        clients=(ClientAccount("office", (secret,)),), identity=directory / "server.key", state_dir=directory
+    )
+    client = load_config(file, want="client", environ={})
+    assert client == ClientSettings("office", ("wss://tunnel.example.com/tunnel",), secret, state_dir=directory)
+
+
+def test_every_setting_is_a_key_of_the_example_and_every_key_a_setting() -> None:
+    tree: dict[str, Any] = yaml.safe_load(everything())
+    server, client = tree["server"], tree["client"]
+    for section, settings in (
+        (server, ServerSettings),
+        (server["clients"][0], ClientAccount),
+        (server["tls"], ServerTls),
+        (server["limits"], ServerLimits),
+        (server["keepalive"], Keepalive),
+        (server["flow"], Flow),
+        (server["log"], LogSettings),
+        (client, ClientSettings),
+        (client["tls"], ClientTls),
+        (client["keepalive"], Keepalive),
+        (client["reconnect"], Reconnect),
+        (client["flow"], Flow),
+        (client["log"], LogSettings),
+    ):
+        assert set(section) == key_names(settings), settings.__name__
+
+
+def test_only_what_has_no_default_is_commented_out() -> None:
+    matches = _COMMENTED_OUT.finditer(EXAMPLE.read_text())
+    keys = {match[2].strip().split(":")[0] for match in matches if not match[2].strip().startswith("- ")}
+    assert keys - {"forwards"} == WITHOUT_DEFAULT
+
+
+def test_what_is_commented_out_works_too(directory: Path) -> None:
+    file = directory / "config.yaml"
+    file.write_text(everything())
+    check_config(file, {})
+    server = load_config(file, want="server", environ={})
+    assert server.tls == ServerTls(directory / "fullchain.pem", directory / "privkey.pem")
+    assert server.node == "tunnel-1"
+    client = load_config(file, want="client", environ={})
+    assert client.tls == ClientTls(directory / "company-ca.pem")
+    assert client.forwards == (
+        Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),
+        Forward("remote", ("0.0.0.0", 8080), ("127.0.0.1", 80)),
+    )
+
+
+def test_the_other_way_to_give_a_token_works_too(directory: Path) -> None:
+    file = directory / "config.yaml"
+    text = re.sub(r"token_file: office.token\n *# (?=token:)", "", EXAMPLE.read_text())
+    file.write_text(text)
+    environ = {"OFFICE_TOKEN": TOKEN, "QANAT_TOKEN": TOKEN}
+    assert load_config(file, want="server", environ=environ).clients[0].tokens == (parse_token(TOKEN),)
+    assert load_config(file, want="client", environ=environ).token == parse_token(TOKEN)
