@@ -29,7 +29,7 @@ MAX_LOOKUPS = 64
 MAX_SHARE = 16
 """Lookups at once for one Share."""
 
-_all = threading.BoundedSemaphore(MAX_LOOKUPS)
+_common = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 class Share:
@@ -37,18 +37,19 @@ class Share:
 
     def __init__(self, limit: int = MAX_SHARE) -> None:
         self._own = threading.BoundedSemaphore(limit)
+        self._common = _common
 
     def acquire(self, deadline: Deadline) -> bool:
         """Take a slot; False when there was none until the deadline.  Blocks."""
         if not self._own.acquire(timeout=deadline.remaining()):
             return False
-        if _all.acquire(timeout=deadline.remaining()):
+        if self._common.acquire(timeout=deadline.remaining()):
             return True
         self._own.release()
         return False
 
     def release(self) -> None:
-        _all.release()
+        self._common.release()
         self._own.release()
 
 

@@ -362,7 +362,7 @@ def test_one_users_dead_names_leave_room_for_anothers_lookups(monkeypatch: pytes
 
 
 def test_lookups_of_all_users_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "_all", threading.BoundedSemaphore(3))
+    monkeypatch.setattr(lookup, "_common", threading.BoundedSemaphore(3))
     stuck = StuckResolver(monkeypatch)
     try:
         for _ in range(3):
