@@ -15,6 +15,27 @@ from service.settings import ClientSettings, ServerSettings
 
 FINGERPRINT = "SHA256:" + base64.b64encode(bytes(32)).decode().rstrip("=")
 
+SERVER = """\
+server:
+  clients:
+    - name: office
+      token_file: office.token
+"""
+CLIENT = """\
+client:
+  name: office
+  url: wss://tunnel.example.com/tunnel
+  token_file: office.token
+"""
+
+
+def server_with(lines: str) -> str:
+    return SERVER + "".join(f"  {line}\n" for line in lines.splitlines())
+
+
+def client_with(lines: str) -> str:
+    return CLIENT + "".join(f"  {line}\n" for line in lines.splitlines())
+
 
 class ConfigDirectory:
     """`office.token` and `home.token` are there, and 0600; so are `full.pem` and `private.pem`."""
