@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -316,3 +317,10 @@ def downloads(directory: Path, port: int, files: dict[str, bytes], *, count: int
         total += len(content)
         path.unlink()
     return {"downloads": count, "at once": parallel, "MB": total / 1e6, "seconds": seconds}
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long `action` takes."""
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began

@@ -1,0 +1,50 @@
+"""Tunnels that several tests of one file share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from tests.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
+from tests.harness import Tunnel, unused_port
+
+HANDLERS = {
+    "echo": echo,
+    "discard": discard,
+    "stalled": stalled,
+    "reply": reply_after_end,
+    "reset": reset_at_once,
+    "greeting": greeting,
+    "source": source,
+}
+
+
+@frozen
+class Shared:
+    """A running tunnel with each handler of HANDLERS behind a local and behind a remote forward."""
+
+    tunnel: Tunnel
+    targets: dict[tuple[str, str], Target]  # by kind of forward and name of the handler
+    ports: dict[tuple[str, str], int]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    keys = [(kind, name) for kind in ("local", "remote") for name in HANDLERS]
+    with ExitStack() as stack:
+        targets = {key: stack.enter_context(Target(HANDLERS[key[1]])) for key in keys}
+        ports = {key: unused_port() for key in keys}
+        forwards = [{kind: f"127.0.0.1:{ports[kind, name]}", "to": targets[kind, name].address} for kind, name in keys]
+        tunnel = stack.enter_context(Tunnel(tmp_path_factory.mktemp("tunnel"), forwards))
+        tunnel.start()
+        yield Shared(tunnel, targets, ports)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a test's own tunnel has its files."""
+    return tmp_path / "tunnel"

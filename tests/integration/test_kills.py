@@ -1,0 +1,24 @@
+"""Promises when a process dies without a word: nothing looks whole that is not, and all comes back by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import scenarios
+from tests.applications import Target, echo
+from tests.harness import Tunnel, unused_port
+
+
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_after_kill_9_applications_see_resets_and_the_other_process_recovers(directory: Path, which: str) -> None:
+    with Target(echo) as near, Target(echo) as far:
+        local, remote = unused_port(), unused_port()
+        forwards = [
+            {"local": f"127.0.0.1:{local}", "to": near.address},
+            {"remote": f"127.0.0.1:{remote}", "to": far.address},
+        ]
+        with Tunnel(directory, forwards) as tunnel:
+            tunnel.start()
+            scenarios.kills(tunnel, which, local, remote, (near, far), times=4)

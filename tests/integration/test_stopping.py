@@ -1,0 +1,174 @@
+"""Promises about SIGTERM: what can be finished in time is whole, what cannot is reset, and the exit code is 0."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from tests.applications import (
+    RESET,
+    Target,
+    connection,
+    echo,
+    echoes,
+    ending_of,
+    exchange,
+    receive_all,
+    reply_after_end,
+    stalled,
+)
+from tests.harness import SECONDS, Program, Tunnel, unused_port
+
+both_ends = pytest.mark.parametrize("which", ["server", "client"])
+both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
+
+
+@frozen
+class Ends:
+    tunnel: Tunnel
+    port: int  # of an echo
+    reply_port: int
+    reply: Target
+
+    def program(self, which: str) -> Program:
+        return self.tunnel.server if which == "server" else self.tunnel.client
+
+
+def wait_until_refused(port: int) -> None:
+    """Connect until that fails; a connection that nobody has accepted yet when a listener goes is reset."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            echoes(port)
+        except (ConnectionRefusedError, ConnectionResetError):
+            return
+    pytest.fail(f"port {port} still takes connections")
+
+
+@pytest.fixture
+def ends(directory: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[Ends]:
+    """The seconds of `drain` may come as an indirect parameter."""
+    with ExitStack() as stack:
+        port, reply_port = unused_port(), unused_port()
+        target, reply = stack.enter_context(Target(echo)), stack.enter_context(Target(reply_after_end))
+        forwards = [
+            {kind: f"127.0.0.1:{port}", "to": target.address},
+            {kind: f"127.0.0.1:{reply_port}", "to": reply.address},
+        ]
+        keys = {"drain": getattr(request, "param", 1)}
+        tunnel = stack.enter_context(Tunnel(directory, forwards, server=keys, client=keys))
+        yield Ends(tunnel.start(), port, reply_port, reply)
+
+
+@both_ends
+@both_kinds
+def test_with_nothing_open_it_ends_at_once(ends: Ends, which: str) -> None:
+    assert echoes(ends.port)
+    began = time.monotonic()
+    assert ends.program(which).stop() == 0
+    assert time.monotonic() - began < 1.5
+    assert ends.program(which).output.endswith("stopped")
+
+
+@pytest.mark.parametrize("ends", [20], indirect=True)
+@both_ends
+@both_kinds
+def test_a_stream_that_finishes_within_drain_is_whole_and_ends_the_wait(ends: Ends, which: str) -> None:
+    program = ends.program(which)
+    request = os.urandom(2_000_000)
+    with connection(ends.reply_port) as sock:
+        sock.sendall(request[:1000])
+        ends.reply.wait_accepted(1)
+        program.process.send_signal(signal.SIGTERM)
+        program.wait_for("stopping: open streams have 20 s")
+        began = time.monotonic()
+        sock.sendall(request[1000:])
+        sock.shutdown(socket.SHUT_WR)
+        assert receive_all(sock) == hashlib.sha256(request).digest() + bytes(1 << 20)
+    assert program.end() == 0
+    assert time.monotonic() - began < 10
+
+
+@both_ends
+@both_kinds
+def test_a_stream_that_does_not_finish_within_drain_is_reset(ends: Ends, which: str) -> None:
+    program = ends.program(which)
+    with connection(ends.port) as sock:
+        assert exchange(sock, b"open") == b"open"
+        began = time.monotonic()
+        program.process.send_signal(signal.SIGTERM)
+        assert ending_of(sock) == RESET
+        assert 0.9 < time.monotonic() - began < 4
+    assert program.end() == 0
+    assert time.monotonic() - began < 6
+
+
+@both_ends
+@both_kinds
+def test_no_new_connection_is_taken_while_it_drains(ends: Ends, which: str) -> None:
+    program = ends.program(which)
+    with connection(ends.port) as sock:
+        assert exchange(sock, b"open") == b"open"
+        program.process.send_signal(signal.SIGTERM)
+        program.wait_for("stopping: open streams")
+        wait_until_refused(ends.port)
+        assert exchange(sock, b"goes on") == b"goes on"
+    assert program.end() == 0
+
+
+@both_ends
+def test_a_reader_that_never_reads_does_not_hold_up_the_end(directory: Path, which: str) -> None:
+    with Target(stalled) as target:
+        port = unused_port()
+        with Tunnel(directory, [{"local": f"127.0.0.1:{port}", "to": target.address}]) as tunnel:
+            tunnel.start()
+            with connection(port) as sock:
+                sock.settimeout(0.5)
+                with pytest.raises(TimeoutError):
+                    sock.sendall(bytes(1 << 28))
+                began = time.monotonic()
+                assert (tunnel.server if which == "server" else tunnel.client).stop() == 0
+                assert time.monotonic() - began < 6
+
+
+def test_a_client_that_cannot_connect_stops_at_once(directory: Path) -> None:
+    with Tunnel(directory) as tunnel:
+        tunnel.start_client(wait=False)
+        tunnel.client.wait_for("cannot connect")
+        began = time.monotonic()
+        assert tunnel.client.stop() == 0
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_client_stops_at_once_though_the_server_refuses_a_forward(directory: Path) -> None:
+    port = unused_port()
+    forwards = [{"remote": f"127.0.0.1:{port}", "to": "127.0.0.1:9"}]
+    with Tunnel(directory, forwards, account={"allow_listen": []}, client={"drain": 20}) as tunnel:
+        tunnel.start_server()
+        tunnel.start_client(wait=False)
+        tunnel.client.wait_for("cannot listen")
+        began = time.monotonic()
+        assert tunnel.client.stop() == 0
+        assert time.monotonic() - began < 1.5
+
+
+@both_ends
+@pytest.mark.parametrize("kind", ["local"])
+def test_the_other_end_says_why_and_resets_what_was_open(ends: Ends, which: str) -> None:
+    with connection(ends.port) as sock:
+        assert exchange(sock, b"open") == b"open"
+        assert ends.program(which).stop() == 0
+        assert ending_of(sock) == RESET
+    if which == "server":
+        ends.tunnel.client.wait_for("the-server is shutting down")
+    else:
+        ends.tunnel.server.wait_for(r"a from \S+ ended after \d+ s: the client is stopping")
