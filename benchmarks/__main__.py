@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cryptography
+from rich.console import Console
+from rich.table import Table
 
 from base.version import __version__
 
@@ -38,14 +40,15 @@ def main() -> int:
             ("32-byte ping-pong, median", lambda port: programs.ping_pong(port, 2000), "echo", "µs"),
             ("new connections, in turn", lambda port: programs.connections(port, 400), "echo", "1/s"),
         ]
-        print(f"\n{'':32}{'no tunnel':>12}{'websocket':>12}{'ratio':>8}")
+        table = Table("", "no tunnel", "websocket", "ratio", "unit", box=None, pad_edge=False)
         for title, measure, program, unit in rows:
             bare, tunnelled = [], []
             for _ in range(options.rounds):
                 bare.append(measure(rig.direct[program]))
                 tunnelled.append(measure(rig.tunnelled[program]))
             a, b = statistics.median(bare), statistics.median(tunnelled)
-            print(f"{title:32}{a:12.2f}{b:12.2f}{b / a:8.2f}  {unit}", flush=True)
+            table.add_row(title, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}", unit)
+    Console().print(table)
     return 0
 
 
