@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -50,9 +49,11 @@ def run_daemon(run: Run, *, pid_file: Path | None = None, hangup_stops: bool = F
 class Signals:
     """Turns signals into `stop` and `reopen` for as long as the `with` block lasts.  Main thread only.
 
-    A handler runs between any two bytecodes of the main thread, which may be holding the very lock
-    that `Event.set` or a log line needs.  So it only puts the number into a SimpleQueue, which is
-    made for that, and the thread `signals` acts on it.
+    Python runs signal handlers in the main thread, between two bytecodes.  That thread may be holding
+    the very lock that `Event.set` or a log line needs; and when the kernel gave the signal to another
+    thread, it sleeps on, and the handler runs when it wakes, which may be never.  So the handlers do
+    nothing: the interpreter writes each signal's number into a socket at once, in whatever thread
+    (signal.set_wakeup_fd), and the thread `signals` reads it there and acts.
     """
 
     def __init__(self, stop: threading.Event, *, hangup_stops: bool = False) -> None:
@@ -63,42 +64,45 @@ class Signals:
             # nohup starts us with SIGHUP ignored, and means it: a closed terminal is to end nothing.
             hangup_stops = hangup_stops and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
             (self._stopping if hangup_stops else self._reopening).append(signal.SIGHUP)
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._stops = 0
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        self._thread: threading.Thread | None = None
+        self._wakeup_before = -1
 
     def __enter__(self) -> Self:
-        self._thread = start_thread("signals", self._signals_loop)
+        self._read_end, self._write_end = socket.socketpair()
+        self._write_end.setblocking(False)  # as set_wakeup_fd demands
+        self._wakeup_before = signal.set_wakeup_fd(self._write_end.fileno(), warn_on_full_buffer=False)
         for number in (*self._stopping, *self._reopening):
-            self._before[number] = signal.signal(number, self._on_signal)
+            self._before[number] = signal.signal(number, _do_nothing)
+        self._thread = start_thread("signals", self._signals_loop)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._queue.put(None)
-        assert self._thread is not None
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._write_end.close()
         self._thread.join()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number in self._stopping:
-            self._stops += 1
-            if self._stops > 1:
-                # Here and not in the thread: it must work even when all else is stuck.
-                os._exit(128 + number)
-        self._queue.put(number)
+        self._read_end.close()
 
     def _signals_loop(self) -> None:
-        while (number := self._queue.get()) is not None:
+        stopping = False
+        while received := self._read_end.recv(1):
+            number = received[0]
             if number in self._reopening:
                 reopen()
                 log.info("SIGHUP: log file opened again", extra={"event": "log-reopened"})
-            else:
+            elif number in self._stopping:
+                if stopping:
+                    os._exit(128 + number)
+                stopping = True
                 self._stop.set()
                 notify("STOPPING=1")
                 name = signal.Signals(number).name
                 log.info("%s: stopping; the same again ends at once", name, extra={"event": "stopping", "signal": name})
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """A handler that is there so that the interpreter reports the signal."""
 
 
 class PidFile:

@@ -16,6 +16,7 @@ import pytest
 
 from base.errors import UsageError
 from service.daemon import PidFile, notify, take_lock
+from tests.processes import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20.0
@@ -74,7 +75,7 @@ def start() -> Iterator[Start]:
 
 DAEMON = """
     from pathlib import Path
-    import os
+    import os, signal, threading
     from service.daemon import run_daemon
     from service.log import setup_logging
     from service.settings import LogSettings
@@ -85,6 +86,10 @@ DAEMON = """
     def run(stop, ready):
         print("running", flush=True)
         ready()
+        if os.environ.get("SIGNALLED_THREAD"):
+            # The kernel chooses which thread gets a signal; this one is chosen here, while the main one sleeps.
+            timer = threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM))
+            timer.start()
         stop.wait()
         print("stopped", flush=True)
         if os.environ.get("STUCK"):
@@ -95,6 +100,12 @@ DAEMON = """
     run_daemon(run, pid_file=Path(pid_file) if pid_file else None, hangup_stops=bool(os.environ.get("HANGUP_STOPS")))
     print("returned", flush=True)
 """
+
+
+def test_a_signal_that_another_thread_got_stops_too(start: Start) -> None:
+    child = start(DAEMON, SIGNALLED_THREAD="1")
+    assert [child.line(), child.line(), child.line()] == ["running", "stopped", "returned"]
+    assert child.end() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -121,9 +132,9 @@ def test_a_hangup_opens_a_renamed_log_file_again(start: Start, tmp_path: Path) -
     assert child.line() == "running"
     path.rename(tmp_path / "log.1")
     child.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: path.exists() and "log file opened again" in path.read_text(), "a new log file")
     child.process.send_signal(signal.SIGTERM)
     assert child.end() == 0
-    assert "log file opened again" in path.read_text()
     assert (tmp_path / "log.1").read_text() == ""
 
 
