@@ -167,10 +167,12 @@ class RefusalForger:
         return [refusal.encode() for refusal in [*guessed, *codes, Refusal(1, os.urandom(32))]]
 
 
-def forge_session_key(m1: bytes, m2: bytes, m3: bytes, client_secret: bytes, k_tok: bytes) -> bytes:
+def forge_session_key(
+    m1: bytes, m2: bytes, m3: bytes, client_secret: bytes, k_tok: bytes, server_secret: bytes | None = None
+) -> bytes:
     """M4 exactly as a server would make it that believed in `client_secret` and `k_tok`."""
     client_key = rsa_keys.load_public_key(ClientKeyMessage.decode(m3).spki, 2048)
-    server_secret = os.urandom(32)
+    server_secret = os.urandom(32) if server_secret is None else server_secret
     unproven = SessionKey(rsa_keys.encrypt(client_key, server_secret, SESSION_LABEL), bytes(32))
     transcript = schedule.transcript_hash(m1, m2, m3, unproven.encode_before_proof())
     secrets = schedule.session_secrets(k_tok, transcript, client_secret, server_secret)
