@@ -201,7 +201,7 @@ class Client:
         except QanatError as error:
             if not self._stopping.is_set():
                 self._backoff.failed()
-                log.error("cannot connect to %s: %s", url, error, extra={"event": "failed", "url": str(url)})
+                log.error("%s", _not_connected(url, error), extra={"event": "failed", "url": str(url)})
             return error.retry_after if isinstance(error, TransportError) else None
         finally:
             with self._changed:
@@ -315,6 +315,13 @@ class Client:
                 url, time.monotonic() - started, printable(ending.cause),
                 extra={"event": "disconnected", "url": str(url)},
             )  # fmt: skip
+
+
+def _not_connected(url: TunnelUrl, error: QanatError) -> str:
+    """What happened, with the server named once."""
+    if url.host not in error.message:
+        return f"cannot connect to {url}: {error}"
+    return str(error) if error.message.startswith("cannot connect") else f"cannot connect: {error}"
 
 
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:

@@ -178,7 +178,8 @@ class TlsWire(Wire):
                 if received == 0:
                     raise TransportError(
                         "the other end closed the connection during the TLS handshake",
-                        hint="it may not know this host name, or something on the way forbids TLS to it",
+                        hint="it may not know this host name, something on the way may forbid TLS to it, or, if the "
+                        "port has no TLS: write ws:// instead of wss://",
                     )
                 self._incoming.write(self._raw[:received])
             self._wire.set_read_timeout(None)

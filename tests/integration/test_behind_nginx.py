@@ -1,0 +1,174 @@
+"""What people do with a tunnel, done by real programs through a real nginx with TLS, as deploy/ configures it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pty
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from tests import scenarios
+from tests.applications import RESET, Conversation, Target, connection, echo, wait_until_echoes
+from tests.harness import SECONDS, Tunnel, unused_port
+from tests.programs import require_program
+from tests.web import Nginx, Sshd, TunnelNginx, file_server
+
+GIGABYTE = 1_000_000_000
+
+
+@frozen
+class Site:
+    tunnel: Tunnel
+    nginx: Nginx
+    bulk: scenarios.Bulk
+    bulk_target: Target
+    bulk_port: int
+    echo_ports: tuple[int, int]  # through a local and a remote forward
+    files: dict[str, bytes]
+    web_port: int
+    sshd: Sshd
+    ssh_port: int
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("site")
+    bulk = scenarios.Bulk(GIGABYTE)
+    files = {f"resource-{n}": os.urandom(2_000 + 997 * n) for n in range(100)} | {"large": os.urandom(2_000_000)}
+    sshd = Sshd(directory / "sshd")
+    with ExitStack() as stack:
+        bulk_target = stack.enter_context(Target(bulk.handler))
+        other = stack.enter_context(Target(echo))
+        web, web_target = file_server(directory, files)
+        stack.enter_context(web)
+        stack.enter_context(sshd.start())
+        bulk_port, web_port, ssh_port, local, remote = (unused_port() for _ in range(5))
+        tunnel = Tunnel(
+            directory / "tunnel",
+            [
+                {"local": f"127.0.0.1:{bulk_port}", "to": bulk_target.address},
+                {"local": f"127.0.0.1:{web_port}", "to": f"127.0.0.1:{web_target}"},
+                {"remote": f"127.0.0.1:{ssh_port}", "to": f"127.0.0.1:{sshd.port}"},
+                {"local": f"127.0.0.1:{local}", "to": other.address},
+                {"remote": f"127.0.0.1:{remote}", "to": other.address},
+            ],
+            server={"trusted_proxies": ["127.0.0.1/32"]},
+        )
+        front = TunnelNginx(directory / "front", tunnel.port)
+        tunnel.client_settings |= {"url": front.url, "tls": {"ca_file": str(front.ca_file)}}
+        nginx = stack.enter_context(front.start())
+        stack.enter_context(tunnel).start()
+        yield Site(
+            tunnel, nginx, bulk, bulk_target, bulk_port, (local, remote), files, web_port, sshd, ssh_port,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_gigabyte_each_way_at_once_through_one_stream(site: Site) -> None:
+    figures = site.bulk.run(site.bulk_port, site.bulk_target)
+    print(figures)
+    assert figures["seconds"] < 60
+
+
+def test_many_concurrent_downloads(site: Site, tmp_path: Path) -> None:
+    scenarios.downloads(tmp_path, site.web_port, {"large": site.files["large"]}, count=60, parallel=60)
+
+
+def test_a_page_of_a_hundred_resources(site: Site, tmp_path: Path) -> None:
+    """Six connections at once, each used again and again, as browsers do."""
+    resources = {name: content for name, content in site.files.items() if name.startswith("resource-")}
+    scenarios.downloads(tmp_path, site.web_port, resources, count=100, parallel=6)
+
+
+def test_scp_through_a_remote_forward_both_ways(site: Site, tmp_path: Path) -> None:
+    scp = require_program("scp")
+    options = site.sshd.options(site.ssh_port)
+    original, there, back = (tmp_path / name for name in ("original", "there", "back"))
+    original.write_bytes(os.urandom(20_000_000))
+    remote = f"{getpass.getuser()}@127.0.0.1:{there}"
+    for source, target in ((original, remote), (remote, back)):
+        subprocess.run([scp, "-q", *options, source, target], check=True, timeout=60)
+    assert there.read_bytes() == back.read_bytes() == original.read_bytes()
+
+
+def test_an_interactive_ssh_session_through_a_remote_forward(site: Site) -> None:
+    ssh = require_program("ssh")
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [ssh, "-tt", *site.sshd.options(site.ssh_port), f"{getpass.getuser()}@127.0.0.1", "exec sh -i"],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        screen = Screen(ours)
+        screen.type("stty -echo; PS1='ready> '\n")
+        screen.wait_for(b"ready> ")
+        for number in range(20):
+            screen.type(f"echo answer-$(({number} * {number}))\n")
+            screen.wait_for(f"answer-{number * number}\r\nready> ".encode())
+        screen.type("tty && sleep 60\n")
+        screen.wait_for(b"/dev/pts/")
+        screen.type("\x03")  # ^C goes through too
+        screen.wait_for(b"ready> ")
+        screen.type("exit 7\n")
+        assert process.wait(SECONDS) == 7
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+class Screen:
+    """A terminal, seen from the side of the person before it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._shown = b""
+
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def wait_for(self, text: bytes) -> None:
+        """Block until `text` is shown; what came up to there is forgotten."""
+        deadline = time.monotonic() + SECONDS
+        while text not in self._shown:
+            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} is not shown, but {self._shown!r}"
+            self._shown += os.read(self._descriptor, 65536)
+        _, _, self._shown = self._shown.partition(text)
+
+
+def test_the_server_hears_from_nginx_who_is_calling(site: Site) -> None:
+    site.tunnel.server.wait_for(r"a connected from 127\.0\.0\.1\S* .*over websocket")
+
+
+def test_after_nginx_was_killed_and_started_anew_the_tunnel_comes_back(tmp_path: Path) -> None:
+    local, remote = unused_port(), unused_port()
+    with ExitStack() as stack:
+        target = stack.enter_context(Target(echo))
+        forwards = [
+            {"local": f"127.0.0.1:{local}", "to": target.address},
+            {"remote": f"127.0.0.1:{remote}", "to": target.address},
+        ]
+        tunnel = stack.enter_context(Tunnel(tmp_path / "tunnel", forwards))
+        front = TunnelNginx(tmp_path / "front", tunnel.port)
+        tunnel.client_settings |= {"url": front.url, "tls": {"ca_file": str(front.ca_file)}}
+        with front.start():
+            tunnel.start()
+            sock = stack.enter_context(connection(local))
+            talk = Conversation(sock)
+            assert talk.flowing.wait(SECONDS)
+        talk.join(SECONDS)
+        assert talk.ending == RESET
+        stack.enter_context(front.start())
+        tunnel.wait_connected(2)
+        for port in (local, remote):
+            wait_until_echoes(port)

@@ -1,0 +1,144 @@
+"""Real programs round a tunnel: nginx in front of it and behind it, sshd as what a forward reaches.
+
+nginx in front runs deploy/nginx-websocket.conf, with nothing changed but names, ports and paths, as a
+user would.  Everything lives in a directory of the caller's and on ports above 1024.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.harness import ROOT, SECONDS, Program, unused_port
+from tests.programs import require_program
+from tests.transports.certificates import Authority
+
+HOST = "localhost"
+
+
+class Nginx(Program):
+    """nginx with these `http`-level blocks; ready when it is made."""
+
+    def __init__(self, directory: Path, blocks: Sequence[str], port: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
+            (directory / name).mkdir(exist_ok=True)
+        # Its workers give root up, and could then not read files in a directory that is only ours.
+        user = "user root;\n" if os.geteuid() == 0 else ""
+        paths = "".join(f"{name}_temp_path {name};\n" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
+        (directory / "nginx.conf").write_text(
+            f"{user}worker_processes 1;\npid nginx.pid;\ndaemon off;\nerror_log stderr;\n"
+            f"events {{ worker_connections 4096; }}\n"
+            f"http {{\naccess_log off;\nclient_body_temp_path body;\n{paths}" + "\n".join(blocks) + "\n}\n"
+        )
+        nginx = require_program("nginx")
+        super().__init__(nginx, "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf")
+        wait_until_listening(port, self)
+
+    def close(self) -> None:
+        """End the master, which ends its workers; a worker outlives a master that is killed."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(SECONDS)
+        super().close()
+
+
+class TunnelNginx:
+    """nginx with TLS in front of a server on `server_port`, from deploy/nginx-websocket.conf.
+
+    `url` is what a client dials, `ca_file` what it has to trust.
+    """
+
+    def __init__(self, directory: Path, server_port: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        authority = Authority(directory)
+        issued = authority.issue(HOST)
+        self.port = unused_port()
+        self.url = f"wss://{HOST}:{self.port}/tunnel"
+        self.ca_file = authority.ca_file
+        block = (ROOT / "deploy" / "nginx-websocket.conf").read_text()
+        for old, new in {
+            "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
+            "server_name tunnel.example.com;": f"server_name {HOST};",
+            "/etc/letsencrypt/live/tunnel.example.com/fullchain.pem": str(issued.certificate),
+            "/etc/letsencrypt/live/tunnel.example.com/privkey.pem": str(issued.key),
+            "proxy_pass http://127.0.0.1:8443;": f"proxy_pass http://127.0.0.1:{server_port};",
+        }.items():
+            assert block.count(old) == 1, f"deploy/nginx-websocket.conf has no {old!r} to replace"
+            block = block.replace(old, new)
+        self._block = block
+
+    def start(self) -> Nginx:
+        return Nginx(self._directory / "nginx", [self._block], self.port)
+
+
+def file_server(directory: Path, files: dict[str, bytes]) -> tuple[Nginx, int]:
+    """nginx that serves these files; the program and its port."""
+    root = directory / "files"
+    root.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    port = unused_port()
+    block = f"server {{ listen 127.0.0.1:{port} backlog=1024; root {root}; sendfile on; }}"
+    return Nginx(directory / "file-server", [block], port), port
+
+
+class Sshd:
+    """Debian's sshd on a port of its own, with keys made for it; `ssh` and `scp` give commands that reach it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        keygen = require_program("ssh-keygen")
+        for name in ("host", "user"):
+            command = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", directory / name]
+            subprocess.run(command, check=True, timeout=SECONDS)
+        (directory / "authorized").write_bytes((directory / "user.pub").read_bytes())
+        self.port = unused_port()
+        (directory / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nPidFile none\n"
+            f"AuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
+            "PasswordAuthentication no\nSubsystem sftp internal-sftp\nPrintMotd no\n"
+        )
+        # Debian's sshd insists on this directory, which its init script makes.
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+        self._program: Program | None = None
+
+    def start(self) -> Program:
+        program = Program(require_program("sshd"), "-D", "-e", "-f", self._directory / "sshd_config")
+        wait_until_listening(self.port, program)
+        return program
+
+    def options(self, port: int) -> list[str]:
+        """Options for ssh and scp to log in through `port` with the right keys, trusting no other host key."""
+        host_key = " ".join((self._directory / "host.pub").read_text().split()[:2])
+        known_hosts = self._directory / "known_hosts"
+        known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}\n")
+        settings = {
+            "Port": port, "IdentityFile": self._directory / "user", "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": known_hosts, "GlobalKnownHostsFile": "/dev/null",
+            "StrictHostKeyChecking": "yes", "BatchMode": "yes", "LogLevel": "ERROR",
+        }  # fmt: skip
+        return ["-F", "/dev/null", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
+
+
+def wait_until_listening(port: int, program: Program) -> None:
+    """Block until `program` accepts connections on `port`."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
+            return
+        except OSError:
+            code = program.process.poll()
+            assert code is None, f"{program.name} ended with {code}:\n{program.output}"
+            assert time.monotonic() < deadline, f"{program.name} does not listen on {port}:\n{program.output}"
+        time.sleep(0.01)  # there is nothing to wait on: the program does not say when it is ready
