@@ -33,7 +33,7 @@ pyz: $(VENV)/.test
 soak: $(VENV)/.test
 	$(IN) -m benchmarks.soak $(ARGS)
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(IN) -m benchmarks $(ARGS)
 
 clean:
@@ -48,6 +48,10 @@ $(VENV)/.run: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(IN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(IN) -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	@touch $@ $(VENV)/.run
 
 $(VENV)/bin/python:
