@@ -161,7 +161,7 @@ def _upgrade(url: TunnelUrl, wire: Wire, deadline: Deadline) -> Pipe:
             host=url.authority,
             subprotocols=[SUBPROTOCOL],
             suppress_origin=True,
-            redirect_limit=0,  # else it would follow three, and send our headers there
+            redirect_limit=0,  # _Opening stops at a redirect; were it not for that, three would be followed
             header=[f"User-Agent: qanat/{__version__}"],
         )
     except websocket.WebSocketException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -52,12 +53,13 @@ def answering(stack: ExitStack, answer: Callable[[bytes], bytes], *, hang: bool 
     def serve() -> None:
         with listener.accept()[0] as sock:
             head = read_head(sock)
-            sock.sendall(answer(head))
-            if hang:
-                over.wait(20)
-            else:
-                sock.shutdown(socket.SHUT_WR)
-                sock.recv(1)
+            with contextlib.suppress(OSError):  # the client may have heard enough and gone
+                sock.sendall(answer(head))
+                if hang:
+                    over.wait(20)
+                else:
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.recv(1)
 
     serving = Background(serve)
     stack.callback(serving.result)
