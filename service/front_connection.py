@@ -219,6 +219,7 @@ class FrontConnection:
                 self._ours = False
             self._reception.on_pipe(pipe, address, slot)
         finally:
+            slot.release()  # before the peer can see the end, and come again at once
             pipe.close("the server has ended this connection")
 
     # --- small things
