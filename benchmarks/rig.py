@@ -80,17 +80,19 @@ class Rig:
         for role, settings in (("server", server), ("client", client)):
             path = folder / f"{role}.yaml"
             path.write_text(json.dumps({role: settings}))
-            self._start("tunnel.py", role, "-c", str(path))
-        self._wait_until_up(self.tunnelled["echo"])
+        self._start("tunnel.py", "server", "-c", str(folder / "server.yaml"))
+        self._wait_until_up(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"H")
+        self._start("tunnel.py", "client", "-c", str(folder / "client.yaml"))
+        self._wait_until_up(self.tunnelled["echo"], b"?", b"?")
 
-    def _wait_until_up(self, port: int) -> None:
+    def _wait_until_up(self, port: int, question: bytes, answer: bytes) -> None:
         deadline = Deadline(_START)
         retry = threading.Event()
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
-                    sock.sendall(b"?")
-                    if sock.recv(1) == b"?":
+                    sock.sendall(question)
+                    if sock.recv(1) == answer:
                         return
             except OSError:
                 pass
