@@ -89,8 +89,8 @@ class Signals:
         while received := self._read_end.recv(1):
             number = received[0]
             if number in self._reopening:
-                reopen()
-                log.info("SIGHUP: log file opened again", extra={"event": "log-reopened"})
+                done = "log file opened again" if reopen() else "no log file to open again"
+                log.info("SIGHUP: %s", done, extra={"event": "hangup"})
             elif number in self._stopping:
                 if stopping:
                     os._exit(128 + number)

@@ -64,17 +64,21 @@ def setup_logging(settings: LogSettings) -> None:
     logging.captureWarnings(True)
 
 
-def reopen() -> None:
-    """Open the log file by its name again, after logrotate moved it; nothing when the log is stderr.
+def reopen() -> bool:
+    """Open the log file by its name again, after logrotate moved it; False when that was not to be done.
 
-    When the name cannot be opened, logging goes on into the file that is open already.
+    It is not when the log goes to stderr, or when the name cannot be opened: then logging goes on
+    into the file that is open already, and says so.
     """
     handler = _installed
-    if isinstance(handler, ReopeningFileHandler):
-        try:
-            handler.reopen()
-        except OSError as error:
-            log.error("cannot open the log file %s again, the old one stays in use: %s", handler.path, error.strerror)
+    if not isinstance(handler, ReopeningFileHandler):
+        return False
+    try:
+        handler.reopen()
+    except OSError as error:
+        log.error("cannot open the log file %s again, the old one stays in use: %s", handler.path, error.strerror)
+        return False
+    return True
 
 
 def scrub(text: str) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +17,7 @@ import pytest
 
 from handshake.tokens import generate_token
 from service.init_files import write_files
-from tests.processes import Pair, Qanat, free_port, run_qanat
+from tests.processes import SECONDS, TUNNEL, NotifySocket, Pair, Qanat, free_port, run_qanat
 
 
 @pytest.fixture
@@ -67,6 +72,33 @@ def test_a_second_signal_does_not_wait_for_open_streams(pair: Pair, server: Qana
             client.process.terminate()
             client.wait_until_stopping()
             assert client.stop() == 128 + signal.SIGTERM
+
+
+def test_what_was_started_in_a_terminal_ends_with_it(pair: Pair) -> None:
+    master, terminal = os.openpty()
+
+    def own_the_terminal() -> None:
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    notifications = NotifySocket(pair.directory / "notify-terminal")
+    process = subprocess.Popen(
+        [sys.executable, TUNNEL, "server", "-c", pair.server_yaml],
+        env={**os.environ, "NOTIFY_SOCKET": str(notifications.path)},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=own_the_terminal,
+    )
+    os.close(terminal)
+    try:
+        assert notifications.wait(process.pid) == "READY=1"
+        os.close(master)  # the window is closed
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+        notifications.close()
 
 
 # --- failing --------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_nohup_is_respected(start: Start) -> None:
     )
     assert child.line() == "running"
     child.process.send_signal(signal.SIGHUP)
-    child.errors_until("SIGHUP: log file opened again")
+    child.errors_until("SIGHUP: no log file to open again")
     child.process.send_signal(signal.SIGTERM)
     assert child.line() == "stopped"
     assert child.end() == 0

@@ -117,7 +117,7 @@ def test_logging_follows_the_name_after_a_real_rename(tmp_path: Path) -> None:
     logger.info("before")
     path.rename(tmp_path / "qanat.log.1")
     logger.info("between")
-    reopen()
+    assert reopen()
     logger.info("after")
     assert [line.split()[-1] for line in (tmp_path / "qanat.log.1").read_text().splitlines()] == ["before", "between"]
     assert [line.split()[-1] for line in path.read_text().splitlines()] == ["after"]
@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_opened_again_goes_on_in_the_old_file(tmp_path: Pat
     folder.mkdir()
     setup_logging(LogSettings(file=folder / "qanat.log"))
     folder.rename(tmp_path / "moved")
-    reopen()
+    assert not reopen()
     logger.info("still here")
     text = (tmp_path / "moved" / "qanat.log").read_text()
     assert "the old one stays in use" in text
@@ -137,7 +137,7 @@ def test_a_log_that_cannot_be_opened_again_goes_on_in_the_old_file(tmp_path: Pat
 
 def test_reopening_without_a_file_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(LogSettings())
-    reopen()
+    assert not reopen()
     logger.info("here")
     assert capsys.readouterr().err.endswith("info    here\n")
 
