@@ -16,7 +16,7 @@ IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
 
 MAX_NAME = 253
-"""Characters in a host name at most (RFC 1035 §2.3.4, without the final dot)."""
+"""Bytes in a host name at most (RFC 1035 §2.3.4, without the final dot)."""
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _NOT_IN_A_NAME = re.compile(r"""[\x00-\x20\x7f/\\@\[\]:*?#%,;"'<>|{}$]""")
@@ -114,8 +114,8 @@ def check_target_host(host: str) -> str:
         raise UsageError("names no host")
     if parse_address(host) is not None:
         return host
-    if len(host) > MAX_NAME:
-        raise UsageError(f"has a host name of more than {MAX_NAME} characters")
+    if len(host.encode()) > MAX_NAME:
+        raise UsageError(f"has a host name of more than {MAX_NAME} bytes")
     if _NOT_IN_A_NAME.search(host):
         raise UsageError("has a character in its host that no host name can have")
     return host

@@ -14,6 +14,8 @@ from handshake.fields import FieldReader, lp16
 
 MAX_NAME = 255
 """Bytes in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
+MAX_REASON = 512
+"""Bytes of the text that says why the server cannot listen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class ListenFailed:
     text: str
 
     def encode(self) -> bytes:
-        return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(self.text.encode()[:512])
+        return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(_cut(self.text, MAX_REASON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def decode_control(content: bytes) -> ControlMessage:
     elif kind == 2:
         message = Listening(forward, reader.u16())
     elif kind == 3:
-        message = ListenFailed(forward, reader.u16(), _text(reader, 512))
+        message = ListenFailed(forward, reader.u16(), _text(reader, MAX_REASON))
     elif kind == 4:
         message = Unlisten(forward)
     else:
@@ -139,5 +141,6 @@ def _text(reader: FieldReader, limit: int = MAX_NAME) -> str:
         raise ProtocolError("a text that is not UTF-8") from error
 
 
-def _cut(text: str) -> bytes:
-    return text.encode()[:MAX_NAME].decode(errors="ignore").encode()
+def _cut(text: str, limit: int = MAX_NAME) -> bytes:
+    """At most `limit` bytes of `text`, whole characters."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore").encode()

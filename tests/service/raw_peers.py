@@ -1,0 +1,154 @@
+"""A client and a server that pass the handshake and then say whatever a test wants, to the real other end.
+
+`RawClient` talks to a `service.server.Server`, `RawServer` is dialled by a `service.client.Client`.  Both
+speak records; `carry` gives them a lane for frames.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from base.deadline import Deadline
+from handshake.client_keys import ClientKey
+from handshake.exchange import SealedPipe, client_handshake, server_handshake
+from handshake.hello import Answer, Hello, Parameters, Ready, RecordKind
+from handshake.identity import load_or_create_identity
+from handshake.machine import ClientHandshake, ServerHandshake
+from mux.lane import Ending, Lane
+from mux.parameters import LaneParameters
+from mux.stream_io import StreamIO
+from service.admission import ClientAddress, HandshakeSlot
+from service.front_door import FrontDoor
+from service.server import Server
+from service.settings import ServerSettings
+from transports import websocket
+from transports.pipe import Pipe
+from transports.urls import TunnelUrl
+
+SECONDS = 10.0
+PARAMETERS = Parameters("raw/1", 131_072, 4096, 15)
+
+Record = tuple[RecordKind, bytes]
+
+
+@cache
+def client_key() -> ClientKey:
+    """One key for all tests: making one costs more than the rest of a handshake."""
+    return ClientKey.generate()
+
+
+@dataclass
+class Carried:
+    """A lane in a thread of its own, and what came in on it."""
+
+    lane: Lane
+    thread: threading.Thread
+    opened: queue.SimpleQueue[StreamIO]
+    control: queue.SimpleQueue[bytes]
+    endings: list[Ending] = field(default_factory=list)
+
+    def end(self) -> Ending:
+        """Wait until the pipe has ended; how."""
+        self.thread.join(SECONDS)
+        assert self.endings, "the lane still runs"
+        return self.endings[0]
+
+
+def carry(sealed: SealedPipe, *, client: bool) -> Carried:
+    """Run a lane on `sealed` until it ends."""
+    opened: queue.SimpleQueue[StreamIO] = queue.SimpleQueue()
+    control: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    lane = Lane("raw", LaneParameters(client=client), on_open=opened.put, on_control=control.put)
+    endings: list[Ending] = []
+    thread = threading.Thread(target=lambda: endings.append(lane.run(sealed, silence=SECONDS)), daemon=True)
+    thread.start()
+    return Carried(lane, thread, opened, control, endings)
+
+
+class RawClient:
+    """A client of `server` after the handshake, before HELLO."""
+
+    def __init__(self, server: Server, name: str, token: bytes, instance: bytes = b"i" * 16) -> None:
+        host, port = server.addresses[0]
+        self.instance = instance
+        deadline = Deadline(SECONDS)
+        pipe = websocket.connect(TunnelUrl.parse(f"ws://{host}:{port}/tunnel"), ca_file=None, deadline=deadline)
+        handshake = ClientHandshake(name, token, client_key(), lambda spki: None)
+        self.sealed = client_handshake(pipe, handshake, deadline)
+        self.sealed.set_read_timeout(SECONDS)
+        self.carried: Carried | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.sealed.close("the test is over")
+        if self.carried is not None:
+            self.carried.end()
+
+    def say(self, kind: RecordKind, content: bytes) -> None:
+        self.sealed.send_record(bytes((kind,)) + content)
+
+    def hear(self) -> Record:
+        kind, content = self.sealed.recv_record()
+        return kind, bytes(content)
+
+    def greet(self) -> Record:
+        """Say HELLO; the answer."""
+        self.say(RecordKind.HELLO, Hello(self.instance, PARAMETERS).encode())
+        return self.hear()
+
+    def join(self) -> Carried:
+        """Begin a session."""
+        kind, _ = self.greet()
+        assert kind is RecordKind.READY
+        self.carried = carry(self.sealed, client=True)
+        return self.carried
+
+
+class RawServer:
+    """A server that calls `behave(sealed)` for each client that has authenticated, in that connection's thread."""
+
+    def __init__(self, directory: Path, token: bytes, behave: Callable[[SealedPipe], None]) -> None:
+        self._identity = load_or_create_identity(directory / "raw-server.key")
+        self._token = token
+        self._behave = behave
+        self._door = FrontDoor(ServerSettings(clients=(), listen=(("127.0.0.1", 0),)), self._on_pipe)
+        self.fingerprint = self._identity.fingerprint
+        self.greeted = threading.Semaphore(0)
+        """Released for each client that has authenticated."""
+
+    def __enter__(self) -> Self:
+        self._door.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._door.close()
+        assert self._door.join(SECONDS) == []
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self._door.addresses[0][1]}/tunnel"
+
+    def _on_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        handshake = ServerHandshake(self._identity, lambda name: (self._token,), None)
+        sealed = server_handshake(pipe, handshake, Deadline(SECONDS))
+        slot.release()
+        self.greeted.release()
+        self._behave(sealed)
+
+
+def welcome(sealed: SealedPipe) -> Carried:
+    """Answer HELLO with READY, as a server does, and begin the session."""
+    kind, _ = sealed.recv_record()
+    assert kind is RecordKind.HELLO
+    ready = Ready(Answer.NEW, "raw", PARAMETERS, session=b"s" * 16)
+    sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
+    return carry(sealed, client=False)
