@@ -193,8 +193,10 @@ class Client:
         """One connection from dialling to its end.  Returns the seconds that the server asked us to wait."""
         started = time.monotonic()
         try:
-            sealed = self._connect(url)
-            session = self._greet(url, sealed)
+            pipe = self._dial(url)
+            deadline = Deadline(self.settings.handshake_timeout)
+            sealed = self._authenticate(url, pipe, deadline)
+            session = self._greet(url, sealed, deadline)
         except RefusedError as error:
             self._refused(url, error)
             return None
@@ -209,16 +211,19 @@ class Client:
         self._carry(url, session, sealed, started)
         return None
 
-    def _connect(self, url: TunnelUrl) -> SealedPipe:
+    def _dial(self, url: TunnelUrl) -> Pipe:
         settings = self.settings
         pipe = websocket.connect(url, ca_file=settings.tls.ca_file, deadline=Deadline(settings.connect_timeout))
         with self._changed:
             self._pipe = pipe
             if self._stopping.is_set():
                 pipe.close("the client is stopping")
+        return pipe
+
+    def _authenticate(self, url: TunnelUrl, pipe: Pipe, deadline: Deadline) -> SealedPipe:
+        settings = self.settings
         assert self._keys is not None
-        deadline = Deadline(settings.handshake_timeout)
-        key = self._keys.take(settings.handshake_timeout)
+        key = self._keys.take(deadline.remaining() or 0.0)
         handshake = ClientHandshake(settings.name, settings.token, key, lambda spki: self._check_server(url, spki))
         return client_handshake(pipe, handshake, deadline)
 
@@ -235,12 +240,12 @@ class Client:
                 "on the server and put what it prints into server_fingerprint",
             )
 
-    def _greet(self, url: TunnelUrl, sealed: SealedPipe) -> ClientSession:
+    def _greet(self, url: TunnelUrl, sealed: SealedPipe, deadline: Deadline) -> ClientSession:
         """Say HELLO and hear READY.  Raises RefusedError (not final) when another process has our name."""
         settings = self.settings
         ours = hello_parameters(settings.flow, settings.keepalive, self._max_streams)
         try:
-            with closed_at(Deadline(settings.handshake_timeout), sealed.pipe):
+            with closed_at(deadline, sealed.pipe):
                 sealed.send_record(bytes((RecordKind.HELLO,)) + Hello(self._instance, ours).encode())
                 kind, content = sealed.recv_record()
             if kind is RecordKind.CLOSE:

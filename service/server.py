@@ -43,7 +43,8 @@ class Server:
         """Loads or makes the identity; raises UsageError when it cannot be used."""
         self.settings = settings
         self.identity = load_or_create_identity(settings.identity)
-        self.node = settings.node or socket.gethostname()
+        # A host's name need not be ASCII, and READY's node name must.
+        self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._accounts = {account.name: _Account(account) for account in settings.clients}
         self._front_door = FrontDoor(settings, self._on_pipe)

@@ -312,7 +312,7 @@ def test_an_unexpected_error_of_the_connector_is_a_failure_and_not_a_quiet_end(
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Client, "_connect", broken)
+    monkeypatch.setattr(Client, "_dial", broken)
     settings = ClientSettings("a", ("ws://127.0.0.1:1/tunnel",), TOKEN, state_dir=tmp_path)
     with pytest.raises(QanatError, match="unexpected error"):
         run_client(settings, threading.Event(), lambda: None)
