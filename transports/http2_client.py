@@ -1,0 +1,116 @@
+"""Opening a pipe over HTTP/2: one connection, one POST, and what every other answer most likely means.
+
+Over TLS `h2` alone is offered in ALPN; in clear the connection begins as HTTP/2 at once (prior knowledge, RFC 9113
+§3.3), since proxies do not upgrade a POST.  Used by `http2.connect` and `grpc.connect`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from base.deadline import Deadline
+from base.errors import PipeEnded, TransportError
+from transports.dialer import dial
+from transports.http2_dialect import Dialect
+from transports.http2_engine import Http2Engine
+from transports.http2_limits import WINDOW
+from transports.http2_pipe import Http2Pipe
+from transports.http2_stream import Http2Stream
+from transports.http_errors import printable
+from transports.pipe import Wire
+from transports.tls import TlsWire
+from transports.tls_contexts import client_tls_context
+from transports.urls import TunnelUrl
+
+ALPN = ("h2",)
+
+_SWITCH_ON = "switch HTTP/2 on there, or use `transport: websocket`"
+
+
+def open_pipe(url: TunnelUrl, dialect: Dialect, *, ca_file: Path | None, deadline: Deadline) -> Http2Pipe:
+    """Dial `url` and return the pipe, once the answer's head has come.  Blocks until `deadline`.
+
+    Raises TransportError whose hint says what to do, and UsageError for a `ca_file` that cannot be used.
+    """
+    context = client_tls_context(ca_file, ALPN) if url.tls else None
+    wire = dial(url, tls=context, deadline=deadline)
+    try:
+        if isinstance(wire, TlsWire) and wire.alpn not in ALPN:
+            raise TransportError(
+                f"{url.address} does not speak HTTP/2: it chose {wire.alpn or 'no protocol'} in TLS", hint=_SWITCH_ON
+            )
+        return _request(url, dialect, wire, deadline)
+    except BaseException:
+        wire.close()
+        raise
+
+
+def _request(url: TunnelUrl, dialect: Dialect, wire: Wire, deadline: Deadline) -> Http2Pipe:
+    engine = Http2Engine(wire, window=WINDOW)
+    headers = [
+        (":method", "POST"),
+        (":scheme", "https" if url.tls else "http"),
+        (":path", url.path),
+        (":authority", url.authority),
+        *dialect.request_headers(),
+    ]
+    with engine.lock:
+        stream = engine.core.request(headers, dialect)
+    try:
+        status, answer = _await_answer(url, engine, stream, deadline)
+    except PipeEnded as error:  # sending failed; what reading would say is better
+        engine.end(error.message)
+        raise _no_answer(url, engine, error.message) from error
+    problem = dialect.check_response(status, answer, url)
+    if problem is not None:
+        engine.end("the answer opens no pipe")
+        raise problem
+    stream.answered = True
+    return Http2Pipe(engine, stream, engine.end, alone=True)
+
+
+def _await_answer(
+    url: TunnelUrl, engine: Http2Engine, stream: Http2Stream, deadline: Deadline
+) -> tuple[int, dict[str, str]]:
+    """The head of the answer.  This thread reads and writes: so little has been sent that neither can be full."""
+
+    def something_to_do() -> bool:
+        return stream.response is not None or stream.over or bool(engine.core.owed)
+
+    while True:
+        engine.flush()
+        with engine.lock:
+            in_time = engine.wait_locked(stream.readable, something_to_do, deadline.remaining())
+            if stream.response is not None:
+                return stream.response
+            cause = stream.cause.text
+        if cause is not None:
+            raise _no_answer(url, engine, cause)
+        if not in_time:
+            engine.end("no answer in time")
+            raise TransportError(
+                f"{url} did not answer in time",
+                hint="a proxy on the way may hold requests back until they end: use `transport: websocket` there, or "
+                "switch its request buffering off",
+            )
+
+
+def _no_answer(url: TunnelUrl, engine: Http2Engine, cause: str) -> TransportError:
+    opening = engine.core.opening
+    if opening.startswith(b"HTTP/1"):
+        return TransportError(f"{url.address} speaks HTTP/1.1 on this port, not HTTP/2", hint=_SWITCH_ON)
+    if opening[:1] in (b"\x15", b"\x16"):  # a TLS alert or handshake record, RFC 8446 §5.1
+        return TransportError(f"{url.address} speaks TLS on this port", hint="write wss:// instead of ws:// in the URL")
+    if opening and len(opening) >= 9 and opening[3] != 4:  # a server's first frame is SETTINGS, RFC 9113 §3.4
+        return TransportError(
+            f"{url.address} is not an HTTP/2 server: it answered {printable(opening.decode('latin-1'))!r}",
+            hint="check host and port in the URL",
+        )
+    if not opening:
+        hint = "HTTP/2 may be switched off there: try `transport: websocket`; otherwise check the port"
+        if not url.tls:
+            hint += "; if the server speaks TLS, write wss:// instead of ws://"
+        return TransportError(f"{url} closed the connection without an answer", hint=hint)
+    return TransportError(
+        f"{url} did not answer: {cause}", hint="look at the log of the server, or of the proxy in front of it"
+    )

@@ -1,0 +1,313 @@
+"""One HTTP/2 connection for pipes, as a client or as a server: who reads it, who writes it, how it ends.
+
+What bytes mean is `http2_core`'s.  One lock guards that and every stream, and is never held during I/O.
+
+Nobody reads who must not wait: whichever thread waits for the connection reads it, unless another one does already
+(`wait_locked`), so that a client needs no thread for it and a server has one.  **Who reads never writes**: what is
+owed to the peer is announced (`on_owed`) to a thread that may.  Bytes leave in turns (`Turns`): taken from the core
+under the lock, handed to the wire under the turn, so that their order is that in which they were made.  A
+writer waits, with neither, for a window *or* something owed *or* the end.
+
+Used by `http2_pipe`, `http2_client` and `http2_server`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from h2.errors import ErrorCodes
+
+from base.errors import PipeEnded, ProtocolError, TransportError
+from transports.cause import FirstCause
+from transports.http2_core import Http2Core
+from transports.http2_dialect import Headers
+from transports.http2_frames import HEADER_SIZE, Http2Error, data_frames, write_data_header
+from transports.http2_request import Http2Request, Plain, Route, plain_answer
+from transports.http2_stream import Http2Stream
+from transports.http_errors import printable
+from transports.pipe import Wire
+from transports.turns import Turns
+
+log = logging.getLogger("qanat.http2")
+
+_CUT = "the connection was closed by the other end or the path"
+_EARLY = 0.005  # seconds by which the system may wake us before the time is up
+
+
+class Http2Engine:
+    """Owns `wire`.  Methods that end in `_locked` need `lock`; the others take it."""
+
+    def __init__(self, wire: Wire, *, window: int, first: bytes = b"", route: Route | None = None) -> None:
+        """A server when there is a `route`, else a client.  `window` is how much a new stream's peer may send.
+        `first` came already, a client's preface included.
+
+        Sends nothing: our own preface or SETTINGS are owed.
+        """
+        self.wire = wire
+        self.lock = threading.Lock()
+        self.core = Http2Core(self.lock, window=window, first=first, route=route)
+        self.cause = FirstCause()
+        self.on_owed: Callable[[], None] = _nothing
+        """Called, without the lock, when something is owed that nobody is about to send."""
+        self._turns = Turns()
+        self._told = False  # on_owed was called, and nothing has been sent since
+        self._work = threading.Condition(self.lock)  # for `writer_loop`
+        self._flush_due = False
+        self._send_failure: str | None = None
+        self._reading = False
+        self._read_timeout: float | None = None  # as the wire has it
+        self._followers: list[threading.Condition] = []  # of those who wait while another reads
+
+    @property
+    def over(self) -> bool:
+        return self.cause.text is not None
+
+    # --- streams
+
+    def answer(self, request: Http2Request, answer: Plain | Headers) -> None:
+        """As a server: owe a whole answer; a bare list of headers has no body.  Does not block."""
+        headers, body = (answer, b"") if isinstance(answer, list) else plain_answer(request, answer)
+        with self.lock:
+            if not self.over:
+                self.core.answer(request.stream_id, headers, body, request_ended=request.ended)
+        self.tell()
+
+    def answer_head(self, request: Http2Request, headers: Headers) -> None:
+        """As a server: owe the head of an answer whose body stays open.  Does not block."""
+        with self.lock:
+            if not self.over:
+                self.core.answer(request.stream_id, headers, None, request_ended=request.ended)
+        self.tell()
+
+    def refuse(self, stream_id: int, code: ErrorCodes) -> None:
+        """As a server: owe a reset.  Does not block."""
+        with self.lock:
+            self.core.streams.pop(stream_id, None)
+            if not self.over:
+                self.core.reset(stream_id, code)
+        self.tell()
+
+    def end_stream(self, stream: Http2Stream, cause: str) -> None:
+        """End our side of a stream, and its pipe.  Idempotent; does not block."""
+        with self.lock:
+            stream.end(cause)
+            stream.inbox.clear()
+            if not self.over:
+                self.core.finish(stream)
+        self.tell()
+
+    # --- the end
+
+    def end(self, cause: str) -> None:
+        """End the connection and wake everybody.  Idempotent; the first cause counts; does not block."""
+        with self.lock:
+            self._end_locked(cause)
+
+    def _end_locked(self, cause: str, code: int = ErrorCodes.NO_ERROR, fault: ProtocolError | None = None) -> None:
+        if not self.cause.set(cause):
+            return
+        if self._turns.try_enter():
+            self.wire.close(self.core.last_words(code) if self._send_failure is None else b"")
+            self._turns.leave()
+        else:  # something is half sent
+            self.wire.close()
+        for stream in self.core.streams.values():
+            stream.end(cause, fault)
+        self.core.streams.clear()
+        self._wake_followers_locked()
+        self._work.notify_all()
+
+    # --- sending
+
+    def send(self, stream: Http2Stream, buffer: memoryview, at: int) -> None:
+        """Block until `buffer[at:]` has been handed to the kernel as DATA.  The nine bytes before `at` are scratch.
+
+        Raises PipeEnded.  For one thread at a time of each stream.
+        """
+        with self.lock:
+            stream.sending = True
+        try:
+            while at < len(buffer):
+                at += self._send_turn(stream, buffer, at)
+        finally:
+            with self.lock:
+                stream.sending = False
+                stream.writable.notify_all()
+
+    def _send_turn(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
+        """Send what the windows allow; when that is nothing, what is owed; then wait.  Returns how much of DATA."""
+        with self._turns:
+            with self.lock:
+                self._check_locked(stream)
+                size = self.core.charge(stream, len(buffer) - at)
+                owed = self._take_owed_locked()
+                frame_size = self.core.frame_size
+            if owed:
+                self._send_now(owed)
+            if 0 < size <= frame_size:
+                write_data_header(buffer, at - HEADER_SIZE, size, stream.id)
+                self._send_now(buffer[at - HEADER_SIZE : at + size])
+            elif size:
+                self._send_now(data_frames(stream.id, buffer[at : at + size], frame_size))
+        if not size:
+            with self.lock:
+                self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), None)
+        return size
+
+    def _check_locked(self, stream: Http2Stream) -> None:
+        if stream.over:
+            raise stream.cause.error()
+        if self._send_failure is not None:
+            raise PipeEnded(self._send_failure)
+
+    def _may_act_locked(self, stream: Http2Stream) -> bool:
+        return stream.over or self._send_failure is not None or bool(self.core.owed) or self.core.may_send(stream)
+
+    def flush(self) -> None:
+        """Send what is owed.  Blocks and raises as `send` does; never by a thread that reads."""
+        with self._turns:
+            with self.lock:
+                owed = self._take_owed_locked()
+                if self.over:
+                    raise self.cause.error()
+            if owed:
+                self._send_now(owed)
+            try:
+                self.wire.flush()
+            except TransportError as error:
+                raise self._failed(error) from error
+
+    def tell(self) -> None:
+        """Have what is owed sent: by a writer that waits for a window, by `writer_loop`, by whoever `on_owed` wakes."""
+        with self.lock:
+            due = bool(self.core.owed) and not self._told
+            self._told |= due
+            if due:
+                for stream in self.core.streams.values():
+                    stream.writable.notify_all()
+        if due:
+            self.wake_writer()
+            self.on_owed()
+
+    def wake_writer(self) -> None:
+        """Have `writer_loop`, if it runs, send what connection and wire owe.  Does not block."""
+        with self.lock:
+            self._flush_due = True
+            self._work.notify_all()
+
+    def writer_loop(self) -> None:
+        """Send what is owed whenever something is, in a thread for that alone, until the connection is over."""
+        while True:
+            with self.lock:
+                self._work.wait_for(lambda: self._flush_due or self.over)
+                self._flush_due = False
+                if self.over:
+                    return
+            try:
+                self.flush()
+            except TransportError as error:  # the reader finds out, too, and has more to say about it
+                log.debug("sending to %s failed: %s", self.wire.peer, error)
+
+    def _take_owed_locked(self) -> bytes:
+        owed = bytes(self.core.owed)
+        self.core.owed.clear()
+        self._told = False
+        return owed
+
+    def _send_now(self, data: bytes | memoryview) -> None:
+        if self._send_failure is not None:
+            raise PipeEnded(self._send_failure)
+        try:
+            self.wire.send_all(data)
+        except TransportError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: TransportError) -> PipeEnded:
+        """The path failed while sending.  Reading goes on until its own end: the peer may have said why."""
+        with self.lock:
+            if self.cause.text is not None:
+                return self.cause.error()
+            self._send_failure = error.message
+            for stream in self.core.streams.values():
+                stream.writable.notify_all()
+        return PipeEnded(error.message)
+
+    # --- reading
+
+    def wait_locked(self, condition: threading.Condition, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `ready`, which is asked under the lock; False after `timeout` seconds.
+
+        `condition` is notified when `ready` may have changed.  Reads the connection meanwhile if nobody does.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        waited = False
+        try:
+            while not ready():
+                remaining = None if until is None else until - time.monotonic()
+                if remaining is not None and remaining <= (_EARLY if waited else 0):
+                    return False
+                waited = True
+                if self._reading or self.over:
+                    self._followers.append(condition)
+                    condition.wait(remaining)
+                    self._followers.remove(condition)
+                else:
+                    self.read_locked(remaining)
+            return True
+        finally:
+            if not self._reading:
+                self._wake_followers_locked()  # one of them reads from now on
+
+    def read_locked(self, timeout: float | None) -> None:
+        """Block for more bytes, without the lock, and act on them; return also after `timeout` seconds of silence."""
+        count = 0
+        if not self.core.unread:
+            received = self._receive_locked(timeout)
+            if received is None:
+                return
+            count = received
+        try:
+            self.core.receive(count)
+        except Http2Error as error:
+            cause = f"the other end broke HTTP/2: {printable(str(error))}"
+            self._end_locked(cause, error.code, ProtocolError(cause))
+        if self.core.owed and not self._told:
+            self.lock.release()
+            try:
+                self.tell()
+            finally:
+                self.lock.acquire()
+
+    def _receive_locked(self, timeout: float | None) -> int | None:
+        """How many bytes came; None after the time was up, and when the connection is over."""
+        self._reading = True
+        space = self.core.space()
+        count, failure, began = 0, "", time.monotonic()
+        self.lock.release()
+        try:
+            if timeout != self._read_timeout:
+                self.wire.set_read_timeout(timeout)
+                self._read_timeout = timeout
+            count = self.wire.recv_into(space)
+        except TransportError as error:
+            failure = error.message
+        finally:
+            self.lock.acquire()
+            self._reading = False
+        if self.over or (failure and timeout is not None and time.monotonic() - began >= timeout - _EARLY):
+            return None
+        if count == 0:
+            self._end_locked(self.core.farewell or failure or _CUT)
+            return None
+        return count
+
+    def _wake_followers_locked(self) -> None:
+        for condition in self._followers:
+            condition.notify_all()
+
+
+def _nothing() -> None:
+    """Whoever sends next will send what is owed, too."""

@@ -1,0 +1,67 @@
+"""How much a peer may ask for: windows, streams, header lists, and frames that cost us more than him.
+
+Numbers and one small account; `http2_engine` keeps the books.  The windows are sized for 1 Gbit/s over 100 ms,
+which is 12.5 MB in flight: an update is sent for each eighth, so 14 MiB of 16 are always open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from h2.errors import ErrorCodes
+
+from transports.http2_frames import FrameType, Http2Error
+
+WINDOW = 16 * 1024 * 1024
+"""Bytes in flight that we let a stream, and a connection, have."""
+
+STRANGER_WINDOW = 1024 * 1024
+"""Bytes in flight on a stream towards a server, until as many have been consumed: by then the other end is
+authenticated, since no handshake is that long."""
+
+MAX_STREAMS = 128
+"""Requests that a connection may have open at once (SETTINGS_MAX_CONCURRENT_STREAMS)."""
+
+MAX_HEADER_LIST = 64 * 1024
+"""Bytes of a decompressed header list (RFC 9113 §6.5.2); above, the connection ends, since h2 can do no less."""
+
+MAX_OWED = 64 * 1024
+"""Bytes of answers to control frames that wait to be sent; a peer who asks for more does not read."""
+
+TURN = 272 * 1024
+"""Bytes that one stream may send before another that is waiting gets its turn."""
+
+IDLE = 60.0
+"""Seconds that a connection to a server may be without any request."""
+
+_BUDGET = 4096.0
+_REFILL = 256.0  # a second
+_EARNED = 4.0  # by each DATA frame that we send: WINDOW_UPDATEs are the answer to these
+_COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0}
+
+
+class Calm:
+    """A budget for frames that carry nothing, so that nobody lives on them (RFC 9113 §10.5).
+
+    128 resets, 256 SETTINGS or 4096 PINGs at once are allowed, and a sixteenth of each every second.  RST_STREAM is
+    dear because the request that it ends was cheap for the peer and dear for us (CVE-2023-44487).
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left = _BUDGET
+        self._at = clock()
+
+    def spend(self, kind: int) -> None:
+        """Raises Http2Error when the peer has asked for too much."""
+        self._left -= _COSTS.get(kind, 1.0)
+        if self._left < 0:
+            now = self._clock()
+            self._left = min(_BUDGET, self._left + (now - self._at) * _REFILL)
+            self._at = now
+            if self._left < 0:
+                raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
+
+    def earn(self) -> None:
+        """A DATA frame was sent."""
+        self._left = min(_BUDGET, self._left + _EARNED)

@@ -1,0 +1,183 @@
+"""A server's HTTP/2 connection: reads it, answers what is plain, and gives every tunnel stream a thread of its own.
+
+A proxy carries the streams of several clients on one connection and uses it again, so nothing here may let one
+stream hold up another: who reads the connection waits for nothing else, and what is owed has a writer of its own.
+
+Threads: the caller of `serve` reads; `h2-writer PEER` sends what nobody else does; `h2 PEER/STREAM`, one for each
+tunnel stream, runs the handler, which as a rule becomes the reader of a session.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+
+from h2.errors import ErrorCodes
+
+from base.errors import QanatError
+from base.threads import ThreadGroup, start_thread
+from transports.http2_dialect import Headers
+from transports.http2_engine import Http2Engine
+from transports.http2_limits import IDLE, MAX_STREAMS, STRANGER_WINDOW
+from transports.http2_pipe import Http2Pipe
+from transports.http2_request import Http2Request, Plain, Route, Tunnel
+from transports.http2_stream import Http2Stream
+from transports.pipe import Pipe, Wire
+
+log = logging.getLogger("qanat.http2")
+
+_STUCK = 0.5
+"""Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended."""
+
+
+class Http2Server:
+    """One connection, from the client's preface to its end."""
+
+    def __init__(self, wire: Wire, first: bytes, route: Route, *, idle: float = IDLE) -> None:
+        """`first` are the bytes that have been read, the whole preface at least.  Owns `wire`.
+
+        `idle` is the number of seconds that the connection may be without a request that runs.
+        """
+        self._engine = Http2Engine(wire, window=STRANGER_WINDOW, first=first, route=route)
+        self._peer = wire.peer
+        self._idle = idle
+        self._threads = ThreadGroup(f"h2 {self._peer}")
+        self._running = 0  # exchanges; guarded by the engine's lock
+        self._idle_since = time.monotonic()  # likewise
+        self._leaving = False  # likewise
+
+    def serve(self) -> None:
+        """Serve until the connection has ended, and the handlers of its streams too.  Blocks."""
+        self._engine.wire.set_wakeup(self._engine.wake_writer)
+        writer = start_thread(f"h2-writer {self._peer}", self._engine.writer_loop)
+        self._engine.tell()  # our SETTINGS
+        try:
+            self._read_loop()
+        finally:
+            self._engine.end("the server has ended this connection")
+            writer.join()
+            self._threads.join(threading.TIMEOUT_MAX)
+
+    def leave(self) -> None:
+        """Take no new request; end when none runs any more.  Idempotent; does not block."""
+        with self._engine.lock:
+            if self._leaving:
+                return
+            self._leaving = True
+            self._engine.core.go_away()
+            running = self._running
+        if running:
+            self._engine.tell()
+        else:
+            self._engine.end("the server is closing")
+
+    def end(self, cause: str) -> None:
+        """End the connection, and with it every stream.  Idempotent; does not block."""
+        self._engine.end(cause)
+
+    # --- the reader
+
+    def _read_loop(self) -> None:
+        engine = self._engine
+        with engine.lock:
+            while not engine.over:
+                engine.read_locked(self._idle)
+                requests, engine.core.requests = engine.core.requests, []
+                if requests:
+                    engine.lock.release()
+                    try:
+                        for request, decision, stream in requests:
+                            self._follow(request, decision, stream)
+                    finally:
+                        engine.lock.acquire()
+                elif not self._running:
+                    idle = time.monotonic() - self._idle_since
+                    if self._leaving or engine.core.leaving or idle >= self._idle:
+                        break
+
+    def _follow(self, request: Http2Request, decision: Plain | Tunnel, stream: Http2Stream | None) -> None:
+        engine = self._engine
+        with engine.lock:
+            room = self._running < MAX_STREAMS and not self._leaving
+            self._idle_since = time.monotonic()
+            if room and stream is not None:
+                self._running += 1
+        if not room:
+            engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
+        elif isinstance(decision, Plain):
+            engine.answer(request, decision)
+        elif stream is not None:
+            exchange = Exchange(engine, request, decision, stream, self._threads)
+            try:
+                self._threads.start(f"h2 {self._peer}/{request.stream_id}", partial(self._handle, exchange, decision))
+            except RuntimeError as error:  # the system gives us no more threads
+                log.error("cannot serve a request: %s; raise the limit of threads (ulimit -u)", error)
+                engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
+                self._handled()
+
+    # --- the handlers' threads
+
+    def _handle(self, exchange: Exchange, decision: Tunnel) -> None:
+        try:
+            decision.handle(exchange)
+        except (QanatError, OSError) as error:
+            log.debug("a request from %s ended: %s", self._peer, error)
+        finally:
+            exchange.close("the server has ended this stream")
+            self._handled()
+
+    def _handled(self) -> None:
+        with self._engine.lock:
+            self._running -= 1
+            self._idle_since = time.monotonic()
+            last = not self._running and (self._leaving or self._engine.core.leaving)
+        if last:
+            self._engine.end("the connection is no longer needed")
+
+
+class Exchange:
+    """A request that may become a pipe, in the hands of its handler."""
+
+    def __init__(
+        self, engine: Http2Engine, request: Http2Request, tunnel: Tunnel, stream: Http2Stream, threads: ThreadGroup
+    ) -> None:
+        self.request = request
+        self._engine = engine
+        self._dialect = tunnel.dialect
+        self._stream = stream
+        self._threads = threads
+
+    def accept(self) -> Pipe:
+        """Answer 200, at once, though the request's body is open; return the pipe.  Does not block."""
+        self._stream.answered = True
+        self._engine.answer_head(self.request, self._dialect.response_headers())
+        return Http2Pipe(self._engine, self._stream, self.close, alone=False)
+
+    def refuse(self, status: int, body: str = "", *, retry_after: int | None = None) -> None:
+        """Answer that there will be no pipe, in the dialect's own words where it has some.  Does not block."""
+        headers: Headers = [] if retry_after is None else [("retry-after", str(retry_after))]
+        self._stream.ended_here = True
+        words = self._dialect.refusal(status, retry_after)
+        self._engine.answer(self.request, Plain(status, body, headers) if words is None else words)
+        self.close("the request was refused")
+
+    def close(self, cause: str) -> None:
+        """End the stream, and the pipe if there is one.  Idempotent; does not block."""
+        engine, stream = self._engine, self._stream
+        engine.end_stream(stream, cause)
+        with engine.lock:
+            stuck = stream.sending and not engine.over
+            alone = not engine.core.streams
+        if stuck and alone:
+            engine.end(cause)
+        elif stuck:
+            self._threads.start(f"h2-stuck {engine.wire.peer}", partial(self._watch_stuck, cause))
+
+    def _watch_stuck(self, cause: str) -> None:
+        """A pipe's writer that is inside the kernel cannot be woken but by ending the connection for everyone."""
+        with self._engine.lock:
+            left = self._stream.writable.wait_for(lambda: not self._stream.sending or self._engine.over, _STUCK)
+        if not left:
+            self._engine.end(f"the path takes nothing: {cause}")
