@@ -9,7 +9,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from tests.transports.certificates import Authority, Certificate
+from tests.transports.http2_loopback import http2_pair
 from tests.transports.loopback import websocket_pair
+from transports import grpc, http2
+from transports.http2_dialect import Dialect
 from transports.memory import memory_pair
 from transports.pipe import Pipe
 
@@ -32,6 +35,14 @@ def _websocket_tls(stack: ExitStack, authority: Authority, certificate: Certific
     return websocket_pair(stack, certificate, authority.ca_file)
 
 
+def _http2(dialect: Dialect) -> PairMaker:
+    return lambda stack, authority, certificate: http2_pair(stack, dialect)
+
+
+def _http2_tls(dialect: Dialect) -> PairMaker:
+    return lambda stack, authority, certificate: http2_pair(stack, dialect, certificate, authority.ca_file)
+
+
 def _reversed(maker: PairMaker) -> PairMaker:
     def make(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
         client, server = maker(stack, authority, certificate)
@@ -46,4 +57,10 @@ PAIRS: dict[str, PairMaker] = {
     "websocket reversed": _reversed(_websocket),
     "websocket tls": _websocket_tls,
     "websocket tls reversed": _reversed(_websocket_tls),
+    "http2": _http2(http2.DIALECT),
+    "http2 reversed": _reversed(_http2(http2.DIALECT)),
+    "http2 tls": _http2_tls(http2.DIALECT),
+    "http2 tls reversed": _reversed(_http2_tls(http2.DIALECT)),
+    "grpc": _http2(grpc.DIALECT),
+    "grpc reversed": _reversed(_http2(grpc.DIALECT)),
 }
