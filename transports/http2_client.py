@@ -81,9 +81,10 @@ def _await_answer(
         engine.flush()
         with engine.lock:
             in_time = engine.wait_locked(stream.readable, something_to_do, deadline.remaining())
-            if stream.response is not None:
-                return stream.response
-            cause = stream.cause.text
+            answer, cause = stream.response, stream.cause.text
+        if answer is not None:
+            engine.flush()  # SETTINGS were answered too, most likely
+            return answer
         if cause is not None:
             raise _no_answer(url, engine, cause)
         if not in_time:

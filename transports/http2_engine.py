@@ -50,13 +50,13 @@ class Http2Engine:
         self.lock = threading.Lock()
         self.core = Http2Core(self.lock, window=window, first=first, route=route)
         self.cause = FirstCause()
-        self.on_owed: Callable[[], None] = _nothing
-        """Called, without the lock, when something is owed that nobody is about to send."""
+        self._on_owed: Callable[[], None] = _nothing
         self._turns = Turns()
-        self._told = False  # on_owed was called, and nothing has been sent since
+        self._told = False  # somebody was told to send what is owed, and nothing has been sent since
         self._work = threading.Condition(self.lock)  # for `writer_loop`
         self._flush_due = False
         self._send_failure: str | None = None
+        self._has_reader = route is not None  # a server's pipes never read: closing one could not wake it
         self._reading = False
         self._read_timeout: float | None = None  # as the wire has it
         self._followers: list[threading.Condition] = []  # of those who wait while another reads
@@ -181,7 +181,7 @@ class Http2Engine:
                 raise self._failed(error) from error
 
     def tell(self) -> None:
-        """Have what is owed sent: by a writer that waits for a window, by `writer_loop`, by whoever `on_owed` wakes."""
+        """Have what is owed sent: by a writer that waits for a window, by `writer_loop`, by whom `on_owed` wakes."""
         with self.lock:
             due = bool(self.core.owed) and not self._told
             self._told |= due
@@ -190,7 +190,14 @@ class Http2Engine:
                     stream.writable.notify_all()
         if due:
             self.wake_writer()
-            self.on_owed()
+            self._on_owed()
+
+    def on_owed(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, without the lock, by the thread that reads, when something is owed; now, if it is."""
+        self._on_owed = callback
+        with self.lock:
+            self._told = False
+        self.tell()
 
     def wake_writer(self) -> None:
         """Have `writer_loop`, if it runs, send what connection and wire owe.  Does not block."""
@@ -250,7 +257,7 @@ class Http2Engine:
                 if remaining is not None and remaining <= (_EARLY if waited else 0):
                     return False
                 waited = True
-                if self._reading or self.over:
+                if self._has_reader or self._reading or self.over:
                     self._followers.append(condition)
                     condition.wait(remaining)
                     self._followers.remove(condition)

@@ -31,7 +31,7 @@ class Http2Pipe(Pipe):
         self._end = end
         self._alone = alone
         if alone:
-            engine.on_owed = self._start_writer
+            engine.on_owed(self._start_writer)
         self._read_timeout: float | None = None
 
     @property
@@ -83,9 +83,7 @@ class Http2Pipe(Pipe):
         if not self._alone:
             return  # the connection's own writer does it
         self._engine.wire.set_wakeup(wakeup)
-        self._engine.on_owed = wakeup
-        if self._engine.core.owed:
-            wakeup()
+        self._engine.on_owed(wakeup)
 
     def flush(self) -> None:
         self._engine.flush()
@@ -98,7 +96,7 @@ class Http2Pipe(Pipe):
 
     def _start_writer(self) -> None:
         """Something is owed before anybody offered to flush: from now on a thread does it, until the end."""
-        self._engine.on_owed = _nothing
+        self._engine.on_owed(_nothing)
         start_thread(f"h2-writer {self.peer}", self._engine.writer_loop)
 
     @property

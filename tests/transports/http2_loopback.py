@@ -76,8 +76,9 @@ class TestServer:
         with sock:
             wire: Wire = TcpWire(sock)
             if self._certificate is not None:
-                context = ReloadingServerContext(self._certificate.certificate, self._certificate.key, ("h2",)).context()
-                wire = TlsWire(wire, context, server_side=True, deadline=Deadline(DEADLINE))
+                files = self._certificate
+                context = ReloadingServerContext(files.certificate, files.key, ("h2",))
+                wire = TlsWire(wire, context.context(), server_side=True, deadline=Deadline(DEADLINE))
             first = b""
             buffer = memoryview(bytearray(4096))
             while len(first) < len(PREFACE):
