@@ -75,6 +75,12 @@ class Target:
         with self._changed:
             assert self._changed.wait_for(lambda: self._accepted >= count, SECONDS), f"{self._accepted} connections"
 
+    def wait_idle(self) -> int:
+        """Block until every connection that came is over; how many that were."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._endings) == self._accepted, SECONDS), "still in use"
+            return self._accepted
+
     def wait_endings(self, count: int, *, seconds: float = SECONDS) -> list[str]:
         """Block until `count` connections are over; how they ended."""
         with self._changed:

@@ -258,7 +258,7 @@ def kills(tunnel: Tunnel, which: str, local_port: int, remote_port: int, targets
     """
     longest = 0.0
     for number in range(times):
-        endings_before = [len(target.endings) for target in targets]
+        endings_before = [target.wait_idle() for target in targets]
         with ExitStack() as stack:
             streams = [
                 stack.enter_context(connection(port)) for port in (local_port, remote_port) for _ in range(4)

@@ -43,7 +43,7 @@ def test_a_reply_that_comes_after_the_requests_end_arrives_whole(shared: Shared,
 @both_kinds
 def test_an_orderly_end_is_an_orderly_end_at_both_ends(shared: Shared, kind: str) -> None:
     target = shared.targets[kind, "discard"]
-    before = len(target.endings)
+    before = target.wait_idle()
     with connection(shared.ports[kind, "discard"]) as sock:
         sock.sendall(b"all of it")
         sock.shutdown(socket.SHUT_WR)
@@ -54,7 +54,7 @@ def test_an_orderly_end_is_an_orderly_end_at_both_ends(shared: Shared, kind: str
 @both_kinds
 def test_a_close_without_half_close_reaches_the_target_as_an_end(shared: Shared, kind: str) -> None:
     target = shared.targets[kind, "discard"]
-    before = len(target.endings)
+    before = target.wait_idle()
     with connection(shared.ports[kind, "discard"]) as sock:
         sock.sendall(b"and off")
     assert target.wait_endings(before + 1)[before:] == [END]
@@ -70,7 +70,7 @@ def test_a_target_that_speaks_first_is_heard(shared: Shared, kind: str) -> None:
 @both_kinds
 def test_the_applications_reset_reaches_the_target_as_a_reset(shared: Shared, kind: str) -> None:
     target = shared.targets[kind, "echo"]
-    before = len(target.endings)
+    before = target.wait_idle()
     with connection(shared.ports[kind, "echo"]) as sock:
         assert exchange(sock, b"here") == b"here"
         set_reset_on_close(sock, True)
@@ -87,7 +87,7 @@ def test_the_targets_reset_reaches_the_application_as_a_reset(shared: Shared, ki
 @both_kinds
 def test_an_application_that_leaves_a_source_that_never_reads_ends_it(shared: Shared, kind: str) -> None:
     target = shared.targets[kind, "source"]
-    before = len(target.endings)
+    before = target.wait_idle()
     with connection(shared.ports[kind, "source"]) as sock:
         receive_exactly(sock, 1_000_000)
     assert target.wait_endings(before + 1)[before:] == [RESET]
