@@ -76,10 +76,10 @@ class Receiving(LaneState):
             return
         if stream.state is not State.OPEN:
             stream.advance(Step.RECV_DATA)
-        size = len(frame.payload)
-        stream.window.received += size
-        if stream.window.received > stream.window.granted:
-            raise ProtocolError(f"{size} bytes on stream {stream.id} beyond its credit of {stream.window.granted}")
+        size, window = len(frame.payload), stream.window
+        if window.received + size > window.granted:
+            raise ProtocolError(f"{size} bytes on stream {stream.id} beyond its credit of {window.granted}")
+        window.received += size
         if stream.released:
             return
         inbox = stream.inbox

@@ -1,0 +1,290 @@
+"""Two cores against a naive model: whatever is cut, delayed and replayed, each byte arrives once and in order.
+
+The model knows, for each stream and direction, the bytes that were written and those that were read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from base.errors import StreamReset
+from mux.frames import Reason
+from mux.parameters import LaneParameters
+from mux.stream import Stream
+from mux.stream_state import State
+
+from .cores import KIB, Peer, Rig
+
+NUMBERS = st.integers(min_value=0, max_value=2**31)
+
+
+@dataclass(eq=False)
+class Way:
+    """One direction of one stream, as the model sees it."""
+
+    writer: Peer
+    sending: Stream
+    reader: Peer
+    receiving: Stream | None = None
+    written: bytearray = field(default_factory=bytearray)
+    read: int = 0
+    finished: bool = False
+    taken: int = 0
+    """Bytes read and not yet reported as consumed."""
+
+    def next_bytes(self, size: int) -> bytes:
+        """Bytes that are wrong wherever they are shifted, doubled or belong to another stream."""
+        start = len(self.written) + self.sending.id * 7
+        return bytes((start + offset) * 31 % 251 for offset in range(size))
+
+
+@dataclass(eq=False)
+class Both:
+    """One stream, seen from its opener."""
+
+    opener: Peer
+    number: int
+    there: Way
+    back: Way
+    reset: bool = False
+    accepted: bool = False
+
+    @property
+    def ways(self) -> tuple[Way, Way]:
+        return self.there, self.back
+
+
+class TwoLanes(RuleBasedStateMachine):
+    """See the module's docstring."""
+
+    @initialize(
+        window=st.sampled_from((1, 700, 8 * KIB, 128 * KIB)),
+        outbox=st.sampled_from((2 * KIB, 256 * KIB, 1024 * KIB)),
+        budget=st.sampled_from((0, 64 * KIB, 8 * 1024 * KIB)),
+    )
+    def start(self, window: int, outbox: int, budget: int) -> None:
+        self.now = 0.0
+        self.streams: list[Both] = []
+        client, server = (
+            LaneParameters(
+                client=client,
+                initial_window=window,
+                max_window=1024 * KIB,
+                window_budget=budget,
+                outbox=outbox,
+                max_streams=6,
+                peer_initial_window=window,
+                peer_max_streams=6,
+            )
+            for client in (True, False)
+        )
+        self.rig = Rig(client, server)
+
+    # --- what applications do -------------------------------------------------------------------
+
+    @rule(by_client=st.booleans())
+    def open(self, by_client: bool) -> None:
+        opener = self.rig.ends[not by_client]
+        other = self.rig.other(opener)
+        if opener.core.outbox.full:
+            return
+        try:
+            stream = opener.core.open_stream(b"request", self.now)
+        except StreamReset:
+            return
+        placeholder = stream  # Replaced as soon as the other end knows the stream.
+        self.streams.append(
+            Both(opener, stream.id, Way(opener, stream, other), Way(other, placeholder, opener, stream))
+        )
+
+    def _known(self, way: Way, both: Both) -> bool:
+        return both.there.receiving is not None or way is both.there
+
+    def _way(self, pick: int) -> tuple[Both, Way] | None:
+        ways = [(both, way) for both in self.streams for way in both.ways if self._known(way, both)]
+        return ways[pick % len(ways)] if ways else None
+
+    @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600, 3000, 64 * KIB, 128 * KIB)), small=st.booleans())
+    def write(self, pick: int, size: int, small: bool) -> None:
+        chosen = self._way(pick)
+        if chosen is None or chosen[1].finished or chosen[1].sending.state is State.CLOSED:
+            return
+        way = chosen[1]
+        size = min(size, way.writer.core.sendable(way.sending))
+        data = way.next_bytes(size)
+        if not size:
+            return
+        if small:
+            data = data[: 16 * KIB]
+            way.writer.core.send(way.sending, data)
+        else:
+            data = data[: way.writer.write_block(way.sending, data)]
+        way.written += data
+
+    @rule(pick=NUMBERS)
+    def finish(self, pick: int) -> None:
+        chosen = self._way(pick)
+        if chosen is not None:
+            chosen[1].finished = True
+            chosen[1].writer.core.finish(chosen[1].sending)
+
+    @rule(pick=NUMBERS)
+    def reset(self, pick: int) -> None:
+        chosen = self._way(pick)
+        if chosen is not None and pick % 3 == 0:
+            chosen[0].reset = True
+            chosen[1].writer.core.reset(chosen[1].sending, Reason.CANCELLED, "by the model")
+
+    @rule(pick=NUMBERS)
+    def accept(self, pick: int) -> None:
+        chosen = self._way(pick)
+        if chosen is not None and not chosen[0].accepted and chosen[0].there.receiving is not None:
+            both = chosen[0]
+            both.accepted = True
+            both.there.reader.core.accept(both.there.receiving, "there")
+
+    @rule(pick=NUMBERS)
+    def read_some(self, pick: int) -> None:
+        chosen = self._way(pick)
+        if chosen is not None:
+            self._read(chosen[1])
+
+    def _read(self, way: Way) -> None:
+        if way.receiving is None:
+            return
+        payload = way.reader.core.take(way.receiving)
+        if payload is not None:
+            expected = way.written[way.read : way.read + len(payload)]
+            assert bytes(payload) == bytes(expected), f"wrong bytes on stream {way.receiving.id} at {way.read}"
+            way.read += len(payload)
+            way.taken += len(payload)
+
+    @rule(pick=NUMBERS, part=st.sampled_from((1, 2, 10)))
+    def consume(self, pick: int, part: int) -> None:
+        chosen = self._way(pick)
+        if chosen is not None:
+            self._consume(chosen[1], -(-chosen[1].taken // part))
+
+    def _consume(self, way: Way, count: int) -> None:
+        if count and way.receiving is not None:
+            way.taken -= count
+            way.reader.core.consumed(way.receiving, count, self.now)
+
+    # --- what the network does ------------------------------------------------------------------
+
+    @rule(by_client=st.booleans(), count=st.integers(1, 4))
+    def send(self, by_client: bool, count: int) -> None:
+        for _ in range(count):
+            self.rig.ends[not by_client].send(self.now)
+
+    @rule(by_client=st.booleans(), count=st.integers(1, 4))
+    def deliver(self, by_client: bool, count: int) -> None:
+        peer = self.rig.ends[not by_client]
+        for _ in range(min(count, len(peer.wire))):
+            self.rig.deliver(peer, self.now)
+        self._meet()
+
+    @rule(seconds=st.sampled_from((0.001, 0.02, 1.0, 16.0)))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(stale=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    def cut(self, stale: tuple[int, int]) -> None:
+        self.rig.cut(self.now, stale=stale)
+
+    @precondition(lambda self: len(self.streams) > 0)
+    @rule()
+    def fill_everything_and_cut(self) -> None:
+        """Every window and both outboxes are as full as they get, and then the pipe is gone."""
+        for _ in range(40):
+            before = sum(len(way.written) for both in self.streams for way in both.ways)
+            for pick in range(2 * len(self.streams)):
+                self.write(pick, 128 * KIB, pick % 2 == 0)
+            for peer in self.rig.ends:
+                peer.send(self.now)
+                if peer.wire:
+                    self.rig.deliver(peer, self.now)
+            self._meet()
+            if before == sum(len(way.written) for both in self.streams for way in both.ways):
+                break
+        self.rig.cut(self.now)
+
+    def _meet(self) -> None:
+        """Join what the other end has opened to the model's streams."""
+        for both in self.streams:
+            if both.there.receiving is None:
+                for stream in both.there.reader.opened:
+                    if stream.id == both.number:
+                        both.there.receiving = stream
+                        both.back.sending = stream
+
+    # --- what must hold -------------------------------------------------------------------------
+
+    @invariant()
+    def cores_are_sound(self) -> None:
+        if hasattr(self, "rig"):
+            for peer in self.rig.ends:
+                peer.core.check_invariants()
+
+    @invariant()
+    def nothing_ends_early(self) -> None:
+        for both in getattr(self, "streams", ()):
+            for way in both.ways:
+                if way.receiving is not None and way.receiving.fin_received:
+                    assert way.finished
+                    assert way.receiving.window.received == len(way.written)
+
+    def teardown(self) -> None:
+        """Everything that was written arrives, everything ends, and nothing is left."""
+        if not hasattr(self, "rig"):
+            return
+        for round_number in range(4000):
+            self.now += 0.021
+            self.rig.settle(self.now)
+            self._meet()
+            for both in self.streams:
+                for way in both.ways:
+                    if not self._known(way, both):
+                        continue
+                    while way.receiving is not None and way.receiving.inbox:
+                        self._read(way)
+                    self._consume(way, way.taken)
+                    way.finished = True
+                    way.writer.core.finish(way.sending)
+            if round_number and all(not peer.core.streams for peer in self.rig.ends):
+                break
+        self.cores_are_sound()
+        for both in self.streams:
+            refused = both.there.receiving is None
+            for way in both.ways:
+                assert refused or way.sending.state is State.CLOSED, f"stream {both.number} has not ended"
+                if not both.reset and not refused:
+                    assert way.read == len(way.written), f"stream {both.number}: bytes are missing"
+                    assert way.receiving is not None
+                    assert way.receiving.fin_received
+            for peer, stream in ((both.opener, both.there.sending), (both.there.reader, both.there.receiving)):
+                if stream is not None:
+                    peer.core.release(stream)
+        self.now += 1.0
+        self.rig.settle(self.now)
+        for peer in self.rig.ends:
+            core = peer.core
+            assert not core.streams
+            assert core.idle
+            assert len(core.outbox) == 0
+            assert core.outbox.charged == 0
+            assert core.slab.lent == 0
+            assert core.budget.used == 0
+            assert core.draining == 0
+            core.check_invariants()
+
+
+TwoLanes.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestTwoLanes = pytest.mark.timeout(120)(TwoLanes.TestCase)
