@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from collections.abc import Mapping
+from typing import cast
 
 from base.errors import TransportError
 from transports.urls import TunnelUrl
@@ -19,6 +20,9 @@ Headers = list[tuple[str, str]]
 
 _SMALL = 16 * 1024
 """Messages up to this size share a buffer while they wait, so that a million of one byte cost little more than that."""
+
+_GRAIN = 32 * 1024  # sizes of buffers for larger ones are rounded up to this, so that they can be used again
+_SPARE = 4  # such buffers kept by a stream
 
 
 class Dialect(ABC):
@@ -109,6 +113,8 @@ class Inbox:
         self._prefix = bytearray()  # of the message that is coming
         self._body: memoryview | None = None  # the same, once its length is known
         self._filled = 0  # bytes of that body that have come
+        self._spare: list[bytearray] = []  # buffers for large messages: new ones would cost page faults
+        self._lent: bytearray | None = None  # the one of the message that was taken last
         self.released = 0
         """Bytes that need no more room here since its owner last set this to 0."""
 
@@ -137,7 +143,7 @@ class Inbox:
                     position += size
                     came = True
                     continue
-                body = self._body = memoryview(bytearray(size))
+                body = self._body = self._room(size)
                 self._filled = 0
             take = min(len(body) - self._filled, end - position)
             body[self._filled : self._filled + take] = data[position : position + take]
@@ -150,7 +156,11 @@ class Inbox:
         return came
 
     def take(self) -> memoryview | None:
-        """The next message, the caller's own; None when none is whole."""
+        """The next message, the caller's until the next call; None when none is whole."""
+        if self._lent is not None:
+            if len(self._spare) < _SPARE:
+                self._spare.append(self._lent)
+            self._lent = None
         if not self._items:
             return None
         first = self._items[0]
@@ -161,6 +171,7 @@ class Inbox:
         else:
             message = first
             self._items.popleft()
+            self._lent = cast(bytearray, message.obj)
         self.released += self._dialect.prefix_size + len(message)
         return message
 
@@ -184,12 +195,27 @@ class Inbox:
         self._prefix.clear()
         return length, position
 
+    def _room(self, size: int) -> memoryview:
+        """A buffer for `size` bytes."""
+        if size <= _SMALL:
+            buffer = bytearray(size)
+        elif self._spare and len(self._spare[-1]) >= size:
+            buffer = self._spare.pop()
+        else:
+            self._spare.clear()  # what comes now is larger
+            buffer = bytearray(-(-size // _GRAIN) * _GRAIN)
+        return memoryview(buffer)[:size]
+
     def _add(self, body: memoryview, *, ours: bool) -> None:
         """Keep the message in `body`: as it is, if the body is ours to keep."""
         message = self._dialect.unwrap(body)
         self.released += len(body) - len(message)
         if len(message) > _SMALL:
-            self._items.append(message if ours else memoryview(bytearray(message)))
+            if not ours:
+                kept = self._room(len(message))
+                kept[:] = message
+                message = kept
+            self._items.append(message)
             return
         last = self._items[-1] if self._items else None
         if not isinstance(last, _Batch) or not last.open:
