@@ -114,7 +114,7 @@ def test_an_interactive_ssh_session_through_a_remote_forward(site: Site) -> None
         for number in range(20):
             screen.type(f"echo answer-$(({number} * {number}))\n")
             screen.wait_for(f"answer-{number * number}\r\nready> ".encode())
-        screen.type("tty && sleep 60\n")
+        screen.type("sh -c 'tty; exec sleep 60'\n")
         screen.wait_for(b"/dev/pts/")
         screen.type("\x03")  # ^C goes through too
         screen.wait_for(b"ready> ")
