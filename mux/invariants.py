@@ -24,7 +24,7 @@ def check_invariants(core: LaneState) -> None:
         _require(number == stream.id and stream.state is not State.CLOSED, f"{stream.id} is over and yet open")
         _check_stream(stream)
         queued_blocks += sum(isinstance(payload, Block) for payload in stream.queue)
-        _require(not stream.queue or stream.in_turn, f"{stream.id} has payload and no turn")
+        _require(not stream.queue or stream.in_fresh or stream.in_steady, f"{stream.id} has payload and no turn")
         _require(not stream.fin_due or bool(stream.queue), f"{stream.id} owes a FIN and nothing before it")
     _require(core.queued_bytes == sum(s.queued_bytes for s in core.streams.values()), "queued bytes do not add up")
     _require(

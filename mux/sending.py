@@ -64,12 +64,13 @@ class Sending(LaneState):
             if isinstance(payload, Block):
                 self.give_block(payload)
             raise LocalError(f"{size} bytes on stream {stream.id}, which is {stream.state.value} and may take {room}")
+        if not stream.queue:
+            self.scheduler.add(stream)
         if isinstance(payload, Block) or not self._joined(stream, payload):
             stream.queue.append(payload)
         stream.queued_bytes += size
         stream.promised += size
         self.queued_bytes += size
-        self.scheduler.add(stream)
 
     def finish(self, stream: Stream) -> None:
         """Send FIN after all that is queued.  Idempotent; nothing when the stream is over."""

@@ -23,7 +23,7 @@ class Stream:
     """
 
     __slots__ = (
-        "accepted", "deficit", "failure", "fin_due", "fin_received", "id", "in_turn", "inbox", "io",
+        "accepted", "deficit", "failure", "fin_due", "fin_received", "id", "in_fresh", "in_steady", "inbox", "io",
         "promised", "queue", "queued_bytes", "released", "request", "send_limit", "sent", "state", "window",
     )  # fmt: skip
 
@@ -43,7 +43,8 @@ class Stream:
         self.accepted: str | None = None
         self.failure: tuple[int, str] | None = None
         self.deficit = 0
-        self.in_turn = False
+        self.in_fresh = False
+        self.in_steady = False
         self.released = False
         self.io: StreamIO | None = None
 
