@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from base.cancel import Cancel
 from base.deadline import Deadline
 from base.errors import EndpointError, LocalError, ProtocolError, QanatError, RefusedError, TransportError
 from base.sockets import format_address
@@ -65,6 +66,7 @@ class Client:
         self._succeeded = False
         self._seldom = Seldom()
         self._stopping = threading.Event()
+        self._dialling = Cancel()
         self._changed = threading.Condition()
         self._session: ClientSession | None = None
         self._pipe: Pipe | None = None
@@ -97,6 +99,7 @@ class Client:
     def stop(self) -> None:
         """End gracefully: no new connection, `drain` seconds for open ones, then goodbye.  Blocks.  Idempotent."""
         self._stopping.set()
+        self._dialling.cancel()
         self._close_listeners()
         with self._changed:
             session, pipe = self._session, self._pipe
@@ -213,7 +216,8 @@ class Client:
 
     def _dial(self, url: TunnelUrl) -> Pipe:
         settings = self.settings
-        pipe = websocket.connect(url, ca_file=settings.tls.ca_file, deadline=Deadline(settings.connect_timeout))
+        deadline = Deadline(settings.connect_timeout)
+        pipe = websocket.connect(url, route=settings.route, deadline=deadline, cancel=self._dialling)
         with self._changed:
             self._pipe = pipe
             if self._stopping.is_set():

@@ -16,7 +16,6 @@ import logging
 import socket
 import threading
 from functools import partial
-from pathlib import Path
 
 from base.deadline import Deadline
 from base.errors import QanatError, TransportError, UsageError
@@ -61,9 +60,12 @@ class FrontDoor:
         self._closing = threading.Event()
         self._seldom = Seldom()
         tls = settings.tls
+        context = None
+        if tls is not None:
+            context = ReloadingServerContext(tls.certificate, tls.key, ALPN, client_ca=tls.client_ca)
         self._reception = Reception(
             settings=settings,
-            tls=None if tls is None else ReloadingServerContext(Path(tls.certificate), Path(tls.key), ALPN),
+            tls=context,
             admission=self.admission,
             on_pipe=on_pipe,
             closing=self._closing,

@@ -11,11 +11,15 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from transports.proxy import NO_PROXIES, EnvironmentProxies, Proxy
+from transports.route import Route
+
 
 @frozen
 class ServerTls:
     certificate: Path  # PEM chain; reloaded when the file changes
     key: Path  # PEM; refused when others can read it
+    client_ca: Path | None = None  # PEM; when set, clients need a certificate of these authorities
 
 
 @frozen
@@ -103,6 +107,9 @@ class Forward:
 @frozen
 class ClientTls:
     ca_file: Path | None = None  # PEM; the system's authorities when None
+    certificate: Path | None = None  # PEM chain, shown to a server that asks for one (mTLS)
+    key: Path | None = None  # PEM; refused when others can read it
+    server_name: str | None = None  # in SNI and in the certificate; the URL's host when None
 
 
 @frozen
@@ -121,7 +128,11 @@ class ClientSettings:
     transport: str = "websocket"
     server_fingerprint: str | None = None  # "SHA256:…"; None: trust on first use, kept in known_hosts
     tls: ClientTls = ClientTls()
-    connect_timeout: float = 10.0  # seconds for TCP, TLS and HTTP together; and to reach a target
+    proxy: Proxy | EnvironmentProxies | None = NO_PROXIES  # None goes straight to the server
+    connect_to: tuple[str, int] | None = None  # dial this though the URL names another host
+    host: str | None = None  # the Host header or :authority; the URL's when None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # in every request; may be secrets
+    connect_timeout: float = 10.0  # seconds for TCP, proxy, TLS and HTTP together; and to reach a target
     handshake_timeout: float = 10.0  # seconds from the upgrade until READY
     drain: float = 5.0  # seconds that open streams get to finish after SIGTERM
     keepalive: Keepalive = Keepalive()
@@ -130,6 +141,20 @@ class ClientSettings:
     log: LogSettings = LogSettings()
     pid_file: Path | None = None
     state_dir: Path = Path(".")
+
+    @property
+    def route(self) -> Route:
+        """How to reach each of `urls`."""
+        return Route(
+            ca_file=self.tls.ca_file,
+            certificate=self.tls.certificate,
+            key=self.tls.key,
+            server_name=self.tls.server_name,
+            connect_to=self.connect_to,
+            proxy=self.proxy,
+            host=self.host,
+            headers=self.headers,
+        )
 
 
 def _join(address: tuple[str, int]) -> str:

@@ -1,136 +1,92 @@
-"""One way to reach a server, for every transport: resolve, connect, TLS.
+"""One way to reach a server, for every transport: TCP, a proxy if there is one, TLS.
 
-Every address of the name is tried in turn, IPv6 and IPv4 alternating, each with a fair share of the time
-left.  What goes wrong becomes one TransportError that says what to do.  Proxies belong here too.
-Used by each transport's client.
+    resolve, connect (tcp_connect) -> proxy: TLS to it, CONNECT or SOCKS5 -> TLS to the server
+
+Which way to go stands in the `Route`.  Every step obeys one deadline, can be cancelled from another thread, and
+explains what went wrong in one TransportError.  Used by each transport's client.
 """
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import queue
-import socket
-import ssl
-from itertools import chain, zip_longest
-from typing import Any
+import logging
+from collections.abc import Sequence
 
+from base.cancel import Cancel
 from base.deadline import Deadline
 from base.errors import TransportError
-from base.sockets import close_socket, format_address
-from base.threads import start_thread
+from base.sockets import format_address
+from transports import http_connect, socks5, tcp_connect
 from transports.pipe import Wire
-from transports.tcp import TcpWire, describe_os_error
+from transports.proxy import Proxy
+from transports.route import DIRECT, Route
+from transports.tcp import TcpWire
+from transports.tcp_connect import Place
 from transports.tls import TlsWire
+from transports.tls_contexts import client_tls_context
 from transports.urls import TunnelUrl
 
-_Address = tuple[socket.AddressFamily, tuple[Any, ...]]
-
-_HINTS = {
-    errno.ECONNREFUSED: "nothing listens there: check that the server runs, and the port in the URL",
-    errno.ETIMEDOUT: "nothing answers there: check the address, and firewalls on the way",
-    errno.ENETUNREACH: "this machine has no route to it: check the network connection",
-    errno.EHOSTUNREACH: "there is no way to that machine: check the address, and firewalls on the way",
-    errno.EACCES: "this machine's own firewall or policy forbids it",
-    errno.EPERM: "this machine's own firewall or policy forbids it",
-    errno.EMFILE: "this process has too many open files: raise its limit",
-}
+log = logging.getLogger("qanat.dialer")
 
 
-def dial(url: TunnelUrl, *, tls: ssl.SSLContext | None, deadline: Deadline) -> Wire:
-    """Connect to `url`'s host and do the TLS handshake if `tls` is given.  Blocks until `deadline`.
+def dial(
+    url: TunnelUrl, *, alpn: Sequence[str], deadline: Deadline, route: Route = DIRECT, cancel: Cancel | None = None
+) -> Wire:
+    """Connect to `url`'s server by `route`; for a URL with TLS, do that handshake, offering `alpn`.
 
-    Raises TransportError whose hint says what to do.
+    Blocks until `deadline`, or until `cancel` is cancelled.  The wire's `peer` is the URL's address.  Raises
+    TransportError whose hint says what to do, and UsageError for files or variables that cannot be used.
     """
-    sock = _connect(url, _resolve(url, deadline), deadline)
-    wire = TcpWire(sock, url.address)
-    return wire if tls is None else TlsWire(wire, tls, server_hostname=url.host, deadline=deadline)
-
-
-def _resolve(url: TunnelUrl, deadline: Deadline) -> list[_Address]:
-    """The addresses of the host, families alternating in the system's order of preference."""
+    cancel = cancel or Cancel()
+    # Files first: what is wrong with them is ours, and must not cost a connection.
+    context = route.tls_context(alpn) if url.tls else None
+    proxy = route.proxy_for(url)
     try:
-        literal = ipaddress.ip_address(url.host)
-    except ValueError:
-        return _look_up(url, deadline)
-    family = socket.AF_INET6 if literal.version == 6 else socket.AF_INET
-    return [(family, (url.host, url.port))]
-
-
-def _look_up(url: TunnelUrl, deadline: Deadline) -> list[_Address]:
-    answers: queue.SimpleQueue[list[_Address] | OSError] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-            answers.put([(family, address) for family, _, _, _, address in found])
-        except OSError as error:
-            answers.put(error)
-        except UnicodeError:  # a label that is empty or too long
-            answers.put(socket.gaierror(socket.EAI_NONAME, "not a host name"))
-
-    # Nothing can interrupt getaddrinfo, so it gets a thread that we need not wait for.
-    start_thread(f"resolve {url.host}", look_up)
-    try:
-        answer = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise TransportError(
-            f"looking up {url.host} took too long", hint="the name server does not answer: check the network connection"
-        ) from None
-    if isinstance(answer, OSError):
-        raise _explain_look_up(url, answer) from answer
-    return _alternate(answer)
-
-
-def _alternate(addresses: list[_Address]) -> list[_Address]:
-    first = [a for a in addresses if a[0] == addresses[0][0]]
-    others = [a for a in addresses if a[0] != addresses[0][0]]
-    return [a for a in chain.from_iterable(zip_longest(first, others)) if a is not None]
-
-
-def _connect(url: TunnelUrl, addresses: list[_Address], deadline: Deadline) -> socket.socket:
-    failures: list[tuple[str, OSError]] = []
-    for index, (family, address) in enumerate(addresses):
-        remaining = deadline.remaining()
-        share = None if remaining is None else max(0.001, remaining / (len(addresses) - index))
-        try:
-            return _connect_one(family, address, share)
-        except OSError as error:
-            failures.append((format_address(address), error))
-    raise _explain_connect(url, failures)
-
-
-def _connect_one(family: socket.AddressFamily, address: tuple[Any, ...], timeout: float | None) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(address)
-    except BaseException:
-        close_socket(sock)
+        if proxy is None:
+            wire = _connect_directly(url, route, deadline, cancel)
+        else:
+            wire = _connect_through(proxy, url, route, deadline, cancel)
+        if context is None:
+            return wire
+        with cancel.waking(wire.close):
+            return TlsWire(wire, context, server_hostname=route.tls_name(url), deadline=deadline)
+    except TransportError as error:
+        if cancel.cancelled:
+            raise TransportError(f"connecting to {url.address} was stopped") from error
         raise
-    return sock
 
 
-def _explain_look_up(url: TunnelUrl, error: OSError) -> TransportError:
-    if error.errno == socket.EAI_AGAIN:
-        return TransportError(
-            f"looking up {url.host} failed for now",
-            hint="the name server does not answer: check the network connection",
-        )
-    return TransportError(f"the name {url.host} is not known", hint="check its spelling in the URL, and your DNS")
+def _connect_directly(url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
+    host, port = route.target(url)
+    place = Place(host, port, where="the URL" if route.connect_to is None else "`connect_to`")
+    return TcpWire(tcp_connect.connect(place, deadline, cancel), url.address)
 
 
-def _explain_connect(url: TunnelUrl, failures: list[tuple[str, OSError]]) -> TransportError:
-    tried = "; ".join(f"{address}: {_words(error)}" for address, error in failures)
-    last = failures[-1][1]
-    hint = _HINTS.get(_number(last), "check host and port in the URL, and the network connection")
-    return TransportError(f"cannot connect to {url.address}: {tried}", hint=hint)
+def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
+    host, port = route.target(url)
+    log.debug("reaching %s through %s, which %s names", format_address((host, port)), proxy, proxy.origin)
+    place = Place(proxy.host, proxy.port, what="proxy", where=proxy.origin)
+    wire: Wire = TcpWire(tcp_connect.connect(place, deadline, cancel), url.address)
+    try:
+        with cancel.waking(wire.close):
+            if proxy.scheme == "https":
+                wire = _tls_to_proxy(proxy, wire, route, deadline)
+            through = socks5.connect if proxy.scheme == "socks5h" else http_connect.connect
+            through(proxy, wire, host, port, deadline)
+            wire.set_read_timeout(None)
+    except BaseException:
+        wire.close()
+        raise
+    return wire
 
 
-def _words(error: OSError) -> str:
-    # A timeout of our own has no number.
-    return "no answer in time" if _number(error) == errno.ETIMEDOUT else describe_os_error(error).lower()
-
-
-def _number(error: OSError) -> int:
-    return errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or 0
+def _tls_to_proxy(proxy: Proxy, wire: Wire, route: Route, deadline: Deadline) -> Wire:
+    # Beside the server's own authority, which `ca_file` may be, a proxy may well have a public certificate.  Our
+    # client certificate is for the server alone.
+    context = client_tls_context(route.ca_file, ("http/1.1",), system_too=True)
+    try:
+        return TlsWire(wire, context, server_hostname=proxy.host, deadline=deadline)
+    except TransportError as error:
+        raise TransportError(
+            f"TLS to the proxy {proxy} failed: {error.message}",
+            hint=f"check {proxy.origin}: write http:// for a proxy without TLS; tls.ca_file may name its authority",
+        ) from error

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import unquote
 
+from base.cancel import Cancel
 from base.deadline import Deadline
 from base.errors import ProtocolError, TransportError
 from base.version import __version__
@@ -22,6 +22,7 @@ from transports.http2_dialect import Dialect, Headers
 from transports.http2_pipe import Http2Pipe
 from transports.http_errors import explain_status, printable
 from transports.pipe import MAX_MESSAGE
+from transports.route import DIRECT, Route
 from transports.urls import TunnelUrl
 
 CONTENT_TYPE = "application/grpc"
@@ -144,10 +145,12 @@ def _code(headers: Mapping[str, str]) -> int:
 DIALECT = GrpcDialect()
 
 
-def connect(url: TunnelUrl, *, ca_file: Path | None = None, deadline: Deadline) -> Http2Pipe:
-    """Dial `url` and open a pipe on a connection of its own.  Blocks until `deadline`.
+def connect(
+    url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None
+) -> Http2Pipe:
+    """Dial `url` by `route` and open a pipe on a connection of its own.
 
-    `ca_file` replaces the system's authorities.  Raises TransportError whose hint says what to do, and
-    UsageError for a `ca_file` that cannot be used.
+    Blocks until `deadline`, or until `cancel` is cancelled.  Raises TransportError whose hint says what to do, and
+    UsageError for files that `route` names and that cannot be used.
     """
-    return open_pipe(url, DIALECT, ca_file=ca_file, deadline=deadline)
+    return open_pipe(url, DIALECT, route=route, deadline=deadline, cancel=cancel)

@@ -6,8 +6,7 @@ Over TLS `h2` alone is offered in ALPN; in clear the connection begins as HTTP/2
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from base.cancel import Cancel
 from base.deadline import Deadline
 from base.errors import PipeEnded, TransportError
 from transports.dialer import dial
@@ -18,8 +17,8 @@ from transports.http2_pipe import Http2Pipe
 from transports.http2_stream import Http2Stream
 from transports.http_errors import printable
 from transports.pipe import Wire
+from transports.route import Route
 from transports.tls import TlsWire
-from transports.tls_contexts import client_tls_context
 from transports.urls import TunnelUrl
 
 ALPN = ("h2",)
@@ -27,32 +26,36 @@ ALPN = ("h2",)
 _SWITCH_ON = "switch HTTP/2 on there, or use `transport: websocket`"
 
 
-def open_pipe(url: TunnelUrl, dialect: Dialect, *, ca_file: Path | None, deadline: Deadline) -> Http2Pipe:
-    """Dial `url` and return the pipe, once the answer's head has come.  Blocks until `deadline`.
+def open_pipe(
+    url: TunnelUrl, dialect: Dialect, *, route: Route, deadline: Deadline, cancel: Cancel | None
+) -> Http2Pipe:
+    """Dial `url` by `route` and return the pipe, once the answer's head has come.
 
-    Raises TransportError whose hint says what to do, and UsageError for a `ca_file` that cannot be used.
+    Blocks until `deadline`, or until `cancel` is cancelled.  Raises TransportError whose hint says what to do, and
+    UsageError for files that `route` names and that cannot be used.
     """
-    context = client_tls_context(ca_file, ALPN) if url.tls else None
-    wire = dial(url, tls=context, deadline=deadline)
+    cancel = cancel or Cancel()
+    wire = dial(url, alpn=ALPN, deadline=deadline, route=route, cancel=cancel)
     try:
         if isinstance(wire, TlsWire) and wire.alpn not in ALPN:
             raise TransportError(
                 f"{url.address} does not speak HTTP/2: it chose {wire.alpn or 'no protocol'} in TLS", hint=_SWITCH_ON
             )
-        return _request(url, dialect, wire, deadline)
+        with cancel.waking(wire.close):
+            return _request(url, route, dialect, wire, deadline)
     except BaseException:
         wire.close()
         raise
 
 
-def _request(url: TunnelUrl, dialect: Dialect, wire: Wire, deadline: Deadline) -> Http2Pipe:
+def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadline: Deadline) -> Http2Pipe:
     engine = Http2Engine(wire, window=WINDOW)
     headers = [
         (":method", "POST"),
         (":scheme", "https" if url.tls else "http"),
         (":path", url.path),
-        (":authority", url.authority),
-        *dialect.request_headers(),
+        (":authority", route.authority(url)),
+        *((name.lower(), value) for name, value in route.with_headers(dialect.request_headers())),
     ]
     with engine.lock:
         stream = engine.core.request(headers, dialect)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
-from pathlib import Path
 from typing import Any
 
 import simple_websocket
@@ -24,14 +22,16 @@ import websocket
 from attrs import field, frozen
 from wsproto.utilities import RemoteProtocolError
 
+from base.cancel import Cancel
 from base.deadline import Deadline
 from base.errors import ProtocolError, TransportError
 from base.version import __version__
 from transports.dialer import dial
-from transports.http_errors import explain_status, printable
+from transports.http_answer import AnswerReader
+from transports.http_errors import explain_status
 from transports.pipe import MAX_MESSAGE, Pipe, Wire
+from transports.route import DIRECT, Route
 from transports.tls import TlsWire
-from transports.tls_contexts import client_tls_context
 from transports.urls import TunnelUrl
 from transports.websocket_machine import Capture, ClientMachine, NoThread, ServerMachine
 from transports.websocket_pipe import WebSocketPipe
@@ -39,12 +39,10 @@ from transports.websocket_pipe import WebSocketPipe
 SUBPROTOCOL = "qanat.1"
 ALPN = ("http/1.1",)
 
-MAX_HEAD = 64 * 1024
-"""Bytes of an answer's head; CDNs send several KiB of headers."""
+_HEADERS = (("User-Agent", f"qanat/{__version__}"),)
 
 _NO_REWRITING = "a proxy on the way may rewrite or cache answers: exempt the tunnel's path from that"
 
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _UPGRADE_HEADERS = ("upgrade", "connection", "sec-websocket-accept", "sec-websocket-protocol")
 
 
@@ -103,8 +101,9 @@ def accept(request: UpgradeRequest, wire: Wire, already_read: bytes) -> Pipe:
         "HTTP_CONNECTION": "Upgrade",
         "HTTP_SEC_WEBSOCKET_KEY": request.value("sec-websocket-key").strip(),
         "HTTP_SEC_WEBSOCKET_VERSION": "13",
-        "HTTP_SEC_WEBSOCKET_PROTOCOL": SUBPROTOCOL,
     }
+    if request.value("sec-websocket-protocol"):
+        environ["HTTP_SEC_WEBSOCKET_PROTOCOL"] = SUBPROTOCOL
     try:
         server = simple_websocket.Server(
             environ, subprotocols=[SUBPROTOCOL], max_message_size=MAX_MESSAGE, thread_class=NoThread
@@ -115,21 +114,22 @@ def accept(request: UpgradeRequest, wire: Wire, already_read: bytes) -> Pipe:
     return WebSocketPipe(wire, ServerMachine(server, capture), is_client=False, first=already_read)
 
 
-def connect(url: TunnelUrl, *, ca_file: Path | None = None, deadline: Deadline) -> Pipe:
-    """Dial `url`, upgrade, and return the pipe.  Blocks until `deadline`.
+def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:
+    """Dial `url` by `route`, upgrade, and return the pipe.  Blocks until `deadline`, or until `cancel` is cancelled.
 
-    `ca_file` replaces the system's authorities.  Raises TransportError whose hint says what to do, and
-    UsageError for a `ca_file` that cannot be used.
+    Raises TransportError whose hint says what to do, and UsageError for files that `route` names and that
+    cannot be used.
     """
-    context = client_tls_context(ca_file, ALPN) if url.tls else None
-    wire = dial(url, tls=context, deadline=deadline)
+    cancel = cancel or Cancel()
+    wire = dial(url, alpn=ALPN, deadline=deadline, route=route, cancel=cancel)
     try:
         if isinstance(wire, TlsWire) and wire.alpn not in (None, *ALPN):
             raise TransportError(
                 f"{url.address} chose {wire.alpn} though only http/1.1 was offered",
                 hint="its TLS is broken: look at what terminates TLS there",
             )
-        return _upgrade(url, wire, deadline)
+        with cancel.waking(wire.close):
+            return _upgrade(url, route, wire, deadline)
     except BaseException:
         wire.close()
         raise
@@ -146,11 +146,13 @@ def _check_request(request: UpgradeRequest) -> None:
         key = b""
     if len(key) != 16:
         raise UpgradeRefused(400, "Sec-WebSocket-Key is not 16 bytes in base64")
-    if SUBPROTOCOL not in request.tokens("sec-websocket-protocol"):
+    # Some corporate proxies take the header away: without any offer the answer names no subprotocol either.
+    offered = request.tokens("sec-websocket-protocol")
+    if offered and SUBPROTOCOL not in offered:
         raise UpgradeRefused(400, f"the subprotocol {SUBPROTOCOL} is not offered")
 
 
-def _upgrade(url: TunnelUrl, wire: Wire, deadline: Deadline) -> Pipe:
+def _upgrade(url: TunnelUrl, route: Route, wire: Wire, deadline: Deadline) -> Pipe:
     opening = _Opening(url, wire, deadline)
     client = websocket.WebSocket(enable_multithread=False)  # its locks are not needed: only our reader uses it
     scheme = "wss" if url.tls else "ws"
@@ -158,11 +160,11 @@ def _upgrade(url: TunnelUrl, wire: Wire, deadline: Deadline) -> Pipe:
         client.connect(  # type: ignore[no-untyped-call]
             f"{scheme}://{url.authority}{url.path}",
             socket=opening,
-            host=url.authority,
+            host=route.authority(url),
             subprotocols=[SUBPROTOCOL],
             suppress_origin=True,
             redirect_limit=0,  # _Opening stops at a redirect; were it not for that, three would be followed
-            header=[f"User-Agent: qanat/{__version__}"],
+            header=[f"{name}: {value}" for name, value in route.with_headers(_HEADERS)],
         )
     except websocket.WebSocketException as error:
         raise TransportError(
@@ -207,85 +209,36 @@ class _Opening:
         """`connect` closes the wire when this fails."""
 
     def _read_answer(self) -> bytes:
-        received = b""
-        while True:
-            head, received = self._read_head(received)
-            status, headers = self._parse(head)
-            if status == 101:
-                break
-            if not 100 <= status < 200:  # 103 Early Hints, for example, may come first
-                raise explain_status(status, headers, "websocket", self._url)
-        self.rest = received
+        url = self._url
+        no_answer = "check the port, and the log of the server or the proxy in front of it"
+        if not url.tls:
+            no_answer = "if the server speaks TLS, write wss:// instead of ws://; otherwise check the port"
+        reader = AnswerReader(
+            self._wire,
+            self._deadline,
+            str(url),
+            check="check host and port in the URL",
+            no_answer=no_answer,
+            use_tls="write wss:// instead of ws:// in the URL",
+        )
+        status, headers = reader.read()
+        while 100 <= status < 200 and status != 101:  # 103 Early Hints, for example, may come first
+            status, headers = reader.read()
+        if status != 101:
+            raise explain_status(status, headers, "websocket", url)
+        self.rest = reader.rest
         self._check_headers(headers)
+        # A proxy may take the subprotocol away, on which the library would insist.
+        headers.setdefault("sec-websocket-protocol", SUBPROTOCOL)
         shown = "".join(f"{name}: {headers[name]}\r\n" for name in _UPGRADE_HEADERS if name in headers)
         return f"HTTP/1.1 101 Switching Protocols\r\n{shown}\r\n".encode("latin-1")
-
-    def _read_head(self, received: bytes) -> tuple[bytes, bytes]:
-        """One head without its end, and what came after it."""
-        buffer = memoryview(bytearray(16 * 1024))
-        while True:
-            end = _HEAD_END.search(received)
-            if end:
-                return received[: end.start()], received[end.end() :]
-            if not b"HTTP/1.".startswith(received[:7]):
-                raise self._not_http(received)
-            if len(received) > MAX_HEAD:
-                raise TransportError(
-                    f"{self._url} answered with more than {MAX_HEAD} bytes of headers",
-                    hint="check that host and port in the URL are the server's",
-                )
-            received += buffer[: self._receive(buffer)]
-
-    def _receive(self, buffer: memoryview) -> int:
-        self._wire.set_read_timeout(self._deadline.remaining())
-        try:
-            count = self._wire.recv_into(buffer)
-        except TransportError as error:
-            if self._deadline.passed:
-                raise TransportError(
-                    f"{self._url} did not answer in time",
-                    hint="the port may not be a web server's, or the server behind a proxy may hang",
-                ) from error
-            raise TransportError(
-                f"{self._url} did not answer: {error.message}", hint=self._hint_for_no_answer
-            ) from error
-        if count == 0:
-            raise TransportError(
-                f"{self._url} closed the connection without an answer", hint=self._hint_for_no_answer
-            )
-        return count
-
-    @property
-    def _hint_for_no_answer(self) -> str:
-        if self._url.tls:
-            return "check the port, and the log of the server or the proxy in front of it"
-        return "if the server speaks TLS, write wss:// instead of ws://; otherwise check the port"
-
-    def _not_http(self, received: bytes) -> TransportError:
-        if received[:1] in (b"\x15", b"\x16"):  # a TLS alert or handshake record, RFC 8446 §5.1
-            return TransportError(
-                f"{self._url.address} speaks TLS on this port", hint="write wss:// instead of ws:// in the URL"
-            )
-        return TransportError(
-            f"{self._url.address} is not a web server: it answered {printable(received[:20].decode('latin-1'))!r}",
-            hint="check host and port in the URL",
-        )
-
-    def _parse(self, head: bytes) -> tuple[int, dict[str, str]]:
-        """Status and headers, names in lower case; of headers that come twice the last counts."""
-        first, *lines = head.decode("latin-1").split("\n")
-        words = first.split()
-        if len(words) < 2 or not (words[1].isascii() and words[1].isdigit()):
-            raise self._not_http(head)
-        fields = (line.partition(":") for line in lines)
-        return int(words[1]), {name.strip().lower(): value.strip() for name, _, value in fields}
 
     def _check_headers(self, headers: dict[str, str]) -> None:
         if headers.get("sec-websocket-extensions"):
             raise TransportError(
                 f"{self._url} wants a WebSocket extension that was not offered", hint=_NO_REWRITING
             )
-        if headers.get("sec-websocket-protocol", "") != SUBPROTOCOL:
+        if headers.get("sec-websocket-protocol", SUBPROTOCOL) != SUBPROTOCOL:
             raise TransportError(
                 f"{self._url} is a WebSocket server, but not a Qanat server",
                 hint="check the path in the URL against `path` in the server's configuration",

@@ -79,7 +79,7 @@ class RawClient:
         host, port = server.addresses[0]
         self.instance = instance
         deadline = Deadline(SECONDS)
-        pipe = websocket.connect(TunnelUrl.parse(f"ws://{host}:{port}/tunnel"), ca_file=None, deadline=deadline)
+        pipe = websocket.connect(TunnelUrl.parse(f"ws://{host}:{port}/tunnel"), deadline=deadline)
         handshake = ClientHandshake(name, token, client_key(), lambda spki: None)
         self.sealed = client_handshake(pipe, handshake, deadline)
         self.sealed.set_read_timeout(SECONDS)

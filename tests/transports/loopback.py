@@ -18,6 +18,7 @@ from base.deadline import Deadline
 from tests.transports.background import DEADLINE, Background
 from tests.transports.certificates import Certificate
 from transports.pipe import Pipe, Wire
+from transports.route import Route
 from transports.tcp import TcpWire
 from transports.tls import TlsWire
 from transports.tls_contexts import ReloadingServerContext, client_tls_context
@@ -113,7 +114,7 @@ def websocket_pair(stack: ExitStack, certificate: Certificate | None, ca_file: o
     server = Background(serve)
     scheme = "ws" if certificate is None else "wss"
     url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{port}/tunnel")
-    client = connect(url, ca_file=ca_file, deadline=Deadline(DEADLINE))  # type: ignore[arg-type]
+    client = connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))  # type: ignore[arg-type]
     stack.callback(client.close, "the test is over")
     accepted = server.result()
     stack.callback(accepted.close, "the test is over")

@@ -19,7 +19,7 @@ from transports.urls import TunnelUrl
 
 def failure(text: str, seconds: float = 5) -> TransportError:
     with pytest.raises(TransportError) as caught:
-        dial(TunnelUrl.parse(text), tls=None, deadline=Deadline(seconds))
+        dial(TunnelUrl.parse(text), alpn=(), deadline=Deadline(seconds))
     assert caught.value.hint
     return caught.value
 
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 def test_a_name_is_resolved_and_reached(stack: ExitStack) -> None:
     listener, port = listen(stack)
-    wire = dial(TunnelUrl.parse(f"ws://localhost:{port}/"), tls=None, deadline=Deadline(5))
+    wire = dial(TunnelUrl.parse(f"ws://localhost:{port}/"), alpn=(), deadline=Deadline(5))
     stack.callback(wire.close)
     with listener.accept()[0] as sock:
         wire.send_all(b"hello")
@@ -52,7 +52,7 @@ def test_a_name_is_resolved_and_reached(stack: ExitStack) -> None:
 def test_every_address_is_tried(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     listener, port = listen(stack)
     names(monkeypatch, ("127.0.0.1", free_port()), ("::1", free_port(), 0, 0), ("127.0.0.1", port))
-    wire = dial(TunnelUrl.parse("ws://many.example/"), tls=None, deadline=Deadline(5))
+    wire = dial(TunnelUrl.parse("ws://many.example/"), alpn=(), deadline=Deadline(5))
     stack.callback(wire.close)
     listener.accept()[0].close()
 
