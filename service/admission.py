@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from attrs import frozen
 
 from service.address_rates import AddressRates
+from service.crowd import Crowd
 from service.settings import ServerLimits
 
 _RETRY_AFTER = (2, 5)
@@ -40,16 +41,12 @@ class HandshakeSlot:
     Release it once READY has been sent.  The front door releases it too, when `on_pipe` returns.
     """
 
-    def __init__(self, give_back: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
-        self._give_back: Callable[[], None] | None = give_back
+    def __init__(self, crowd: Crowd) -> None:
+        self._crowd = crowd
 
     def release(self) -> None:
         """Make room for another handshake.  Idempotent, from any thread; does not block."""
-        with self._lock:
-            give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
+        self._crowd.forget(self)
 
 
 class Admission:
@@ -63,9 +60,10 @@ class Admission:
         randint: Callable[[int, int], int] = random.randint,
     ) -> None:
         self._randint = randint
-        self._handshakes = limits.handshakes
-        self._taken = 0
-        self._lock = threading.Lock()
+        self._limit = limits.handshakes
+        self._handshakes = Crowd()
+        self.unfinished = Crowd()
+        """The connections that are no pipes yet."""
         # Half of the time for a request head, so that the slowed still have the other half for sending one.
         self._rates = AddressRates(
             limits.per_address_rate, limits.per_address_burst, max_delay=limits.header_timeout / 2, clock=clock
@@ -76,20 +74,16 @@ class Admission:
     @property
     def handshakes(self) -> int:
         """How many slots are taken now."""
-        with self._lock:
-            return self._taken
+        return len(self._handshakes)
 
-    def enter(self) -> HandshakeSlot | None:
-        """Take a handshake slot, or None when all are taken: then answer 503 with `retry_after`."""
-        with self._lock:
-            if self._taken >= self._handshakes:
-                return None
-            self._taken += 1
-        return HandshakeSlot(self._leave)
+    def enter(self, address: str, cut: Callable[[], None]) -> HandshakeSlot | None:
+        """Take a handshake slot on the account of `address`, or None: then answer 503 with `retry_after`.
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._taken -= 1
+        When all are taken, an address that holds more than this one loses its oldest, which is `cut`.  `cut` is
+        not called after the slot was released, and must not block.
+        """
+        slot = HandshakeSlot(self._handshakes)
+        return slot if self._handshakes.add_within(self._limit, slot, address, cut) else None
 
     def retry_after(self) -> int:
         """Whole seconds for a Retry-After header (RFC 9110 §10.2.3)."""

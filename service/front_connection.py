@@ -77,7 +77,7 @@ class FrontConnection:
         self._reception = reception
         self.deadline = Deadline(reception.settings.limits.header_timeout)
         self.peer = format_address(address)
-        self._ip = str(address[0]).partition("%")[0]
+        self.ip = str(address[0]).partition("%")[0]
         self._sock = sock
         self._wire: Wire = TcpWire(sock, self.peer)
         self._lock = threading.Lock()
@@ -115,9 +115,9 @@ class FrontConnection:
         An address that comes too often is slowed down here, before TLS costs anything; those behind a trusted
         proxy are known, and slowed down, only when their request has been read.
         """
-        _, from_proxy = self._account(self._ip)
+        _, from_proxy = self._account(self.ip)
         if not from_proxy:
-            self._slow_down(self._ip)
+            self._slow_down(self.ip)
         if self._reception.tls is None:
             return
         first = self._sock.recv(1, socket.MSG_PEEK)  # left where it is, for TLS to read
@@ -187,12 +187,12 @@ class FrontConnection:
             self._answer(answer(404, to_head=to_head), linger=linger)
 
     def _serve_tunnel(self, head: RequestHead, upgrade: UpgradeRequest) -> None:
-        client, via_proxy = self._account(self._ip, head.values("x-forwarded-for"))
+        client, via_proxy = self._account(self.ip, head.values("x-forwarded-for"))
         address = ClientAddress(peer=self.peer, client=client, via_proxy=via_proxy)
         _, is_proxy = self._account(client)
         if via_proxy and not is_proxy:
             self._slow_down(client)
-        slot = self._reception.admission.enter()
+        slot = self._reception.admission.enter(client, self._wire.close)
         if slot is None:
             if self._reception.seldom.due("too many handshakes"):
                 log.warning("too many handshakes at once (limits.handshakes); %s was told to try again later", address)
@@ -217,6 +217,7 @@ class FrontConnection:
                 if self._reception.closing.is_set():
                     return
                 self._ours = False
+            self._reception.admission.unfinished.forget(self)
             self._reception.on_pipe(pipe, address, slot)
         finally:
             slot.release()  # before the peer can see the end, and come again at once

@@ -117,7 +117,7 @@ class FrontDoor:
     # --- accepting
 
     def _accept_loop(self, listener: socket.socket) -> None:
-        while self._wait_for_room():
+        while not self._closing.is_set():
             try:
                 sock, address = listener.accept()
             except OSError as error:
@@ -125,14 +125,23 @@ class FrontDoor:
                     return
                 self._accept_failed(error)
                 continue
+            if not self._wait_for_room():
+                close_socket(sock)
+                return
             self._admit(sock, address)
 
     def _wait_for_room(self) -> bool:
-        """Block while `limits.connections` are open; False once closing.  Others wait in the kernel's backlog."""
+        """Block while `limits.connections` are open; False once closing.
+
+        One that is no pipe yet gives way: the oldest of the address that has most of them, so that nobody can
+        keep others out by doing nothing.  When all are pipes, newcomers wait in the kernel's backlog.
+        """
         limit = self._settings.limits.connections
         with self._changed:
-            if len(self._connections) >= limit and self._seldom.due("connections"):
-                log.warning("%d connections are open (limits.connections): others wait until one ends", limit)
+            if len(self._connections) >= limit:
+                if self._seldom.due("connections"):
+                    log.warning("%d connections are open (limits.connections): others wait until one ends", limit)
+                self.admission.unfinished.displace()
             self._changed.wait_for(lambda: self._closing.is_set() or len(self._connections) < limit)
         return not self._closing.is_set()
 
@@ -155,6 +164,7 @@ class FrontDoor:
         connection = FrontConnection(self._reception, sock, address)
         with self._changed:
             self._connections.add(connection)
+            self.admission.unfinished.add(connection, connection.ip, connection.cut)
             closing = self._closing.is_set()
         if closing:
             connection.cut()
@@ -176,6 +186,7 @@ class FrontDoor:
 
     def _forget(self, connection: FrontConnection) -> None:
         self._deadlines.forget(connection)
+        self.admission.unfinished.forget(connection)
         with self._changed:
             self._connections.discard(connection)
             self._changed.notify_all()

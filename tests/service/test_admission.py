@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -93,17 +94,38 @@ def test_one_customer_has_one_bucket(address: str, key: str) -> None:
     assert bucket_key(address) == key
 
 
+def uncut() -> None:
+    raise AssertionError("this one was cut")
+
+
 def test_slots_are_limited_and_each_is_given_back_once() -> None:
     admission = Admission(ServerLimits(handshakes=2))
-    first, second = admission.enter(), admission.enter()
+    first, second = admission.enter("192.0.2.1", uncut), admission.enter("192.0.2.1", uncut)
     assert first is not None
     assert second is not None
-    assert admission.enter() is None
+    assert admission.enter("192.0.2.1", uncut) is None
     first.release()
     first.release()
     assert admission.handshakes == 1
-    assert admission.enter() is not None
-    assert admission.enter() is None
+    assert admission.enter("192.0.2.1", uncut) is not None
+    assert admission.enter("192.0.2.1", uncut) is None
+
+
+def test_an_address_that_holds_every_slot_gives_its_oldest_to_another() -> None:
+    admission = Admission(ServerLimits(handshakes=3))
+    cut: list[str] = []
+    slots = [admission.enter("2001:db8::1", partial(cut.append, number)) for number in "123"]
+    other = admission.enter("192.0.2.1", uncut)
+    assert other is not None
+    assert cut == ["1"]
+    assert slots[0] is not None
+    slots[0].release()  # its connection ends only now, and gives back nothing that is another's
+    assert admission.handshakes == 3
+    # The same customer, by another address of his, displaces nobody; and neither does who has as many as he.
+    assert admission.enter("2001:db8::2", uncut) is None
+    assert admission.enter("192.0.2.1", uncut) is not None
+    assert cut == ["1", "2"]
+    assert admission.enter("192.0.2.1", uncut) is None
 
 
 def test_a_refused_crowd_is_spread_over_some_seconds() -> None:

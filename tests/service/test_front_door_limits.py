@@ -72,23 +72,51 @@ def test_half_open_connections_cost_bounded_threads_and_die_at_the_deadline() ->
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
 
 
-def test_connections_above_the_limit_wait_for_their_turn(caplog: pytest.LogCaptureFixture) -> None:
-    with (
-        front_door(limits=ServerLimits(connections=2)) as door,
-        connect(door) as first,
-        connect(door) as second,
-        connect(door) as third,
-    ):
+def test_connections_above_the_limit_wait_for_their_turn_while_all_are_pipes(caplog: pytest.LogCaptureFixture) -> None:
+    with front_door(limits=ServerLimits(connections=2)) as door, contextlib.ExitStack() as stack:
+        pipes = [stack.enter_context(upgrade(door)[0]) for _ in range(2)]
+        third = stack.enter_context(connect(door))
         third.sendall(request("GET /healthz HTTP/1.1"))
         third.settimeout(0.2)
         with pytest.raises(TimeoutError):
             third.recv(1)
-        second.close()
+        pipes[1].close()
         third.settimeout(10)
         assert read_to_end(third).endswith(b"ok\n")
-        first.sendall(request("GET /healthz HTTP/1.1"))
-        assert read_to_end(first).endswith(b"ok\n")
     assert caplog.text.count("limits.connections") == 1
+
+
+def test_nobody_is_kept_out_by_connections_that_do_nothing() -> None:
+    with front_door(limits=ServerLimits(connections=20, header_timeout=60)) as door, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect(door)) for _ in range(60)]
+        with connect(door) as other:
+            other.sendall(request("GET /healthz HTTP/1.1"))
+            assert read_to_end(other).endswith(b"ok\n")
+        assert read_to_end(idle[0]) == b""  # the oldest gave way
+        idle[-1].sendall(request("GET /healthz HTTP/1.1"))
+        assert read_to_end(idle[-1]).endswith(b"ok\n")
+
+
+def test_who_holds_every_handshake_loses_one_to_whoever_comes_from_elsewhere() -> None:
+    finish = threading.Event()
+
+    def on_pipe(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        finish.wait(20)
+
+    with (
+        front_door(on_pipe, limits=ServerLimits(handshakes=3), trusted_proxies=("127.0.0.0/8",)) as door,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(finish.set)
+        held = [upgrade(door, "X-Forwarded-For: 203.0.113.1") for _ in range(4)]
+        for sock, _ in held:
+            stack.enter_context(sock)
+        assert [answer[9:12] for _, answer in held] == [b"101", b"101", b"101", b"503"]
+        sock, answer = upgrade(door, "X-Forwarded-For: 203.0.113.2")
+        stack.enter_context(sock)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        assert read_to_end(held[0][0]) == b""
+        assert door.admission.handshakes == 3
 
 
 def test_a_header_bomb_is_cut_off_at_the_limit() -> None:
