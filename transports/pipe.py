@@ -13,6 +13,9 @@ from collections.abc import Callable
 MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
 
+MAX_GUARDED = 1024
+"""The largest message that a guarded pipe takes: the handshake's own limit (docs/PROTOCOL.md §1)."""
+
 
 class Wire(ABC):
     """A blocking byte stream, full duplex: one reading thread and one writing thread at a time."""
@@ -88,6 +91,13 @@ class Pipe(ABC):
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
         """Let `recv` end the pipe after `seconds` without one raw byte received; None never does."""
+
+    def set_guarded(self, guarded: bool) -> None:  # noqa: B027 - not every transport has something to guard
+        """While guarded, `recv` takes no more than a handshake needs: the peer is a stranger.
+
+        A message above MAX_GUARDED ends the pipe before its bytes are waited for, and so do more of the
+        transport's own frames (pings, fragments) than honest proxies make.  By the thread that calls `recv`.
+        """
 
     @abstractmethod
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:

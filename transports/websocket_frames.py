@@ -77,7 +77,8 @@ class FrameReader:
         self._buffer = bytearray(size)
         self._view = memoryview(self._buffer)
         self._masked = masked
-        self._max_message = max_message
+        self.max_message = max_message
+        """May be changed at any time; holds for the frames that have not been returned."""
         self._start = 0  # of what has not been returned
         self._end = len(first)
         self._view[: self._end] = first
@@ -153,10 +154,10 @@ class FrameReader:
             return
         if first & 0x0F == Opcode.TEXT:
             raise FrameError(CloseCode.UNSUPPORTED_DATA, "a text message, where only binary ones are spoken")
-        if self._fragmented_bytes + length > self._max_message or self._fragments >= MAX_FRAGMENTS:
+        if self._fragmented_bytes + length > self.max_message or self._fragments >= MAX_FRAGMENTS:
             raise FrameError(
                 CloseCode.MESSAGE_TOO_BIG,
-                f"a message of more than {self._max_message} bytes or {MAX_FRAGMENTS} frames",
+                f"a message of more than {self.max_message} bytes or {MAX_FRAGMENTS} frames",
             )
 
     def _count_fragment(self, first: int, length: int) -> None:

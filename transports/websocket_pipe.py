@@ -21,7 +21,7 @@ from typing import NoReturn
 from base.errors import LocalError, PipeEnded, ProtocolError, TransportError
 from transports.cause import FirstCause
 from transports.mask import MaskKeys, xor_mask
-from transports.pipe import MAX_MESSAGE, Pipe, Wire
+from transports.pipe import MAX_GUARDED, MAX_MESSAGE, Pipe, Wire
 from transports.websocket_frames import (
     CLIENT_HEADROOM,
     SERVER_HEADROOM,
@@ -34,6 +34,9 @@ from transports.websocket_frames import (
     write_header,
 )
 from transports.websocket_machine import Machine
+
+GUARDED_FRAMES = 64
+"""Frames that are no whole message, and cost a hundred times more than their bytes, which a stranger may send."""
 
 
 class WebSocketPipe(Pipe):
@@ -51,6 +54,7 @@ class WebSocketPipe(Pipe):
         self._reader = FrameReader(masked=not is_client, max_message=self.max_message, first=first)
         self._keys = MaskKeys() if is_client else None
         self._cause = FirstCause()
+        self._unusual_left: int | None = None
         self._last_received = time.monotonic()
         self._send_lock = threading.Lock()
         self._send_failure: str | None = None  # the path failed for sending; there may be something to receive
@@ -97,6 +101,10 @@ class WebSocketPipe(Pipe):
         with contextlib.suppress(TransportError):  # the wire is closed, and the next recv says why
             self._wire.set_read_timeout(seconds)
 
+    def set_guarded(self, guarded: bool) -> None:
+        self._reader.max_message = MAX_GUARDED if guarded else self.max_message
+        self._unusual_left = GUARDED_FRAMES if guarded else None
+
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         self._wire.set_wakeup(wakeup)
         with self._owed_lock:
@@ -134,6 +142,10 @@ class WebSocketPipe(Pipe):
 
     def _receive_unusual(self, frame: Frame) -> memoryview | None:
         """Let the library decide what `frame` means; return a message if one is now whole."""
+        if self._unusual_left is not None:
+            if not self._unusual_left:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, f"more than {GUARDED_FRAMES} pings or fragments at once")
+            self._unusual_left -= 1
         outcome = self._machine.receive(bytes(frame.raw))
         if outcome.closed is not None:
             self._end(outcome.closed, outcome.answer)

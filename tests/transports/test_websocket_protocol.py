@@ -20,8 +20,9 @@ from tests.transports.loopback import (
     send_bytes,
     server_pipe,
 )
-from transports.pipe import MAX_MESSAGE, Pipe
+from transports.pipe import MAX_GUARDED, MAX_MESSAGE, Pipe
 from transports.websocket_frames import MAX_FRAGMENTS, Opcode
+from transports.websocket_pipe import GUARDED_FRAMES
 
 BOTH_ENDS = pytest.mark.parametrize("make", [server_pipe, client_pipe], ids=["server", "client"])
 
@@ -287,3 +288,36 @@ def test_no_bytes_whatsoever_do_more_than_end_the_pipe(make: PipeMaker, data: by
         with pytest.raises((ProtocolError, PipeEnded)):
             receive_for_ever(pipe)
         assert pipe.cause is not None
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG, Opcode.BINARY], ids=["pings", "pongs", "fragments"])
+def test_a_stranger_cannot_keep_a_guarded_pipe_busy(opcode: Opcode, stack: ExitStack) -> None:
+    pipe, peer = server_pipe(stack)
+    pipe.set_guarded(True)
+    fin = opcode != Opcode.BINARY
+    peer.send_frame(opcode, b"x", fin=fin)
+    for _ in range(GUARDED_FRAMES):
+        peer.send_frame(opcode if fin else Opcode.CONTINUATION, b"x", fin=fin)
+    with pytest.raises(ProtocolError, match="pings or fragments"):
+        pipe.recv()
+
+
+def test_a_guarded_pipe_waits_for_no_more_than_a_handshake_message(stack: ExitStack) -> None:
+    pipe, peer = server_pipe(stack)
+    pipe.set_guarded(True)
+    peer.send_frame(Opcode.BINARY, bytes(MAX_GUARDED))
+    assert len(pipe.recv()) == MAX_GUARDED
+    peer.sock.sendall(encode_frame(Opcode.BINARY, bytes(MAX_GUARDED + 1), mask=b"mask")[:8])  # the header alone
+    with pytest.raises(ProtocolError, match="more than 1024 bytes"):
+        pipe.recv()
+
+
+def test_a_pipe_that_is_guarded_no_more_takes_all_that_a_pipe_must(stack: ExitStack) -> None:
+    pipe, peer = server_pipe(stack)
+    pipe.set_guarded(True)
+    pipe.set_guarded(False)
+    for _ in range(2 * GUARDED_FRAMES):
+        peer.send_frame(Opcode.PONG, b"")
+    sending = Background(lambda: peer.send_frame(Opcode.BINARY, bytes(MAX_MESSAGE)))
+    assert len(pipe.recv()) == MAX_MESSAGE
+    sending.result()
