@@ -18,18 +18,19 @@ from tests.transports.background import DEADLINE, Background
 from tests.transports.certificates import Certificate
 from tests.transports.loopback import listen
 from transports import grpc, http2
-from transports.http2_client import open_pipe
 from transports.http2_dialect import Dialect
 from transports.http2_frames import PREFACE
 from transports.http2_request import Http2Request, Plain, Tunnel
 from transports.http2_server import Exchange, Http2Server
 from transports.pipe import Pipe, Wire
+from transports.route import Route
 from transports.tcp import TcpWire
 from transports.tls import TlsWire
 from transports.tls_contexts import ReloadingServerContext
 from transports.urls import TunnelUrl
 
 DIALECTS: dict[str, Dialect] = {"http2": http2.DIALECT, "grpc": grpc.DIALECT}
+CONNECT = {"http2": http2.connect, "grpc": grpc.connect}
 HELD = 60.0
 """Seconds that a handler keeps its stream; the test's end comes first."""
 
@@ -59,6 +60,10 @@ class TestServer:
     def pipe(self) -> Pipe:
         """The pipe of the next tunnel stream that comes."""
         return self.pipes.get(timeout=DEADLINE)
+
+    def release(self) -> None:
+        """Let every handler return, and so every pipe end."""
+        self._over.set()
 
     def _accept_loop(self) -> None:
         while True:
@@ -119,7 +124,7 @@ def http2_pair(
     server = TestServer(stack, certificate)
     scheme = "ws" if certificate is None else "wss"
     url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{server.port}/tunnel")
-    client = open_pipe(url, dialect, ca_file=ca_file, deadline=Deadline(DEADLINE))
+    client = CONNECT[dialect.name](url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))
     stack.callback(client.close, "the test is over")
     accepted = server.pipe()
     stack.callback(accepted.close, "the test is over")
@@ -184,7 +189,7 @@ def client_pipe(
     """A client's pipe, and the raw server that has answered it, with the stream's id."""
     listener, port = listen(stack)
     url = TunnelUrl.parse(f"ws://127.0.0.1:{port}/tunnel")
-    connecting = Background(lambda: open_pipe(url, dialect, ca_file=None, deadline=Deadline(DEADLINE)))
+    connecting = Background(lambda: CONNECT[dialect.name](url, deadline=Deadline(DEADLINE)))
     sock = stack.enter_context(listener.accept()[0])
     sock.settimeout(DEADLINE)
     peer = RawHttp2(sock, client=False, **settings)
