@@ -41,6 +41,12 @@ signals:
 
 """
 
+URL_OPTIONS = (
+    "local", "remote", "name", "token_file", "fingerprint", "ca_file", "cert", "key", "proxy", "proxy_password_file",
+    "connect_to", "header", "header_file",
+)  # fmt: skip
+"""What goes with a URL on the command line, and with a configuration file in that."""
+
 CLIENT_DETAILS = """\
 -L and -R take ssh's syntax, and may be given several times:
   -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
@@ -51,6 +57,9 @@ The token comes from the configuration file, from --token-file or from the envir
 QANAT_TOKEN; never from the command line, where every user of the machine could read it.
 The client's name is the first of: --name, the part before @ in the URL, QANAT_NAME, the name of
 the token file without its ending, "client".
+
+Without --proxy the environment names one, as for curl: HTTPS_PROXY (http_proxy for ws://),
+ALL_PROXY, and NO_PROXY for what is to be reached without.
 
 """
 
@@ -139,8 +148,15 @@ def _client_settings(options: argparse.Namespace) -> ClientSettings:
             token_file=options.token_file,
             fingerprint=options.fingerprint,
             ca_file=options.ca_file,
+            certificate=options.cert,
+            key=options.key,
+            proxy=options.proxy,
+            proxy_password_file=options.proxy_password_file,
+            connect_to=options.connect_to,
+            headers=options.header,
+            header_files=options.header_file,
         )
-    for name in ("local", "remote", "name", "token_file", "fingerprint", "ca_file"):
+    for name in URL_OPTIONS:
         if getattr(options, name):
             flag = {"local": "-L", "remote": "-R"}.get(name, "--" + name.replace("_", "-"))
             raise UsageError(f"{flag} goes with a URL, not with -c", hint=f"write it into {options.config}")
@@ -309,6 +325,19 @@ def _add_url_options(group: argparse._ArgumentGroup) -> None:
         "--fingerprint", metavar="SHA256:...", help="the server's; otherwise trusted on first use, as ssh does"
     )
     group.add_argument("--ca-file", type=Path, metavar="FILE", help="authorities for TLS, PEM (default: the system's)")
+    group.add_argument("--cert", type=Path, metavar="FILE", help="the client's own certificate for TLS, PEM")
+    group.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM, which only you can read")
+    group.add_argument(
+        "--proxy", metavar="URL", help="http://, https:// or socks5h://[USER@]HOST:PORT, or `none`; see below"
+    )
+    group.add_argument("--proxy-password-file", type=Path, metavar="FILE", help="the password of the USER in --proxy")
+    group.add_argument("--connect-to", metavar="HOST:PORT", help="connect there though the URL names another host")
+    group.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="send this header too; may be repeated"
+    )
+    group.add_argument(
+        "--header-file", action="append", default=[], metavar="NAME:FILE", help="the same, with the value in a file"
+    )
 
 
 def _add_daemon_options(command: argparse.ArgumentParser) -> None:

@@ -52,7 +52,7 @@ class Client:
     """A client from `start` to `stop`.  `run_client` and tests use it."""
 
     def __init__(self, settings: ClientSettings, ready: Callable[[], None] = lambda: None) -> None:
-        """`ready` is called once, when the first session is up.  Raises UsageError for a bad URL."""
+        """`ready` is called once, when the first session is up.  Raises UsageError for a bad URL or bad TLS files."""
         self.settings = settings
         self.failure: QanatError | None = None
         """Why the client gave up; None while it does not."""
@@ -60,6 +60,9 @@ class Client:
         """Set when the connector has ended, after `stop` or with `failure`."""
         self._ready = ready
         self._urls = [TunnelUrl.parse(url) for url in settings.urls]
+        self._route = settings.route
+        if any(url.tls for url in self._urls):
+            self._route.tls_context(())  # files that cannot be used end the start, not each try
         self._known_hosts = KnownHosts(settings.state_dir / "known_hosts")
         self._instance = new_id()
         self._backoff = Backoff(settings.reconnect)
@@ -217,7 +220,7 @@ class Client:
     def _dial(self, url: TunnelUrl) -> Pipe:
         settings = self.settings
         deadline = Deadline(settings.connect_timeout)
-        pipe = websocket.connect(url, route=settings.route, deadline=deadline, cancel=self._dialling)
+        pipe = websocket.connect(url, route=self._route, deadline=deadline, cancel=self._dialling)
         with self._changed:
             self._pipe = pipe
             if self._stopping.is_set():

@@ -17,11 +17,11 @@ from service.config_parts import (
     read_state_dir,
     read_tokens,
 )
+from service.config_route import read_client_tls, read_headers, read_proxy
 from service.fingerprints import check_fingerprint
-from service.secret_files import check_readable
+from service.request_headers import check_host_header
 from service.settings import ClientSettings, ClientTls, Flow, Forward, Keepalive, LogSettings, Reconnect
 from service.yaml_section import Section, did_you_mean
-from transports.urls import TunnelUrl
 
 _DEFAULT = ClientSettings(name="", urls=(), token=b"")
 _TRANSPORTS = {"websocket": "websocket", "auto": "websocket"}
@@ -44,6 +44,7 @@ def read_client(s: Section) -> ClientSettings:
         s.require("url", "for example wss://tunnel.example.com/tunnel")
     s.require("name", "it is what the server's `clients` list calls this client")
     urls = _read_urls(s)
+    proxy = read_proxy(s, urls)
     settings = ClientSettings(
         name=s.text("name", "", check_name),
         urls=urls,
@@ -51,7 +52,11 @@ def read_client(s: Section) -> ClientSettings:
         forwards=_read_forwards(s),
         transport=s.text("transport", _DEFAULT.transport, _parse_transport),
         server_fingerprint=s.text("server_fingerprint", None, check_fingerprint),
-        tls=_read_tls(s, urls),
+        tls=read_client_tls(s, urls, proxy),
+        proxy=proxy,
+        connect_to=s.text("connect_to", None, parse_target),
+        host=s.text("host", None, check_host_header),
+        headers=read_headers(s),
         connect_timeout=s.seconds("connect_timeout", _DEFAULT.connect_timeout, 0.1, 300),
         handshake_timeout=s.seconds("handshake_timeout", _DEFAULT.handshake_timeout, 0.1, 300),
         drain=s.seconds("drain", _DEFAULT.drain, 0, 3600),
@@ -100,15 +105,6 @@ def _read_forwards(s: Section) -> tuple[Forward, ...]:
                 f.refuse(kind, f"is what the forward in line {line} listens on already")
             forwards.append(Forward(kind, listen, to))
     return tuple(forwards)
-
-
-def _read_tls(s: Section, urls: tuple[str, ...]) -> ClientTls:
-    tls = s.section("tls")
-    ca_file = tls.path("ca_file", check_readable)
-    if ca_file is not None and urls and not any(TunnelUrl.parse(url).tls for url in urls):
-        tls.refuse("ca_file", "has no effect, since the `url` is without TLS; write wss:// there, or leave it out")
-    tls.finish()
-    return ClientTls(ca_file)
 
 
 def _read_reconnect(s: Section) -> Reconnect:

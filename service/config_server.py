@@ -145,8 +145,9 @@ def _read_tls(s: Section) -> ServerTls | None:
     tls.require("certificate", "leave `tls` out behind a proxy that does TLS")
     tls.require("key", "leave `tls` out behind a proxy that does TLS")
     certificate, key = tls.path("certificate", check_readable), tls.path("key", check_private)
+    client_ca = tls.path("client_ca", check_readable)
     tls.finish()
-    return ServerTls(certificate, key) if certificate is not None and key is not None else None
+    return ServerTls(certificate, key, client_ca) if certificate is not None and key is not None else None
 
 
 def _read_limits(s: Section) -> ServerLimits:

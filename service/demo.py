@@ -190,6 +190,7 @@ def _write_configuration(folder: Path, port: int, web: int, local: dict[str, int
             "transport": transport,
             "token_file": f"{transport}.token",
             "server_fingerprint": fingerprint,
+            "proxy": "none",
             "forwards": [{"local": f"127.0.0.1:{local_port}", "to": f"127.0.0.1:{web}"}],
             "log": {"file": f"client-{transport}.log"},
         }

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from base.errors import UsageError
-from service.addresses import check_bind_host, check_target_host, parse_port
+from service.addresses import check_bind_host, check_target_host, parse_port, parse_target
 from service.config_parts import check_name, check_url, environment_state_dir
+from service.config_route import AnyProxy, parse_proxy
 from service.fingerprints import check_fingerprint
-from service.secret_files import check_readable, read_token_file, token_secret
+from service.request_headers import check_header_name, check_header_value, looks_secret
+from service.secret_files import check_private, check_readable, read_secret_file, read_token_file, token_secret
 from service.settings import ClientSettings, ClientTls, Forward
+from transports.proxy import EnvironmentProxies, Proxy
 from transports.urls import TunnelUrl
 
 S = TypeVar("S")
@@ -41,6 +44,13 @@ def client_from_options(
     token_file: Path | None = None,
     fingerprint: str | None = None,
     ca_file: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    proxy: str | None = None,
+    proxy_password_file: Path | None = None,
+    connect_to: str | None = None,
+    headers: Sequence[str] = (),
+    header_files: Sequence[str] = (),
     state_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ClientSettings:
@@ -48,16 +58,13 @@ def client_from_options(
 
     The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
     part before @ in the URL, $QANAT_NAME, the token file's name without its ending, and "client".
+    `headers` are NAME:VALUE, and `header_files` NAME:FILE; neither `proxy` nor `headers` may hold a secret.
     `state_dir` defaults to $STATE_DIRECTORY, then to the user's own directory for state.  Raises
     UsageError for the first thing that is wrong.
     """
     environ = os.environ if environ is None else environ
     user, url = _split_user(url)
     _named("the URL", check_url, url)
-    if ca_file is not None:
-        _named("--ca-file", check_readable, ca_file)
-        if not TunnelUrl.parse(url).tls:
-            raise UsageError("--ca-file has no effect on a URL without TLS", hint="write wss://, or leave it out")
     if fingerprint is not None:
         _named("--fingerprint", check_fingerprint, fingerprint)
     chosen = name or user or environ.get(NAME_VARIABLE) or (token_file.stem if token_file else "") or DEFAULT_NAME
@@ -67,7 +74,10 @@ def client_from_options(
         token=_token(token_file, environ),
         forwards=_forwards(local, remote),
         server_fingerprint=fingerprint,
-        tls=ClientTls(ca_file),
+        tls=_tls(url, ca_file, certificate, key),
+        proxy=_proxy(url, proxy, proxy_password_file, environ),
+        connect_to=None if connect_to is None else _named("--connect-to", parse_target, connect_to),
+        headers=_headers(headers, header_files),
         state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
     )
 
@@ -119,6 +129,66 @@ def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...
                 raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
             forwards.append(forward)
     return tuple(forwards)
+
+
+def _tls(url: str, ca_file: Path | None, certificate: Path | None, key: Path | None) -> ClientTls:
+    for option, path, check in (
+        ("--ca-file", ca_file, check_readable),
+        ("--cert", certificate, check_readable),
+        ("--key", key, check_private),
+    ):
+        if path is not None:
+            _named(option, check, path)
+            if not TunnelUrl.parse(url).tls:
+                raise UsageError(f"{option} has no effect on a URL without TLS", hint="write wss://, or leave it out")
+    if (certificate is None) != (key is None):
+        raise UsageError("--cert and --key go together", hint="both may name one file that holds both")
+    return ClientTls(ca_file, certificate, key)
+
+
+def _proxy(url: str, text: str | None, password_file: Path | None, environ: Mapping[str, str]) -> AnyProxy:
+    environment = EnvironmentProxies.read(environ)
+    if text is None:
+        proxy: AnyProxy = environment
+    else:
+        follows = password_file is not None
+        proxy = _named("--proxy", lambda value: parse_proxy(value, environment, password_follows=follows), text)
+    if isinstance(proxy, EnvironmentProxies):
+        proxy.proxy_for(TunnelUrl.parse(url))  # what cannot be used is to be said now
+    if isinstance(proxy, Proxy) and proxy.password is not None:
+        raise UsageError(
+            "--proxy has a password, which every user of this machine can read on a command line",
+            hint="give --proxy-password-file FILE, or the whole URL in the environment variable ALL_PROXY",
+        )
+    if password_file is None:
+        return proxy
+    if not isinstance(proxy, Proxy) or proxy.user is None:
+        raise UsageError("--proxy-password-file needs a user in --proxy", hint="write --proxy http://USER@HOST:PORT")
+    password = _named("--proxy-password-file", read_secret_file, password_file)
+    return _named("--proxy-password-file", proxy.with_password, password)
+
+
+def _headers(texts: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    headers: dict[str, tuple[str, str]] = {}
+    for option, form, entries in (("--header", "NAME:VALUE", texts), ("--header-file", "NAME:FILE", files)):
+        for entry in entries:
+            name, colon, value = (part.strip() for part in entry.partition(":"))
+            if not colon or not value:
+                raise UsageError(f"{option} must be {form}", hint="give it once for each header")
+            what = f"{option} {name}"  # never the value
+            _named(what, check_header_name, name)
+            if name.lower() in headers:
+                raise UsageError(f"{what} is given twice")
+            if option == "--header-file":
+                value = _named(what, read_secret_file, Path(value))
+            elif looks_secret(name):
+                raise UsageError(
+                    f"{what} looks like a secret, which every user of this machine can read on a command line",
+                    hint=f"put the value into a file that only you can read, and give --header-file {name}:FILE",
+                )
+            _named(what, check_header_value, value)
+            headers[name.lower()] = (name, value)
+    return tuple(headers.values())
 
 
 def _named(what: str, parse: Callable[[S], T], value: S) -> T:

@@ -33,6 +33,23 @@ def read_token_file(path: Path) -> bytes:
     return token_secret(content.decode("ascii", "replace"), f"names {path}, which holds no token")
 
 
+def read_secret_file(path: Path) -> str:
+    """The one line of text in `path`; space round it is ignored."""
+    with _open_private(path) as file:
+        content = file.read(MAX_SECRET + 1)
+    if len(content) > MAX_SECRET:
+        raise UsageError(f"names {path}, which is longer than {MAX_SECRET} bytes")
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UsageError(f"names {path}, which is not text in UTF-8") from None
+    if not text:
+        raise UsageError(f"names {path}, which is empty")
+    if not text.isprintable():
+        raise UsageError(f"names {path}, which has more than one line, or a control character")
+    return text
+
+
 def token_secret(text: str, problem: str) -> bytes:
     """The 32-byte secret in `text`, or UsageError: `problem`, and what is wrong with the token."""
     try:

@@ -62,6 +62,15 @@ class Section:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What stands in it, in its order; for a section whose keys are the user's own."""
+        return tuple(self._values)
+
+    def is_section(self, key: str) -> bool:
+        """Whether the value of `key` is a section itself."""
+        return isinstance(self._values.get(key), yaml.MappingNode)
+
     def place_of(self, key: str) -> Place:
         """Where `key` stands, or the section when it does not."""
         return self._places.get(key, self.place)

@@ -42,11 +42,15 @@ def place_of(node: yaml.Node) -> Place:
 
 @frozen
 class Text:
-    """A text of the file.  `literal` is false when all of it came from one environment variable."""
+    """A text of the file.  `literal` is false when all of it came from one environment variable.
+
+    `written` is what stands in the file, with the `${NAME}` that are replaced in `value`.
+    """
 
     value: str
     place: Place
     literal: bool
+    written: str
 
 
 class Document:
@@ -127,7 +131,7 @@ class Document:
         if problems:
             raise UsageError(" and ".join(problems))
         whole = _REFERENCE.fullmatch(raw)
-        return Text(value, place_of(node), literal=whole is None or whole["name"] is None)
+        return Text(value, place_of(node), literal=whole is None or whole["name"] is None, written=raw)
 
 
 class _BoundedLoader(yaml.SafeLoader):

@@ -56,7 +56,12 @@ class Program:
 
     def __init__(self, *command: object, cwd: Path | None = None, **environment: object) -> None:
         self.name = Path(str(command[0])).name
-        ours = {key: value for key, value in os.environ.items() if not key.startswith(("QANAT_", "NOTIFY_"))}
+        # A proxy that this machine has to use is none for a tunnel on loopback.
+        ours = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("QANAT_", "NOTIFY_")) and not key.lower().endswith("_proxy")
+        }
         self.process = subprocess.Popen(
             [str(part) for part in command],
             cwd=cwd,

@@ -176,5 +176,9 @@ def process_handle(pid: int) -> Iterator[int]:
 
 
 def _environment(changes: dict[str, object]) -> dict[str, str]:
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("QANAT_", "XDG_", "NOTIFY_"))}
+    ours = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("QANAT_", "XDG_", "NOTIFY_")) and not key.lower().endswith("_proxy")
+    }
     return {key: str(value) for key, value in {**ours, **changes}.items() if value is not None}

@@ -39,11 +39,11 @@ class Proxy:
     origin: str = field(default="`proxy`", eq=False)  # what named it, for messages
 
     @classmethod
-    def parse(cls, text: str, origin: str = "`proxy`") -> Proxy:
+    def parse(cls, text: str, origin: str = "`proxy`", *, password_follows: bool = False) -> Proxy:
         """`[SCHEME://][USER:PASSWORD@]HOST[:PORT]`; the scheme is http when left out, as curl has it.
 
         User and password may be percent-encoded.  Raises UsageError that goes on after the name of what
-        held `text`, and repeats nothing of it.
+        held `text`, and repeats nothing of it.  With `password_follows` there will be a `with_password`.
         """
         if any(c.isspace() or not c.isprintable() for c in text):
             raise UsageError("contains a space or a control character", hint=_EXAMPLE)
@@ -66,7 +66,8 @@ class Proxy:
             password=unquote(password) if colon else None,
             origin=origin,
         )
-        proxy.check_login()
+        if not password_follows:
+            proxy.check_login()
         return proxy
 
     def with_password(self, password: str) -> Proxy:

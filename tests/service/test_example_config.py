@@ -25,21 +25,30 @@ from service.settings import (
     ServerSettings,
     ServerTls,
 )
+from transports.proxy import Proxy
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "config.example.yaml"
 
 _COMMENTED_OUT = re.compile(r"^( *)# ((?: {2})?(?:[a-z_]+:|- \{).*)$", re.MULTILINE)
 WITHOUT_DEFAULT = {
     "tls", "certificate", "key", "node", "token", "pid_file", "state_dir", "file", "server_fingerprint", "ca_file",
+    "client_ca", "server_name", "proxy_password_file", "connect_to", "host", "headers",
 }  # fmt: skip
 """Keys that may be commented out; every other one must stand there with its default."""
 
 TOKEN = generate_token()
+FILES = {
+    "office.token": TOKEN,
+    **dict.fromkeys(("privkey.pem", "fullchain.pem", "clients-ca.pem"), ""),
+    **dict.fromkeys(("company-ca.pem", "client.pem", "client.key"), ""),
+    "proxy.password": "a secret\n",
+    "access.secret": "another\n",
+}
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    for name, content in (("office.token", TOKEN), ("privkey.pem", ""), ("fullchain.pem", ""), ("company-ca.pem", "")):
+    for name, content in FILES.items():
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o600)
     return tmp_path
@@ -50,11 +59,12 @@ def everything() -> str:
     text = _COMMENTED_OUT.sub(
         lambda match: "" if match[2].startswith("token:") else match[1] + match[2], EXAMPLE.read_text()
     )
-    return text.replace("  forwards: []\n", "")
+    return text.replace("  forwards: []\n", "").replace("  proxy: environment\n", "")
 
 
 def key_names(settings: type) -> set[str]:
     renamed = {"urls": {"url"}, "tokens": {"token_file"}, "token": {"token_file"}}
+    renamed["proxy"] = {"proxy", "proxy_password_file"}
     return set().union(*(renamed.get(field.name, {field.name}) for field in fields(settings)))
 
 
@@ -96,7 +106,7 @@ def test_every_setting_is_a_key_of_the_example_and_every_key_a_setting() -> None
 def test_only_what_has_no_default_is_commented_out() -> None:
     matches = _COMMENTED_OUT.finditer(EXAMPLE.read_text())
     keys = {match[2].strip().split(":")[0] for match in matches if not match[2].strip().startswith("- ")}
-    assert keys - {"forwards"} == WITHOUT_DEFAULT
+    assert keys - {"forwards", "proxy"} == WITHOUT_DEFAULT
 
 
 def test_what_is_commented_out_works_too(directory: Path) -> None:
@@ -104,10 +114,15 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     file.write_text(everything())
     check_config(file, {})
     server = load_config(file, want="server", environ={})
-    assert server.tls == ServerTls(directory / "fullchain.pem", directory / "privkey.pem")
+    assert server.tls == ServerTls(*(directory / name for name in ("fullchain.pem", "privkey.pem", "clients-ca.pem")))
     assert server.node == "tunnel-1"
     client = load_config(file, want="client", environ={})
-    assert client.tls == ClientTls(directory / "company-ca.pem")
+    files = (directory / name for name in ("company-ca.pem", "client.pem", "client.key"))
+    assert client.tls == ClientTls(*files, "tunnel.example.com")
+    assert client.proxy == Proxy("http", "proxy.example.com", 3128, "me", "a secret")
+    assert client.connect_to == ("192.0.2.7", 443)
+    assert client.host == "tunnel.internal.example"
+    assert client.headers == (("User-Agent", "Mozilla/5.0"), ("CF-Access-Client-Secret", "another"))
     assert client.forwards == (
         Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),
         Forward("remote", ("0.0.0.0", 8080), ("127.0.0.1", 80)),
