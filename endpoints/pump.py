@@ -3,7 +3,8 @@
 The *uplink* waits for credit, then for bytes, and queues them on the stream; the *downlink* writes what
 the stream brings to the socket, and only then gives credit back.  Each direction ends by itself
 (half-close); anything abrupt on one side is abrupt on the other: a reset of the stream is a RST of the
-socket, and the reverse.
+socket, and the reverse.  (A RST is noticed by whoever uses the socket: while the uplink waits for credit and
+the downlink for bytes, nobody does, and it shows when either goes on.)
 """
 
 from __future__ import annotations

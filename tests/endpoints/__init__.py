@@ -1,0 +1,1 @@
+"""Tests of endpoints/: real sockets, real resets."""

@@ -1,0 +1,335 @@
+"""Two applications joined through a real lane: what one does to its connection, the other sees on its own."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from base.sockets import set_reset_on_close
+from base.threads import start_thread
+from endpoints import pump
+from endpoints.pump import join_stream
+from endpoints.wakeable import WakeableSocket
+from mux.frames import Reason
+from mux.parameters import LaneParameters
+from mux.stream_io import StreamIO
+from tests.mux.rig import Pair
+from tests.transports.background import Background, wait_until
+from transports.memory import memory_pair
+
+from .sockets import SECONDS, read_to_end
+
+MIB = 1 << 20
+WHAT_A_KERNEL_HOLDS = 16 * MIB
+"""More than the buffers of two loopback sockets and a stream's window together."""
+
+
+class Joined:
+    """An application at each end of one stream: `client` and `server` are their sockets."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.client, ours = _socket_pair()
+        self.server, theirs = _socket_pair()
+        self.ours = pair.client.lane.open_stream(b"")
+        self.theirs = pair.server.next_stream()
+        self.pumps = [
+            Background(lambda: join_stream(self.ours, ours, start_thread, "ours")),
+            Background(lambda: join_stream(self.theirs, theirs, start_thread, "theirs")),
+        ]
+
+    def end(self) -> None:
+        """Both pumps end by themselves; then the applications' sockets are closed."""
+        for joining in self.pumps:
+            joining.result()
+        self.close()
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+    def both(self, reversed_: bool) -> tuple[socket.socket, socket.socket]:
+        return (self.server, self.client) if reversed_ else (self.client, self.server)
+
+
+def _socket_pair() -> tuple[socket.socket, WakeableSocket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        application = socket.create_connection(listener.getsockname(), SECONDS)
+        accepted, _ = listener.accept()
+    return application, WakeableSocket(accepted)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with Pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def joined(pair: Pair) -> Iterator[Joined]:
+    joined = Joined(pair)
+    yield joined
+    joined.end()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the peer sees a RST."""
+    set_reset_on_close(sock, True)
+    sock.close()
+
+
+def finish(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+# --- orderly ends -----------------------------------------------------------------------------------
+
+
+def test_bytes_of_every_size_arrive_both_ways_at_once(joined: Joined) -> None:
+    dice = random.Random(1)
+    sent = [dice.randbytes(20 * MIB) for _ in range(2)]
+
+    def send(sock: socket.socket, data: bytes, seed: int) -> None:
+        sizes = random.Random(seed)
+        view = memoryview(data)
+        while view:
+            size = sizes.choice((1, 100, 20_000, 200_000, 2 * MIB))
+            sock.sendall(view[:size])
+            view = view[size:]
+        finish(sock)
+
+    ways = zip(joined.both(False), sent, (1, 2), strict=True)
+    writers = [Background(lambda way=way: send(*way)) for way in ways]
+    readers = [Background(lambda s=s: read_to_end(s)) for s in (joined.server, joined.client)]
+    for reader, data in zip(readers, sent, strict=True):
+        assert reader.result() == (data, "end")
+    for writer in writers:
+        writer.result()
+
+
+@pytest.mark.parametrize("server_asks", [False, True])
+def test_a_reply_that_comes_after_the_requests_end_arrives_whole(joined: Joined, server_asks: bool) -> None:
+    asking, answering = joined.both(server_asks)
+    asking.sendall(b"all of the question")
+    finish(asking)
+    assert read_to_end(answering) == (b"all of the question", "end")
+    replying = Background(lambda: (answering.sendall(bytes(8 * MIB)), finish(answering)))
+    assert read_to_end(asking) == (bytes(8 * MIB), "end")
+    replying.result()
+
+
+def test_a_connection_on_which_nothing_is_said_ends_in_order(joined: Joined) -> None:
+    finish(joined.client)
+    assert read_to_end(joined.server) == (b"", "end")
+    finish(joined.server)
+    assert read_to_end(joined.client) == (b"", "end")
+
+
+def test_what_was_sent_just_before_an_orderly_end_is_not_lost(joined: Joined) -> None:
+    joined.server.sendall(bytes(100_000))
+    finish(joined.server)
+    finish(joined.client)
+    assert read_to_end(joined.client) == (bytes(100_000), "end")
+    assert read_to_end(joined.server) == (b"", "end")
+
+
+# --- resets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server_resets", [False, True])
+def test_a_reset_of_one_connection_is_a_reset_of_the_other(joined: Joined, server_resets: bool) -> None:
+    one, other = joined.both(server_resets)
+    reset(one)
+    assert read_to_end(other) == (b"", "reset")
+
+
+@pytest.mark.parametrize("server_resets", [False, True])
+def test_a_reset_after_a_half_close_is_still_a_reset(joined: Joined, server_resets: bool) -> None:
+    one, other = joined.both(server_resets)
+    finish(other)
+    assert read_to_end(one) == (b"", "end")
+    reset(one)
+    assert read_to_end(other) == (b"", "reset")
+
+
+def test_what_came_before_the_reset_is_still_delivered(joined: Joined) -> None:
+    joined.client.sendall(b"last words")
+    wait_until(lambda: joined.theirs.counts[1] == 10, "they are through the tunnel")
+    reset(joined.client)
+    content, ending = read_to_end(joined.server)
+    assert ending == "reset"
+    assert content in (b"last words", b"")  # A RST may overtake what the application has not read yet.
+
+
+def test_a_reset_of_the_stream_wakes_pumps_that_are_blocked_in_sending_and_for_credit(pair: Pair) -> None:
+    joined = Joined(pair)
+    pushing = Background(lambda: joined.client.sendall(bytes(2 * WHAT_A_KERNEL_HOLDS)))
+    wait_until(lambda: bool(joined.ours.writable._waiters), "the uplink waits for credit")  # type: ignore[attr-defined]
+    joined.ours.reset(Reason.CANCELLED, "")
+    for joining in joined.pumps:
+        joining.result()
+    assert isinstance(pushing.error(), ConnectionError)
+    assert read_to_end(joined.server)[1] == "reset"
+    joined.close()
+
+
+def test_a_reset_while_the_other_end_sends_is_never_a_clean_end() -> None:
+    """The downlink may be told of the RST instead of the uplink, which must not say that all is well."""
+    with Pair() as pair:
+        for _ in range(60):
+            joined = Joined(pair)
+
+            def push(joined: Joined = joined) -> None:
+                while True:
+                    joined.server.sendall(b"x" * 1000)
+
+            pushing, pulling = Background(push), Background(lambda j=joined: read_to_end(j.server)[1])
+            assert joined.client.recv(1)
+            reset(joined.client)
+            # Here too only one of the two is told of the RST; after a FIN, sending would fail with EPIPE instead.
+            told = pushing.error()
+            assert pulling.result() == "reset" or isinstance(told, ConnectionResetError)
+            joined.end()
+
+
+def test_an_application_that_is_gone_before_the_pump_begins_is_a_reset(pair: Pair) -> None:
+    application, ours = _socket_pair()
+    stream = pair.client.lane.open_stream(b"")
+    theirs = pair.server.next_stream()
+    theirs.reset(Reason.REFUSED, "connection refused")
+    wait_until(lambda: stream.failure is not None, "the refusal has come")
+    join_stream(stream, ours, start_thread, "late")
+    assert read_to_end(application) == (b"", "reset")
+    application.close()
+    theirs.release()
+
+
+def test_a_cut_session_resets_both_applications() -> None:
+    with Pair() as pair:
+        everyone = [Joined(pair) for _ in range(20)]
+        for joined in everyone:
+            joined.client.sendall(b"in the middle of")
+            assert joined.server.recv(100) == b"in the middle of"
+        pair.client.lane.cut("the network is gone")
+        for joined in everyone:
+            assert read_to_end(joined.client) == (b"", "reset")
+            assert read_to_end(joined.server) == (b"", "reset")
+            joined.end()
+
+
+# --- back-pressure ----------------------------------------------------------------------------------
+
+
+def test_an_application_that_does_not_read_stops_its_own_connection_and_no_other() -> None:
+    with Pair(pipes=memory_pair()) as pair:
+        slow, fast = Joined(pair), Joined(pair)
+        pushing = Background(lambda: (slow.client.sendall(bytes(3 * WHAT_A_KERNEL_HOLDS)), finish(slow.client)))
+        wait_until(lambda: not pushing.wait(0.05), "it is stuck")
+        for _ in range(10):
+            fast.client.sendall(b"ping")
+            assert fast.server.recv(10) == b"ping"
+        assert read_to_end(slow.server) == (bytes(3 * WHAT_A_KERNEL_HOLDS), "end")
+        pushing.result()
+        for joined in (slow, fast):
+            for sock in joined.both(False):
+                with contextlib.suppress(OSError):
+                    finish(sock)
+            joined.end()
+
+
+def test_many_connections_push_through_a_small_outbox_and_all_arrive() -> None:
+    parameters = [LaneParameters(client=client, outbox=512 * 1024) for client in (True, False)]
+    with Pair(*parameters) as pair:
+        everyone = [Joined(pair) for _ in range(30)]
+        writers = [Background(lambda j=j: (j.client.sendall(bytes(MIB)), finish(j.client))) for j in everyone]
+        readers = [Background(lambda j=j: read_to_end(j.server)) for j in everyone]
+        for reader in readers:
+            assert reader.result() == (bytes(MIB), "end")
+        for writer in writers:
+            writer.result()
+        for joined in everyone:
+            finish(joined.server)
+            joined.end()
+
+
+# --- our own faults ---------------------------------------------------------------------------------
+
+
+def test_a_system_without_threads_refuses_the_stream_and_says_so(pair: Pair) -> None:
+    def no_thread(name: str, target: Callable[[], None]) -> object:
+        raise RuntimeError("can't start new thread")
+
+    application, ours = _socket_pair()
+    stream = pair.client.lane.open_stream(b"")
+    theirs = pair.server.next_stream()
+    join_stream(stream, ours, no_thread, "starved")
+    assert read_to_end(application) == (b"", "reset")
+    wait_until(lambda: theirs.failure is not None, "the other end is told")
+    assert theirs.failure == (Reason.LIMIT, "no more threads at the other end")
+    application.close()
+    theirs.release()
+
+
+@pytest.mark.parametrize("loop", ["_uplink_loop", "_downlink_loop"])
+def test_a_fault_in_one_pump_ends_the_other_and_leaves_nothing(
+    pair: Pair, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(stream: StreamIO, sock: WakeableSocket) -> bool:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(pump, loop, fail)
+    application, ours = _socket_pair()
+    stream = pair.client.lane.open_stream(b"")
+    theirs = pair.server.next_stream()
+    joining = Background(lambda: join_stream(stream, ours, start_thread, "faulty"))
+    assert read_to_end(application) == (b"", "reset")
+    if loop == "_downlink_loop":
+        assert isinstance(joining.error(), ValueError)
+    else:
+        joining.result()
+    wait_until(lambda: theirs.failure is not None, "the other end is told")
+    assert theirs.failure is not None
+    assert theirs.failure[0] == Reason.INTERNAL
+    application.close()
+    theirs.release()
+
+
+def test_under_random_ends_every_connection_ends_and_nothing_is_left() -> None:
+    """Each application writes, reads, finishes or resets when it likes; nobody may be left waiting."""
+    parameters = [LaneParameters(client=client, outbox=MIB, window_budget=MIB) for client in (True, False)]
+    with Pair(*parameters) as pair:
+
+        def behave(sock: socket.socket, dice: random.Random) -> None:
+            with contextlib.suppress(OSError):
+                for _ in range(dice.randrange(8)):
+                    sock.sendall(bytes(dice.choice((1, 1000, 100_000, 400_000))))
+                    if dice.random() < 0.5:
+                        sock.settimeout(0.001)
+                        with contextlib.suppress(TimeoutError):
+                            sock.recv(100_000)
+                        sock.settimeout(SECONDS)
+                if dice.random() < 0.3:
+                    return reset(sock)
+                finish(sock)
+                read_to_end(sock)
+            sock.close()
+            return None
+
+        for seed in range(3):
+            everyone = [Joined(pair) for _ in range(25)]
+            applications = [
+                Background(lambda s=sock, name=f"{seed} {number} {side}": behave(s, random.Random(name)))
+                for number, joined in enumerate(everyone)
+                for side, sock in enumerate(joined.both(False))
+            ]
+            for application in applications:
+                application.result()
+            for joined in everyone:
+                joined.end()
+        for end in (pair.client, pair.server):
+            wait_until(lambda core=end.lane.core: not core.streams and not len(core.outbox), "all is acknowledged")
+            core = end.lane.core
+            assert (core.slab.lent, core.budget.used, core.draining, core.queued_bytes) == (0, 0, 0, 0)
