@@ -19,14 +19,26 @@ class Backoff:
         self._settings = settings
         self._uniform = uniform
         self._failures = 0
+        self._ended_early = False
 
     def succeeded(self) -> None:
         """The session made progress: the peer acknowledged something new."""
         self._failures = 0
+        self._ended_early = False
 
     def failed(self) -> None:
-        """A try failed before READY, or what came of it ended at once."""
+        """A try failed before READY."""
         self._failures += 1
+
+    def ended_early(self) -> None:
+        """A session ended soon after READY, and nothing was acknowledged.
+
+        Once may be chance.  Twice in a row counts as a failure: a path that lets handshakes through and cuts
+        what follows would otherwise be tried ten times a second for ever.
+        """
+        if self._ended_early:
+            self._failures += 1
+        self._ended_early = True
 
     def give_up_hope(self) -> None:
         """Trying soon makes no sense (a refusal): go to the slow end."""

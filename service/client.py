@@ -43,7 +43,7 @@ log = logging.getLogger("qanat.client")
 MAX_STREAMS = 4096
 """Streams that a server may have open towards this client at once."""
 SHORT_LIVED = 5.0
-"""A pipe that ends within so many seconds of READY, having acknowledged nothing, counts as a failed try."""
+"""A pipe that ends within so many seconds of READY, having acknowledged nothing, is short-lived (see Backoff)."""
 ENDING = 5.0
 """Seconds, beyond `drain`, that the session and the connector get to end."""
 
@@ -320,7 +320,7 @@ class Client:
         if session.lane.acknowledged or lived >= SHORT_LIVED:
             self._backoff.succeeded()
         else:
-            self._backoff.failed()
+            self._backoff.ended_early()
         if not self._stopping.is_set():
             log.warning(
                 "the connection to %s ended after %.0f s: %s; its streams were reset",

@@ -51,6 +51,19 @@ def test_progress_brings_back_the_quick_first_try() -> None:
     assert backoff.delay() == 1
 
 
+def test_one_session_that_ended_early_is_chance_and_the_next_is_a_failure() -> None:
+    backoff = Backoff(Reconnect(), longest)
+    backoff.ended_early()
+    assert backoff.delay() == 0.1
+    backoff.ended_early()
+    assert backoff.delay() == 1
+    backoff.ended_early()
+    assert backoff.delay() == 2
+    backoff.succeeded()
+    backoff.ended_early()
+    assert backoff.delay() == 0.1
+
+
 def test_asking_does_not_count_as_failing() -> None:
     backoff = Backoff(Reconnect(), longest)
     backoff.failed()
