@@ -94,6 +94,8 @@ class Http2Core:
         self.unread = bool(first)
         """Whether `receive` has something to do though nothing new came."""
         self._frames = FrameReader(first)
+        if client:
+            self._calm.trust()
         self._collect()
         self._owe_window(0, WINDOW - _DEFAULT_WINDOW)
 
@@ -189,6 +191,13 @@ class Http2Core:
     def may_send(self, stream: Http2Stream) -> bool:
         """Whether `charge` would give anything.  Only while the stream is not over."""
         return self._h2.local_flow_control_window(stream.id) > 0
+
+    def widen(self, stream: Http2Stream) -> None:
+        """The peer of this stream is no stranger: open its whole window, and be patient."""
+        if stream.full_window < WINDOW:
+            self._calm.trust()
+            stream.widen()
+            self.credit(stream)
 
     def credit(self, stream: Http2Stream, released: int = 0) -> None:
         """Give back to the peer what `stream` has no more need of."""

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import cast
 
-from base.errors import TransportError
+from base.errors import ProtocolError, TransportError
+from transports.pipe import MAX_MESSAGE
 from transports.urls import TunnelUrl
 
 Headers = list[tuple[str, str]]
@@ -115,6 +116,8 @@ class Inbox:
         self._filled = 0  # bytes of that body that have come
         self._spare: list[bytearray] = []  # buffers for large messages: new ones would cost page faults
         self._lent: bytearray | None = None  # the one of the message that was taken last
+        self.max_body = MAX_MESSAGE + dialect.overhead
+        """Bytes; a body above this is refused before it is waited for.  May be changed at any time."""
         self.released = 0
         """Bytes that need no more room here since its owner last set this to 0."""
 
@@ -185,15 +188,21 @@ class Inbox:
         """The length of the next body, if its prefix is whole, and where `data` goes on."""
         size = self._dialect.prefix_size
         if not self._prefix and len(data) - position >= size:
-            return self._dialect.body_size(data[position : position + size]), position + size
+            return self._body_size(data[position : position + size]), position + size
         take = min(size - len(self._prefix), len(data) - position)
         self._prefix += data[position : position + take]
         position += take
         if len(self._prefix) < size:
             return None, position
-        length = self._dialect.body_size(bytes(self._prefix))
+        length = self._body_size(bytes(self._prefix))
         self._prefix.clear()
         return length, position
+
+    def _body_size(self, prefix: bytes | memoryview) -> int:
+        size = self._dialect.body_size(prefix)
+        if size > self.max_body:
+            raise ProtocolError(f"a message of {size} bytes, where at most {self.max_body} may come")
+        return size
 
     def _room(self, size: int) -> memoryview:
         """A buffer for `size` bytes."""

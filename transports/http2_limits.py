@@ -15,9 +15,8 @@ from transports.http2_frames import FrameType, Http2Error
 WINDOW = 16 * 1024 * 1024
 """Bytes in flight that we let a stream, and a connection, have."""
 
-STRANGER_WINDOW = 1024 * 1024
-"""Bytes in flight on a stream towards a server, until as many have been consumed: by then the other end is
-authenticated, since no handshake is that long."""
+STRANGER_WINDOW = 65535
+"""Bytes in flight on a stream towards a server until its pipe is no longer guarded (RFC 9113's own default)."""
 
 MAX_STREAMS = 128
 """Requests that a connection may have open at once (SETTINGS_MAX_CONCURRENT_STREAMS)."""
@@ -31,11 +30,15 @@ MAX_OWED = 64 * 1024
 TURN = 272 * 1024
 """Bytes that one stream may send before another that is waiting gets its turn."""
 
+MAX_PLAIN = 1000
+"""Plain requests that one connection may ask; then it is told to go away, and the next one counts as a new one."""
+
 IDLE = 60.0
 """Seconds that a connection to a server may be without any request."""
 
 _BUDGET = 4096.0
-_REFILL = 256.0  # a second
+_STRANGERS_BUDGET = 1024.0
+_REFILL = 1 / 16  # of the budget, every second
 _EARNED = 4.0  # by each DATA frame that we send: WINDOW_UPDATEs are the answer to these
 _COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0}
 
@@ -43,25 +46,33 @@ _COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0
 class Calm:
     """A budget for frames that carry nothing, so that nobody lives on them (RFC 9113 §10.5).
 
-    128 resets, 256 SETTINGS or 4096 PINGs at once are allowed, and a sixteenth of each every second.  RST_STREAM is
-    dear because the request that it ends was cheap for the peer and dear for us (CVE-2023-44487).
+    128 resets, 256 SETTINGS or 4096 PINGs at once are allowed, a quarter of that until a stream of the connection is
+    known to be an honest client's, and a sixteenth every second.  RST_STREAM is dear because the request that it ends
+    was cheap for the peer and dear for us (CVE-2023-44487).
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._left = _BUDGET
+        self._budget = _STRANGERS_BUDGET
+        self._left = self._budget
         self._at = clock()
+
+    def trust(self) -> None:
+        """The peer is no stranger, or carries one who is none."""
+        if self._budget < _BUDGET:
+            self._left += _BUDGET - self._budget
+            self._budget = _BUDGET
 
     def spend(self, kind: int) -> None:
         """Raises Http2Error when the peer has asked for too much."""
         self._left -= _COSTS.get(kind, 1.0)
         if self._left < 0:
             now = self._clock()
-            self._left = min(_BUDGET, self._left + (now - self._at) * _REFILL)
+            self._left = min(self._budget, self._left + (now - self._at) * _REFILL * self._budget)
             self._at = now
             if self._left < 0:
                 raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
 
     def earn(self) -> None:
         """A DATA frame was sent."""
-        self._left = min(_BUDGET, self._left + _EARNED)
+        self._left = min(self._budget, self._left + _EARNED)

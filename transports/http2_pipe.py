@@ -13,8 +13,9 @@ from base.errors import LocalError
 from base.threads import start_thread
 from transports.http2_engine import Http2Engine
 from transports.http2_frames import HEADER_SIZE
+from transports.http2_limits import WINDOW
 from transports.http2_stream import Http2Stream
-from transports.pipe import MAX_MESSAGE, Pipe
+from transports.pipe import MAX_GUARDED, MAX_MESSAGE, Pipe
 
 
 class Http2Pipe(Pipe):
@@ -33,6 +34,7 @@ class Http2Pipe(Pipe):
         if alone:
             engine.on_owed(self._start_writer)
         self._read_timeout: float | None = None
+        self._guarded = False
 
     @property
     def leaving(self) -> bool:
@@ -47,6 +49,8 @@ class Http2Pipe(Pipe):
 
     def recv(self) -> memoryview:
         engine, stream = self._engine, self._stream
+        if stream.full_window < WINDOW and not self._guarded:
+            self.set_guarded(False)
         with engine.lock:
             message = self._next_locked()
             if message is not None:
@@ -78,6 +82,16 @@ class Http2Pipe(Pipe):
 
     def set_read_timeout(self, seconds: float | None) -> None:
         self._read_timeout = seconds  # heeded from the next wait on
+
+    def set_guarded(self, guarded: bool) -> None:
+        """While guarded, a server's stream keeps the small window with which it began."""
+        with self._engine.lock:
+            self._guarded = guarded
+            limit = MAX_GUARDED if guarded else self.max_message
+            self._stream.inbox.max_body = limit + self._stream.dialect.overhead
+            if not guarded:
+                self._engine.core.widen(self._stream)
+        self._engine.tell()
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         if not self._alone:

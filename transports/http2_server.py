@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from h2.errors import ErrorCodes
@@ -20,13 +21,16 @@ from base.errors import QanatError
 from base.threads import ThreadGroup, start_thread
 from transports.http2_dialect import Headers
 from transports.http2_engine import Http2Engine
-from transports.http2_limits import IDLE, MAX_STREAMS, STRANGER_WINDOW
+from transports.http2_limits import IDLE, MAX_PLAIN, MAX_STREAMS, STRANGER_WINDOW
 from transports.http2_pipe import Http2Pipe
 from transports.http2_request import Http2Request, Plain, Route, Tunnel
 from transports.http2_stream import Http2Stream
 from transports.pipe import Pipe, Wire
 
 log = logging.getLogger("qanat.http2")
+
+_RETRY_AFTER = 5
+"""Seconds that a client is asked to stay away when there is no room."""
 
 _STUCK = 0.5
 """Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended."""
@@ -35,15 +39,29 @@ _STUCK = 0.5
 class Http2Server:
     """One connection, from the client's preface to its end."""
 
-    def __init__(self, wire: Wire, first: bytes, route: Route, *, idle: float = IDLE) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        first: bytes,
+        route: Route,
+        threads: ThreadGroup,
+        *,
+        has_room: Callable[[], bool] = lambda: True,
+        idle: float = IDLE,
+    ) -> None:
         """`first` are the bytes that have been read, the whole preface at least.  Owns `wire`.
 
-        `idle` is the number of seconds that the connection may be without a request that runs.
+        The streams' threads are of the group `threads`, and begin only while it `has_room`; otherwise the answer is
+        503.  `idle` is the number of seconds that the connection may be without a request that runs.
         """
         self._engine = Http2Engine(wire, window=STRANGER_WINDOW, first=first, route=route)
         self._peer = wire.peer
         self._idle = idle
-        self._threads = ThreadGroup(f"h2 {self._peer}")
+        self._threads = threads
+        self._has_room = has_room
+        self.requests = 0
+        """How many have come."""
+        self._changed = threading.Condition(self._engine.lock)  # `_running` has become less
         self._running = 0  # exchanges; guarded by the engine's lock
         self._idle_since = time.monotonic()  # likewise
         self._leaving = False  # likewise
@@ -58,20 +76,25 @@ class Http2Server:
         finally:
             self._engine.end("the server has ended this connection")
             writer.join()
-            self._threads.join(threading.TIMEOUT_MAX)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._running)
 
     def leave(self) -> None:
-        """Take no new request; end when none runs any more.  Idempotent; does not block."""
+        """Take no new request; end when none runs any more, which may be at once.  Idempotent; does not block."""
+        self._go_away()
+        with self._engine.lock:
+            running = self._running
+        if not running:
+            self._engine.end("the server is closing")
+
+    def _go_away(self) -> None:
+        """Have the peer use another connection for what comes; end when none runs and all has been said."""
         with self._engine.lock:
             if self._leaving:
                 return
             self._leaving = True
             self._engine.core.go_away()
-            running = self._running
-        if running:
-            self._engine.tell()
-        else:
-            self._engine.end("the server is closing")
+        self._engine.tell()
 
     def end(self, cause: str) -> None:
         """End the connection, and with it every stream.  Idempotent; does not block."""
@@ -100,16 +123,22 @@ class Http2Server:
     def _follow(self, request: Http2Request, decision: Plain | Tunnel, stream: Http2Stream | None) -> None:
         engine = self._engine
         with engine.lock:
-            room = self._running < MAX_STREAMS and not self._leaving
+            self.requests += 1
+            welcome = self._running < MAX_STREAMS and not self._leaving
             self._idle_since = time.monotonic()
-            if room and stream is not None:
-                self._running += 1
-        if not room:
+        if not welcome:
             engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
         elif isinstance(decision, Plain):
             engine.answer(request, decision)
+            if self.requests >= MAX_PLAIN:
+                self._go_away()
         elif stream is not None:
             exchange = Exchange(engine, request, decision, stream, self._threads)
+            if not self._has_room():
+                exchange.refuse(503, retry_after=_RETRY_AFTER)
+                return
+            with engine.lock:
+                self._running += 1
             try:
                 self._threads.start(f"h2 {self._peer}/{request.stream_id}", partial(self._handle, exchange, decision))
             except RuntimeError as error:  # the system gives us no more threads
@@ -131,6 +160,7 @@ class Http2Server:
     def _handled(self) -> None:
         with self._engine.lock:
             self._running -= 1
+            self._changed.notify_all()
             self._idle_since = time.monotonic()
             last = not self._running and (self._leaving or self._engine.core.leaving)
         if last:

@@ -39,7 +39,6 @@ class Http2Stream:
         self.window = window  # what the peer may still send
         self.full_window = window
         self._due = 0  # bytes that the peer may be told to send again
-        self._consumed = 0  # until the window is WINDOW
         self.last_received = time.monotonic()
 
     @property
@@ -58,14 +57,14 @@ class Http2Stream:
         fault, self.fault = self.fault, None
         return fault if fault is not None else self.cause.error()
 
+    def widen(self) -> None:
+        """Open the whole window: the peer is no stranger.  The next `credit` says by how much."""
+        self._due += WINDOW - self.full_window
+        self.full_window = WINDOW
+
     def credit(self, released: int) -> int:
         """Count bytes that need no more room; return by how much the peer's window is to grow now, mostly 0."""
         self._due += released
-        if self.full_window < WINDOW:
-            self._consumed += released
-            if self._consumed >= self.full_window:  # no stranger any more
-                self._due += WINDOW - self.full_window
-                self.full_window = WINDOW
         if self._due < self.full_window // 8 or self.ended_there or self.over:
             return 0
         due, self._due = self._due, 0

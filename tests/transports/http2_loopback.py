@@ -14,6 +14,7 @@ from h2.connection import H2Connection
 from h2.events import Event
 
 from base.deadline import Deadline
+from base.threads import ThreadGroup
 from tests.transports.background import DEADLINE, Background
 from tests.transports.certificates import Certificate
 from tests.transports.loopback import listen
@@ -52,6 +53,7 @@ class TestServer:
         self._listener, self.port = listen(stack)
         self._listener.settimeout(None)
         self._threads: list[threading.Thread] = []
+        self._streams = ThreadGroup("test streams")
         accepting = threading.Thread(target=self._accept_loop, name="test accept")
         accepting.start()
         stack.callback(accepting.join)
@@ -76,6 +78,7 @@ class TestServer:
             self._threads.append(thread)
         for thread in self._threads:
             thread.join(DEADLINE)
+        self._streams.join(DEADLINE)
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:
@@ -92,7 +95,7 @@ class TestServer:
                     wire.close()
                     return
                 first += bytes(buffer[:count])
-            server = Http2Server(wire, first, self._route, idle=self._idle)
+            server = Http2Server(wire, first, self._route, self._streams, idle=self._idle)
             self.connections.append(server)
             server.serve()
 

@@ -34,7 +34,7 @@ from transports import grpc, http2
 from transports.http2_dialect import Dialect
 from transports.http2_frames import FrameType
 from transports.http2_limits import MAX_STREAMS, STRANGER_WINDOW, WINDOW
-from transports.pipe import Pipe
+from transports.pipe import MAX_GUARDED, Pipe
 from transports.urls import TunnelUrl
 
 BINARY = {"content_type": "application/octet-stream"}
@@ -125,25 +125,25 @@ def test_a_stream_that_nobody_reads_stops_no_other(stack: ExitStack, server: Tes
         assert len(pipe.recv()) == 16000
 
 
-def test_a_stranger_has_a_small_window_and_who_has_sent_more_than_a_handshake_a_large_one(
+def test_a_stranger_has_a_small_window_and_may_send_no_more_than_a_handshake(
     stack: ExitStack, server: TestServer
 ) -> None:
     peer = raw_client(stack, server)
     stream_id, pipe = open_stream(peer, server)
-    while peer.h2.remote_settings.initial_window_size != STRANGER_WINDOW:
-        peer.read()
-    message = framed(http2.DIALECT, bytes(16000))
-    sent = 0
-    while sent <= STRANGER_WINDOW + len(message):
-        assert peer.h2.streams[stream_id].outbound_flow_control_window <= STRANGER_WINDOW
-        while peer.h2.local_flow_control_window(stream_id) < len(message):
-            peer.read()
-        peer.h2.send_data(stream_id, message)
-        peer.flush()
-        sent += len(message)
-        pipe.recv()
+    other_id, other = open_stream(peer, server)
+    for one in (pipe, other):
+        one.set_guarded(True)
+    peer.h2.send_data(stream_id, framed(http2.DIALECT, bytes(MAX_GUARDED)))
+    peer.flush()
+    assert len(pipe.recv()) == MAX_GUARDED
+    assert peer.h2.streams[stream_id].outbound_flow_control_window <= STRANGER_WINDOW
+    pipe.set_guarded(False)
     while peer.h2.streams[stream_id].outbound_flow_control_window < WINDOW - WINDOW // 8:
         peer.read()
+    peer.h2.send_data(other_id, framed(http2.DIALECT, bytes(MAX_GUARDED + 100))[:10])
+    peer.flush()
+    with pytest.raises(ProtocolError, match="at most"):
+        other.recv()
 
 
 def test_more_than_the_window_resets_that_stream_alone(stack: ExitStack, server: TestServer) -> None:
@@ -447,11 +447,12 @@ def test_no_sequence_of_frames_brings_down_more_than_its_connection(
 def test_a_message_of_every_size_crosses_every_frame_size(stack: ExitStack, server: TestServer) -> None:
     peer = raw_client(stack, server)
     stream_id, pipe = open_stream(peer, server)
-    while peer.h2.local_flow_control_window(stream_id) < STRANGER_WINDOW:
-        peer.read()
+    pipe.set_guarded(False)
     for size in (1, 100, 16384, 70_000):
         message = os.urandom(size)
         data = framed(http2.DIALECT, message)
+        while peer.h2.local_flow_control_window(stream_id) < len(data):
+            peer.read()
         for at in range(0, len(data), 7777):
             peer.h2.send_data(stream_id, data[at : at + 7777])
         peer.flush()
