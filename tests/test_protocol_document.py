@@ -18,6 +18,26 @@ from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameter
 from handshake.identity import fingerprint_of
 from handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
 from handshake.tokens import format_token, parse_token
+from mux import frames as wire
+from mux.core import LaneCore
+from mux.lane_state import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM
+from mux.owed import ACK_DELAY
+from mux.parameters import LaneParameters
+from mux.sending import FRAMES_KIND
+from mux.stream_state import TRANSITIONS, State, Step
+from service.messages import (
+    ConnectTcp,
+    ControlMessage,
+    Listen,
+    ListenFailed,
+    Listening,
+    StreamRequest,
+    ThroughForward,
+    Unlisten,
+    decode_control,
+    decode_request,
+)
+from service.settings import Flow, Keepalive, ServerLimits
 from tests.protocol_page import load_page, number
 from transports.pipe import MAX_MESSAGE
 
@@ -235,6 +255,130 @@ def test_the_examples_of_hello_and_ready_are_read() -> None:
     assert resumed.proof_holds(PAGE.examples["resume"], PAGE.examples["TH"])
 
 
+# --- section 4: frames ----------------------------------------------------------------------------------------------
+
+
+def test_the_frames_have_the_types_of_the_page_and_those_are_numbered_that_it_numbers() -> None:
+    table = PAGE.table("type", "name", "numbered")
+    assert table.codes("type", "name") == codes(wire.FrameType)
+    for row in table.rows:
+        core = LaneCore(LaneParameters(client=False), 0.0)
+        core.attach(0.0)
+        core.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
+        assert core.open_stream(b"", 0.0).id == 2
+        core.receive(memoryview(SIMPLEST_FRAMES[row["name"]]), 0.0)
+        assert core.received - 1 == (row["numbered"] == "yes"), row["name"]
+
+
+SIMPLEST_FRAMES = {
+    "OPEN": wire.Open(3, b"").encode(),
+    "DATA": wire.data_header(1, 1) + b"x",
+    "FIN": wire.Fin(1, 0).encode(),
+    "RESET": wire.Reset(1, 1, "").encode(),
+    "ACCEPT": wire.Accept(2, "").encode(),
+    "CONTROL": wire.Control(b"").encode(),
+    "ACK": wire.Ack(0).encode(),
+    "CREDIT": wire.Credit(1, 1).encode(),
+    "PING": wire.Ping(1).encode(),
+    "PONG": wire.Pong(1).encode(),
+    "DATAGRAM": wire.Datagram(1, b"").encode(),
+}
+"""Each as a server with streams 1 and 2 may get it."""
+
+
+def test_the_reasons_of_a_reset_are_the_page_s() -> None:
+    assert PAGE.table("RESET reason", "name").codes("RESET reason", "name") == codes(wire.Reason)
+
+
+def test_the_states_of_a_stream_are_the_table_s() -> None:
+    listed: dict[tuple[State, Step], State] = {}
+    for row in PAGE.table("state", "we send FIN", "peer sends FIN").rows:
+        state = State[row["state"]]
+        for column, steps in (
+            ("we send FIN", [Step.SEND_FIN]),
+            ("peer sends FIN", [Step.RECV_FIN]),
+            ("RESET, either way", [Step.SEND_RESET, Step.RECV_RESET]),
+        ):
+            # "–" is no transition; and what is closed is forgotten, so that nothing advances it.
+            if row[column] in State.__members__ and state is not State.CLOSED:
+                listed.update({(state, step): State[row[column]] for step in steps})
+    assert listed == {key: after for key, after in TRANSITIONS.items() if "DATA" not in key[1].name}
+    for step, allowed in (
+        (Step.SEND_DATA, (State.OPEN, State.HALF_CLOSED_REMOTE)),
+        (Step.RECV_DATA, (State.OPEN, State.HALF_CLOSED_LOCAL)),
+    ):
+        assert {state: after for (state, at), after in TRANSITIONS.items() if at is step} == {s: s for s in allowed}
+
+
+def test_the_frames_numbers_in_the_text_are_the_code_s() -> None:
+    assert PAGE.says(
+        f"so DATA's header is {wire.DATA_HEADER_SIZE} bytes",
+        f"at most {wire.MAX_TEXT:,} bytes; DATA carries 1 byte or more",
+        f"a quarter of the outbox ({LaneParameters(client=True).outbox // 4 // 2**20} MiB)",
+        f"or {ACK_DELAY * 1000:g} ms after the first unacknowledged",
+    )
+    assert wire.MAX_PLAINTEXT == sealed.MAX_PLAINTEXT
+    assert FRAMES_KIND == RecordKind.FRAMES
+
+
+REQUESTS: dict[str, StreamRequest] = {
+    "CONNECT_TCP": ConnectTcp("db.internal", 5432, "127.0.0.1:50000"),
+    "FORWARD": ThroughForward(2, "192.0.2.7:40000"),
+}
+CONTROLS: dict[str, ControlMessage] = {
+    "LISTEN": Listen(2, "0.0.0.0", 8080),
+    "LISTENING": Listening(2, 8080),
+    "LISTEN_FAILED": ListenFailed(2, wire.Reason.NOT_ALLOWED, "not allowed"),
+    "UNLISTEN": Unlisten(2),
+}
+
+
+def test_requests_and_control_messages_have_the_first_bytes_of_the_page() -> None:
+    requests = PAGE.table("first byte", "name", under="Stream requests").codes("first byte", "name")
+    assert requests == {name: request.encode()[0] for name, request in REQUESTS.items()}
+    controls = PAGE.table("first byte", "name", under="Control messages").codes("first byte", "name")
+    assert controls == {name: message.encode()[0] for name, message in CONTROLS.items()}
+
+
+def first_record_of_a_stream() -> bytes:
+    """What a client's core sends first when an application connects, speaks and finishes at once."""
+    core = LaneCore(LaneParameters(client=True), 0.0)
+    core.attach(0.0)
+    stream = core.open_stream(REQUESTS["CONNECT_TCP"].encode(), 0.0)
+    core.send(stream, b"hello")
+    core.finish(stream)
+    record = core.next_record(0.0)
+    assert record is not None
+    return bytes(record)
+
+
+FRAME_EXAMPLES: dict[str, Callable[[], bytes]] = {
+    "OPEN": lambda: wire.Open(1, REQUESTS["CONNECT_TCP"].encode()).encode(),
+    "OPEN FORWARD": lambda: wire.Open(2, REQUESTS["FORWARD"].encode()).encode(),
+    "DATA": lambda: wire.data_header(1, 5) + b"hello",
+    "FIN": lambda: wire.Fin(1, 5).encode(),
+    "RESET": lambda: wire.Reset(1, wire.Reason.REFUSED, "Connection refused").encode(),
+    "ACCEPT": lambda: wire.Accept(1, "10.0.0.5:5432").encode(),
+    **{f"CONTROL {name}": lambda m=message: wire.Control(m.encode()).encode() for name, message in CONTROLS.items()},
+    "ACK": lambda: wire.Ack(3).encode(),
+    "CREDIT": lambda: wire.Credit(1, 196_608).encode(),
+    "PING": lambda: wire.Ping(7).encode(),
+    "PONG": lambda: wire.Pong(7).encode(),
+    "DATAGRAM": lambda: wire.Datagram(1, b"query").encode(),
+    "FRAMES": first_record_of_a_stream,
+}
+
+
+def test_every_example_of_a_frame_is_read() -> None:
+    for name in FRAME_EXAMPLES.keys() - {"FRAMES"}:
+        (frame,) = wire.parse_frames(memoryview(PAGE.examples[name]))
+        assert type(frame).__name__.upper() == name.split()[0]
+        if isinstance(frame, wire.Open):
+            assert decode_request(frame.request) in REQUESTS.values()
+        elif isinstance(frame, wire.Control):
+            assert decode_control(frame.message) == CONTROLS[name.split()[1]]
+
+
 # --- section 5: limits ----------------------------------------------------------------------------------------------
 
 
@@ -243,9 +387,32 @@ def test_the_handshake_s_rows_of_the_limits_are_the_code_s() -> None:
     assert number(limits["record's plaintext"]) == sealed.MAX_PLAINTEXT
 
 
+def test_the_mux_s_rows_of_the_limits_are_the_code_s() -> None:
+    limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
+    ours = LaneParameters(client=True)
+    assert number(limits["a frame's text, request or control message"]) == wire.MAX_TEXT
+    assert number(limits["DATA bytes kept for acknowledgement, a lane and direction (outbox)"]) == ours.outbox
+    others = limits["other frames kept for it, beyond that, before an OPEN or CONTROL is an error"]
+    assert [number(part) for part in others.split(", and ")] == [CONTROL_ROOM, CONTROL_ROOM_PER_STREAM]
+    stream = limits["DATA bytes received and not consumed, a stream"]
+    assert [number(part) for part in stream.split(", at most ")] == [ours.initial_window, ours.max_window]
+    session = limits["the same, a session"]
+    assert [number(part) for part in session.split(" + ")] == [ours.initial_window, ours.window_budget]
+    assert number(limits["streams a peer may have open"]) == ours.max_streams
+    assert number(limits["seconds between PINGs, until a silent pipe is dead"]) == ours.keepalive
+
+
+def test_the_mux_s_defaults_are_the_configuration_s() -> None:
+    ours, flow, limits = LaneParameters(client=True), Flow(), ServerLimits()
+    assert (ours.initial_window, ours.max_window, ours.window_budget, ours.outbox) == (
+        flow.initial_window, flow.max_window, flow.window_budget, flow.outbox,
+    )  # fmt: skip
+    assert (ours.max_streams, ours.keepalive) == (limits.streams, Keepalive().interval)
+
+
 # --- section 7: the examples ----------------------------------------------------------------------------------------
 
-EXAMPLES = HANDSHAKE_EXAMPLES | CHANNEL_EXAMPLES
+EXAMPLES = HANDSHAKE_EXAMPLES | CHANNEL_EXAMPLES | FRAME_EXAMPLES
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
