@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -38,6 +39,11 @@ _CONTROL.update({0x0A: "\\n", 0x0D: "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 # What every record has by itself; all else came in through `extra`.
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+FLOOD = 1000
+"""Lines of one kind an interval.  Debug lines are not counted: who asks for all gets all."""
+INTERVAL = 60.0
+"""Seconds."""
+
 _installed: logging.Handler | None = None
 
 
@@ -53,6 +59,7 @@ def setup_logging(settings: LogSettings) -> None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         handler = ReopeningFileHandler(settings.file)
+    handler.addFilter(FloodFilter())
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     root = logging.getLogger()
     if _installed is not None:
@@ -84,6 +91,33 @@ def reopen() -> bool:
 def scrub(text: str) -> str:
     """`text` without anything that looks like a token."""
     return _TOKEN.sub(_HIDDEN, text)
+
+
+class FloodFilter(logging.Filter):
+    """Leaves lines out when the same place in the code has logged FLOOD of them within INTERVAL.
+
+    Whoever can make us log, a client that is refused a million times or a stranger who comes so often, must not
+    fill the disk.  The last line of an interval says that others are missing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, int], tuple[float, int]] = {}  # place: since when, how many
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO:
+            return True
+        place = (record.pathname, record.lineno)
+        with self._lock:
+            since, count = self._counts.get(place, (record.created, 0))
+            if not 0 <= record.created - since < INTERVAL:
+                since, count = record.created, 0
+            self._counts[place] = (since, count + 1)
+        if count == FLOOD - 1:
+            left = since + INTERVAL - record.created
+            record.msg = f"{record.msg} [too many: others like this are left out for {left:.0f} s]"
+        return count < FLOOD
 
 
 class ReopeningFileHandler(logging.StreamHandler[TextIO]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from base.errors import UsageError
 from service import log as log_module
-from service.log import reopen, setup_logging
+from service.log import FLOOD, INTERVAL, reopen, setup_logging
 from service.settings import LogSettings
 
 TOKEN = "qanat1-" + "A" * 43 + "-" + "b" * 6
@@ -146,3 +147,33 @@ def test_a_log_file_that_cannot_be_made_is_a_usage_error_that_names_it(tmp_path:
     with pytest.raises(UsageError, match="missing/log: No such file") as caught:
         setup_logging(LogSettings(file=tmp_path / "missing" / "log"))
     assert caught.value.hint
+
+
+def test_a_flood_of_one_line_leaves_room_for_all_others(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    for number in range(FLOOD + 500):
+        logger.info("refused %d", number)
+    logger.info("something else")
+    *lines, last_of_kind, other = path.read_text().splitlines()
+    assert len(lines) == FLOOD - 1
+    assert "refused 999 [too many: others like this are left out for 60 s]" in last_of_kind
+    assert other.endswith("something else")
+
+
+def test_after_a_while_a_line_that_was_left_out_is_heard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    moment = time.time()
+    for later in (*[0.0] * (FLOOD + 1), INTERVAL - 1, INTERVAL, INTERVAL + 1):
+        monkeypatch.setattr(time, "time", lambda later=later: moment + later)
+        logger.info("at %.0f", later)
+    assert [line.split("at ")[1] for line in path.read_text().splitlines()[FLOOD:]] == ["60", "61"]
+
+
+def test_debug_lines_are_never_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(level="debug", file=path))
+    for number in range(FLOOD + 500):
+        logger.debug("frame %d", number)
+    assert len(path.read_text().splitlines()) == FLOOD + 500
