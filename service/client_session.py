@@ -37,6 +37,7 @@ class ClientSession(Session):
         self._remotes = remotes
         self._connect_timeout = connect_timeout
         self._share = Share()
+        self._asked: set[int] = set()  # forwards whose LISTEN has no answer yet; each step on it is atomic
 
     def request_forwards(self) -> None:
         """Ask the server to listen for every remote forward.  Does not block."""
@@ -45,6 +46,7 @@ class ClientSession(Session):
 
     def _request(self, number: int) -> None:
         host, port = self._remotes[number].listen
+        self._asked.add(number)
         self.lane.send_control(Listen(number, host, port).encode())
 
     def _on_control(self, content: bytes) -> None:
@@ -54,6 +56,10 @@ class ClientSession(Session):
         forward = self._remotes.get(message.forward)
         if forward is None:
             raise ProtocolError(f"the server speaks of forward {message.forward}, which we do not have")
+        if message.forward not in self._asked:
+            # Each failure costs a thread that waits, so a server must not be able to make them up.
+            raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
+        self._asked.remove(message.forward)
         if isinstance(message, Listening):
             where = format_address((forward.listen[0], message.port))
             log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})

@@ -146,6 +146,24 @@ def test_a_control_message_that_no_server_may_send_ends_the_session(tmp_path: Pa
         assert sessions.next().lane.ping(SECONDS)
 
 
+@pytest.mark.parametrize("answer", [Listening(0, 80), ListenFailed(0, Reason.LIMIT, "no")], ids=["yes", "no"])
+def test_a_second_answer_to_one_question_ends_the_session(
+    tmp_path: Path, answer: Listening | ListenFailed
+) -> None:
+    """Otherwise a server could start a waiting thread with each."""
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+        carried = sessions.next()
+        carried.control.get(timeout=SECONDS)
+        carried.lane.send_control(answer.encode())
+        assert carried.lane.ping(SECONDS)
+        before = threading.active_count()
+        for _ in range(100):
+            carried.lane.send_control(answer.encode())
+        carried.end()
+        assert threading.active_count() < before + 20
+
+
 # --- what a server may answer -----------------------------------------------------------------------
 
 
