@@ -46,10 +46,10 @@ class Server:
         # A host's name need not be ASCII, and READY's node name must.
         self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
-        self._accounts = {account.name: _Account(account) for account in settings.clients}
         self._front_door = FrontDoor(settings, self._on_pipe)
         self._seldom = Seldom()
         self._max_streams = affordable_streams(settings.limits.streams)
+        self._accounts = {account.name: _Account(account, self._max_streams) for account in settings.clients}
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -124,6 +124,7 @@ class Server:
             connect_rules=account.connect_rules,
             listen_rules=account.listen_rules,
             connect_timeout=self.settings.connect_timeout,
+            connecting=account.connecting,
             max_forwards=limits.forwards,
         )
         try:
@@ -178,13 +179,14 @@ class Server:
 
 
 class _Account:
-    """A client's account with its rules read once."""
+    """A client's account with its rules read once, and what all its sessions share."""
 
-    def __init__(self, account: ClientAccount) -> None:
+    def __init__(self, account: ClientAccount, max_streams: int) -> None:
         self.name = account.name
         self.tokens = account.tokens
         self.connect_rules = ConnectRules(account.allow_connect)
         self.listen_rules = ListenRules(account.allow_listen)
+        self.connecting = threading.BoundedSemaphore(max_streams)
 
 
 def run_server(settings: ServerSettings, stop: threading.Event, ready: Callable[[], None]) -> None:

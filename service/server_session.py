@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 
 from base.deadline import Deadline
 from base.errors import EndpointError, ProtocolError
@@ -32,7 +33,11 @@ log = logging.getLogger("qanat.session")
 
 
 class ServerSession(Session):
-    """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name."""
+    """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name.
+
+    `connecting` bounds the targets that are being connected to, over all sessions of this client: a session that
+    has ended leaves those behind until `connect_timeout`, and its client can be back at once for more.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class ServerSession(Session):
         connect_rules: ConnectRules,
         listen_rules: ListenRules,
         connect_timeout: float,
+        connecting: threading.Semaphore,
         max_forwards: int,
     ) -> None:
         super().__init__(name, parameters, new_id())
@@ -52,6 +58,7 @@ class ServerSession(Session):
         self._connect_rules = connect_rules
         self._listen_rules = listen_rules
         self._connect_timeout = connect_timeout
+        self._connecting = connecting
         self._max_forwards = max_forwards
         self._listeners: dict[int, Listener] = {}
 
@@ -67,12 +74,18 @@ class ServerSession(Session):
         if not isinstance(request, ConnectTcp):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
-        self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}")
+        if not self._connecting.acquire(blocking=False):
+            self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
+        elif not self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}"):
+            self._connecting.release()
 
     def _connect(self, request: ConnectTcp) -> WakeableSocket:
-        deadline = Deadline(self._connect_timeout)
-        addresses = self._connect_rules.resolve(request.host, request.port, deadline)
-        return connect(addresses, deadline, cancelled=self._stopping.is_set)
+        try:
+            deadline = Deadline(self._connect_timeout)
+            addresses = self._connect_rules.resolve(request.host, request.port, deadline)
+            return connect(addresses, deadline, cancelled=self._stopping.is_set)
+        finally:
+            self._connecting.release()
 
     # --- remote forwards ------------------------------------------------------------------------
 

@@ -149,8 +149,11 @@ class Session(ABC):
         if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
             log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), failure[1])
 
-    def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> None:
-        """Connect the peer's stream to its target in a thread of its own; does not block."""
+    def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> bool:
+        """Connect the peer's stream to its target in a thread of its own; does not block.
+
+        False when there was no thread for it: `connect` is not called then, and the stream has been refused.
+        """
 
         def run() -> None:
             try:
@@ -168,6 +171,8 @@ class Session(ABC):
         except RuntimeError as error:  # The system gives no more threads.
             log.warning("%s %s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, what, error)
             self.refuse(stream, Reason.LIMIT, "no more threads at the other end")
+            return False
+        return True
 
     def refuse(self, stream: StreamIO, reason: Reason, text: str) -> None:
         """Reset a stream that was just opened."""

@@ -25,6 +25,7 @@ def session(name: str = "a", instance: bytes = b"i" * 16) -> ServerSession:
         connect_rules=ConnectRules(()),
         listen_rules=ListenRules(()),
         connect_timeout=1.0,
+        connecting=threading.Semaphore(),
         max_forwards=1,
     )
 

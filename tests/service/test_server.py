@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from service.messages import (
 from service.server import Server
 from service.settings import ClientAccount, ServerLimits, ServerSettings
 from tests.service.raw_peers import PARAMETERS, SECONDS, Carried, RawClient
+from tests.transports.background import wait_until
 
 TOKEN, OTHER_TOKEN = os.urandom(32), os.urandom(32)
 
@@ -212,6 +214,39 @@ def test_a_request_that_is_none_ends_the_session_and_no_other(server: Server) ->
         carried.lane.open_stream(b"\xff")
         carried.end()
         assert others.lane.ping(SECONDS)
+
+
+def test_a_client_that_comes_again_and_again_does_not_multiply_what_it_is_still_connecting_to(tmp_path: Path) -> None:
+    """Targets that do not answer outlive their session, and its client can be back at once for more."""
+    account = ClientAccount("a", (TOKEN,), allow_connect=("127.0.0.1:*",))
+    settings = ServerSettings(
+        clients=(account,),
+        listen=(("127.0.0.1", 0),),
+        identity=tmp_path / "server.key",
+        limits=ServerLimits(streams=20),
+        connect_timeout=3.0,
+    )
+    server = Server(settings)
+    server.start()
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(4):  # fill its queue: from now on connecting to it gets no answer
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+        request = ConnectTcp(*silent.getsockname()).encode()
+        first = stack.enter_context(RawClient(server, "a", TOKEN)).join()
+        before = threading.active_count()
+        for _ in range(20):
+            first.lane.open_stream(request)
+        wait_until(lambda: threading.active_count() >= before + 20, "all of them are being connected to")
+        again = stack.enter_context(RawClient(server, "a", TOKEN)).join()
+        failures = [failure_of(again, request).code for _ in range(20)]
+        assert failures == [Reason.LIMIT] * 20
+        silent.close()
 
 
 # --- listening --------------------------------------------------------------------------------------
