@@ -207,7 +207,7 @@ def init(options: argparse.Namespace) -> int:
     program = _program()
     print(
         f"Wrote {written.server_yaml}, {written.client_yaml}, {written.token_file} and {written.identity}.\n"
-        f"\nBehind nginx (the whole file: deploy/nginx-websocket.conf), paste into its `server` block:\n"
+        f"\nBehind nginx (the whole file: deploy/nginx.conf), paste into its `server` block:\n"
         f"\n{written.nginx_block}"
         f"\nNext, on the server:\n  {program} server -c {written.server_yaml}\n"
         f"and on the client, with {written.client_yaml.name} and {written.token_file.name} beside each other:\n"

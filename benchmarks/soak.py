@@ -154,7 +154,7 @@ def _report(results: list[tuple[str, scenarios.Figures]]) -> str:
     lines = [
         "# Soak",
         "",
-        "Written by `make soak`: one tunnel behind nginx with TLS, configured as deploy/nginx-websocket.conf has it,",
+        "Written by `make soak`: one tunnel behind nginx with TLS, configured as deploy/nginx.conf has it,",
         "all on one machine.  Each scenario asserts what must be true; a figure here means that it was.",
         "",
         f"{time.strftime('%Y-%m-%d')}, qanat {__version__}, {_machine()}.",

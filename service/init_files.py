@@ -1,7 +1,7 @@
 """The files that `init` writes: two configurations that fit together, a token and the server's key.
 
 With the defaults, `server -c server.yaml` and `client -c client.yaml` simply connect.  The nginx
-block is cut from deploy/nginx-websocket.conf, so that what is printed is what the tests run.  Not
+block is cut from deploy/nginx.conf, so that what is printed is what the tests run.  Not
 here: printing, and what the keys mean (config.example.yaml).  Called by tunnel.py.
 """
 
@@ -132,8 +132,8 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
 
 
 def nginx_block(*, path: str, upstream: str) -> str:
-    """The `location` of deploy/nginx-websocket.conf for this path and this HOST:PORT of the server."""
-    whole = resources.files("deploy").joinpath("nginx-websocket.conf").read_text("utf-8")
+    """The `location` of deploy/nginx.conf for this path and this HOST:PORT of the server."""
+    whole = resources.files("deploy").joinpath("nginx.conf").read_text("utf-8")
     _, _, rest = whole.partition("# The tunnel: from here\n")
     block, _, _ = rest.partition("    # The tunnel: to here")
     return block.replace("location = /tunnel {", f"location = {path} {{").replace("127.0.0.1:8443", upstream)

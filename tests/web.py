@@ -1,6 +1,6 @@
 """Real programs round a tunnel: nginx in front of it and behind it, sshd as what a forward reaches.
 
-nginx in front runs deploy/nginx-websocket.conf, with nothing changed but names, ports and paths, as a
+nginx in front runs deploy/nginx.conf, with nothing changed but names, ports and paths, as a
 user would.  Everything lives in a directory of the caller's and on ports above 1024.
 """
 
@@ -50,7 +50,7 @@ class Nginx(Program):
 
 
 class TunnelNginx:
-    """nginx with TLS in front of a server on `server_port`, from deploy/nginx-websocket.conf.
+    """nginx with TLS in front of a server on `server_port`, from deploy/nginx.conf.
 
     `url` is what a client dials, `ca_file` what it has to trust.
     """
@@ -63,15 +63,16 @@ class TunnelNginx:
         self.port = unused_port()
         self.url = f"wss://{HOST}:{self.port}/tunnel"
         self.ca_file = authority.ca_file
-        block = (ROOT / "deploy" / "nginx-websocket.conf").read_text()
+        block = (ROOT / "deploy" / "nginx.conf").read_text()
         for old, new in {
-            "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
+            "listen 443 ssl http2;": f"listen 127.0.0.1:{self.port} ssl http2;",
             "server_name tunnel.example.com;": f"server_name {HOST};",
             "/etc/letsencrypt/live/tunnel.example.com/fullchain.pem": str(issued.certificate),
             "/etc/letsencrypt/live/tunnel.example.com/privkey.pem": str(issued.key),
             "proxy_pass http://127.0.0.1:8443;": f"proxy_pass http://127.0.0.1:{server_port};",
+            "grpc_pass grpc://127.0.0.1:8443;": f"grpc_pass grpc://127.0.0.1:{server_port};",
         }.items():
-            assert block.count(old) == 1, f"deploy/nginx-websocket.conf has no {old!r} to replace"
+            assert block.count(old) == 1, f"deploy/nginx.conf has no {old!r} to replace"
             block = block.replace(old, new)
         self._block = block
 
@@ -130,12 +131,12 @@ class Sshd:
         return ["-F", "/dev/null", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
 
 
-def wait_until_listening(port: int, program: Program) -> None:
+def wait_until_listening(port: int, program: Program, host: str = "127.0.0.1") -> None:
     """Block until `program` accepts connections on `port`."""
     deadline = time.monotonic() + SECONDS
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
+            socket.create_connection((host, port), timeout=SECONDS).close()
             return
         except OSError:
             code = program.process.poll()

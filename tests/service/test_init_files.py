@@ -13,7 +13,7 @@ from handshake.identity import load_or_create_identity
 from handshake.tokens import parse_token
 from service.init_files import Written, nginx_block, write_files
 
-DEPLOYED = Path(__file__).resolve().parents[2] / "deploy" / "nginx-websocket.conf"
+DEPLOYED = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
 
 
 def write(directory: Path, *, name: str = "client", url: str | None = None, listen: str = "127.0.0.1:8443") -> Written:
