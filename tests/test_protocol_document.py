@@ -299,7 +299,7 @@ def test_the_states_of_a_stream_are_the_table_s() -> None:
             ("peer sends FIN", [Step.RECV_FIN]),
             ("RESET, either way", [Step.SEND_RESET, Step.RECV_RESET]),
         ):
-            # "–" is no transition; and what is closed is forgotten, so that nothing advances it.
+            # A dash is no transition; and what is closed is forgotten, so that nothing advances it.
             if row[column] in State.__members__ and state is not State.CLOSED:
                 listed.update({(state, step): State[row[column]] for step in steps})
     assert listed == {key: after for key, after in TRANSITIONS.items() if "DATA" not in key[1].name}
