@@ -3,7 +3,7 @@
     socket -> (TLS) -> first bytes -> request head -> route: /healthz | tunnel path | 404
 
 Everything up to the upgrade happens under one deadline (`limits.header_timeout`), at which the front door
-calls `cut`; so no read here has a timeout of its own.  HTTP/2 joins in `_serve_wire`.  Used by
+calls `cut`; so no read here has a timeout of its own.  What is HTTP/2 goes on in `service.front_http2`.  Used by
 `service.front_door` alone, which runs `serve` in a thread for each connection.
 """
 
@@ -13,27 +13,21 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable
-
-from attrs import frozen
 
 from base.deadline import Deadline
 from base.errors import QanatError, TransportError
 from base.sockets import format_address
-from service.admission import Admission, ClientAddress, HandshakeSlot
+from service.admission import ClientAddress, HandshakeSlot
+from service.front_http2 import Http2Front
 from service.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
-from service.proxied import client_address
-from service.seldom import Seldom
-from service.settings import ServerSettings
-from transports.pipe import Pipe, Wire
+from service.reception import HEALTH_PATH, Reception
+from transports.http2_server import Http2Server
+from transports.pipe import Wire
 from transports.tcp import TcpWire
 from transports.tls import TlsWire
-from transports.tls_contexts import ReloadingServerContext
 from transports.websocket import UpgradeRefused, UpgradeRequest, accept, is_upgrade
 
 log = logging.getLogger("qanat.front_door")
-
-HEALTH_PATH = "/healthz"
 
 _PLAIN_ON_TLS = (
     "plain HTTP from %s on a port that speaks TLS: use https:// or wss://, "
@@ -50,20 +44,6 @@ _LINGER = 1.0
 """Seconds to go on reading after an answer to somebody who is still sending: an unread byte would turn our
 close into a reset, which can destroy the answer on its way (RFC 9112 §9.6)."""
 _LINGER_BYTES = 256 * 1024
-
-OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], None]
-
-
-@frozen
-class Reception:
-    """What all connections of one front door share."""
-
-    settings: ServerSettings
-    tls: ReloadingServerContext | None
-    admission: Admission
-    on_pipe: OnPipe
-    closing: threading.Event
-    seldom: Seldom
 
 
 class _NotServed(Exception):
@@ -82,6 +62,7 @@ class FrontConnection:
         self._wire: Wire = TcpWire(sock, self.peer)
         self._lock = threading.Lock()
         self._ours = True  # until handed to on_pipe, or closed
+        self._http2: Http2Server | None = None
 
     def serve(self) -> None:
         """Serve the connection to its end.  Blocks as long as the tunnel lives."""
@@ -101,11 +82,23 @@ class FrontConnection:
         self._wire.close()
 
     def cut(self) -> None:
-        """Wake `serve` and let it end, unless the connection is a pipe already.  Does not block."""
+        """The deadline is over: let `serve` end, unless a request or a pipe has come of it.  Does not block."""
         with self._lock:
-            if self._ours:
+            http2 = self._http2
+            if http2 is None and self._ours:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
+        if http2 is not None and not http2.requests:
+            http2.leave()
+
+    def give_way(self) -> None:
+        """Let `serve` end, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
+        with self._lock:
+            http2 = self._http2
+        if http2 is None:
+            self.cut()
+        else:
+            http2.leave()
 
     # --- from the socket to a request head
 
@@ -115,7 +108,7 @@ class FrontConnection:
         An address that comes too often is slowed down here, before TLS costs anything; those behind a trusted
         proxy are known, and slowed down, only when their request has been read.
         """
-        _, from_proxy = self._account(self.ip)
+        _, from_proxy = self._reception.account(self.ip)
         if not from_proxy:
             self._slow_down(self.ip)
         if self._reception.tls is None:
@@ -148,8 +141,16 @@ class FrontConnection:
             if self._reception.tls is None:
                 self._report("TLS on a plain port", _TLS_ON_PLAIN)
         else:
-            log.debug("HTTP/2 from %s is not served", self.peer)
-            self._answer(answer(505), linger=True)
+            self._serve_http2(bytes(first))
+
+    def _serve_http2(self, first: bytes) -> None:
+        """Serve every request of the connection.  Its deadline is over with the first."""
+        server = Http2Front(self._reception, self._wire, first, self.ip, self, self.give_way).server
+        with self._lock:
+            self._http2 = server
+        if self._reception.closing.is_set():
+            server.leave()
+        server.serve()
 
     def _serve_http1(self, first: bytes) -> None:
         """Read the rest of one request head, and serve the request."""
@@ -187,15 +188,13 @@ class FrontConnection:
             self._answer(answer(404, to_head=to_head), linger=linger)
 
     def _serve_tunnel(self, head: RequestHead, upgrade: UpgradeRequest) -> None:
-        client, via_proxy = self._account(self.ip, head.values("x-forwarded-for"))
+        client, via_proxy = self._reception.account(self.ip, head.values("x-forwarded-for"))
         address = ClientAddress(peer=self.peer, client=client, via_proxy=via_proxy)
-        _, is_proxy = self._account(client)
+        _, is_proxy = self._reception.account(client)
         if via_proxy and not is_proxy:
             self._slow_down(client)
-        slot = self._reception.admission.enter(client, self._wire.close)
+        slot = self._reception.enter(address, self._wire.close)
         if slot is None:
-            if self._reception.seldom.due("too many handshakes"):
-                log.warning("too many handshakes at once (limits.handshakes); %s was told to try again later", address)
             busy = answer(503, retry_after=self._reception.admission.retry_after())
             self._answer(busy, linger=bool(head.rest))
             return
@@ -206,6 +205,7 @@ class FrontConnection:
 
     def _hand_over(self, upgrade: UpgradeRequest, rest: bytes, address: ClientAddress, slot: HandshakeSlot) -> None:
         """Make the connection a pipe and give it to `on_pipe`, which owns it until it returns."""
+        self._reception.admission.unfinished.forget(self)  # before the client can know, and count on it
         try:
             pipe = accept(upgrade, self._wire, rest)
         except UpgradeRefused as refused:
@@ -217,7 +217,6 @@ class FrontConnection:
                 if self._reception.closing.is_set():
                     return
                 self._ours = False
-            self._reception.admission.unfinished.forget(self)
             self._reception.on_pipe(pipe, address, slot)
         finally:
             slot.release()  # before the peer can see the end, and come again at once
@@ -225,14 +224,9 @@ class FrontConnection:
 
     # --- small things
 
-    def _account(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
-        """On whose account `ip` comes: the client's address, and whether `ip` is a trusted proxy."""
-        return client_address(ip, forwarded_for, self._reception.settings.trusted_proxies)
-
     def _slow_down(self, ip: str) -> None:
         """Wait for as long as this address has to; ends early when the front door closes."""
-        delay = self._reception.admission.delay(ip)
-        if delay and self._reception.closing.wait(min(delay, self.deadline.remaining() or 0.0)):
+        if not self._reception.slow_down(ip, self.deadline):
             raise _NotServed
 
     def _report(self, subject: str, text: str) -> None:

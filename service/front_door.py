@@ -23,14 +23,15 @@ from base.sockets import close_socket, format_address
 from base.threads import ThreadGroup
 from service.admission import Admission
 from service.deadline_watch import DeadlineWatch
-from service.front_connection import FrontConnection, OnPipe, Reception
+from service.front_connection import FrontConnection
+from service.reception import OnPipe, Reception
 from service.seldom import Seldom
 from service.settings import ServerSettings
 from transports.tls_contexts import ReloadingServerContext
 
 log = logging.getLogger("qanat.front_door")
 
-ALPN = ("http/1.1",)
+ALPN = ("h2", "http/1.1")
 """What is offered over TLS, in order of preference."""
 
 _BACKLOG = 1024
@@ -59,6 +60,7 @@ class FrontDoor:
         self.admission = Admission(settings.limits)
         self._closing = threading.Event()
         self._seldom = Seldom()
+        self._threads = ThreadGroup("front door")
         tls = settings.tls
         context = None
         if tls is not None:
@@ -70,8 +72,8 @@ class FrontDoor:
             on_pipe=on_pipe,
             closing=self._closing,
             seldom=self._seldom,
+            threads=self._threads,
         )
-        self._threads = ThreadGroup("front door")
         self._deadlines = DeadlineWatch()
         self._listeners: list[socket.socket] = []
         self.addresses: tuple[tuple[str, int], ...] = ()
@@ -106,7 +108,7 @@ class FrontDoor:
         with self._changed:
             self._changed.notify_all()
             for connection in self._connections:
-                connection.cut()
+                connection.give_way()
         self._deadlines.close()
 
     def join(self, timeout: float) -> list[str]:
@@ -164,7 +166,7 @@ class FrontDoor:
         connection = FrontConnection(self._reception, sock, address)
         with self._changed:
             self._connections.add(connection)
-            self.admission.unfinished.add(connection, connection.ip, connection.cut)
+            self.admission.unfinished.add(connection, connection.ip, connection.give_way)
             closing = self._closing.is_set()
         if closing:
             connection.cut()

@@ -113,21 +113,19 @@ class Http2Core:
         stream = self.streams[stream_id] = Http2Stream(stream_id, dialect, self._lock, self._window)
         return stream
 
-    def answer(self, stream_id: int, headers: Headers, body: bytes | None, *, request_ended: bool) -> None:
+    def answer(self, stream_id: int, headers: Headers, body: bytes | None) -> None:
         """As a server: owe the head of an answer, and with `body` the whole of it.
 
-        A request that is not over is then ended with NO_ERROR (RFC 9113 §8.1).  A peer whose window does not take
-        the body gets none.
+        A peer whose window does not take the body gets none.  What still comes of the request is ignored, and its
+        window not reopened.  It is not reset, though RFC 9113 §8.1 allows that with NO_ERROR: curl 7.88 takes it for a
+        failure.
         """
         with contextlib.suppress(H2ProtocolError):  # the peer has ended it meanwhile
             self._h2.send_headers(stream_id, headers, end_stream=body == b"")
             if body and self._h2.local_flow_control_window(stream_id) < len(body):
                 self._h2.reset_stream(stream_id, ErrorCodes.FLOW_CONTROL_ERROR)
-            else:
-                if body:
-                    self._h2.send_data(stream_id, body, end_stream=True)
-                if body is not None and not request_ended:
-                    self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+            elif body:
+                self._h2.send_data(stream_id, body, end_stream=True)
         self._collect()
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:

@@ -72,14 +72,14 @@ class Http2Engine:
         headers, body = (answer, b"") if isinstance(answer, list) else plain_answer(request, answer)
         with self.lock:
             if not self.over:
-                self.core.answer(request.stream_id, headers, body, request_ended=request.ended)
+                self.core.answer(request.stream_id, headers, body)
         self.tell()
 
     def answer_head(self, request: Http2Request, headers: Headers) -> None:
         """As a server: owe the head of an answer whose body stays open.  Does not block."""
         with self.lock:
             if not self.over:
-                self.core.answer(request.stream_id, headers, None, request_ended=request.ended)
+                self.core.answer(request.stream_id, headers, None)
         self.tell()
 
     def refuse(self, stream_id: int, code: ErrorCodes) -> None:

@@ -14,7 +14,6 @@ import websocket
 from base.errors import TransportError, UsageError
 from service.admission import ClientAddress, HandshakeSlot
 from service.front_door import FrontDoor
-from service.http_head import HTTP2_PREFACE
 from service.settings import ServerLimits, ServerSettings
 from tests.service.front_door_rig import (
     WEBSOCKET,
@@ -103,7 +102,6 @@ def test_an_upgrade_that_is_not_ours_gets_the_same_404_and_no_upgrade_header(hea
         b"\r\n" * 5000,
         b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
         b"GET /" + b"a" * 100_000,
-        HTTP2_PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
     ],
 )
 def test_malformed_requests_get_a_short_refusal_and_never_a_traceback(

@@ -72,7 +72,11 @@ def test_on_the_tunnels_path_there_is_nothing_to_be_seen(options: list[str]) -> 
     assert "upgrade" not in here.stdout.lower()
 
 
-def test_an_http2_client_with_prior_knowledge_is_turned_away_at_once() -> None:
+def test_http2_with_prior_knowledge_is_served_on_the_same_port() -> None:
     with front_door() as door:
-        result = curl(door, "/healthz", "--http2-prior-knowledge")
-    assert result.returncode not in (0, 28)  # an error, and not a time-out
+        body = curl(door, "/healthz", "--http2-prior-knowledge")
+        head = curl(door, "/healthz", "--http2-prior-knowledge", "-I")
+        large = curl(door, "/tunnel", "--http2-prior-knowledge", "-i", "--data-binary", "x" * 100_000)
+    assert (body.returncode, body.stdout) == (0, "ok\n")
+    assert head.stdout.startswith("HTTP/2 200")
+    assert status(large) == "404"

@@ -41,16 +41,23 @@ def warnings(caplog: pytest.LogCaptureFixture) -> int:
     return sum(record.levelno >= logging.WARNING for record in caplog.records)
 
 
-def test_it_serves_https_and_offers_http_1_1(certificate: Certificate) -> None:
+def test_it_serves_https_and_offers_http2_before_http_1_1(certificate: Certificate) -> None:
     context = certificate.client_context()
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.set_alpn_protocols(["http/1.1", "h2"])
+    with (
+        front_door(tls=certificate.tls) as door,
+        connect(door) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
+        assert tls.selected_alpn_protocol() == "h2"
+        assert tls.version() == "TLSv1.3"
+    context.set_alpn_protocols(["http/1.1"])
     with (
         front_door(tls=certificate.tls) as door,
         connect(door) as sock,
         context.wrap_socket(sock, server_hostname="localhost") as tls,
     ):
         assert tls.selected_alpn_protocol() == "http/1.1"
-        assert tls.version() == "TLSv1.3"
         tls.sendall(request("GET /healthz HTTP/1.1"))
         assert read_to_end(tls).endswith(b"\r\n\r\nok\n")
 

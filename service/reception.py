@@ -1,0 +1,64 @@
+"""What all connections of one front door share, and the questions that each of them has to ask.
+
+On whose account a peer comes, how long he has to wait, and whether there is room: the same for HTTP/1.1 and
+HTTP/2.  Used by `service.front_connection` and `service.front_http2`; made by `service.front_door`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from attrs import frozen
+
+from base.deadline import Deadline
+from base.threads import ThreadGroup
+from service.admission import Admission, ClientAddress, HandshakeSlot
+from service.proxied import client_address
+from service.seldom import Seldom
+from service.settings import ServerSettings
+from transports.pipe import Pipe
+from transports.tls_contexts import ReloadingServerContext
+
+log = logging.getLogger("qanat.front_door")
+
+HEALTH_PATH = "/healthz"
+
+OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], None]
+
+
+@frozen
+class Reception:
+    """See the module's docstring.  Safe to use from any thread."""
+
+    settings: ServerSettings
+    tls: ReloadingServerContext | None
+    admission: Admission
+    on_pipe: OnPipe
+    closing: threading.Event
+    seldom: Seldom
+    threads: ThreadGroup
+
+    def account(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
+        """On whose account `ip` comes: the client's address, and whether `ip` is a trusted proxy."""
+        return client_address(ip, forwarded_for, self.settings.trusted_proxies)
+
+    def slow_down(self, ip: str, deadline: Deadline) -> bool:
+        """Wait for as long as this address has to, at most until `deadline`; False when the front door closes."""
+        delay = self.admission.delay(ip)
+        return not (delay and self.closing.wait(min(delay, deadline.remaining() or 0.0)))
+
+    def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
+        """Take a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""
+        slot = self.admission.enter(address.client, cut)
+        if slot is None and self.seldom.due("too many handshakes"):
+            log.warning("too many handshakes at once (limits.handshakes); %s was told to try again later", address)
+        return slot
+
+    def has_room(self) -> bool:
+        """Whether one more stream of an HTTP/2 connection may have a thread.
+
+        Each connection has one, so there may be as many streams again.
+        """
+        return len(self.threads) < 2 * self.settings.limits.connections + len(self.settings.listen)

@@ -1,0 +1,277 @@
+"""HTTP/2 at the front door: on the same port and path, with the same limits, whoever carries it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from h2.events import ConnectionTerminated, ResponseReceived, StreamReset
+
+from base.deadline import Deadline
+from base.errors import TransportError
+from service.admission import ClientAddress, HandshakeSlot
+from service.front_door import FrontDoor
+from service.settings import ServerLimits
+from tests.programs import require_program
+from tests.service.front_door_rig import Certificate, connect, echo, exchange, front_door, request
+from tests.transports.background import DEADLINE, wait_until
+from tests.transports.http2_loopback import CONNECT, DIALECTS, RawHttp2, framed
+from tests.transports.loopback import send_bytes
+from transports import grpc, websocket
+from transports.pipe import Pipe
+from transports.route import Route
+from transports.urls import TunnelUrl
+
+TUNNEL = {"content_type": "application/octet-stream"}
+GRPC = {"content_type": "application/grpc+proto", "te": "trailers"}
+
+
+def raw(stack: ExitStack, door: FrontDoor) -> RawHttp2:
+    return RawHttp2(stack.enter_context(connect(door, DEADLINE)), client=True)
+
+
+def status_of(peer: RawHttp2, stream_id: int) -> str:
+    event = peer.read_until(lambda event: isinstance(event, ResponseReceived) and event.stream_id == stream_id)
+    assert isinstance(event, ResponseReceived)
+    return str(dict(event.headers)[":status"])
+
+
+def url_of(door: FrontDoor, path: str = "/tunnel", scheme: str = "ws") -> TunnelUrl:
+    host = "localhost" if scheme == "wss" else "127.0.0.1"
+    return TunnelUrl.parse(f"{scheme}://{host}:{door.addresses[0][1]}{path}")
+
+
+def test_every_transport_is_served_at_once_on_one_port_and_path() -> None:
+    with front_door() as door:
+        pipes = [connect_to(url_of(door), deadline=Deadline(DEADLINE)) for connect_to in CONNECT.values()]
+        pipes.append(websocket.connect(url_of(door), deadline=Deadline(DEADLINE)))
+        pipes.append(CONNECT["grpc"](url_of(door, grpc.METHOD_PATH), deadline=Deadline(DEADLINE)))
+        for pipe in pipes:
+            send_bytes(pipe, pipe.transport.encode())
+        for pipe in pipes:
+            assert pipe.recv() == pipe.transport.encode()
+            pipe.close("done")
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_alpn_leads_to_http2_over_tls(certificate: Certificate, name: str) -> None:
+    route = Route(ca_file=certificate.tls.certificate)
+    with front_door(tls=certificate.tls) as door:
+        pipe = CONNECT[name](url_of(door, scheme="wss"), route=route, deadline=Deadline(DEADLINE))
+        send_bytes(pipe, b"over TLS")
+        assert pipe.recv() == b"over TLS"
+        pipe.close("done")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/elsewhere", TUNNEL),
+        ("/elsewhere", GRPC),
+        ("/tunnel", {}),
+        ("/tunnel", {"content_type": "text/html"}),
+        (grpc.METHOD_PATH, TUNNEL),
+        ("/tunnel", {**TUNNEL, "content_length": "5"}),
+    ],
+)
+def test_whatever_is_no_tunnel_gets_a_plain_404(stack: ExitStack, path: str, headers: dict[str, str]) -> None:
+    with front_door() as door:
+        peer = raw(stack, door)
+        assert status_of(peer, peer.request(path, **headers)) == "404"
+        peer.sock.close()
+
+
+def test_a_request_with_too_many_headers_is_refused_alone(stack: ExitStack) -> None:
+    """A proxy's connection carries others, too."""
+    with front_door() as door:
+        peer = raw(stack, door)
+        tunnel = peer.request(**TUNNEL)
+        assert status_of(peer, tunnel) == "200"
+        assert status_of(peer, peer.request("/healthz", "GET", x_long="y" * 20_000)) == "431"
+        peer.h2.send_data(tunnel, framed(DIALECTS["http2"], b"still here"))
+        peer.flush()
+        peer.sock.close()
+
+
+def test_no_room_for_a_handshake_is_said_in_the_words_of_the_transport(stack: ExitStack) -> None:
+    held = threading.Event()
+
+    def hold(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        held.wait(DEADLINE)
+
+    with front_door(hold, limits=ServerLimits(handshakes=1)) as door:
+        first = CONNECT["http2"](url_of(door), deadline=Deadline(DEADLINE))
+        for name, words in (("http2", "503"), ("grpc", "UNAVAILABLE")):
+            with pytest.raises(TransportError, match=words) as caught:
+                CONNECT[name](url_of(door), deadline=Deadline(DEADLINE))
+            assert caught.value.retry_after in (2.0, 3.0, 4.0, 5.0)
+        held.set()
+        first.close("done")
+
+
+def test_each_stream_is_on_the_account_of_the_client_that_the_proxy_names(stack: ExitStack) -> None:
+    seen: queue.SimpleQueue[ClientAddress] = queue.SimpleQueue()
+
+    def note(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        seen.put(address)
+
+    with front_door(note, trusted_proxies=("127.0.0.0/8",)) as door:
+        peer = raw(stack, door)
+        for number in (7, 8):
+            peer.request(**TUNNEL, x_forwarded_for=f"203.0.113.{number}")
+            address = seen.get(timeout=DEADLINE)
+            assert (address.client, address.via_proxy) == (f"203.0.113.{number}", True)
+        peer.sock.close()
+
+
+def test_streams_are_counted_like_connections_of_their_client(stack: ExitStack) -> None:
+    """Otherwise one connection could start a handshake for every hundred bytes."""
+    with front_door(limits=ServerLimits(per_address_rate=1, per_address_burst=2, header_timeout=2)) as door:
+        peer = raw(stack, door)
+        started = time.monotonic()
+        for number in range(4):
+            assert status_of(peer, peer.request(**TUNNEL)) == "200", number
+        assert time.monotonic() - started > 0.5
+        peer.sock.close()
+
+
+def test_a_connection_without_a_request_is_cut_in_time() -> None:
+    with front_door(limits=ServerLimits(header_timeout=0.3)) as door, ExitStack() as stack:
+        peer = raw(stack, door)
+        started = time.monotonic()
+        peer.expect(ConnectionTerminated)
+        assert time.monotonic() - started < 3
+        busy = raw(stack, door)
+        assert status_of(busy, busy.request("/healthz", "GET")) == "200"
+        again = threading.Event()
+        assert not again.wait(0.6)  # longer than the time for a first request
+        assert status_of(busy, busy.request("/healthz", "GET")) == "200"
+        busy.sock.close()
+
+
+def test_a_connection_without_a_pipe_gives_way_when_there_is_no_room(stack: ExitStack) -> None:
+    with front_door(limits=ServerLimits(connections=2)) as door:
+        piped, idle = raw(stack, door), raw(stack, door)
+        assert status_of(piped, piped.request(**TUNNEL)) == "200"
+        assert status_of(idle, idle.request("/healthz", "GET")) == "200"
+        assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
+        idle.expect(ConnectionTerminated)
+        stream = piped.request("/healthz", "GET")
+        assert status_of(piped, stream) == "200"
+        piped.sock.close()
+
+
+def test_streams_beyond_all_room_are_told_to_come_later(stack: ExitStack) -> None:
+    with front_door(limits=ServerLimits(connections=2)) as door:
+        peer = raw(stack, door)
+        answers = [status_of(peer, peer.request(**TUNNEL)) for _ in range(6)]
+        assert answers[0] == "200"
+        assert answers[-1] == "503"
+        peer.sock.close()
+
+
+def test_closing_the_door_says_goaway_and_lets_pipes_finish(stack: ExitStack) -> None:
+    with front_door() as door:
+        peer, idle = raw(stack, door), raw(stack, door)
+        stream = peer.request(**TUNNEL)
+        assert status_of(peer, stream) == "200"
+        assert status_of(idle, idle.request("/healthz", "GET")) == "200"
+        door.close()
+        idle.expect(ConnectionTerminated)
+        data = b""
+        while b"\x07\x00\x00\x00\x00\x00" not in data:
+            data += peer.sock.recv(4096)
+        peer.h2.send_data(stream, framed(DIALECTS["http2"], b"to the end"))
+        peer.flush()
+        data = b""
+        while b"to the end" not in data:
+            data += peer.sock.recv(4096)
+        peer.h2.end_stream(stream)
+        peer.flush()
+        while peer.sock.recv(4096):
+            pass
+
+
+def test_a_thousand_plain_requests_are_enough_for_one_connection(stack: ExitStack) -> None:
+    with front_door() as door:
+        peer = raw(stack, door)
+        for _ in range(1000):
+            assert status_of(peer, peer.request("/healthz", "GET")) == "200"
+        peer.expect(ConnectionTerminated)
+        peer.sock.close()
+
+
+def test_half_open_connections_cost_one_thread_and_little_memory_each() -> None:
+    before = threading.active_count()
+    with front_door() as door, ExitStack() as stack:
+        peers = [raw(stack, door) for _ in range(30)]
+        for peer in peers:
+            peer.read()
+        assert threading.active_count() - before <= 2 + 2 * len(peers)
+        for peer in peers:
+            with contextlib.suppress(OSError):
+                peer.sock.close()
+        wait_until(lambda: threading.active_count() - before <= 4, "their threads have ended")
+
+
+# --- other people's programs
+
+
+def run(door: FrontDoor, program: str, *options: str, path: str = "/healthz", scheme: str = "http") -> str:
+    url = f"{scheme}://127.0.0.1:{door.addresses[0][1]}{path}"
+    command = [str(require_program(program)), *options, url]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_nghttp_is_served_in_clear_and_over_tls(certificate: Certificate) -> None:
+    with front_door() as door:
+        assert "ok\n" in run(door, "nghttp", "-v")
+    with front_door(tls=certificate.tls) as door:
+        output = run(door, "nghttp", "-v", "-m", "20", scheme="https")
+        assert "The negotiated protocol: h2" in output
+        assert output.count(":status: 200") == 20
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_h2load_gets_every_answer(certificate: Certificate, scheme: str) -> None:
+    with front_door(tls=certificate.tls if scheme == "https" else None) as door:
+        output = run(door, "h2load", "-n", "2000", "-c", "8", "-m", "20", scheme=scheme)
+    assert re.search(r"2000 total, 2000 started, 2000 done, 2000 succeeded, 0 failed", output), output
+
+
+def test_a_reset_request_ends_its_handler(stack: ExitStack) -> None:
+    ended = threading.Event()
+
+    def note(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        echo(pipe, address, slot)
+        ended.set()
+
+    with front_door(note) as door:
+        peer = raw(stack, door)
+        stream = peer.request(**TUNNEL)
+        assert status_of(peer, stream) == "200"
+        peer.h2.reset_stream(stream)
+        peer.flush()
+        assert ended.wait(DEADLINE)
+        assert not [event for event in peer.events if isinstance(event, StreamReset)]
+        peer.sock.close()
