@@ -27,7 +27,8 @@ from tests import scenarios
 from tests.applications import Target, echo, stalled
 from tests.harness import ROOT, Tunnel, unused_port
 from tests.programs import find_program
-from tests.web import TunnelNginx, file_server
+from tests.proxies import TunnelProxy
+from tests.web import file_server
 
 REPORT = ROOT / "docs" / "SOAK.md"
 LIBRARIES = ("cryptography", "websocket-client", "simple-websocket", "h2")
@@ -74,7 +75,7 @@ class Soak:
             ],
             server={"trusted_proxies": ["127.0.0.1/32"]},
         )
-        front = TunnelNginx(directory / "front", tunnel.port)
+        front = TunnelProxy(directory / "front", tunnel.port)
         tunnel.client_settings |= {"url": front.url, "tls": {"ca_file": str(front.ca_file)}}
         stack.enter_context(front.start())
         self.tunnel = stack.enter_context(tunnel).start()

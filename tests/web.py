@@ -1,7 +1,7 @@
-"""Real programs round a tunnel: nginx in front of it and behind it, sshd as what a forward reaches.
+"""Real programs round a tunnel: nginx, and sshd as what a forward reaches.
 
-nginx in front runs deploy/nginx.conf, with nothing changed but names, ports and paths, as a
-user would.  Everything lives in a directory of the caller's and on ports above 1024.
+Everything lives in a directory of the caller's and on ports above 1024.  Proxies in front of a tunnel are in
+`tests.proxies`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.harness import ROOT, SECONDS, Program, unused_port
+from tests.harness import SECONDS, Program, unused_port
 from tests.programs import require_program
-from tests.transports.certificates import Authority
 
 HOST = "localhost"
 
 
-class Nginx(Program):
+class Master(Program):
+    """A program with children of its own, which it ends when it is told to; they outlive it when it is killed."""
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(SECONDS)
+        super().close()
+
+
+class Nginx(Master):
     """nginx with these `http`-level blocks; ready when it is made."""
 
     def __init__(self, directory: Path, blocks: Sequence[str], port: int) -> None:
@@ -39,45 +49,6 @@ class Nginx(Program):
         nginx = require_program("nginx")
         super().__init__(nginx, "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf")
         wait_until_listening(port, self)
-
-    def close(self) -> None:
-        """End the master, which ends its workers; a worker outlives a master that is killed."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(SECONDS)
-        super().close()
-
-
-class TunnelNginx:
-    """nginx with TLS in front of a server on `server_port`, from deploy/nginx.conf.
-
-    `url` is what a client dials, `ca_file` what it has to trust.
-    """
-
-    def __init__(self, directory: Path, server_port: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
-        authority = Authority(directory)
-        issued = authority.issue(HOST)
-        self.port = unused_port()
-        self.url = f"wss://{HOST}:{self.port}/tunnel"
-        self.ca_file = authority.ca_file
-        block = (ROOT / "deploy" / "nginx.conf").read_text()
-        for old, new in {
-            "listen 443 ssl http2;": f"listen 127.0.0.1:{self.port} ssl http2;",
-            "server_name tunnel.example.com;": f"server_name {HOST};",
-            "/etc/letsencrypt/live/tunnel.example.com/fullchain.pem": str(issued.certificate),
-            "/etc/letsencrypt/live/tunnel.example.com/privkey.pem": str(issued.key),
-            "proxy_pass http://127.0.0.1:8443;": f"proxy_pass http://127.0.0.1:{server_port};",
-            "grpc_pass grpc://127.0.0.1:8443;": f"grpc_pass grpc://127.0.0.1:{server_port};",
-        }.items():
-            assert block.count(old) == 1, f"deploy/nginx.conf has no {old!r} to replace"
-            block = block.replace(old, new)
-        self._block = block
-
-    def start(self) -> Nginx:
-        return Nginx(self._directory / "nginx", [self._block], self.port)
 
 
 def file_server(directory: Path, files: dict[str, bytes]) -> tuple[Nginx, int]:

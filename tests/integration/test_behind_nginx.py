@@ -19,7 +19,8 @@ from tests import scenarios
 from tests.applications import RESET, Conversation, Target, connection, echo, wait_until_echoes
 from tests.harness import SECONDS, Tunnel, unused_port
 from tests.programs import require_program
-from tests.web import Nginx, Sshd, TunnelNginx, file_server
+from tests.proxies import TunnelProxy
+from tests.web import Nginx, Sshd, file_server
 
 GIGABYTE = 1_000_000_000
 
@@ -62,7 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             ],
             server={"trusted_proxies": ["127.0.0.1/32"]},
         )
-        front = TunnelNginx(directory / "front", tunnel.port)
+        front = TunnelProxy(directory / "front", tunnel.port)
         tunnel.client_settings |= {"url": front.url, "tls": {"ca_file": str(front.ca_file)}}
         nginx = stack.enter_context(front.start())
         stack.enter_context(tunnel).start()
@@ -159,7 +160,7 @@ def test_after_nginx_was_killed_and_started_anew_the_tunnel_comes_back(tmp_path:
             {"remote": f"127.0.0.1:{remote}", "to": target.address},
         ]
         tunnel = stack.enter_context(Tunnel(tmp_path / "tunnel", forwards))
-        front = TunnelNginx(tmp_path / "front", tunnel.port)
+        front = TunnelProxy(tmp_path / "front", tunnel.port)
         tunnel.client_settings |= {"url": front.url, "tls": {"ca_file": str(front.ca_file)}}
         with front.start():
             tunnel.start()
