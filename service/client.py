@@ -26,7 +26,7 @@ from handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
 from handshake.identity import fingerprint_of
 from handshake.machine import ClientHandshake
 from mux.lane import Ending
-from transports import websocket
+from transports import grpc, http2, websocket
 from transports.pipe import Pipe
 from transports.urls import TunnelUrl
 
@@ -46,6 +46,12 @@ SHORT_LIVED = 5.0
 """A pipe that ends within so many seconds of READY, having acknowledged nothing, is short-lived (see Backoff)."""
 ENDING = 5.0
 """Seconds, beyond `drain`, that the session and the connector get to end."""
+
+_CONNECT: dict[str, Callable[..., Pipe]] = {
+    "websocket": websocket.connect,
+    "http2": http2.connect,
+    "grpc": grpc.connect,
+}
 
 
 class Client:
@@ -220,7 +226,8 @@ class Client:
     def _dial(self, url: TunnelUrl) -> Pipe:
         settings = self.settings
         deadline = Deadline(settings.connect_timeout)
-        pipe = websocket.connect(url, route=self._route, deadline=deadline, cancel=self._dialling)
+        connect = _CONNECT[settings.transport]
+        pipe = connect(url, route=self._route, deadline=deadline, cancel=self._dialling)
         with self._changed:
             self._pipe = pipe
             if self._stopping.is_set():

@@ -24,8 +24,9 @@ from service.settings import ClientSettings, ClientTls, Flow, Forward, Keepalive
 from service.yaml_section import Section, did_you_mean
 
 _DEFAULT = ClientSettings(name="", urls=(), token=b"")
-_TRANSPORTS = {"websocket": "websocket", "auto": "websocket"}
-_LATER_TRANSPORTS = ("http2", "grpc", "websocket-h2", "split")
+_TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
+_LATER_TRANSPORTS = ("websocket-h2", "split")
+_CHOICE = "websocket, http2, grpc or auto"
 _ELSEWHERE = {
     **keys_of("keepalive", Keepalive),
     **keys_of("flow", Flow),
@@ -122,7 +123,7 @@ def _read_reconnect(s: Section) -> Reconnect:
 
 def _parse_transport(text: str) -> str:
     if text in _LATER_TRANSPORTS:
-        raise UsageError("names a transport that is not available in this version", hint="use websocket, or auto")
+        raise UsageError("names a transport that is not available in this version", hint=f"use {_CHOICE}")
     if text not in _TRANSPORTS:
-        raise UsageError("must be websocket or auto", hint=did_you_mean(text, _TRANSPORTS))
+        raise UsageError(f"must be {_CHOICE}", hint=did_you_mean(text, _TRANSPORTS))
     return _TRANSPORTS[text]

@@ -27,7 +27,7 @@ from base.errors import QanatError
 from handshake.identity import load_or_create_identity
 from handshake.tokens import generate_token
 
-TRANSPORTS = ("websocket",)
+TRANSPORTS = ("websocket", "http2", "grpc")
 BULK = 256 * 1024 * 1024
 """Bytes of the download that is timed."""
 REQUESTS = 50
