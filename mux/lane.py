@@ -29,8 +29,10 @@ from .core import LaneCore
 from .frames import Reason
 from .parameters import ControlReceived, LaneParameters, Opened
 from .stream_io import StreamIO
+from .trace import describe_frames
 
 log = logging.getLogger("qanat.mux")
+frame_log = logging.getLogger("qanat.frames")
 
 FAREWELL = 2.0
 """Seconds that the peer gets to end the pipe after our CLOSE, before we do."""
@@ -74,6 +76,7 @@ class Lane:
         self._flush_due = False
         self._closing: Close | None = None
         self._close_sent = False
+        self._cut: str | None = None
         self._sealed: SealedPipe | None = None
 
     # --- the life of a pipe ---------------------------------------------------------------------
@@ -87,9 +90,11 @@ class Lane:
         writer: threading.Thread | None = None
         try:
             with self.lock:
-                if self._closing is not None or self.core.ended is not None:
-                    sealed.close("the session is over")
-                    return Ending("the session is over", by_us=True)
+                if self._cut is not None or self.core.ended is not None:
+                    # With `close` alone the writer still says CLOSE, so that the peer knows why.
+                    cause, self._cut = self._cut or "the session is over", None
+                    sealed.close(cause)
+                    return Ending(cause, by_us=True)
                 self._sealed = sealed
                 self._flush_due = False
                 self.core.attach(self.clock())
@@ -126,9 +131,14 @@ class Lane:
             self._room.notify_all()
 
     def cut(self, cause: str) -> None:
-        """End the pipe, if there is one, without a word.  Idempotent; does not block."""
+        """End the pipe without a word; one that `run` has yet to be given ends at once.
+
+        Idempotent; does not block.
+        """
         with self.lock:
             sealed = self._sealed
+            if sealed is None:
+                self._cut = cause
         if sealed is not None:
             sealed.close(cause)
 
@@ -260,6 +270,8 @@ class Lane:
             return Ending(sealed.cause or str(error), by_us=self._close_sent)
 
     def _receive(self, content: memoryview) -> None:
+        if frame_log.isEnabledFor(logging.DEBUG):
+            self._trace("<", content)
         failed: list[StreamIO] = []
         try:
             with self.lock:
@@ -324,8 +336,14 @@ class Lane:
         if flush:
             sealed.pipe.flush()
         if record is not None:
+            if frame_log.isEnabledFor(logging.DEBUG):
+                self._trace(">", record[1:])
             sealed.send_record(record)
         return True
+
+    def _trace(self, direction: str, content: memoryview) -> None:
+        for line in describe_frames(content):
+            frame_log.debug("%s %s %s", self.name, direction, line)
 
     def _wait_for_farewell(self) -> None:
         deadline = Deadline(FAREWELL)

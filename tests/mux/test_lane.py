@@ -13,7 +13,7 @@ from base.deadline import Deadline
 from base.errors import ProtocolError, SessionEnded, StreamReset
 from handshake.client_keys import ClientKey
 from handshake.exchange import SealedPipe, client_handshake, server_handshake
-from handshake.hello import CloseReason, RecordKind
+from handshake.hello import Close, CloseReason, RecordKind
 from handshake.identity import ServerIdentity
 from mux import frames as wire
 from mux.frames import Reason
@@ -406,11 +406,19 @@ def test_close_waits_for_acknowledgements_when_the_outbox_is_full() -> None:
         assert pair.server.join().close is not None
 
 
-def test_a_lane_that_is_closed_before_it_runs_ends_at_once() -> None:
+def test_a_lane_that_is_closed_before_it_runs_says_so_at_once() -> None:
     pair = Pair()
-    pair.client.lane.close(CloseReason.SHUTDOWN, "")
+    pair.client.lane.close(CloseReason.SHUTDOWN, "going")
     with pair:
         assert pair.client.join().by_us
+        assert pair.server.join().close == Close(CloseReason.SHUTDOWN, "going")
+
+
+def test_a_lane_that_is_cut_before_it_runs_ends_without_a_word() -> None:
+    pair = Pair()
+    pair.client.lane.cut("another took its place")
+    with pair:
+        assert pair.client.join() == Ending("another took its place", by_us=True)
         assert pair.server.join().close is None
 
 
