@@ -1,7 +1,7 @@
 """HTTP/2 without more: one POST whose request body and response body are both open as long as the pipe lives.
 
 In DATA, each message has its length in front as u32.  Passes every proxy that does not wait for the end of a request
-before it sends it on (docs/PROTOCOL.md §6).  `connect` is used by the running client; the front door uses `DIALECT`.
+before it sends it on (docs/PROTOCOL.md §6.2).  `connect` is used by the running client; the front door uses `DIALECT`.
 """
 
 from __future__ import annotations
