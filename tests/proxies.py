@@ -8,6 +8,7 @@ caller's and on ports above 1024.  Used by tests/integration and `benchmarks.soa
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tests.web import HOST, Master, Nginx, wait_until_listening
 _CHAIN = "/etc/letsencrypt/live/tunnel.example.com/fullchain.pem"
 _KEY = "/etc/letsencrypt/live/tunnel.example.com/privkey.pem"
 _SERVER = "127.0.0.1:8443"
+
+_LOADED = "Loading success"
 
 _APACHE_MODULES = (
     "mpm_event", "authz_core", "reqtimeout", "socache_shmcb",  # what Debian has switched on
@@ -51,7 +54,8 @@ def deployed(name: str, replacements: Mapping[str, str]) -> str:
     return text
 
 
-def start_nginx(place: Place) -> Nginx:
+def start_nginx(place: Place, *, settings: str = "") -> Nginx:
+    """`settings` are lines of the main configuration."""
     block = deployed(
         "nginx.conf",
         {
@@ -62,11 +66,24 @@ def start_nginx(place: Place) -> Nginx:
             _SERVER: place.server,
         },
     )
-    return Nginx(place.directory, [block], place.port)
+    return Nginx(place.directory, [block], place.port, settings)
 
 
-def start_haproxy(place: Place, *, settings: str = "") -> Master:
-    """In master-worker mode, as Debian's unit starts it, so that SIGUSR2 loads it anew.  `settings` are global ones."""
+class Haproxy(Master):
+    """In master-worker mode, as Debian's unit starts it."""
+
+    def __init__(self, *files: Path) -> None:
+        super().__init__(require_program("haproxy"), "-W", "-db", *(part for file in files for part in ("-f", file)))
+
+    def reload(self) -> None:
+        """What `systemctl reload haproxy` does; returns when a new worker has taken over."""
+        before = self.count(_LOADED)
+        self.process.send_signal(signal.SIGUSR2)
+        self.wait_for(_LOADED, count=before + 1)
+
+
+def start_haproxy(place: Place, *, settings: str = "") -> Haproxy:
+    """`settings` are lines of the global section."""
     both = place.directory / "both.pem"
     both.write_bytes(place.issued.certificate.read_bytes() + place.issued.key.read_bytes())
     both.chmod(0o600)
@@ -85,9 +102,7 @@ def start_haproxy(place: Place, *, settings: str = "") -> Master:
             },
         )
     )
-    program = Master(
-        require_program("haproxy"), "-W", "-db", "-f", place.directory / "debian.cfg", "-f", place.directory / "qanat.cfg"
-    )  # fmt: skip
+    program = Haproxy(place.directory / "debian.cfg", place.directory / "qanat.cfg")
     wait_until_listening(place.port, program)
     return program
 
@@ -184,7 +199,7 @@ DEPLOYMENTS = (
 class TunnelProxy:
     """A proxy with TLS in front of a server on `server_port`, and a certificate for it.
 
-    `url` is what a client dials, `ca_file` what it has to trust.
+    `url` is what a client dials, `ca_file` what it has to trust, `place` what a proxy is started with.
     """
 
     def __init__(self, directory: Path, server_port: int, start: Callable[[Place], Program] = start_nginx) -> None:
@@ -192,8 +207,8 @@ class TunnelProxy:
         authority = Authority(directory)
         self.ca_file = authority.ca_file
         self._start = start
-        self._place = Place(directory, unused_port(), server_port, authority.issue(HOST))
-        self.url = f"wss://{HOST}:{self._place.port}/tunnel"
+        self.place = Place(directory, unused_port(), server_port, authority.issue(HOST))
+        self.url = f"wss://{HOST}:{self.place.port}/tunnel"
 
     def start(self) -> Program:
-        return self._start(self._place)
+        return self._start(self.place)

@@ -32,9 +32,9 @@ class Master(Program):
 
 
 class Nginx(Master):
-    """nginx with these `http`-level blocks; ready when it is made."""
+    """nginx with these `http`-level blocks and these lines above them; ready when it is made."""
 
-    def __init__(self, directory: Path, blocks: Sequence[str], port: int) -> None:
+    def __init__(self, directory: Path, blocks: Sequence[str], port: int, settings: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
             (directory / name).mkdir(exist_ok=True)
@@ -42,13 +42,21 @@ class Nginx(Master):
         user = "user root;\n" if os.geteuid() == 0 else ""
         paths = "".join(f"{name}_temp_path {name};\n" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
         (directory / "nginx.conf").write_text(
-            f"{user}worker_processes 1;\npid nginx.pid;\ndaemon off;\nerror_log stderr;\n"
+            f"{user}worker_processes 1;\npid nginx.pid;\ndaemon off;\nerror_log stderr notice;\n{settings}\n"
             f"events {{ worker_connections 4096; }}\n"
             f"http {{\naccess_log off;\nclient_body_temp_path body;\n{paths}" + "\n".join(blocks) + "\n}\n"
         )
-        nginx = require_program("nginx")
-        super().__init__(nginx, "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf")
+        self._command = [require_program("nginx"), "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf"]
+        super().__init__(*self._command)
         wait_until_listening(port, self)
+
+    def reload(self) -> None:
+        """`nginx -s reload`; returns when a new worker has taken over."""
+        started = r"start worker process \d+"
+        before = self.count(started)
+        subprocess.run([*self._command, "-s", "reload"], check=True, timeout=SECONDS, capture_output=True)
+        self.wait_for(started, count=before + 1)
+        self.wait_for("gracefully shutting down", count=before)
 
 
 def file_server(directory: Path, files: dict[str, bytes]) -> tuple[Nginx, int]:

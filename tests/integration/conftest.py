@@ -11,6 +11,7 @@ from attrs import frozen
 
 from tests.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
 from tests.harness import Tunnel, unused_port
+from tests.matrix import PROMISES, RUN
 
 HANDLERS = {
     "echo": echo,
@@ -48,3 +49,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 def directory(tmp_path: Path) -> Path:
     """Where a test's own tunnel has its files."""
     return tmp_path / "tunnel"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the matrix, as README.md has it."""
+    matrix = config.stash.get(RUN, None)
+    if matrix is not None:
+        terminalreporter.section("transports and paths: promises kept")
+        terminalreporter.write(matrix.table())
+        terminalreporter.write_line(f"They are: {', '.join(PROMISES)}.")
