@@ -102,7 +102,11 @@ def _await_answer(
 def _no_answer(url: TunnelUrl, engine: Http2Engine, cause: str) -> TransportError:
     opening = engine.core.opening
     if opening.startswith(b"HTTP/1"):
-        return TransportError(f"{url.address} speaks HTTP/1.1 on this port, not HTTP/2", hint=_SWITCH_ON)
+        # nginx and others say 400 in HTTP/1.1 to whatever is not TLS.
+        tls = "if the port speaks TLS, write wss:// instead of ws://; otherwise " if opening[9:12] == b"400" else ""
+        return TransportError(
+            f"{url.address} speaks HTTP/1.1 on this port, not HTTP/2", hint=("" if url.tls else tls) + _SWITCH_ON
+        )
     if opening[:1] in (b"\x15", b"\x16"):  # a TLS alert or handshake record, RFC 8446 §5.1
         return TransportError(f"{url.address} speaks TLS on this port", hint="write wss:// instead of ws:// in the URL")
     if opening and len(opening) >= 9 and opening[3] != 4:  # a server's first frame is SETTINGS, RFC 9113 §3.4

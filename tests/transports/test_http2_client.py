@@ -335,7 +335,8 @@ def connect_error(stack: ExitStack, answer: bytes, *, seconds: float = DEADLINE)
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP/1.1 on this port.*switch HTTP/2 on"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP/1.1 on this port.*write wss://.*switch HTTP/2 on"),
+        (b"HTTP/1.1 505 Not Supported\r\n\r\n", r"speaks HTTP/1.1 on this port, not HTTP/2 \(switch HTTP/2 on"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "speaks TLS on this port.*wss://"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "not an HTTP/2 server: it answered 'SSH-2.0"),
         (b"", "without an answer.*transport: websocket"),
