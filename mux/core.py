@@ -45,6 +45,7 @@ class LaneCore(Sending, Receiving):
         self._acknowledged(peer_expects)
         self._replay = deque(self.outbox.since(peer_expects))
         self._sent = peer_expects
+        self._late_ack = 0
         self._pipe_number = start
         self.owed.restart(now, self.streams.values())
         self.attached = True

@@ -58,6 +58,7 @@ class LaneState:
         self._control: deque[Entry] = deque()
         self._replay: deque[Entry] = deque()
         self._sent = 0
+        self._late_ack = 0
         self._pipe_number = 0
         self._next_id = 1 if parameters.client else 2
         self._last_peer_id = 0

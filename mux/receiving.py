@@ -141,8 +141,12 @@ class Receiving(LaneState):
             raise ProtocolError("the peer asks for more and more without acknowledging the answers")
 
     def _receive_ack(self, expected: int) -> None:
+        if expected > self.outbox.next_number:
+            raise ProtocolError(f"an ACK for frame {expected} when {self.outbox.next_number} is the next to be sent")
         if expected > self._sent:
-            raise ProtocolError(f"an ACK for frame {expected} when {self._sent} is the next to be sent")
+            # These came over the pipe before.  They must be replayed all the same, since the peer counts frames.
+            self._late_ack = max(self._late_ack, expected)
+            expected = self._sent
         if expected > self.outbox.first:
             self._acknowledged(expected)
 

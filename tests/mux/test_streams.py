@@ -502,6 +502,26 @@ def test_a_lost_ack_is_said_again_after_a_cut(quiet: Rig) -> None:
     assert wire.Ack(server.core.received) in server.next_frames(3.0)
 
 
+def test_an_ack_for_what_came_over_the_old_pipe_is_honoured_once_it_has_been_replayed() -> None:
+    """The peer may have taken more from the old pipe than it said when the new one began (make before break)."""
+    rig = Rig(LaneParameters(client=True, outbox=4 * BLOCK_PAYLOAD))
+    ours, theirs = rig.open()
+    rig.client.write_block(ours, bytes(BLOCK_PAYLOAD))
+    rig.client.send()
+    rig.deliver(rig.client)
+    core = rig.client.core
+    first = core.outbox.first
+    rig.cut(1.0, stale=(1, 0))
+    assert rig.server.send(1.0)
+    rig.deliver(rig.server, 1.0)
+    assert core.outbox.first == first  # The block is still to be sealed.
+    rig.settle(1.0)
+    assert len(core.outbox) == 0
+    assert core.slab.lent == 0
+    assert theirs.window.received == BLOCK_PAYLOAD
+    core.check_invariants()
+
+
 def test_a_ping_goes_every_15_s_and_first_of_all_when_a_pipe_begins(quiet: Rig) -> None:
     client = Peer(LaneParameters(client=True))
     client.core.attach(100.0)
