@@ -66,7 +66,7 @@ class AnswerReader:
             if self._deadline.passed:
                 raise TransportError(
                     f"{self._who} did not answer in time",
-                    hint="the port may not be a web server's, or the server behind a proxy may hang",
+                    hint="the port may not be a web server's, or what is behind a proxy may hang",
                 ) from error
             raise TransportError(
                 f"{self._who} did not answer: {error.message}", hint=error.hint or self._no_answer

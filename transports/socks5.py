@@ -56,7 +56,7 @@ def connect(proxy: Proxy, wire: Wire, host: str, port: int, deadline: Deadline) 
         if deadline.passed:
             raise TransportError(
                 f"the proxy {proxy} did not answer in time when asked for {target}",
-                hint="check host and port in the URL, and firewalls behind the proxy",
+                hint=f"{_check(proxy)}; then host and port in the URL, and firewalls behind the proxy",
             ) from error
         raise TransportError(f"the proxy {proxy} did not answer: {error.message}", hint=_check(proxy)) from error
 

@@ -24,7 +24,7 @@ from typing import cast
 from base.deadline import Deadline
 from base.errors import TransportError
 from transports.pipe import Wire
-from transports.tls_errors import explain_handshake_failure, reason_of
+from transports.tls_errors import explain_handshake_failure, hint_for_refusal, reason_of
 
 READ_SIZE = 256 * 1024
 """Bytes of ciphertext asked for at once."""
@@ -151,7 +151,8 @@ class TlsWire(Wire):
             except ssl.SSLZeroReturnError:
                 ended = True  # close_notify, after we sent ours
             except ssl.SSLError as error:
-                self._read_failure = TransportError(f"TLS failed while receiving: {reason_of(error)}")
+                hint = "" if self._ssl.server_side else hint_for_refusal(error)
+                self._read_failure = TransportError(f"TLS failed while receiving: {reason_of(error)}", hint=hint)
             owed = self._outgoing.pending
         if owed > _MAX_OWED:
             self._read_failure = TransportError("the other end floods TLS with messages that demand answers")

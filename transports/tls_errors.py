@@ -19,12 +19,21 @@ _WRONG_NAME = (62, 64)
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 _REFUSALS = {
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it has no cipher or certificate for this host name; check the name in the URL",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it has no cipher or certificate for this host name (check the name in the URL), "
+    "or demands a client certificate (set tls.certificate and tls.key)",
     "TLSV1_UNRECOGNIZED_NAME": "it does not serve this host name; check the name in the URL",
     "TLSV1_ALERT_UNRECOGNIZED_NAME": "it does not serve this host name; check the name in the URL",
     "TLSV1_ALERT_PROTOCOL_VERSION": "it speaks only versions before TLS 1.2; it must be updated",
     "UNSUPPORTED_PROTOCOL": "it speaks only versions before TLS 1.2; it must be updated",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate: set tls.certificate and tls.key",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority of our tls.certificate; the whole chain belongs into it",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it does not accept our tls.certificate",
+    "TLSV1_ALERT_ACCESS_DENIED": "it does not accept our tls.certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept our tls.certificate",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it does not accept our tls.certificate: is that one for clients?",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our tls.certificate has expired: renew it",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "our tls.certificate was revoked: get a new one",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not accept our tls.certificate",
     "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "it does not offer HTTP/1.1 on this port",
 }
 
@@ -41,8 +50,13 @@ def explain_handshake_failure(error: ssl.SSLError, host: str) -> TransportError:
         )
     return TransportError(
         f"the TLS handshake with {host} failed: {reason_of(error)}",
-        hint=_REFUSALS.get(reason, "check that host and port in the URL are the server's"),
+        hint=hint_for_refusal(error) or "check that host and port in the URL are the server's",
     )
+
+
+def hint_for_refusal(error: ssl.SSLError) -> str:
+    """What to do about an alert of the server's, which in TLS 1.3 may come after the handshake; "" when not known."""
+    return _REFUSALS.get(error.reason or "", "")
 
 
 def reason_of(error: ssl.SSLError) -> str:

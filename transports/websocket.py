@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from typing import Any
 
 import simple_websocket
@@ -193,7 +194,8 @@ class _Opening:
         """What came after the head."""
 
     def send(self, data: bytes) -> int:
-        self._wire.send_all(data)
+        with contextlib.suppress(TransportError):  # what reading says is better: a server may refuse us and close
+            self._wire.send_all(data)
         return len(data)
 
     def recv(self, size: int) -> bytes:
