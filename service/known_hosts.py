@@ -23,6 +23,7 @@ from attrs import frozen
 
 from base.errors import RefusedError, UsageError
 from service.fingerprints import check_fingerprint
+from service.secret_files import open_regular
 
 if sys.platform == "win32":
     import msvcrt
@@ -30,6 +31,9 @@ else:
     import fcntl
 
 log = logging.getLogger("qanat.known_hosts")
+
+_LARGEST_FILE = 1_048_576
+"""Bytes; a server takes about a hundred."""
 
 _BANNER = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -99,17 +103,19 @@ class KnownHosts:
 
     def _read(self) -> list[_Entry]:
         try:
-            with self.path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
-                content = file.read()
+            with open_regular(self.path) as file:
+                status = os.fstat(file.fileno())
+                content = file.read(_LARGEST_FILE + 1)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise UsageError(f"cannot read {self.path}: {error.strerror}") from error
-        if os.name == "posix" and stat.S_IMODE(mode) & 0o022:
+        if len(content) > _LARGEST_FILE:
+            raise UsageError(f"{self.path} has more than {_LARGEST_FILE} bytes, so it is something else")
+        if os.name == "posix" and (stat.S_IMODE(status.st_mode) & 0o022 or status.st_uid not in (0, os.geteuid())):
             raise UsageError(
                 f"{self.path} can be changed by others, so what it says cannot be trusted",
-                hint=f"look through it, then: chmod 600 {self.path}",
+                hint=f"look through it, make it your own, then: chmod 600 {self.path}",
             )
         return list(self._parse(content))
 

@@ -106,6 +106,26 @@ def test_a_line_that_cannot_be_read_is_not_passed_over(known: KnownHosts, line: 
         known.check("tunnel.example.com:443", ONE)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_that_another_user_put_there_is_refused(known: KnownHosts) -> None:
+    known.remember("tunnel.example.com:443", ONE)
+    os.chown(known.path, 65534, 65534)
+    with pytest.raises(UsageError, match="can be changed by others"):
+        known.check("tunnel.example.com:443", ONE)
+
+
+def test_what_is_no_file_of_known_hosts_neither_blocks_nor_fills_the_memory(known: KnownHosts) -> None:
+    known.path.parent.mkdir(exist_ok=True)
+    os.mkfifo(known.path, 0o600)
+    with pytest.raises(UsageError, match="cannot read"):
+        known.check("tunnel.example.com:443", ONE)
+    known.path.unlink()
+    known.path.touch(0o600)
+    os.truncate(known.path, 1 << 40)
+    with pytest.raises(UsageError, match="something else"):
+        known.check("tunnel.example.com:443", ONE)
+
+
 def test_a_file_that_others_can_change_is_refused_with_the_cure(known: KnownHosts) -> None:
     known.remember("tunnel.example.com:443", ONE)
     known.path.chmod(0o666)
