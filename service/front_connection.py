@@ -62,6 +62,7 @@ class FrontConnection:
         self._wire: Wire = TcpWire(sock, self.peer)
         self._lock = threading.Lock()
         self._ours = True  # until handed to on_pipe, or closed
+        self._ending = threading.Event()  # tells who is slowed down
         self._http2: Http2Server | None = None
 
     def serve(self) -> None:
@@ -86,6 +87,7 @@ class FrontConnection:
         with self._lock:
             http2 = self._http2
             if http2 is None and self._ours:
+                self._ending.set()
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
         if http2 is not None and not http2.requests:
@@ -93,6 +95,7 @@ class FrontConnection:
 
     def give_way(self) -> None:
         """Let `serve` end, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
+        self._ending.set()
         with self._lock:
             http2 = self._http2
         if http2 is None:
@@ -145,7 +148,9 @@ class FrontConnection:
 
     def _serve_http2(self, first: bytes) -> None:
         """Serve every request of the connection.  Its deadline is over with the first."""
-        server = Http2Front(self._reception, self._wire, first, self.ip, self, self.give_way).server
+        server = Http2Front(
+            self._reception, self._wire, first, self.ip, self, self.give_way, self._ending
+        ).server
         with self._lock:
             self._http2 = server
         if self._reception.closing.is_set():
@@ -225,8 +230,8 @@ class FrontConnection:
     # --- small things
 
     def _slow_down(self, ip: str) -> None:
-        """Wait for as long as this address has to; ends early when the front door closes."""
-        if not self._reception.slow_down(ip, self.deadline):
+        """Wait for as long as this address has to; ends early when this connection is to end."""
+        if not self._reception.slow_down(ip, self.deadline, self._ending):
             raise _NotServed
 
     def _report(self, subject: str, text: str) -> None:

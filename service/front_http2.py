@@ -29,14 +29,25 @@ class Http2Front:
     """One connection.  `server` is what runs it."""
 
     def __init__(
-        self, reception: Reception, wire: Wire, first: bytes, ip: str, member: object, give_way: Callable[[], None]
+        self,
+        reception: Reception,
+        wire: Wire,
+        first: bytes,
+        ip: str,
+        member: object,
+        give_way: Callable[[], None],
+        ending: threading.Event,
     ) -> None:
-        """`first` begins with the preface.  `member` is who is unfinished at the front door, and `give_way` ends it."""
+        """`first` begins with the preface.  `member` is who is unfinished at the front door, and `give_way` ends it.
+
+        `ending` is set when it has to.
+        """
         self._reception = reception
         self._peer = wire.peer
         self._ip = ip
         self._member = member
         self._give_way = give_way
+        self._ending = ending
         self._lock = threading.Lock()  # guards the two below
         self._came = 0  # tunnel streams
         self._pipes = 0  # that the runtime has now
@@ -63,7 +74,7 @@ class Http2Front:
         client, via_proxy = reception.account(self._ip, exchange.request.values("x-forwarded-for"))
         address = ClientAddress(peer=self._peer, client=client, via_proxy=via_proxy)
         if self._must_wait(client, via_proxy) and not reception.slow_down(
-            client, Deadline(reception.settings.limits.header_timeout)
+            client, Deadline(reception.settings.limits.header_timeout), self._ending
         ):
             return
         slot = reception.enter(address, lambda: exchange.close("it gave way to other clients"))

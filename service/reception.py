@@ -44,10 +44,10 @@ class Reception:
         """On whose account `ip` comes: the client's address, and whether `ip` is a trusted proxy."""
         return client_address(ip, forwarded_for, self.settings.trusted_proxies)
 
-    def slow_down(self, ip: str, deadline: Deadline) -> bool:
-        """Wait for as long as this address has to, at most until `deadline`; False when the front door closes."""
+    def slow_down(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool:
+        """Wait for as long as this address has to, at most until `deadline`; False when it is `ending` before that."""
         delay = self.admission.delay(ip)
-        return not (delay and self.closing.wait(min(delay, deadline.remaining() or 0.0)))
+        return not (delay and ending.wait(min(delay, deadline.remaining() or 0.0)))
 
     def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
         """Take a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""

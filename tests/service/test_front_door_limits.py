@@ -97,6 +97,16 @@ def test_nobody_is_kept_out_by_connections_that_do_nothing() -> None:
         assert read_to_end(idle[-1]).endswith(b"ok\n")
 
 
+def test_a_flood_that_is_slowed_down_keeps_nobody_else_out() -> None:
+    limits = ServerLimits(connections=20, header_timeout=60, per_address_rate=0.1, per_address_burst=1)
+    with front_door(limits=limits) as door, contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(door.addresses[0], 10, source_address=("127.0.0.2", 0)))
+        started = time.monotonic()
+        assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
+        assert time.monotonic() - started < 5
+
+
 def test_who_holds_every_handshake_loses_one_to_whoever_comes_from_elsewhere() -> None:
     finish = threading.Event()
 
