@@ -187,10 +187,12 @@ def raw_client(stack: ExitStack, server: TestServer, **settings: int) -> RawHttp
 
 
 def client_pipe(
-    stack: ExitStack, dialect: Dialect = http2.DIALECT, **settings: int
+    stack: ExitStack, dialect: Dialect = http2.DIALECT, *, small_buffers: bool = False, **settings: int
 ) -> tuple[Pipe, RawHttp2, int]:
     """A client's pipe, and the raw server that has answered it, with the stream's id."""
     listener, port = listen(stack)
+    if small_buffers:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     url = TunnelUrl.parse(f"ws://127.0.0.1:{port}/tunnel")
     connecting = Background(lambda: CONNECT[dialect.name](url, deadline=Deadline(DEADLINE)))
     sock = stack.enter_context(listener.accept()[0])

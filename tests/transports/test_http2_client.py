@@ -410,8 +410,8 @@ def test_a_server_that_breaks_or_floods_the_connection_ends_the_pipe(
 
 
 def test_what_a_peer_asks_for_and_does_not_read_is_bounded(stack: ExitStack) -> None:
-    """Pings slow enough to be allowed, from a peer whose receive buffer is full."""
-    pipe, peer, stream_id = client_pipe(stack)
+    """As many pings as are allowed, from a peer whose receive buffer is full."""
+    pipe, peer, stream_id = client_pipe(stack, small_buffers=True)
     sent: list[None] = []
     sending = Background(lambda: [sent.append(send_bytes(pipe, bytes(100_000))) for _ in range(1000)])
     peer.h2.increment_flow_control_window(2**30)
