@@ -32,9 +32,11 @@ _TOKEN = re.compile(r"qanat1-[A-Za-z0-9_-]{8,}")
 _HIDDEN = "qanat1-[hidden]"
 
 # Texts of the other end are logged too: a line break in one must not forge a line of ours, and an
-# escape sequence must not reach a terminal.
+# escape sequence must not reach a terminal, nor what turns the direction of its text round.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
-_CONTROL.update({0x0A: "\\n", 0x0D: "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029"})
+_CONTROL.update({0x0A: "\\n", 0x0D: "\\r"})
+_TURNING = (*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0x061C, 0xFEFF)
+_CONTROL.update({code: f"\\u{code:04x}" for code in _TURNING})
 
 # What every record has by itself; all else came in through `extra`.
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -177,3 +177,10 @@ def test_debug_lines_are_never_left_out(tmp_path: Path) -> None:
     for number in range(FLOOD + 500):
         logger.debug("frame %d", number)
     assert len(path.read_text().splitlines()) == FLOOD + 500
+
+
+def test_a_peers_text_cannot_turn_a_line_round_on_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    logger.warning("the other end says: %s", "\u202eesrever\u2066\u200b")
+    assert path.read_text().endswith("says: \\u202eesrever\\u2066\\u200b\n")
