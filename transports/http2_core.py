@@ -253,7 +253,7 @@ class Http2Core:
             self._calm.spend(FrameType.DATA)
         stream.window -= part.charged
         if stream.window < 0:
-            self._fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
+            self.fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
             return
         stream.last_received = self.last_received
         if part.data:
@@ -261,7 +261,7 @@ class Http2Core:
                 if stream.inbox.feed(part.data):
                     stream.readable.notify()
             except ProtocolError as error:
-                self._fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
+                self.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
                 return
         self.credit(stream, part.charged - len(part.data))
         if part.ended:
@@ -276,7 +276,8 @@ class Http2Core:
             # After END_STREAM, or before HEADERS: h2 knows how bad that is (RFC 9113 §5.1).
             self._feed_h2(empty_data(part.stream_id))
 
-    def _fail_stream(self, stream: Http2Stream, code: ErrorCodes, text: str) -> None:
+    def fail_stream(self, stream: Http2Stream, code: ErrorCodes, text: str) -> None:
+        """Reset a stream, and end its pipe, for what the other end did on it."""
         self.streams.pop(stream.id, None)
         stream.ended_here = True
         self.reset(stream.id, code)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from base.errors import LocalError
+from h2.errors import ErrorCodes
+
+from base.errors import LocalError, ProtocolError
 from base.threads import start_thread
 from transports.http2_engine import Http2Engine
 from transports.http2_frames import HEADER_SIZE
 from transports.http2_limits import WINDOW
 from transports.http2_stream import Http2Stream
-from transports.pipe import MAX_GUARDED, MAX_MESSAGE, Pipe
+from transports.pipe import MAX_MESSAGE, Pipe
 
 
 class Http2Pipe(Pipe):
@@ -68,7 +70,11 @@ class Http2Pipe(Pipe):
         engine, stream = self._engine, self._stream
         began = time.monotonic()
         while True:
-            message = stream.inbox.take()
+            try:
+                message = stream.inbox.take()
+            except ProtocolError as error:
+                engine.core.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
+                return None
             if message is not None or stream.over:
                 return message
             timeout = self._read_timeout
@@ -87,8 +93,10 @@ class Http2Pipe(Pipe):
         """While guarded, a server's stream keeps the small window with which it began."""
         with self._engine.lock:
             self._guarded = guarded
-            limit = MAX_GUARDED if guarded else self.max_message
-            self._stream.inbox.max_body = limit + self._stream.dialect.overhead
+            try:
+                self._stream.inbox.set_guarded(guarded)
+            except ProtocolError as error:
+                self._engine.core.fail_stream(self._stream, ErrorCodes.PROTOCOL_ERROR, error.message)
             if not guarded:
                 self._engine.core.widen(self._stream)
         self._engine.tell()

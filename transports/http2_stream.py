@@ -11,7 +11,8 @@ import time
 
 from base.errors import PipeEnded, ProtocolError
 from transports.cause import FirstCause
-from transports.http2_dialect import Dialect, Inbox
+from transports.http2_dialect import Dialect
+from transports.http2_inbox import Inbox
 from transports.http2_limits import WINDOW
 
 

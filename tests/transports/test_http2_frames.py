@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from base.errors import ProtocolError
 from tests.transports.http2_loopback import DIALECTS, frame, framed
 from transports.grpc import GrpcDialect
-from transports.http2_dialect import Dialect, Inbox
+from transports.http2_dialect import Dialect
 from transports.http2_frames import (
     MAX_CONTROL,
     MAX_FRAME,
@@ -28,7 +29,8 @@ from transports.http2_frames import (
     empty_data,
     write_data_header,
 )
-from transports.pipe import MAX_MESSAGE
+from transports.http2_inbox import Inbox
+from transports.pipe import MAX_GUARDED, MAX_MESSAGE
 
 Events = list[DataPart | ControlFrame]
 
@@ -214,6 +216,29 @@ def test_a_million_messages_of_nothing_hold_little_memory(dialect: Dialect) -> N
         inbox.feed(memoryview(one))
     assert len(inbox._items) == 1
     assert inbox.released < len(one) * 100 / 2, "they must count against the window, too"
+
+
+@DIALECT
+def test_a_guard_holds_for_what_is_taken_and_not_for_what_comes_early(dialect: Dialect) -> None:
+    """The first records may come with the last message of the handshake, before anyone has looked at that."""
+    large = os.urandom(MAX_GUARDED + 5)  # more than gRPC adds
+    data = b"".join(framed(dialect, message) for message in (b"handshake", large, b"after"))
+    for cut in (1, 7, 20, 500):
+        inbox = Inbox(dialect)
+        inbox.set_guarded(True)
+        for at in range(0, len(data), cut):
+            inbox.feed(memoryview(data)[at : at + cut])
+        assert inbox.take() == b"handshake"
+        inbox.set_guarded(False)
+        assert [inbox.take(), inbox.take()] == [large, b"after"]
+        assert inbox.released == len(data)
+        inbox = Inbox(dialect)
+        inbox.set_guarded(True)
+        inbox.feed(memoryview(data))
+        inbox.take()
+        assert inbox.waiting
+        with pytest.raises(ProtocolError, match="in the handshake"):
+            inbox.take()
 
 
 @pytest.mark.parametrize(
