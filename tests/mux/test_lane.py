@@ -351,7 +351,7 @@ def test_a_ping_fails_when_the_other_end_is_silent_and_when_the_lane_ends() -> N
         assert pair.client.lane.ping(DEADLINE)
         with pair.server.lane.lock:  # It neither reads nor writes while we hold this.
             assert not pair.client.lane.ping(0.05)
-            asking = Background(lambda: pair.client.lane.ping(DEADLINE))
+            asking = Background(lambda: pair.client.lane.ping(10 * DEADLINE))
             wait_until(waiting(pair.client.lane._pong), "ping waits")
             pair.client.lane.end(Reason.SESSION_ENDED, "over")
             assert asking.result() is False

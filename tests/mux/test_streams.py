@@ -159,7 +159,8 @@ def test_the_end_resets_every_stream_and_gives_everything_back() -> None:
 def test_closing_takes_no_more_and_comes_to_an_end() -> None:
     rig = Rig()
     ours, theirs = rig.open()
-    queued = fill(rig.client, ours)
+    queued = rig.client.write_block(ours, bytes(1000))
+    assert rig.client.core.sendable(ours)
     rig.client.core.close()
     assert rig.client.core.sendable(ours) == 0
     assert not rig.client.core.idle
