@@ -1,7 +1,7 @@
-"""`make bench`: what one stream carries through the whole tunnel, beside the bare loopback.
+"""`make bench`: what one stream carries through the whole tunnel over each transport, beside the bare loopback.
 
-Five processes: a program at each end, the server, the client, and this one.  All figures of a run are taken
-in turn, several rounds of each, and the medians are printed: compare them within one run.
+The programs at either end, the server, and a client for each transport are processes of their own.  All figures of a
+run are taken in turn, several rounds of each, and the medians are printed: compare them within one run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 from base.version import __version__
 
 from . import programs
-from .rig import Rig
+from .rig import TRANSPORTS, Rig
 
 
 def main() -> int:
@@ -40,14 +40,14 @@ def main() -> int:
             ("32-byte ping-pong, median", lambda port: programs.ping_pong(port, 2000), "echo", "µs"),
             ("new connections, in turn", lambda port: programs.connections(port, 400), "echo", "1/s"),
         ]
-        table = Table("", "no tunnel", "websocket", "ratio", "unit", box=None, pad_edge=False)
+        table = Table("", "no tunnel", *TRANSPORTS, "unit", box=None, pad_edge=False)
         for title, measure, program, unit in rows:
-            bare, tunnelled = [], []
+            ports = [rig.direct[program], *(rig.tunnelled[name][program] for name in TRANSPORTS)]
+            results: list[list[float]] = [[] for _ in ports]
             for _ in range(options.rounds):
-                bare.append(measure(rig.direct[program]))
-                tunnelled.append(measure(rig.tunnelled[program]))
-            a, b = statistics.median(bare), statistics.median(tunnelled)
-            table.add_row(title, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}", unit)
+                for port, found in zip(ports, results, strict=True):
+                    found.append(measure(port))
+            table.add_row(title, *(f"{statistics.median(found):.2f}" for found in results), unit)
     Console().print(table)
     return 0
 

@@ -1,4 +1,4 @@
-"""A tunnel of real processes on loopback, with the programs of `programs` behind it."""
+"""Tunnels of real processes on loopback, one for each transport, with the programs of `programs` behind them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from pathlib import Path
 from types import TracebackType
 
 from base.deadline import Deadline
+from handshake.tokens import generate_token
 
 from .programs import PROGRAMS
+
+TRANSPORTS = ("websocket", "http2", "grpc")
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START = 20.0
 
 
 class Rig:
-    """`direct` and `tunnelled` map a program's name to the port where it is reached."""
+    """`direct` maps a program's name to the port where it is reached, `tunnelled` does for each transport."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = ExitStack()
         self.direct: dict[str, int] = {}
-        self.tunnelled: dict[str, int] = {}
+        self.tunnelled: dict[str, dict[str, int]] = {}
 
     def __enter__(self) -> Rig:
         with self._stack as stack:
@@ -34,7 +37,7 @@ class Rig:
                 process = self._start("-m", "benchmarks.programs", name)
                 assert process.stdout is not None
                 self.direct[name] = int(process.stdout.readline())
-            self._start_tunnel()
+            self._start_tunnels()
             self._stack = stack.pop_all()
         return self
 
@@ -48,42 +51,47 @@ class Rig:
         self._stack.callback(_end, process)
         return process
 
-    def _start_tunnel(self) -> None:
+    def _start_tunnels(self) -> None:
         folder = self._folder
         port = _free_port()
-        self.tunnelled = {name: _free_port() for name in self.direct}
+        self.tunnelled = {transport: {name: _free_port() for name in self.direct} for transport in TRANSPORTS}
         subprocess.run(
             [sys.executable, "tunnel.py", "init", str(folder), "--listen", f"127.0.0.1:{port}",
-             "--url", f"ws://127.0.0.1:{port}/tunnel", "--name", "bench"],
+             "--url", f"ws://127.0.0.1:{port}/tunnel", "--name", TRANSPORTS[0]],
             cwd=_ROOT, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         fingerprint = subprocess.run(
             [sys.executable, "tunnel.py", "fingerprint", "-c", str(folder / "server.yaml")],
             cwd=_ROOT, check=True, capture_output=True, text=True,
         ).stdout.strip()  # fmt: skip
-        server = {
-            "listen": f"127.0.0.1:{port}",
-            "clients": [{"name": "bench", "token_file": "bench.token", "allow_connect": ["127.0.0.1:*"]}],
-            "log": {"level": "warning"},
-        }
-        client = {
-            "name": "bench",
-            "url": f"ws://127.0.0.1:{port}/tunnel",
-            "token_file": "bench.token",
-            "server_fingerprint": fingerprint,
-            "forwards": [
-                {"local": f"127.0.0.1:{self.tunnelled[name]}", "to": f"127.0.0.1:{target}"}
-                for name, target in self.direct.items()
-            ],
-            "log": {"level": "warning"},
-        }
-        for role, settings in (("server", server), ("client", client)):
-            path = folder / f"{role}.yaml"
-            path.write_text(json.dumps({role: settings}))
+        for name in TRANSPORTS[1:]:
+            token = folder / f"{name}.token"
+            token.touch(mode=0o600)
+            token.write_text(generate_token())
+        clients = [
+            {"name": name, "token_file": f"{name}.token", "allow_connect": ["127.0.0.1:*"]} for name in TRANSPORTS
+        ]
+        server = {"listen": f"127.0.0.1:{port}", "clients": clients, "log": {"level": "warning"}}
+        (folder / "server.yaml").write_text(json.dumps({"server": server}))
         self._start("tunnel.py", "server", "-c", str(folder / "server.yaml"))
         self._wait_until_up(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"H")
-        self._start("tunnel.py", "client", "-c", str(folder / "client.yaml"))
-        self._wait_until_up(self.tunnelled["echo"], b"?", b"?")
+        for name in TRANSPORTS:
+            client = {
+                "name": name,
+                "transport": name,
+                "url": f"ws://127.0.0.1:{port}/tunnel",
+                "proxy": "none",
+                "token_file": f"{name}.token",
+                "server_fingerprint": fingerprint,
+                "forwards": [
+                    {"local": f"127.0.0.1:{self.tunnelled[name][program]}", "to": f"127.0.0.1:{target}"}
+                    for program, target in self.direct.items()
+                ],
+                "log": {"level": "warning"},
+            }
+            (folder / f"{name}.yaml").write_text(json.dumps({"client": client}))
+            self._start("tunnel.py", "client", "-c", str(folder / f"{name}.yaml"))
+            self._wait_until_up(self.tunnelled[name]["echo"], b"?", b"?")
 
     def _wait_until_up(self, port: int, question: bytes, answer: bytes) -> None:
         deadline = Deadline(_START)
