@@ -74,19 +74,49 @@ _EXPLAINED = {
 }
 
 
+_EXPLAINED_OVER_HTTP2 = {
+    400: (
+        "400 Bad Request: it did not accept the request",
+        "the URL may name a port that speaks TLS as ws:// instead of wss://, or a proxy may refuse a body without a "
+        "length",
+    ),
+    403: (
+        "403 Forbidden: a firewall, CDN or access rule in front of the server blocks it",
+        "allow the tunnel's path there; on CloudFlare switch gRPC on under Network for `transport: grpc`, and look at "
+        "WAF events",
+    ),
+    426: (
+        "426 Upgrade Required: something at this path speaks WebSocket alone",
+        "try `transport: websocket`, or check the path and the proxy's backend",
+    ),
+    501: (
+        "501 Not Implemented: the proxy does not know this kind of request",
+        "try `transport: websocket`",
+    ),
+    502: (
+        "502 Bad Gateway: the proxy cannot reach the tunnel's server behind it, or not in this protocol",
+        "check that the server runs, and that the proxy speaks HTTP/2 to it: grpc_pass in nginx, h2c:// in Apache and "
+        "Caddy, proto h2 in HAProxy",
+    ),
+}
+"""Where the meaning differs for the transports that are a request over HTTP/2: http2 and grpc."""
+
+
 def explain_status(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> TransportError:
     """One error for an answer that is not the tunnel.
 
     `headers` has lower-case names.  Retry-After (RFC 9110 §10.2.3) is honoured for 429 and 503.
     """
-    words, hint = _words(status, headers, url)
+    words, hint = _words(status, headers, transport, url)
     retry_after = _retry_after(headers.get("retry-after", "")) if status in (429, 503) else None
     return TransportError(f"{url} over {transport}: {words}", hint=hint, retry_after=retry_after)
 
 
-def _words(status: int, headers: Mapping[str, str], url: TunnelUrl) -> tuple[str, str]:
+def _words(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> tuple[str, str]:
     if status in _REDIRECTS:
         return _explain_redirect(status, printable(headers.get("location", "")), url)
+    if transport != "websocket" and status in _EXPLAINED_OVER_HTTP2:
+        return _EXPLAINED_OVER_HTTP2[status]
     if status in _EXPLAINED:
         return _EXPLAINED[status]
     if 200 <= status < 300:

@@ -44,3 +44,16 @@ def test_retry_after_in_seconds_or_as_a_date(status: int) -> None:
 
 def test_retry_after_is_not_believed_elsewhere() -> None:
     assert explain_status(404, {"retry-after": "9"}, "websocket", URL).retry_after is None
+
+
+@pytest.mark.parametrize("transport", ["http2", "grpc"])
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(400, "wss://"), (403, "switch gRPC on"), (426, "transport: websocket"), (501, "transport: websocket"),
+     (502, "grpc_pass")],
+)  # fmt: skip
+def test_over_http2_a_status_gets_advice_that_fits(transport: str, status: int, advice: str) -> None:
+    error = explain_status(status, {}, transport, TunnelUrl.parse("wss://tunnel.example.com/tunnel"))
+    assert str(status) in error.message
+    assert advice in error.hint
+    assert "upgrade headers" not in error.hint
