@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from mux.core import LaneCore
-from mux.frames import Frame, parse_frames
+from mux.frames import Data, Frame, parse_frames
 from mux.parameters import Event, LaneParameters, Opened
 from mux.slab import BLOCK_PAYLOAD
 from mux.stream import Stream
@@ -128,3 +128,15 @@ class Rig:
             starts[peer] = max(peer.core.outbox.first, expected[self.other(peer)] - back)
         for peer in self.ends:
             peer.core.attach(now, peer_expects=starts[peer], receive_from=starts[self.other(peer)])
+
+
+def fill(peer: Peer, stream: Stream) -> int:
+    """Queue blocks until no more may be; return the bytes."""
+    total = 0
+    while written := peer.write_block(stream, bytes(BLOCK_PAYLOAD)):
+        total += written
+    return total
+
+
+def data_order(frames: list[Frame]) -> list[int]:
+    return [frame.stream for frame in frames if isinstance(frame, Data)]

@@ -156,3 +156,14 @@ def read(stream: StreamIO, size: int) -> bytes:
         stream.consumed(len(payload))
         size -= len(payload)
     return b"".join(parts)
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes in which a shift by anything but 256 KiB shows."""
+    unit = bytes((at * 31 + (at >> 8) + seed) % 251 for at in range(64 * 1024))
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+def waiting(condition: threading.Condition) -> Callable[[], bool]:
+    """Whether a thread waits on `condition`: the only way to know that a call blocks, without sleeping."""
+    return lambda: bool(condition._waiters)  # type: ignore[attr-defined]

@@ -1,0 +1,280 @@
+"""How a lane's threads are woken and how a pipe ends: nobody waits for ever, and everybody is told why."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from base.deadline import Deadline
+from base.errors import ProtocolError, SessionEnded, StreamReset
+from handshake.hello import Close, CloseReason, RecordKind
+from mux import frames as wire
+from mux.frames import Reason
+from mux.lane import Ending
+from mux.parameters import LaneParameters
+from mux.slab import BLOCK_PAYLOAD
+from tests.transports.background import Background, wait_until
+from transports.memory import memory_pair
+
+from .cores import KIB
+from .rig import DEADLINE, Pair, pattern, read_all, waiting, write_all
+
+MIB = 1024 * KIB
+
+
+# --- waking -----------------------------------------------------------------------------------------
+
+
+def test_the_end_wakes_every_blocked_thread() -> None:
+    outbox = 4 * BLOCK_PAYLOAD
+    with Pair(LaneParameters(client=True, outbox=outbox, peer_initial_window=16 * MIB),
+              LaneParameters(client=False, initial_window=16 * MIB)) as pair:  # fmt: skip
+        lane = pair.client.lane
+        reading, _ = pair.open()
+        full, _ = pair.open()
+        accepting = lane.open_stream(b"")
+        blocked: dict[str, Background[object]] = {
+            "receive": Background(reading.receive),
+            "wait_accepted": Background(lambda: accepting.wait_accepted(Deadline(None))),
+        }
+        wait_until(waiting(reading.readable), "receive waits")
+        wait_until(waiting(accepting.readable), "wait_accepted waits")
+        # Hold the lane's writer in a pipe that nobody reads, so that nothing is acknowledged any more.
+        with pair.server.lane.lock:
+            blocked["wait_writable"] = Background(lambda: write_all(full, bytes(64 * MIB)))
+            wait_until(lambda: bool(waiting(full.writable)()) or bool(waiting(lane._room)()), "the writer waits")
+            blocks = [block for _ in range(lane.core.slab.capacity) if (block := lane.core.slab.take())]
+            blocked["take_block"] = Background(accepting.take_block)
+            wait_until(waiting(lane._room), "take_block waits")
+            with lane.lock:
+                lane.core.outbox.charged += outbox
+            before = len(lane._room._waiters)  # type: ignore[attr-defined]
+            blocked["open_stream"] = Background(lambda: lane.open_stream(b""))
+            wait_until(lambda: len(lane._room._waiters) > before, "open_stream waits")  # type: ignore[attr-defined]
+            lane.end(Reason.SESSION_ENDED, "the session is over")
+            for name, thread in blocked.items():
+                error = thread.error()
+                expected = SessionEnded if name == "open_stream" else StreamReset
+                assert isinstance(error, expected), f"{name}: {error!r}"
+            for block in blocks:
+                accepting.return_block(block)
+
+
+def test_a_block_that_comes_back_wakes_its_waiter_past_one_who_waits_for_something_else() -> None:
+    with Pair(LaneParameters(client=True, outbox=2 * BLOCK_PAYLOAD)) as pair:
+        lane = pair.client.lane
+        ours, theirs = pair.open()
+        blocks = [ours.take_block() for _ in range(lane.core.slab.capacity)]
+        with lane.lock:
+            lane.core.outbox.charged += 100 * MIB
+        opening = Background(lambda: lane.open_stream(b""))
+        wait_until(waiting(lane._room), "open_stream waits first")
+        taking = Background(ours.take_block)
+        wait_until(lambda: len(lane._room._waiters) == 2, "take_block waits second")  # type: ignore[attr-defined]
+        ours.return_block(blocks.pop())
+        blocks.append(taking.result())
+        with lane.lock:
+            lane.core.outbox.charged -= 100 * MIB
+        for block in blocks:
+            ours.return_block(block)
+        opening.result().release()
+        ours.release()
+        theirs.release()
+
+
+def test_a_block_written_to_a_stream_that_was_reset_wakes_who_waits_for_one() -> None:
+    with Pair(LaneParameters(client=True, outbox=2 * BLOCK_PAYLOAD)) as pair:
+        lane = pair.client.lane
+        dead, dead_theirs = pair.open()
+        ours, theirs = pair.open()
+        blocks = [dead.take_block() for _ in range(lane.core.slab.capacity)]
+        dead.reset(Reason.CANCELLED, "")
+        taking = Background(ours.take_block)
+        wait_until(waiting(lane._room), "take_block waits")
+        blocks[0].length = 1
+        dead.write_block(blocks.pop(0))
+        blocks.append(taking.result())
+        for block in blocks:
+            ours.return_block(block)
+        for stream in (dead, dead_theirs, ours, theirs):
+            stream.release()
+
+
+def test_the_owner_of_a_socket_is_told_of_a_failure_exactly_once() -> None:
+    with Pair() as pair:
+        ours, theirs = pair.open()
+        told: list[str] = []
+        theirs.on_failure(lambda: told.append("theirs"))
+        ours.on_failure(lambda: told.append("ours"))
+        ours.reset(Reason.CANCELLED, "")
+        wait_until(lambda: sorted(told) == ["ours", "theirs"], "both are told")
+        theirs.on_failure(lambda: told.append("late"))
+        assert told[-1] == "late"
+        ours.reset(Reason.CANCELLED, "")
+        ours.release()
+        theirs.release()
+        assert len(told) == 3
+
+
+def test_streams_that_were_reset_before_a_fault_in_the_same_record_are_told() -> None:
+    with Pair() as pair:
+        ours, theirs = pair.open()
+        told = threading.Event()
+        theirs.on_failure(told.set)
+        reset, impossible = wire.Reset(theirs.id, 1, "").encode(), wire.Fin(99, 0).encode()
+        with pair.client.lane.lock:  # So that our own writer does not send at the same time.
+            pair.client.sealed.send_record(bytes((RecordKind.FRAMES,)) + reset + impossible)
+            assert told.wait(DEADLINE)
+        assert pair.server.join().fault
+        ours.release()
+        theirs.release()
+
+
+# --- pings and ends ---------------------------------------------------------------------------------
+
+
+def test_a_ping_is_answered_by_the_other_end() -> None:
+    with Pair() as pair:
+        assert pair.client.lane.ping(DEADLINE)
+        assert pair.server.lane.ping(DEADLINE)
+        assert 0 < pair.client.lane.round_trip < DEADLINE
+
+
+def test_a_ping_fails_when_the_other_end_is_silent_and_when_the_lane_ends() -> None:
+    with Pair() as pair:
+        assert pair.client.lane.ping(DEADLINE)
+        with pair.server.lane.lock:  # It neither reads nor writes while we hold this.
+            assert not pair.client.lane.ping(0.05)
+            asking = Background(lambda: pair.client.lane.ping(10 * DEADLINE))
+            wait_until(waiting(pair.client.lane._pong), "ping waits")
+            pair.client.lane.end(Reason.SESSION_ENDED, "over")
+            assert asking.result() is False
+
+
+def test_a_ping_asked_for_before_the_pipe_is_there_is_answered_when_it_is() -> None:
+    pair = Pair()
+    asking = Background(lambda: pair.server.lane.ping(DEADLINE))
+    wait_until(waiting(pair.server.lane._pong), "ping waits")
+    with pair:
+        assert asking.result()
+
+
+def test_close_sends_what_is_queued_and_then_close() -> None:
+    with Pair() as pair:
+        ours, theirs = pair.open()
+        data = pattern(128 * KIB)
+        write_all(ours, data)
+        ours.finish()
+        pair.client.lane.close(CloseReason.SHUTDOWN, "going home")
+        ending = pair.server.join()
+        assert ending.close is not None
+        assert (ending.close.reason, ending.cause) == (CloseReason.SHUTDOWN, "going home")
+        assert read_all(theirs) == data
+        assert pair.client.join().by_us
+        with pytest.raises(SessionEnded):
+            pair.client.lane.open_stream(b"")
+
+
+def test_close_ends_although_applications_go_on_writing() -> None:
+    with Pair() as pair:
+        ours, theirs = pair.open()
+        writing = Background(lambda: write_all(ours, bytes(1024 * MIB)))
+        reading = Background(lambda: read_all(theirs))
+        wait_until(lambda: theirs.counts[1] > MIB, "bytes flow")
+        pair.client.lane.close(CloseReason.SHUTDOWN, "going home")
+        assert pair.server.join().close is not None
+        assert isinstance(writing.error(), StreamReset)
+        assert isinstance(reading.error(), StreamReset)
+
+
+def test_close_waits_for_acknowledgements_when_the_outbox_is_full() -> None:
+    outbox = 2 * BLOCK_PAYLOAD
+    with Pair(LaneParameters(client=True, outbox=outbox), LaneParameters(client=False, outbox=64 * MIB)) as pair:
+        streams = [pair.open() for _ in range(3)]
+        with pair.server.lane.lock:  # So that no ACK comes before all is queued.
+            for ours, _ in streams:
+                Background(lambda s=ours: (write_all(s, pattern(60 * KIB)), s.finish())).result()
+            pair.client.lane.close(CloseReason.SHUTDOWN, "")
+        for _, theirs in streams:
+            assert read_all(theirs) == pattern(60 * KIB)
+        assert pair.server.join().close is not None
+
+
+def test_a_lane_that_is_closed_before_it_runs_says_so_at_once() -> None:
+    pair = Pair()
+    pair.client.lane.close(CloseReason.SHUTDOWN, "going")
+    with pair:
+        assert pair.client.join().by_us
+        assert pair.server.join().close == Close(CloseReason.SHUTDOWN, "going")
+
+
+def test_a_lane_that_is_cut_before_it_runs_ends_without_a_word() -> None:
+    pair = Pair()
+    pair.client.lane.cut("another took its place")
+    with pair:
+        assert pair.client.join() == Ending("another took its place", by_us=True)
+        assert pair.server.join().close is None
+
+
+def test_a_cut_is_told_from_a_finished_session() -> None:
+    with Pair() as pair:
+        ours, theirs = pair.open()
+        pair.client.lane.cut("the network is gone")
+        assert pair.client.join() == Ending("the network is gone")
+        ending = pair.server.join()
+        assert ending.close is None
+        assert not ending.fault
+        for stream in (ours, theirs):
+            with pytest.raises(StreamReset) as caught:
+                stream.receive()
+            assert caught.value.code == Reason.SESSION_ENDED
+            stream.release()
+
+
+def test_a_peer_that_is_silent_too_long_is_a_dead_pipe() -> None:
+    client_pipe, server_pipe = memory_pair()
+    pair = Pair(LaneParameters(client=True, keepalive=60.0), pipes=(client_pipe, server_pipe), silence=0.1)
+    pair.client.thread.start()
+    assert "nothing received" in pair.client.join().cause
+    pair.server.sealed.close("never ran")
+
+
+def test_keepalive_keeps_a_quiet_pipe_alive() -> None:
+    parameters = LaneParameters(client=True, keepalive=0.05), LaneParameters(client=False, keepalive=0.05)
+    with Pair(*parameters, silence=0.5) as pair:
+        started = time.monotonic()
+        wait_until(lambda: pair.client.lane.core.owed.pings_answered >= 20, "twenty pings are answered")
+        assert time.monotonic() - started > 0.5
+        assert pair.client.thread.is_alive()
+
+
+def test_a_protocol_error_of_the_peer_ends_the_pipe_and_says_so() -> None:
+    with Pair() as pair:
+        pair.client.sealed.send_record(bytes((RecordKind.FRAMES,)) + wire.Ack(10**6).encode())
+        ending = pair.server.join()
+        assert ending.fault
+        assert "an ACK for frame 1000000" in ending.cause
+
+
+def test_a_control_message_that_is_refused_ends_the_pipe() -> None:
+    with Pair() as pair:
+        def refuse(message: bytes) -> None:
+            raise ProtocolError("not in this session")
+
+        pair.server.on_control = refuse
+        pair.client.lane.send_control(b"listen")
+        ending = pair.server.join()
+        assert ending.fault
+        assert "not in this session" in ending.cause
+
+
+def test_a_writer_that_fails_does_not_leave_a_silent_pipe() -> None:
+    with Pair() as pair:
+        def fail(buffer: memoryview) -> None:
+            raise ValueError("a bug")
+
+        pair.client.sealed.pipe.send = fail  # type: ignore[method-assign]
+        pair.client.lane.send_control(b"x")
+        assert "a bug" in pair.client.join().cause
