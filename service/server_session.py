@@ -8,7 +8,6 @@ import threading
 
 from base.deadline import Deadline
 from base.errors import EndpointError, ProtocolError
-from base.sockets import close_socket
 from endpoints.tcp import Listener, connect
 from endpoints.wakeable import WakeableSocket
 from handshake.hello import CloseReason
@@ -129,7 +128,7 @@ class ServerSession(Session):
         try:
             self.start_outgoing(sock, peer, request, f"{self.name}: remote forward {number}")
         except RuntimeError as error:
-            close_socket(sock)
+            WakeableSocket(sock, peer).close(orderly=False)
             log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, error)
 
     def _release(self) -> None:

@@ -26,6 +26,7 @@ from mux.lane import Ending, Lane
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 
+from .messages import printable
 from .settings import Flow, Keepalive
 
 log = logging.getLogger("qanat.session")
@@ -147,7 +148,7 @@ class Session(ABC):
         self._join(stream, target, f"{self.name} {stream.id}")
         failure = stream.failure
         if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
-            log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), failure[1])
+            log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), printable(failure[1]))
 
     def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> bool:
         """Connect the peer's stream to its target in a thread of its own; does not block.
