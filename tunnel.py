@@ -43,7 +43,7 @@ signals:
 
 URL_OPTIONS = (
     "local", "remote", "name", "token_file", "fingerprint", "ca_file", "cert", "key", "proxy", "proxy_password_file",
-    "connect_to", "header", "header_file",
+    "connect_to", "header", "header_file", "transport",
 )  # fmt: skip
 """What goes with a URL on the command line, and with a configuration file in that."""
 
@@ -155,6 +155,7 @@ def _client_settings(options: argparse.Namespace) -> ClientSettings:
             connect_to=options.connect_to,
             headers=options.header,
             header_files=options.header_file,
+            transport=options.transport,
         )
     for name in URL_OPTIONS:
         if getattr(options, name):
@@ -323,6 +324,9 @@ def _add_url_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--token-file", type=Path, metavar="FILE", help="the token's file, which only you can read")
     group.add_argument(
         "--fingerprint", metavar="SHA256:...", help="the server's; otherwise trusted on first use, as ssh does"
+    )
+    group.add_argument(
+        "--transport", choices=("websocket", "http2", "grpc"), help="what carries the tunnel (default: websocket)"
     )
     group.add_argument("--ca-file", type=Path, metavar="FILE", help="authorities for TLS, PEM (default: the system's)")
     group.add_argument("--cert", type=Path, metavar="FILE", help="the client's own certificate for TLS, PEM")

@@ -51,6 +51,7 @@ def client_from_options(
     connect_to: str | None = None,
     headers: Sequence[str] = (),
     header_files: Sequence[str] = (),
+    transport: str | None = None,
     state_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ClientSettings:
@@ -59,6 +60,7 @@ def client_from_options(
     The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
     part before @ in the URL, $QANAT_NAME, the token file's name without its ending, and "client".
     `headers` are NAME:VALUE, and `header_files` NAME:FILE; neither `proxy` nor `headers` may hold a secret.
+    `transport` is websocket, http2 or grpc.
     `state_dir` defaults to $STATE_DIRECTORY, then to the user's own directory for state.  Raises
     UsageError for the first thing that is wrong.
     """
@@ -78,6 +80,7 @@ def client_from_options(
         proxy=_proxy(url, proxy, proxy_password_file, environ),
         connect_to=None if connect_to is None else _named("--connect-to", parse_target, connect_to),
         headers=_headers(headers, header_files),
+        transport=transport or "websocket",
         state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
     )
 

@@ -170,3 +170,10 @@ def test_known_hosts_are_kept_where_the_user_keeps_such_things(tmp_path: Path, m
     assert client_from_options(url=URL, environ=token | {"XDG_STATE_HOME": "/x"}).state_dir == Path("/x/qanat")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert client_from_options(url=URL, environ=token).state_dir == tmp_path / ".local/state/qanat"
+
+
+@pytest.mark.parametrize(("transport", "expected"), [(None, "websocket"), ("http2", "http2"), ("grpc", "grpc")])
+def test_the_transport_is_websocket_unless_said(transport: str | None, expected: str) -> None:
+    environ = {"QANAT_TOKEN": generate_token(), "HOME": "/nowhere"}
+    settings = client_from_options(url="wss://tunnel.example.com/tunnel", transport=transport, environ=environ)
+    assert settings.transport == expected
