@@ -38,6 +38,12 @@ _TLS_ON_PLAIN = (
     "or let the proxy in front terminate TLS and come here with http://"
 )
 
+_NO_UPGRADE = (
+    "a WebSocket request from %s came without its upgrade: a proxy in front drops the Upgrade and Connection headers, "
+    'or speaks HTTP/1.0.  nginx needs: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; '
+    'proxy_set_header Connection "upgrade";'
+)
+
 _FIRST_READ = 4096
 _TLS_FIRST_BYTE = b"\x16"  # a handshake record, RFC 8446 §5.1
 _LINGER = 1.0
@@ -186,6 +192,10 @@ class FrontConnection:
         upgrade = UpgradeRequest(head.target, head.headers, head.method)
         if head.path == self._reception.settings.path and head.may_be_upgraded and is_upgrade(upgrade):
             self._serve_tunnel(head, upgrade)
+        elif head.path == self._reception.settings.path and _lost_its_upgrade(head):
+            self._report("lost upgrade", _NO_UPGRADE)
+            # Not 426, which demands an Upgrade header that a proxy would copy into an HTTP/2 answer.
+            self._answer(answer(400), linger=linger)
         elif head.path == HEALTH_PATH and head.method in ("GET", "HEAD"):
             self._answer(answer(200, "ok\n", to_head=to_head), linger=linger)
         else:
@@ -259,3 +269,8 @@ class FrontConnection:
             if count == 0:
                 return
             taken += count
+
+
+def _lost_its_upgrade(head: RequestHead) -> bool:
+    """Whether this was a WebSocket request: its other headers are for the end, and pass every proxy."""
+    return head.method == "GET" and not head.has_body and bool(head.values("sec-websocket-key"))

@@ -20,35 +20,48 @@ _CHECK_PATH = "check the path in the URL against `path` in the server's configur
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
+_NGINX_UPGRADE = (
+    "nginx needs proxy_http_version 1.1, proxy_set_header Upgrade $http_upgrade and "
+    'proxy_set_header Connection "upgrade"'
+)
+_LET_IN = "allow the tunnel's path there, or give what an access gateway wants in `headers`"
+
 _EXPLAINED = {
     400: (
         "400 Bad Request: it did not accept the request",
-        "a proxy may strip the upgrade headers, or the URL may name a port that speaks TLS as ws:// instead of wss://",
+        f"a proxy in front may strip the upgrade headers: {_NGINX_UPGRADE}",
     ),
     401: (
         "401 Unauthorized: something in front of the server wants a login",
-        "exempt the tunnel's path from it; the tunnel has its own authentication",
+        "exempt the tunnel's path from it (the tunnel has its own authentication), or give the login in `headers`",
     ),
     403: (
         "403 Forbidden: a firewall, CDN or access rule in front of the server blocks it",
-        "allow the tunnel's path there; on CloudFlare look at WAF events, and switch WebSockets on under Network",
+        f"{_LET_IN}; on CloudFlare look at WAF events, and switch WebSockets on under Network",
     ),
     404: ("404 Not Found: a web server answers, but there is no tunnel at this path", _CHECK_PATH),
     405: ("405 Method Not Allowed: there is another service at this path", _CHECK_PATH),
     407: (
         "407 Proxy Authentication Required: a proxy on the way wants a login",
-        "a transparent proxy intercepts the connection: use wss://, which it cannot read",
+        "it intercepts the connection: name it with its login in `proxy`, or use wss://, which it cannot read",
+    ),
+    421: (
+        "421 Misdirected Request: the web server does not serve this host name here",
+        "check the host in the URL, and `host` and `tls.server_name` where they are set",
     ),
     426: (
         "426 Upgrade Required: the request arrived without its Upgrade header",
-        "a proxy in front strips it; nginx needs proxy_http_version 1.1 and the Upgrade and Connection headers set",
+        f"a proxy in front strips it; {_NGINX_UPGRADE}",
     ),
     429: (
         "429 Too Many Requests: something in front of the server limits how often we may come",
         "it will be tried again later; raise the limit for the tunnel's path",
     ),
     500: ("500 Internal Server Error: the web server or proxy has a fault", "look at its error log"),
-    501: ("501 Not Implemented: the proxy does not know WebSocket", "switch WebSocket on in it"),
+    501: (
+        "501 Not Implemented: the proxy does not know WebSocket",
+        "switch WebSocket on in it, or try `transport: http2` or grpc",
+    ),
     502: (
         "502 Bad Gateway: the proxy answers, but it cannot reach the tunnel's server behind it",
         "check that the server runs, and that the proxy's backend has its address, port and http:// or https:// right",
@@ -73,17 +86,19 @@ _EXPLAINED = {
     ),
 }
 
-
 _EXPLAINED_OVER_HTTP2 = {
-    400: (
-        "400 Bad Request: it did not accept the request",
-        "the URL may name a port that speaks TLS as ws:// instead of wss://, or a proxy may refuse a body without a "
-        "length",
-    ),
+    400: ("400 Bad Request: it did not accept the request", "a proxy may refuse a body without a length"),
     403: (
         "403 Forbidden: a firewall, CDN or access rule in front of the server blocks it",
-        "allow the tunnel's path there; on CloudFlare switch gRPC on under Network for `transport: grpc`, and look at "
-        "WAF events",
+        f"{_LET_IN}; on CloudFlare switch gRPC on under Network for `transport: grpc`, and look at WAF events",
+    ),
+    405: (
+        "405 Method Not Allowed: what answers at this path takes no POST",
+        f"try `transport: websocket`, or {_CHECK_PATH}",
+    ),
+    413: (
+        "413 Content Too Large: a proxy limits the size of requests",
+        "lift it for the tunnel's path: client_max_body_size 0 in nginx",
     ),
     426: (
         "426 Upgrade Required: something at this path speaks WebSocket alone",
@@ -98,8 +113,24 @@ _EXPLAINED_OVER_HTTP2 = {
         "check that the server runs, and that the proxy speaks HTTP/2 to it: grpc_pass in nginx, h2c:// in Apache and "
         "Caddy, proto h2 in HAProxy",
     ),
+    504: (
+        "504 Gateway Timeout: the proxy answers, but the tunnel's server behind it does not",
+        "check that the server runs; a proxy that holds requests back until they end looks like this too: switch its "
+        "request buffering off, or try `transport: websocket`",
+    ),
+    524: (
+        "524: the origin did not answer CloudFlare in time",
+        "check that the server behind it runs; CloudFlare holds requests back unless gRPC is switched on and they are "
+        "`transport: grpc`",
+    ),
 }
 """Where the meaning differs for the transports that are a request over HTTP/2: http2 and grpc."""
+
+_ON_PLAIN_PORT = "if the port speaks TLS, write wss:// instead of ws://; otherwise "
+"""What a web server says in plain HTTP to whatever is not TLS is 400."""
+
+_ON_TLS_PORT = "it may demand a client certificate (set tls.certificate and tls.key); or "
+"""Those that let the handshake pass without one say 400 afterwards."""
 
 
 def explain_status(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> TransportError:
@@ -115,10 +146,12 @@ def explain_status(status: int, headers: Mapping[str, str], transport: str, url:
 def _words(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> tuple[str, str]:
     if status in _REDIRECTS:
         return _explain_redirect(status, printable(headers.get("location", "")), url)
-    if transport != "websocket" and status in _EXPLAINED_OVER_HTTP2:
-        return _EXPLAINED_OVER_HTTP2[status]
-    if status in _EXPLAINED:
-        return _EXPLAINED[status]
+    table = _EXPLAINED_OVER_HTTP2 if transport != "websocket" and status in _EXPLAINED_OVER_HTTP2 else _EXPLAINED
+    if status in table:
+        words, hint = table[status]
+        if status == 400:
+            hint = (_ON_TLS_PORT if url.tls else _ON_PLAIN_PORT) + hint
+        return words, hint
     if 200 <= status < 300:
         return f"{status}: an ordinary web page is there, not a tunnel", _CHECK_PATH
     return f"status {status}, which no tunnel gives", "look at the log of the web server or proxy that answered"
@@ -129,7 +162,10 @@ def _explain_redirect(status: int, location: str, url: TunnelUrl) -> tuple[str, 
     words = f"{status}: it redirects{where}, which is not followed"
     if location.startswith("https://") and not url.tls:
         return words, "write wss:// instead of ws:// in the URL"
-    return words, "put the final address into the URL, or exempt the tunnel's path from the redirect or the login"
+    return words, (
+        "put the final address into the URL; if it leads to a login, exempt the tunnel's path from that, or give what "
+        "the access gateway wants in `headers`"
+    )
 
 
 def _retry_after(value: str) -> float | None:

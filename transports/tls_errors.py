@@ -69,7 +69,8 @@ def _explain_verification(error: ssl.SSLCertVerificationError, host: str) -> Tra
     if code in _WRONG_NAME:
         return TransportError(
             f"the TLS certificate is not for {host}",
-            hint="use the name that is in the certificate, or check that this is the right server",
+            hint="use the name that is in the certificate in the URL or as tls.server_name, or check that this is the "
+            "right server",
         )
     if code == _EXPIRED:
         return TransportError(

@@ -76,7 +76,6 @@ def test_all_else_gets_one_and_the_same_404(line: str) -> None:
         f"GET /wrong HTTP/1.1\r\n{WEBSOCKET}\r\n",
         f"GET /healthz/x HTTP/1.1\r\n{WEBSOCKET}\r\n",
         f"POST /tunnel HTTP/1.1\r\n{WEBSOCKET}\r\n",
-        f"GET /tunnel HTTP/1.0\r\n{WEBSOCKET}\r\n",
         f"GET /tunnel HTTP/1.1\r\n{WEBSOCKET}Content-Length: 5\r\n\r\nhello",
         "GET /tunnel HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         "Upgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n",
@@ -88,6 +87,24 @@ def test_an_upgrade_that_is_not_ours_gets_the_same_404_and_no_upgrade_header(hea
         answer = exchange(door, head.encode())
     assert without_date(answer) == expected
     assert b"upgrade" not in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"GET /tunnel HTTP/1.0\r\n{WEBSOCKET}\r\n",  # nginx without proxy_http_version
+        f"GET /tunnel HTTP/1.1\r\n{WEBSOCKET}\r\n".replace("Connection: Upgrade\r\nUpgrade: websocket\r\n", ""),
+        f"GET /tunnel HTTP/1.0\r\n{WEBSOCKET}\r\n".replace("Upgrade\r\nUpgrade: websocket", "close"),  # nginx's default
+    ],
+)
+def test_an_upgrade_that_was_lost_on_the_way_is_said_to_both_ends(head: str, caplog: pytest.LogCaptureFixture) -> None:
+    with front_door() as door:
+        answers = [exchange(door, head.encode()) for _ in range(3)]
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"upgrade" not in answer.lower()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "proxy_set_header Upgrade $http_upgrade" in warning
 
 
 @pytest.mark.parametrize(

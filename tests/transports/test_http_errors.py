@@ -49,11 +49,24 @@ def test_retry_after_is_not_believed_elsewhere() -> None:
 @pytest.mark.parametrize("transport", ["http2", "grpc"])
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(400, "wss://"), (403, "switch gRPC on"), (426, "transport: websocket"), (501, "transport: websocket"),
-     (502, "grpc_pass")],
+    [(400, "client certificate"), (403, "switch gRPC on"), (405, "transport: websocket"), (413, "client_max_body"),
+     (504, "request buffering"), (524, "gRPC is switched on"), (426, "transport: websocket"),
+     (501, "transport: websocket"), (502, "grpc_pass")],
 )  # fmt: skip
 def test_over_http2_a_status_gets_advice_that_fits(transport: str, status: int, advice: str) -> None:
     error = explain_status(status, {}, transport, TunnelUrl.parse("wss://tunnel.example.com/tunnel"))
     assert str(status) in error.message
     assert advice in error.hint
     assert "upgrade headers" not in error.hint
+
+
+def test_400_is_about_tls_where_the_url_has_none() -> None:
+    for transport in ("websocket", "http2", "grpc"):
+        assert "write wss://" in explain_status(400, {}, transport, TunnelUrl.parse("ws://h/t")).hint
+        assert "wss://" not in explain_status(400, {}, transport, URL).hint
+    assert "proxy_set_header Upgrade $http_upgrade" in explain_status(400, {}, "websocket", URL).hint
+
+
+def test_a_redirect_to_a_login_may_be_an_access_gateway() -> None:
+    error = explain_status(302, {"location": "https://team.cloudflareaccess.com/login"}, "websocket", URL)
+    assert "`headers`" in error.hint
