@@ -194,6 +194,11 @@ def test_closing_the_door_says_goaway_and_lets_pipes_finish(stack: ExitStack) ->
         stream = peer.request(**TUNNEL)
         assert status_of(peer, stream) == "200"
         assert status_of(idle, idle.request("/healthz", "GET")) == "200"
+        peer.h2.send_data(stream, framed(DIALECTS["http2"], b"handed over"))
+        peer.flush()
+        data = b""
+        while b"handed over" not in data:  # before that, closing the door ends the pipe, too
+            data += peer.sock.recv(4096)
         door.close()
         idle.expect(ConnectionTerminated)
         data = b""
