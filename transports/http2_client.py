@@ -114,6 +114,9 @@ def _no_answer(url: TunnelUrl, engine: Http2Engine, cause: str) -> TransportErro
             f"{url.address} is not an HTTP/2 server: it answered {printable(opening.decode('latin-1'))!r}",
             hint="check host and port in the URL",
         )
+    if not opening and cause.startswith("TLS failed"):  # in TLS 1.3 its verdict on our certificate comes only now
+        hint = "it may demand a client certificate, or not accept ours: see tls.certificate and tls.key"
+        return TransportError(f"{url} did not answer: {cause}", hint=hint)
     if not opening:
         hint = "HTTP/2 may be switched off there: try `transport: websocket`; otherwise check the port"
         if not url.tls:
