@@ -30,6 +30,7 @@ class ClientAccount:
     tokens: tuple[bytes, ...] = field(repr=False)  # the 32-byte secrets; one or, during rotation, two
     allow_listen: tuple[str, ...] = ()  # "HOST:PORT" or "HOST:LOW-HIGH"; nothing unless said
     allow_connect: tuple[str, ...] = ()  # "CIDR:PORTS", "name:PORTS", "*" for all ports; nothing unless said
+    shared_listen: tuple[str, ...] = ()  # as allow_listen, for ports that other clients with such a rule may have too
 
 
 @frozen
@@ -38,6 +39,7 @@ class ServerLimits:
 
     connections: int = 4096  # accepted connections at once, over all peers
     handshakes: int = 64  # unauthenticated connections in the handshake at once; above: 503
+    handshake_rate: float = 50.0  # handshakes begun a second, beyond as many at once as `handshakes`; above: 503
     rsa_operations: int = 4  # RSA private-key operations at once
     header_bytes: int = 16384  # of one HTTP request, before authentication
     header_timeout: float = 10.0  # seconds for the TLS handshake and the HTTP request head
@@ -47,6 +49,7 @@ class ServerLimits:
     sessions: int = 1024  # sessions at once
     streams: int = 4096  # open streams a session, in each direction
     forwards: int = 256  # remote forwards a session
+    lanes: int = 8  # connections a session may have side by side
 
 
 @frozen
@@ -83,6 +86,7 @@ class ServerSettings:
     node: str = ""  # this server's name in READY and logs; the host's name when empty
     connect_timeout: float = 10.0  # seconds to reach a target
     drain: float = 5.0  # seconds that open streams get to finish after SIGTERM
+    resume_for: float = 300.0  # seconds a session waits for its client to come back; 0: it ends with its connection
     takeover_timeout: float = 3.0  # seconds a holder of a client name has to answer a PING
     limits: ServerLimits = ServerLimits()
     keepalive: Keepalive = Keepalive()
@@ -120,13 +124,24 @@ class Reconnect:
 
 
 @frozen
+class RemoteServer:
+    """One server as its client knows it.  All `urls` lead to this very server."""
+
+    urls: tuple[str, ...]  # tried in turn
+    token: bytes = field(repr=False)
+    fingerprint: str | None = None  # "SHA256:…"; None: trust on first use, kept in known_hosts
+
+
+@frozen
 class ClientSettings:
     name: str
-    urls: tuple[str, ...]
-    token: bytes = field(repr=False)
+    servers: tuple[RemoteServer, ...]
     forwards: tuple[Forward, ...] = ()
-    transport: str = "websocket"
-    server_fingerprint: str | None = None  # "SHA256:…"; None: trust on first use, kept in known_hosts
+    connect: str = "first"  # "first": a later server only while no earlier one can be had; "all": a session to each
+    failover_after: float = 5.0  # seconds without a connection to a server until the next one is tried
+    transports: tuple[str, ...] = ("websocket",)  # tried in turn
+    lanes: int = 1  # connections side by side to each server
+    max_pipe_age: float | None = None  # seconds after which, less up to a fifth, a connection is replaced
     tls: ClientTls = ClientTls()
     proxy: Proxy | EnvironmentProxies | None = NO_PROXIES  # None goes straight to the server
     connect_to: tuple[str, int] | None = None  # dial this though the URL names another host
@@ -144,7 +159,7 @@ class ClientSettings:
 
     @property
     def route(self) -> Route:
-        """How to reach each of `urls`."""
+        """How to reach each URL of each server."""
         return Route(
             ca_file=self.tls.ca_file,
             certificate=self.tls.certificate,
