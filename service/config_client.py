@@ -5,28 +5,22 @@ Keys and defaults are the fields of `service.settings.ClientSettings`.  `service
 
 from __future__ import annotations
 
-from base.errors import UsageError
 from service.addresses import parse_listen, parse_target
 from service.config_parts import (
     check_name,
-    check_url,
     keys_of,
     read_flow,
     read_keepalive,
     read_log,
     read_state_dir,
-    read_tokens,
 )
-from service.config_route import read_client_tls, read_headers, read_proxy
-from service.fingerprints import check_fingerprint
+from service.config_route import read_client_tls, read_headers, read_proxy, read_transports
+from service.config_servers import read_servers
 from service.request_headers import check_host_header
 from service.settings import ClientSettings, ClientTls, Flow, Forward, Keepalive, LogSettings, Reconnect
-from service.yaml_section import Section, did_you_mean
+from service.yaml_section import Section
 
-_DEFAULT = ClientSettings(name="", urls=(), token=b"")
-_TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
-_LATER_TRANSPORTS = ("websocket-h2", "split")
-_CHOICE = "websocket, http2, grpc or auto"
+_DEFAULT = ClientSettings(name="", servers=())
 _ELSEWHERE = {
     **keys_of("keepalive", Keepalive),
     **keys_of("flow", Flow),
@@ -39,20 +33,15 @@ _ELSEWHERE = {
 
 def read_client(s: Section) -> ClientSettings:
     """The client's settings; when faults were noted they are to be thrown away."""
-    if s.unavailable("servers", "give one server's `url`, `token_file` and `server_fingerprint` beside `name`"):
-        s.knows("url", "token", "token_file", "server_fingerprint")
-    else:
-        s.require("url", "for example wss://tunnel.example.com/tunnel")
     s.require("name", "it is what the server's `clients` list calls this client")
-    urls = _read_urls(s)
+    servers = read_servers(s)
+    urls = tuple(url for server in servers for url in server.urls)
     proxy = read_proxy(s, urls)
     settings = ClientSettings(
         name=s.text("name", "", check_name),
-        urls=urls,
-        token=_read_token(s),
+        servers=servers,
         forwards=_read_forwards(s),
-        transport=s.text("transport", _DEFAULT.transport, _parse_transport),
-        server_fingerprint=s.text("server_fingerprint", None, check_fingerprint),
+        transports=read_transports(s, _DEFAULT.transports),
         tls=read_client_tls(s, urls, proxy),
         proxy=proxy,
         connect_to=s.text("connect_to", None, parse_target),
@@ -70,16 +59,6 @@ def read_client(s: Section) -> ClientSettings:
     )
     s.finish(_ELSEWHERE)
     return settings
-
-
-def _read_urls(s: Section) -> tuple[str, ...]:
-    s.not_empty("url", "is empty, so there is no server to connect to")
-    return s.tuple_of("url", (), check_url)
-
-
-def _read_token(s: Section) -> bytes:
-    tokens = read_tokens(s, most=1)
-    return tokens[0][0] if tokens else b""
 
 
 def _read_forwards(s: Section) -> tuple[Forward, ...]:
@@ -119,11 +98,3 @@ def _read_reconnect(s: Section) -> Reconnect:
         s.refuse("min" if "min" in s else "max", "makes `min` larger than `max`")
     s.finish()
     return reconnect
-
-
-def _parse_transport(text: str) -> str:
-    if text in _LATER_TRANSPORTS:
-        raise UsageError("names a transport that is not available in this version", hint=f"use {_CHOICE}")
-    if text not in _TRANSPORTS:
-        raise UsageError(f"must be {_CHOICE}", hint=did_you_mean(text, _TRANSPORTS))
-    return _TRANSPORTS[text]

@@ -1,4 +1,4 @@
-"""How a client reaches its server, in a configuration file: `proxy`, `tls` and `headers`.
+"""How a client reaches its servers, in a configuration file: `transport`, `proxy`, `tls` and `headers`.
 
 `service.config_client` calls this; `service.options` uses the checks of single texts.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 
 from base.errors import UsageError
 from service.addresses import check_target_host, normalise_name, parse_address
@@ -19,7 +20,36 @@ from transports.urls import TunnelUrl
 
 NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
 
+_TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
+_LATER_TRANSPORTS = ("websocket-h2", "split")
+_TRANSPORT_CHOICE = "websocket, http2, grpc or auto"
+
 AnyProxy = Proxy | EnvironmentProxies | None
+
+
+def read_transports(s: Section, default: tuple[str, ...]) -> tuple[str, ...]:
+    """`transport`: one, or a list of those that are tried in turn."""
+    found: list[str] = []
+
+    def parse(text: str) -> str:
+        found.append(parse_transport(text, found))
+        return found[-1]
+
+    s.not_empty("transport", "is empty, so nothing could carry the tunnel")
+    return s.tuple_of("transport", default, parse)
+
+
+def parse_transport(text: str, before: Collection[str]) -> str:
+    """The transport that `text` means, when it is not one of those `before` it.  Raises UsageError."""
+    if text in _LATER_TRANSPORTS:
+        raise UsageError("names a transport that is not available in this version", hint=f"use {_TRANSPORT_CHOICE}")
+    if text not in _TRANSPORTS:
+        raise UsageError(f"must be {_TRANSPORT_CHOICE}", hint=did_you_mean(text, _TRANSPORTS))
+    transport = _TRANSPORTS[text]
+    if transport in before:
+        hint = "auto is websocket in this version" if transport == _TRANSPORTS["auto"] else ""
+        raise UsageError(f"names {transport} twice", hint=hint)
+    return transport
 
 
 def read_proxy(s: Section, urls: tuple[str, ...]) -> AnyProxy:
@@ -77,7 +107,7 @@ def read_client_tls(s: Section, urls: tuple[str, ...], proxy: AnyProxy) -> Clien
     if urls and not any(TunnelUrl.parse(url).tls for url in urls):
         for key in ("ca_file", "certificate", "key", "server_name"):
             if key in tls and not (key == "ca_file" and _has_tls(proxy, urls)):
-                tls.refuse(key, "has no effect, since the `url` is without TLS; write wss:// there, or leave it out")
+                tls.refuse(key, "has no effect, since no `url` is with TLS; write wss:// there, or leave it out")
     tls.finish()
     return settings
 

@@ -19,7 +19,7 @@ from service.config_route import AnyProxy, parse_proxy
 from service.fingerprints import check_fingerprint
 from service.request_headers import check_header_name, check_header_value, looks_secret
 from service.secret_files import check_private, check_readable, read_secret_file, read_token_file, token_secret
-from service.settings import ClientSettings, ClientTls, Forward
+from service.settings import ClientSettings, ClientTls, Forward, RemoteServer
 from transports.proxy import EnvironmentProxies, Proxy
 from transports.urls import TunnelUrl
 
@@ -72,15 +72,13 @@ def client_from_options(
     chosen = name or user or environ.get(NAME_VARIABLE) or (token_file.stem if token_file else "") or DEFAULT_NAME
     return ClientSettings(
         name=_named("the client's name", check_name, chosen),
-        urls=(url,),
-        token=_token(token_file, environ),
+        servers=(RemoteServer((url,), _token(token_file, environ), fingerprint),),
         forwards=_forwards(local, remote),
-        server_fingerprint=fingerprint,
         tls=_tls(url, ca_file, certificate, key),
         proxy=_proxy(url, proxy, proxy_password_file, environ),
         connect_to=None if connect_to is None else _named("--connect-to", parse_target, connect_to),
         headers=_headers(headers, header_files),
-        transport=transport or "websocket",
+        transports=(transport or "websocket",),
         state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
     )
 

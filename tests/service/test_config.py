@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.config import ConfigError, check_config, load_config
-from service.settings import ClientAccount, Flow, Forward, Keepalive, LogSettings, Reconnect, ServerTls
+from service.settings import ClientAccount, Flow, Forward, Keepalive, LogSettings, Reconnect, RemoteServer, ServerTls
 from tests.service.config_rig import CLIENT, FINGERPRINT, SERVER, ConfigDirectory, server_with
 
 
@@ -83,10 +83,9 @@ def test_a_whole_client_is_read_as_written(directory: ConfigDirectory) -> None:
           reconnect: {{first: 0, min: 0.5, max: 5}}
         """)
     assert settings.name == "office"
-    assert settings.urls == ("wss://a.example.com/tunnel", "https://[2001:db8::1]:8443/tunnel")
-    assert settings.transport == "websocket"
-    assert settings.token == directory.secrets["office"]
-    assert settings.server_fingerprint == FINGERPRINT
+    urls = ("wss://a.example.com/tunnel", "https://[2001:db8::1]:8443/tunnel")
+    assert settings.servers == (RemoteServer(urls, directory.secrets["office"], FINGERPRINT),)
+    assert settings.transports == ("websocket",)
     assert settings.tls.ca_file == directory.path / "full.pem"
     assert settings.forwards == (
         Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),

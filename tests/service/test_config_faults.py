@@ -305,8 +305,6 @@ def test_two_forwards_cannot_listen_in_one_place(directory: ConfigDirectory) -> 
         ("name: a\n  url: [ws://a/, 'wss://u:p@b/']\n  token_file: office.token", "leave out all before the @"),
         ("name: a\n  url: ws://a/\n  token_file: [office.token]", "must be text, not a list"),
         ("name: a\n  url: ws://a/\n  token_file: office.token\n  tls: {ca_file: full.pem}", "has no effect"),
-        ("name: a\n  servers: [{urls: [ws://a/]}]\n  token_file: office.token", "`servers` is not available in this"),
-        ("name: a\n  url: ws://a/\n  servers: []\n  token_file: office.token", "`servers` is not available in this"),
     ],
 )
 def test_a_client_without_what_it_needs_says_what(directory: ConfigDirectory, client: str, text: str) -> None:

@@ -293,4 +293,4 @@ def test_a_command_line_that_cannot_be_is_refused_without_a_secret(
 
 
 def settings_url(settings: ClientSettings) -> TunnelUrl:
-    return TunnelUrl.parse(settings.urls[0])
+    return TunnelUrl.parse(settings.servers[0].urls[0])

@@ -22,7 +22,7 @@ def directory(tmp_path: Path) -> ConfigDirectory:
 
 def test_a_token_may_come_from_the_environment(directory: ConfigDirectory) -> None:
     directory.environ["OFFICE_TOKEN"] = directory.tokens["office"] + "\n"
-    assert directory.client(CLIENT + "  token: ${OFFICE_TOKEN}\n").token == directory.secrets["office"]
+    assert directory.client(CLIENT + "  token: ${OFFICE_TOKEN}\n").servers[0].token == directory.secrets["office"]
 
 
 def test_a_variable_may_be_a_part_of_any_text(directory: ConfigDirectory) -> None:
@@ -35,13 +35,13 @@ def test_a_variable_may_be_a_part_of_any_text(directory: ConfigDirectory) -> Non
           token_file: ${WHERE}.token
         """.replace("/$${HOST}", "/$$x")
     )
-    assert settings.urls == ("wss://h.example.com:8443/$$x",)
+    assert settings.servers[0].urls == ("wss://h.example.com:8443/$$x",)
     assert settings.name == "office"
 
 
 def test_a_doubled_dollar_stands_for_itself_before_a_brace(directory: ConfigDirectory) -> None:
     directory.write("${X}.token", directory.tokens["home"], 0o600)
-    assert directory.client(CLIENT + "  token_file: $${X}.token\n").token == directory.secrets["home"]
+    assert directory.client(CLIENT + "  token_file: $${X}.token\n").servers[0].token == directory.secrets["home"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_file_with_a_token_in_it_must_be_closed_to_others(directory: ConfigDir
     text = CLIENT + f"  token: {directory.tokens['office']}\n"
     fault = directory.fault(text, mode=0o644)
     assert fault.startswith(f"4:10: `token` stands in a file that others can read (chmod 600 {directory.file}, or use")
-    assert directory.client(text).token == directory.secrets["office"]
+    assert directory.client(text).servers[0].token == directory.secrets["office"]
 
 
 @posix
@@ -127,11 +127,15 @@ PLACES = [
     'client: {url: "wss://user:@@host/"}',
     'client: {url: "ftp://host/@"}',
     'client: {transport: "@"}',
+    'client: {transport: [grpc, "@"]}',
     'client: {token: "@"}',
     'client: {token: "@x"}',
     'client: {token: ["@"]}',
     'client: {token_file: "@"}',
     'client: {server_fingerprint: "@"}',
+    'client: {servers: [{url: "wss://user:@@host/", token: "@", token_file: "@", server_fingerprint: "@"}]}',
+    'client: {servers: [{url: ["ftp://@"], token: "@x"}, "@"], url: "@", token: "@x"}',
+    'client: {servers: "@"}',
     'client: {tls: {ca_file: "@"}}',
     'client: {state_dir: {a: "@"}}',
     'client: {forwards: [{local: "@", to: "@"}]}',
@@ -188,4 +192,4 @@ def test_a_token_with_one_character_wrong_is_refused_and_not_shown(directory: Co
 def test_space_round_a_token_in_a_file_does_not_matter(directory: ConfigDirectory) -> None:
     token = generate_token()
     directory.write("spaced.token", f"\n  {token}\r\n\n", 0o600)
-    assert directory.client(CLIENT + "  token_file: spaced.token\n").token == parse_token(token)
+    assert directory.client(CLIENT + "  token_file: spaced.token\n").servers[0].token == parse_token(token)

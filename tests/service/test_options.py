@@ -9,7 +9,7 @@ import pytest
 from base.errors import UsageError
 from handshake.tokens import generate_token, parse_token
 from service.options import client_from_options, parse_ssh_forward
-from service.settings import Forward
+from service.settings import Forward, RemoteServer
 from tests.service.config_rig import FINGERPRINT
 
 URL = "wss://tunnel.example.com/tunnel"
@@ -95,12 +95,8 @@ def test_everything_given_ends_up_in_the_settings(tmp_path: Path) -> None:
         state_dir=tmp_path,
         environ=ENVIRON,
     )
-    assert (settings.urls, settings.name, settings.server_fingerprint) == ((URL,), "office", FINGERPRINT)
-    assert (settings.tls.ca_file, settings.state_dir, settings.token) == (
-        tmp_path / "ca.pem",
-        tmp_path,
-        parse_token(TOKEN),
-    )
+    assert settings.servers == (RemoteServer((URL,), parse_token(TOKEN), FINGERPRINT),)
+    assert (settings.name, settings.tls.ca_file, settings.state_dir) == ("office", tmp_path / "ca.pem", tmp_path)
 
 
 def test_the_token_file_comes_before_the_environment(tmp_path: Path) -> None:
@@ -108,7 +104,7 @@ def test_the_token_file_comes_before_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "office.token"
     file.write_text(token)
     file.chmod(0o600)
-    assert client_from_options(url=URL, token_file=file, environ=ENVIRON).token == parse_token(token)
+    assert client_from_options(url=URL, token_file=file, environ=ENVIRON).servers[0].token == parse_token(token)
     file.chmod(0o644)
     with pytest.raises(UsageError, match=f"--token-file names {file}, which others can read .* .chmod 600 {file}"):
         client_from_options(url=URL, token_file=file, environ=ENVIRON)
@@ -141,7 +137,7 @@ def test_the_name_is_the_first_that_is_given(
         path.chmod(0o600)
     settings = client_from_options(url=url, name=name, token_file=path, environ=ENVIRON | environ)
     assert settings.name == expected
-    assert settings.urls == ("wss://h/",)
+    assert settings.servers[0].urls == ("wss://h/",)
 
 
 @pytest.mark.parametrize(
@@ -176,4 +172,4 @@ def test_known_hosts_are_kept_where_the_user_keeps_such_things(tmp_path: Path, m
 def test_the_transport_is_websocket_unless_said(transport: str | None, expected: str) -> None:
     environ = {"QANAT_TOKEN": generate_token(), "HOME": "/nowhere"}
     settings = client_from_options(url="wss://tunnel.example.com/tunnel", transport=transport, environ=environ)
-    assert settings.transport == expected
+    assert settings.transports == (expected,)

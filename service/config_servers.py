@@ -1,0 +1,73 @@
+"""Which servers a client goes to, in a configuration file: one by `url` and its token, or a list in `servers`.
+
+`service.config_client` calls this.  How each server is reached is in `service.config_route`.
+"""
+
+from __future__ import annotations
+
+from base.errors import UsageError
+from service.config_parts import check_url, keys_of, read_tokens
+from service.fingerprints import check_fingerprint
+from service.settings import ClientSettings, RemoteServer
+from service.yaml_section import Section
+from transports.urls import TunnelUrl
+
+_KEYS = ("url", "token_file", "token", "server_fingerprint")
+"""What is said of a server: beside the client's `name` when there is one, else in each entry of `servers`."""
+
+_ELSEWHERE = {**keys_of("client", ClientSettings), "transport": "`client:`"}
+_EXAMPLE = "for example wss://tunnel.example.com/tunnel"
+
+
+def read_servers(s: Section) -> tuple[RemoteServer, ...]:
+    """The servers in their order; none only when that was a fault."""
+    if "servers" not in s:
+        s.knows("servers")
+        s.require("url", _EXAMPLE)
+        return (RemoteServer(_read_urls(s, {}), _read_token(s), _read_fingerprint(s)),)
+    _refuse_the_other_form(s)
+    s.not_empty("servers", "is empty, so there is no server to connect to")
+    servers: list[RemoteServer] = []
+    owners: dict[TunnelUrl, Section] = {}
+    for entry in s.sections("servers"):
+        entry.require("url", _EXAMPLE)
+        servers.append(RemoteServer(_read_urls(entry, owners), _read_token(entry), _read_fingerprint(entry)))
+        entry.finish(_ELSEWHERE)
+    return tuple(servers)
+
+
+def _refuse_the_other_form(s: Section) -> None:
+    """What stands beside `servers` is read too: its faults would go with it into an entry."""
+    for key in _KEYS:
+        if key in s:
+            s.refuse(key, "stands beside `servers`; move it into an entry there, or leave `servers` out")
+    _read_urls(s, {})
+    _read_fingerprint(s)
+    if "token" in s or "token_file" in s:
+        _read_token(s)
+    s.knows(*_KEYS)
+
+
+def _read_urls(s: Section, owners: dict[TunnelUrl, Section]) -> tuple[str, ...]:
+    """`url`; `owners` has the sections of the URLs met so far."""
+
+    def parse(text: str) -> str:
+        owner = owners.setdefault(TunnelUrl.parse(check_url(text)), s)
+        if owner is not s:
+            line = owner.place_of("url").line
+            raise UsageError(
+                f"is that of the server in line {line} too", hint="are they two servers, or one with several URLs?"
+            )
+        return text
+
+    s.not_empty("url", "is empty, so there is no server to connect to")
+    return s.tuple_of("url", (), parse)
+
+
+def _read_token(s: Section) -> bytes:
+    tokens = read_tokens(s, most=1)
+    return tokens[0][0] if tokens else b""
+
+
+def _read_fingerprint(s: Section) -> str | None:
+    return s.text("server_fingerprint", None, check_fingerprint)
