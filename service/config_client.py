@@ -15,7 +15,7 @@ from service.config_parts import (
     read_state_dir,
 )
 from service.config_route import read_client_tls, read_headers, read_proxy, read_transports
-from service.config_servers import read_servers
+from service.config_servers import read_connect, read_failover_after, read_servers
 from service.request_headers import check_host_header
 from service.settings import ClientSettings, ClientTls, Flow, Forward, Keepalive, LogSettings, Reconnect
 from service.yaml_section import Section
@@ -37,10 +37,13 @@ def read_client(s: Section) -> ClientSettings:
     servers = read_servers(s)
     urls = tuple(url for server in servers for url in server.urls)
     proxy = read_proxy(s, urls)
+    connect = read_connect(s, servers)
     settings = ClientSettings(
         name=s.text("name", "", check_name),
         servers=servers,
         forwards=_read_forwards(s),
+        connect=connect,
+        failover_after=read_failover_after(s, servers, connect),
         transports=read_transports(s, _DEFAULT.transports),
         tls=read_client_tls(s, urls, proxy),
         proxy=proxy,

@@ -1,4 +1,4 @@
-"""Which servers a client goes to, in a configuration file: one by `url` and its token, or a list in `servers`.
+"""Which servers a client goes to, in a configuration file: one by `url` and its token, or those in `servers`.
 
 `service.config_client` calls this.  How each server is reached is in `service.config_route`.
 """
@@ -12,6 +12,9 @@ from service.settings import ClientSettings, RemoteServer
 from service.yaml_section import Section
 from transports.urls import TunnelUrl
 
+FIRST, ALL = "first", "all"
+
+_DEFAULT = ClientSettings(name="", servers=())
 _KEYS = ("url", "token_file", "token", "server_fingerprint")
 """What is said of a server: beside the client's `name` when there is one, else in each entry of `servers`."""
 
@@ -34,6 +37,31 @@ def read_servers(s: Section) -> tuple[RemoteServer, ...]:
         servers.append(RemoteServer(_read_urls(entry, owners), _read_token(entry), _read_fingerprint(entry)))
         entry.finish(_ELSEWHERE)
     return tuple(servers)
+
+
+def read_connect(s: Section, servers: tuple[RemoteServer, ...]) -> str:
+    """`connect`; going to all of one server is a fault."""
+    connect = s.choice("connect", _DEFAULT.connect, (FIRST, ALL))
+    if connect == ALL:
+        _need_several(s, "connect", servers)
+    return connect
+
+
+def read_failover_after(s: Section, servers: tuple[RemoteServer, ...], connect: str) -> float:
+    """`failover_after`, which means something only where one server follows another."""
+    if "failover_after" in s:
+        if connect == ALL:
+            s.refuse("failover_after", "has no effect with `connect: all`, which waits for no server; leave it out")
+        else:
+            _need_several(s, "failover_after", servers)
+    return s.seconds("failover_after", _DEFAULT.failover_after, 0, 3600)
+
+
+def _need_several(s: Section, key: str, servers: tuple[RemoteServer, ...]) -> None:
+    """Refuse `key` where there is one server; where there is none, that was a fault of its own."""
+    if len(servers) == 1:
+        has = "`servers` has only one" if "servers" in s else "there is only the one that `url` names"
+        s.refuse(key, f"is about several servers, and {has}; add another to `servers`, or leave it out")
 
 
 def _refuse_the_other_form(s: Section) -> None:

@@ -145,6 +145,60 @@ def test_all_faults_of_all_servers_are_reported_at_once(directory: ConfigDirecto
     ]  # fmt: skip
 
 
+# --- one after the other, or all at once
+
+
+def test_servers_follow_one_another_unless_all_are_wanted(directory: ConfigDirectory) -> None:
+    for text, expected in (
+        (TWO, ("first", 5.0)),
+        (servers_with("connect: first\nfailover_after: 0.5"), ("first", 0.5)),
+        (servers_with("failover_after: 0"), ("first", 0)),
+        (servers_with("failover_after: 3600"), ("first", 3600)),
+        (servers_with("connect: all"), ("all", 5.0)),
+        (client_with("connect: first"), ("first", 5.0)),
+    ):
+        settings = directory.client(text)
+        assert (settings.connect, settings.failover_after) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        (servers_with("connect: any"), "6:12", "`connect` must be first or all"),
+        (servers_with("connect: alle"), "6:12", "(did you mean `all`?)"),
+        (servers_with("connect: [all]"), "6:12", "must be text, not a list"),
+        (servers_with("failover_after: -1"), "6:19", "must be a number of seconds from 0 to 3600, without a unit"),
+        (servers_with("failover_after: 3601"), "6:19", "must be a number of seconds from 0 to 3600"),
+        (servers_with("failover_after: 5s"), "6:19", "without a unit"),
+        (servers_with("connect: all\nfailover_after: 5"), "7:3", "has no effect with `connect: all`"),
+        (ONE + "  connect: all\n", "5:3", "`connect` is about several servers, and `servers` has only one"),
+        (ONE + "  failover_after: 5\n", "5:3", "`failover_after` is about several servers, and `servers` has only one"),
+        (
+            client_with("connect: all"),
+            "5:3",
+            "`connect` is about several servers, and there is only the one that `url`",
+        ),
+        (
+            client_with("failover_after: 5"),
+            "5:3",
+            "is about several servers, and there is only the one that `url` names",
+        ),
+        (
+            "client: {name: a, servers: [], connect: all, failover_after: 5}",
+            "1:46",
+            "has no effect with `connect: all`",
+        ),
+    ],
+)
+def test_what_only_several_servers_can_do_is_refused_for_one(
+    directory: ConfigDirectory, text: str, place: str, words: str
+) -> None:
+    *others, fault = directory.faults(text)
+    assert fault.startswith(f"{place}: "), fault
+    assert words in fault
+    assert [other for other in others if "`servers` is empty" not in other] == []
+
+
 # --- what carries the tunnel
 
 

@@ -32,15 +32,17 @@ from transports.proxy import Proxy
 EXAMPLE = Path(__file__).resolve().parents[2] / "config.example.yaml"
 
 _ONE_SERVER = re.compile(r"^  (?:url|token_file|server_fingerprint): .*\n", re.MULTILINE)
-_SEVERAL_SERVERS = re.compile(r"^  servers:\n(?:    .*\n)+", re.MULTILINE)
+_SEVERAL_SERVERS = re.compile(r"^  (?:servers:\n(?:    .*\n)+|failover_after: .*\n)", re.MULTILINE)
 _COMMENTED_OUT = re.compile(
     r"^( *)# ((?:(?: {2})?(?:[a-z_]+:|- )| {4}(?:token_file|server_fingerprint):).*)$", re.MULTILINE
 )
 WITHOUT_DEFAULT = {
     "tls", "certificate", "key", "node", "token", "pid_file", "state_dir", "file", "server_fingerprint", "ca_file",
     "client_ca", "server_name", "proxy_password_file", "connect_to", "host", "headers", "servers",
+    "failover_after",
 }  # fmt: skip
-"""Keys that may be commented out; every other one must stand there with its default."""
+"""Keys that may be commented out, the last since it may not stand beside one server; every other one must stand there
+with its default."""
 
 TOKEN = generate_token()
 FILES = {
@@ -116,7 +118,7 @@ def test_every_setting_is_a_key_of_the_example_and_every_key_a_setting() -> None
     ):
         assert set(section) == key_names(settings), settings.__name__
     one = yaml.safe_load(everything())["client"]
-    assert set(one) == set(client) - {"servers"} | key_names(RemoteServer)
+    assert set(one) == set(client) - {"servers", "failover_after"} | key_names(RemoteServer)
 
 
 def test_only_what_has_no_default_is_commented_out() -> None:
