@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from service.addresses import parse_listen, parse_target
 from service.config_parts import (
+    MAX_LANES,
     check_name,
     keys_of,
     read_flow,
@@ -21,6 +22,7 @@ from service.settings import ClientSettings, ClientTls, Flow, Forward, Keepalive
 from service.yaml_section import Section
 
 _DEFAULT = ClientSettings(name="", servers=())
+_MAX_PIPE_AGE = 7 * 86400.0  # seconds; what a week has not cut is not cut for its age
 _ELSEWHERE = {
     **keys_of("keepalive", Keepalive),
     **keys_of("flow", Flow),
@@ -45,6 +47,8 @@ def read_client(s: Section) -> ClientSettings:
         connect=connect,
         failover_after=read_failover_after(s, servers, connect),
         transports=read_transports(s, _DEFAULT.transports),
+        lanes=s.integer("lanes", _DEFAULT.lanes, 1, MAX_LANES),
+        max_pipe_age=s.seconds("max_pipe_age", _DEFAULT.max_pipe_age, 1, _MAX_PIPE_AGE),
         tls=read_client_tls(s, urls, proxy),
         proxy=proxy,
         connect_to=s.text("connect_to", None, parse_target),

@@ -18,6 +18,9 @@ from service.yaml_section import Section
 from service.yaml_source import Place
 from transports.urls import TunnelUrl
 
+MAX_LANES = 16
+"""Connections side by side that a client may ask for, and a server grant."""
+
 
 def read_tokens(s: Section, *, most: int) -> list[tuple[bytes, Place]]:
     """The secrets of `token` or `token_file`, with their places: at most `most`, and one or the other key.

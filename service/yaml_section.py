@@ -179,7 +179,7 @@ class Section:
         number = self._number(key, _DECIMAL, f"must be a number from {low:g} to {high:g}", low, high)
         return default if number is None else number
 
-    def seconds(self, key: str, default: float, low: float, high: float) -> float:
+    def seconds(self, key: str, default: T, low: float, high: float) -> float | T:
         """A number of seconds from `low` to `high`, without a unit."""
         text = f"must be a number of seconds from {low:g} to {high:g}, without a unit"
         number = self._number(key, _DECIMAL, text, low, high)

@@ -238,3 +238,48 @@ def test_transports_that_cannot_be_tried_are_refused(
     fault = directory.fault(client_with(f"transport: {text}"))
     assert fault.startswith(f"{place}: "), fault
     assert words in fault
+
+
+# --- the connections themselves
+
+
+def test_one_connection_for_as_long_as_it_lasts_unless_said(directory: ConfigDirectory) -> None:
+    for text, expected in (
+        (CLIENT, (1, None)),
+        (client_with("lanes: 1\nmax_pipe_age: 1"), (1, 1)),
+        (client_with("lanes: 16\nmax_pipe_age: 604_800"), (16, 604800)),
+        (servers_with("lanes: 4\nmax_pipe_age: 99.5"), (4, 99.5)),
+    ):
+        settings = directory.client(text)
+        assert (settings.lanes, settings.max_pipe_age) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "text"),
+    [
+        ("lanes: 0", "5:10", "`lanes` must be a whole number from 1 to 16"),
+        ("lanes: 17", "5:10", "`lanes` must be a whole number from 1 to 16"),
+        ("lanes: 1.5", "5:10", "`lanes` must be a whole number"),
+        ("lanes: '2'", "5:10", "`lanes` must be a whole number"),
+        ("lane: 2", "5:3", "did you mean `lanes`?"),
+        ("max_pipe_age: 0", "5:17", "must be a number of seconds from 1 to 604800, without a unit"),
+        ("max_pipe_age: 604801", "5:17", "must be a number of seconds from 1 to 604800"),
+        ("max_pipe_age: 1h", "5:17", "without a unit"),
+        ("max_pipe_age: none", "5:17", "must be a number of seconds"),
+        ("max_pipe_age:", "5:3", "has no value; give one, or leave the key out for its default"),
+        ("max_age: 5", "5:3", "did you mean `max_pipe_age`?"),
+    ],
+)
+def test_a_number_of_connections_or_an_age_that_cannot_be_is_refused(
+    directory: ConfigDirectory, lines: str, place: str, text: str
+) -> None:
+    fault = directory.fault(client_with(lines))
+    assert fault.startswith(f"{place}: "), fault
+    assert text in fault
+
+
+def test_all_that_is_wrong_with_servers_and_connections_is_reported_at_once(directory: ConfigDirectory) -> None:
+    faults = directory.faults(
+        ONE + "  connect: all\n  failover_after: -1\n  transport: [grpc, quic]\n  lanes: 0\n  max_pipe_age: 0\n"
+    )
+    assert [fault.split(": ")[0] for fault in faults] == ["5:3", "6:3", "6:19", "7:21", "8:10", "9:17"]

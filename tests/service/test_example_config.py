@@ -39,7 +39,7 @@ _COMMENTED_OUT = re.compile(
 WITHOUT_DEFAULT = {
     "tls", "certificate", "key", "node", "token", "pid_file", "state_dir", "file", "server_fingerprint", "ca_file",
     "client_ca", "server_name", "proxy_password_file", "connect_to", "host", "headers", "servers",
-    "failover_after",
+    "max_pipe_age", "failover_after",
 }  # fmt: skip
 """Keys that may be commented out, the last since it may not stand beside one server; every other one must stand there
 with its default."""
@@ -140,6 +140,7 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     assert client.tls == ClientTls(*files, "tunnel.example.com")
     assert client.proxy == Proxy("http", "proxy.example.com", 3128, "me", "a secret")
     assert client.connect_to == ("192.0.2.7", 443)
+    assert client.max_pipe_age == 3000
     assert client.host == "tunnel.internal.example"
     assert client.headers == (("User-Agent", "Mozilla/5.0"), ("CF-Access-Client-Secret", "another"))
     assert client.forwards == (
