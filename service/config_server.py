@@ -13,6 +13,7 @@ from base.errors import UsageError
 from service.access import parse_connect_rule, parse_listen_rule
 from service.addresses import parse_listen, parse_network
 from service.config_parts import (
+    MAX_LANES,
     check_name,
     keys_of,
     read_flow,
@@ -44,7 +45,9 @@ _ELSEWHERE = {
     **keys_of("flow", Flow),
     **keys_of("log", LogSettings),
     **keys_of("tls", ServerTls),
-    **dict.fromkeys(("name", "token", "token_file", "allow_listen", "allow_connect"), "an entry of `clients:`"),
+    **dict.fromkeys(
+        ("name", "token", "token_file", "allow_listen", "allow_connect", "shared_listen"), "an entry of `clients:`"
+    ),
 }
 
 
@@ -61,6 +64,7 @@ def read_server(s: Section) -> ServerSettings:
         node=s.text("node", _DEFAULT.node, check_name),
         connect_timeout=s.seconds("connect_timeout", _DEFAULT.connect_timeout, 0.1, 300),
         drain=s.seconds("drain", _DEFAULT.drain, 0, 3600),
+        resume_for=s.seconds("resume_for", _DEFAULT.resume_for, 0, 86400),
         takeover_timeout=s.seconds("takeover_timeout", _DEFAULT.takeover_timeout, 0.1, 60),
         limits=_read_limits(s.section("limits")),
         keepalive=read_keepalive(s.section("keepalive")),
@@ -100,6 +104,7 @@ def _read_accounts(s: Section) -> tuple[ClientAccount, ...]:
                 tokens=tuple(secret for secret, _ in secrets),
                 allow_listen=c.tuple_of("allow_listen", (), _check_listen_rule),
                 allow_connect=c.tuple_of("allow_connect", (), _check_connect_rule),
+                shared_listen=c.tuple_of("shared_listen", (), _check_shared_rule),
             )
         )
         c.finish()
@@ -155,6 +160,7 @@ def _read_limits(s: Section) -> ServerLimits:
     limits = ServerLimits(
         connections=s.integer("connections", default.connections, 1, 1_000_000),
         handshakes=s.integer("handshakes", default.handshakes, 1, 100_000),
+        handshake_rate=s.number("handshake_rate", default.handshake_rate, 0.1, 100_000),
         rsa_operations=s.integer("rsa_operations", default.rsa_operations, 1, 1024),
         header_bytes=s.integer("header_bytes", default.header_bytes, 1024, 1_048_576),
         header_timeout=s.seconds("header_timeout", default.header_timeout, 0.1, 300),
@@ -164,6 +170,7 @@ def _read_limits(s: Section) -> ServerLimits:
         sessions=s.integer("sessions", default.sessions, 1, 1_000_000),
         streams=s.integer("streams", default.streams, 1, 1_000_000),
         forwards=s.integer("forwards", default.forwards, 0, 65535),
+        lanes=s.integer("lanes", default.lanes, 1, MAX_LANES),
     )
     s.finish()
     return limits
@@ -186,6 +193,14 @@ def _check_network(text: str) -> str:
 
 def _check_listen_rule(text: str) -> str:
     parse_listen_rule(text)
+    return text
+
+
+def _check_shared_rule(text: str) -> str:
+    if 0 in parse_listen_rule(text).ports:
+        raise UsageError(
+            "has port 0, for which the system gives each client a port of its own", hint="put it into `allow_listen`"
+        )
     return text
 
 

@@ -28,6 +28,7 @@ def test_a_whole_server_is_read_as_written(directory: ConfigDirectory) -> None:
           connect_timeout: 2.5
           drain: 0
           takeover_timeout: 1
+          resume_for: 0
           clients:
             - name: office
               token_file: [office.token]
@@ -36,7 +37,8 @@ def test_a_whole_server_is_read_as_written(directory: ConfigDirectory) -> None:
             - name: home
               token: {directory.tokens["home"]}
               allow_connect: db.example.com:5432
-          limits: {{sessions: 2, per_address_rate: 0.5}}
+              shared_listen: ["0.0.0.0:443", "[::]:8000-8100"]
+          limits: {{sessions: 2, per_address_rate: 0.5, handshake_rate: 0.1, lanes: 16}}
           keepalive: {{interval: 5, timeout: 15.5}}
           flow: {{outbox: 1_048_576}}
           log: {{level: debug, format: json, file: logs/q.log}}
@@ -50,6 +52,7 @@ def test_a_whole_server_is_read_as_written(directory: ConfigDirectory) -> None:
     assert settings.tls == ServerTls(path / "full.pem", path / "private.pem")
     assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
     assert (settings.node, settings.connect_timeout, settings.drain, settings.takeover_timeout) == ("node-1", 2.5, 0, 1)
+    assert settings.resume_for == 0
     assert settings.clients == (
         ClientAccount(
             "office",
@@ -57,9 +60,12 @@ def test_a_whole_server_is_read_as_written(directory: ConfigDirectory) -> None:
             ("0.0.0.0:8000-8100", "127.0.0.1:0"),
             ("127.0.0.1:*", "10.0.0.0/8:5432", "*.example.com:443"),
         ),
-        ClientAccount("home", (directory.secrets["home"],), (), ("db.example.com:5432",)),
+        ClientAccount(
+            "home", (directory.secrets["home"],), (), ("db.example.com:5432",), ("0.0.0.0:443", "[::]:8000-8100")
+        ),
     )
     assert (settings.limits.sessions, settings.limits.per_address_rate, settings.limits.handshakes) == (2, 0.5, 64)
+    assert (settings.limits.handshake_rate, settings.limits.lanes) == (0.1, 16)
     assert settings.keepalive == Keepalive(5, 15.5)
     assert settings.flow == Flow(outbox=1_048_576)
     assert settings.log == LogSettings("debug", "json", path / "logs/q.log")

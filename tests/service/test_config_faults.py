@@ -24,8 +24,12 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_file(directory: Con
             - name: office
               token_file: nowhere.token
               allow_conect: []
+              shared_listen: 127.0.0.1:0
+          resume_for: long
           limits:
             sessions: 0
+            handshake_rate: 0
+            lanes: many
         client:
           name: "no good"
           url: ftp://example.com
@@ -35,7 +39,7 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_file(directory: Con
         sever: {}
         """)
     assert [fault.split(": ")[0] for fault in faults] == [
-        "2:3", "3:10", "6:19", "7:7", "9:15", "11:9", "12:8", "15:7", "16:1",
+        "2:3", "3:10", "6:19", "7:7", "8:22", "9:15", "11:15", "12:21", "13:12", "15:9", "16:8", "19:7", "20:1",
     ]  # fmt: skip
     for fault, expected in zip(
         faults,
@@ -44,7 +48,11 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_file(directory: Con
             "`drain` must be a number of seconds from 0 to 3600, without a unit",
             "nowhere.token, which cannot be read: No such file",
             "did you mean `allow_connect`?",
+            "`shared_listen` has port 0",
+            "`resume_for` must be a number of seconds from 0 to 86400",
             "`sessions` must be a whole number from 1 to 1000000",
+            "`handshake_rate` must be a number from 0.1 to 100000",
+            "`lanes` must be a whole number from 1 to 16",
             "`name` must be 1 to 64 of",
             "`url` cannot be used: the URL 'ftp://example.com' does not begin with",
             "`forwards` has no `to`",
@@ -152,6 +160,17 @@ def test_an_alias_of_itself_ends(directory: ConfigDirectory) -> None:
         ("drain: 010", "5:10", "must be a number"),
         ("drain: [5]", "5:10", "must be a number"),
         ("drain: true", "5:10", "must be a number"),
+        ("resume_for: -1", "5:15", "must be a number of seconds from 0 to 86400, without a unit"),
+        ("resume_for: 86401", "5:15", "must be a number of seconds from 0 to 86400"),
+        ("resume_for: 5m", "5:15", "without a unit"),
+        ("resume: 5", "5:3", "did you mean `resume_for`?"),
+        ("limits: {lanes: 0}", "5:19", "must be a whole number from 1 to 16"),
+        ("limits: {lanes: 17}", "5:19", "must be a whole number from 1 to 16"),
+        ("limits: {handshake_rate: 0.05}", "5:28", "must be a number from 0.1 to 100000"),
+        ("limits: {handshake_rate: 100001}", "5:28", "must be a number from 0.1 to 100000"),
+        ("lanes: 4", "5:3", "it belongs into `limits:`"),
+        ("handshake_rate: 4", "5:3", "it belongs into `limits:`"),
+        ("shared_listen: ['0.0.0.0:80']", "5:3", "it belongs into an entry of `clients:`"),
         ("limits: {sessions: 1.5}", "5:22", "must be a whole number"),
         ("limits: {sessions: 1000001}", "5:22", "must be a whole number from 1 to 1000000"),
         ("limits: {sesions: 1}", "5:12", "did you mean `sessions`?"),
@@ -215,6 +234,21 @@ def test_a_servers_fault_is_told_in_its_place(directory: ConfigDirectory, lines:
             "clients: [{name: a, token_file: office.token, allow_listen: ['*:80']}]",
             "2:64",
             "does not say on which address",
+        ),
+        (
+            "clients: [{name: a, token_file: office.token, shared_listen: ['*:80']}]",
+            "2:65",
+            "does not say on which address",
+        ),
+        (
+            "clients: [{name: a, token_file: office.token, shared_listen: ['0.0.0.0:80', '127.0.0.1:0']}]",
+            "2:79",
+            "has port 0, for which the system gives each client a port of its own (put it into `allow_listen`)",
+        ),
+        (
+            "clients: [{name: a, token_file: office.token, share_listen: ['0.0.0.0:80']}]",
+            "2:49",
+            "did you mean `shared_listen`?",
         ),
         (
             "clients: [{name: a, token_file: office.token, allow_connect: ['*:80']}]",
