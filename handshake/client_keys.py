@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -43,7 +43,7 @@ class ClientKey:
 
 
 class ClientKeyPool:
-    """A few keys in stock, made by the thread "client-keys".  Safe to use from any thread.
+    """A few keys in stock, made by the thread "client-keys" from `start` to `close`.  Safe to use from any thread.
 
     A key is given out once.  Only when a burst of reconnecting has emptied the stock is the last one given
     out again, for at most `reuse` seconds after it was first taken; then it is forgotten, taken or not.
@@ -62,7 +62,12 @@ class ClientKeyPool:
         self._last: ClientKey | None = None
         self._last_taken_at = 0.0
         self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Make keys from now on, in a thread of its own.  Does not block."""
         self._thread = start_thread("client-keys", self._make_loop)
+        return self
 
     def take(self, timeout: float) -> ClientKey:
         """A fresh key, or the last one while it may be reused; blocks only when there is neither.
@@ -96,7 +101,8 @@ class ClientKeyPool:
             self._ready.clear()
             self._last = None
             self._changed.notify_all()
-        self._thread.join(_JOIN_SECONDS)
+        if self._thread is not None:
+            self._thread.join(_JOIN_SECONDS)
 
     def _forget_locked(self) -> float | None:
         """Drop the last key when its time is up; otherwise return the seconds that it has left."""

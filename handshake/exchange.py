@@ -81,6 +81,11 @@ class SealedPipe:
         """See Pipe.set_read_timeout."""
         self.pipe.set_read_timeout(seconds)
 
+    def set_timeouts(self, seconds: float) -> None:
+        """End the pipe after so long without one raw byte received, or without one that could be sent."""
+        self.pipe.set_read_timeout(seconds)
+        self.pipe.set_write_timeout(seconds)
+
     def close(self, cause: str) -> None:
         """End the pipe at once.  Idempotent, from any thread; does not send CLOSE and does not block."""
         self.pipe.close(cause)

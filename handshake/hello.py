@@ -42,6 +42,7 @@ class CloseReason(IntEnum):
     REPLACED = 5
     BUSY = 6
     PROTOCOL = 7
+    STALE = 8
 
 
 class Intent(IntEnum):
@@ -60,6 +61,8 @@ class ParameterId(IntEnum):
     INITIAL_WINDOW = 1
     MAX_STREAMS = 2
     KEEPALIVE = 3
+    LANES = 4
+    RESUME_FOR = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Parameters:
     initial_window: int = 131_072  # bytes of credit that each stream towards the sender starts with
     max_streams: int = 4_096  # streams that the peer may have open at once
     keepalive: int = 15  # seconds between the sender's PINGs
+    lanes: int = 1  # that a client would like to have, and a server grants
+    resume_for: int = 0  # seconds that a server keeps a session without a pipe; 0 from a client
 
     def encode(self) -> bytes:
         if not 0 <= self.initial_window <= MAX_INITIAL_WINDOW:
@@ -78,6 +83,8 @@ class Parameters:
             (ParameterId.INITIAL_WINDOW, self.initial_window),
             (ParameterId.MAX_STREAMS, self.max_streams),
             (ParameterId.KEEPALIVE, self.keepalive),
+            (ParameterId.LANES, self.lanes),
+            (ParameterId.RESUME_FOR, self.resume_for),
         )
         listed = b"".join(bytes([number]) + value.to_bytes(4, "big") for number, value in values)
         return _encode_label(self.agent) + bytes([len(values)]) + listed
@@ -100,6 +107,8 @@ class Parameters:
             initial_window=window,
             max_streams=values.get(ParameterId.MAX_STREAMS, defaults.max_streams),
             keepalive=values.get(ParameterId.KEEPALIVE, defaults.keepalive),
+            lanes=values.get(ParameterId.LANES, defaults.lanes),
+            resume_for=values.get(ParameterId.RESUME_FOR, defaults.resume_for),
         )
 
 

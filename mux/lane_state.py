@@ -44,6 +44,8 @@ class LaneState:
         """Payload in all streams' queues."""
         self.received = 0
         """Numbered frames accepted: the number of the next one expected."""
+        self.acknowledged = 0
+        """The highest ACK that the peer has sent."""
         self.attached = False
         self.closing = False
         """No more payload is taken, so that what is queued comes to an end."""

@@ -20,6 +20,7 @@ class LaneParameters:
     peer_initial_window: int = 131_072
     peer_max_streams: int = 4096
     keepalive: float = 15.0
+    resumable: bool = True  # keep what was sent until it is acknowledged, for the next pipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ class Receiving(LaneState):
     def _receive_ack(self, expected: int) -> None:
         if expected > self.outbox.next_number:
             raise ProtocolError(f"an ACK for frame {expected} when {self.outbox.next_number} is the next to be sent")
+        self.acknowledged = max(self.acknowledged, expected)
         if expected > self._sent:
             # These came over the pipe before.  They must be replayed all the same, since the peer counts frames.
             self._late_ack = max(self._late_ack, expected)

@@ -115,7 +115,9 @@ class Sending(LaneState):
         """
         if not self.attached:
             return None
-        if self._late_ack > self.outbox.first:
+        if not self.parameters.resumable:
+            self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
+        elif self._late_ack > self.outbox.first:
             self._acknowledged(min(self._late_ack, self._sent))
         riding = self.owed.frames(now, self.received, riding=bool(self._replay or self._control or self.queued_bytes))
         room = SMALL_RECORD - sum(map(len, riding))

@@ -42,6 +42,11 @@ class StreamIO:
         return self._stream.id
 
     @property
+    def label(self) -> str:
+        """Its lane's name and its id: unique in this session, for threads and logs."""
+        return f"{self._lane.name} {self._stream.id}"
+
+    @property
     def request(self) -> bytes:
         """The stream request that OPEN carried."""
         return self._stream.request

@@ -1,57 +1,42 @@
-"""The running client: local listeners, one session at a time, and a connector that never gives up.
+"""The running client: local listeners, and links to the servers, of which one or all are wanted.
 
-Threads: the *connector* dials, authenticates, and is then the reader of the session until its pipe
-ends; each local forward has an accepting thread; each connection has two pumps.
+Threads: each link has its own (`service.link`); each local forward has an accepting thread; each connection has two
+pumps; with several servers of which one is wanted, the *failover* thread decides which.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable
 
-from base.cancel import Cancel
 from base.deadline import Deadline
-from base.errors import EndpointError, LocalError, ProtocolError, QanatError, RefusedError, TransportError
+from base.errors import EndpointError, QanatError
 from base.sockets import format_address
 from base.threads import ThreadGroup, start_thread
 from endpoints.tcp import Listener
 from endpoints.wakeable import WakeableSocket
 from handshake.client_keys import ClientKeyPool
-from handshake.exchange import SealedPipe, client_handshake, closed_at
-from handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
-from handshake.identity import fingerprint_of
-from handshake.machine import ClientHandshake
-from mux.lane import Ending
-from transports import grpc, http2, websocket
-from transports.pipe import Pipe
-from transports.urls import TunnelUrl
+from handshake.hello import CloseReason
 
-from .backoff import Backoff
 from .client_session import ClientSession
 from .known_hosts import KnownHosts
-from .messages import ConnectTcp, printable
+from .link import Link
+from .messages import ConnectTcp
+from .network_watch import NetworkWatch
 from .seldom import Seldom
-from .session import affordable_streams, hello_parameters, lane_parameters, new_id
+from .session import affordable_streams
 from .settings import ClientSettings, Forward
 
 log = logging.getLogger("qanat.client")
 
 MAX_STREAMS = 4096
 """Streams that a server may have open towards this client at once."""
-SHORT_LIVED = 5.0
-"""A pipe that ends within so many seconds of READY, having acknowledged nothing, is short-lived (see Backoff)."""
 ENDING = 5.0
-"""Seconds, beyond `drain`, that the session and the connector get to end."""
-
-_CONNECT: dict[str, Callable[..., Pipe]] = {
-    "websocket": websocket.connect,
-    "http2": http2.connect,
-    "grpc": grpc.connect,
-}
+"""Seconds, beyond `drain`, that sessions and threads get to end."""
 
 
 class Client:
@@ -63,28 +48,26 @@ class Client:
         self.failure: QanatError | None = None
         """Why the client gave up; None while it does not."""
         self.over = threading.Event()
-        """Set when the connector has ended, after `stop` or with `failure`."""
+        """Set when no link goes on, after `stop` or with `failure`."""
         self._ready = ready
-        self._urls = [TunnelUrl.parse(url) for url in settings.urls]
-        self._route = settings.route
-        if any(url.tls for url in self._urls):
-            self._route.tls_context(())  # files that cannot be used end the start, not each try
-        self._known_hosts = KnownHosts(settings.state_dir / "known_hosts")
-        self._instance = new_id()
-        self._backoff = Backoff(settings.reconnect)
-        self._succeeded = False
         self._seldom = Seldom()
         self._stopping = threading.Event()
-        self._dialling = Cancel()
+        self._max_streams = affordable_streams(MAX_STREAMS)
+        self._keys = ClientKeyPool()
+        self._watch = NetworkWatch()
         self._changed = threading.Condition()
-        self._session: ClientSession | None = None
-        self._pipe: Pipe | None = None
+        self._told_ready = False  # guarded by `_changed`
         self._listeners: list[Listener] = []
         self._waiting = ThreadGroup("client")
-        self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
-        self._connector: threading.Thread | None = None
-        self._keys: ClientKeyPool | None = None
-        self._max_streams = affordable_streams(MAX_STREAMS)
+        self._failover: threading.Thread | None = None
+        known, several = KnownHosts(settings.state_dir / "known_hosts"), len(settings.servers) > 1
+        self._links = [
+            Link(
+                f"connector {number}" if several else "connector", settings, server, keys=self._keys, known=known,
+                watch=self._watch, max_streams=self._max_streams, changed=self._look,
+            )
+            for number, server in enumerate(settings.servers, 1)
+        ]  # fmt: skip
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -100,36 +83,43 @@ class Client:
         except EndpointError:
             self._close_listeners()
             raise
-        self._keys = ClientKeyPool()
+        self._keys.start()
+        self._watch.start()
         for listener in self._listeners:
             listener.start()
-        self._connector = start_thread("connector", self._connector_loop)
+        chosen = self._links if self.settings.connect == "all" else self._links[:1]
+        for link in chosen:
+            link.want(True)
+        for link in self._links:
+            link.start()
+        if len(chosen) < len(self._links):
+            self._failover = start_thread("failover", self._failover_loop)
 
     def stop(self) -> None:
         """End gracefully: no new connection, `drain` seconds for open ones, then goodbye.  Blocks.  Idempotent."""
         self._stopping.set()
-        self._dialling.cancel()
+        for link in self._links:
+            link.stop_connecting()
         self._close_listeners()
         with self._changed:
-            session, pipe = self._session, self._pipe
             self._changed.notify_all()
-        if session is not None:
-            deadline = Deadline(self.settings.drain)
+        sessions = [link.session for link in self._links if link.session is not None]
+        deadline = Deadline(self.settings.drain)
+        for session in sessions:
             session.drain(deadline)
-            self._waiting.join(deadline.remaining() or 0.0)
+        self._waiting.join(deadline.remaining() or 0.0)
+        for session in sessions:
             session.stop(CloseReason.SHUTDOWN, "the client is stopping")
-        elif pipe is not None:
-            pipe.close("the client is stopping")
-        if session is not None and not session.ended.wait(ENDING):
-            session.lane.cut("the client is stopping")
-        self.over.wait(ENDING)
-        if self._connector is not None and self.over.is_set():
-            self._connector.join()
+        deadline = Deadline(ENDING)
+        for session in sessions:
+            session.ended.wait(deadline.remaining())
+        for link in self._links:
+            link.close()
         self._waiting.join(ENDING)
-        for former in self._former:
-            former.threads.join(ENDING)
-        if self._keys is not None:
-            self._keys.close()
+        if self._failover is not None:
+            self._failover.join(ENDING)
+        self._watch.close()
+        self._keys.close()
 
     @property
     def local_ports(self) -> list[int]:
@@ -139,6 +129,26 @@ class Client:
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
+
+    def _look(self) -> None:
+        """A link has changed: look at all of them, and wake who waits for one."""
+        links = self._links
+        failures = [link.failure for link in links if link.failure is not None]
+        refusals = [link.refused for link in links if link.refused is not None]
+        if self.failure is None and not self._stopping.is_set():
+            if failures:
+                self.failure = failures[0]
+            elif len(refusals) == len(links) and not any(link.succeeded for link in links):
+                self.failure = refusals[0]
+        if self.failure is not None or all(link.over for link in links):
+            self.over.set()
+        first = False
+        with self._changed:
+            if not self._told_ready and any(link.succeeded for link in links):
+                first = self._told_ready = True
+            self._changed.notify_all()
+        if first:
+            self._ready()
 
     # --- local forwards -------------------------------------------------------------------------
 
@@ -163,184 +173,68 @@ class Client:
                 log.warning("%s: connections are reset while there is no session with the server", forward)
 
         with self._changed:
-            session = self._session
+            session = self._choose_locked()
         try:
             if session is None:
+                if len(self._waiting) >= self._max_streams:
+                    raise RuntimeError(f"{self._max_streams} connections wait for a session already")
                 self._waiting.start(f"{peer}-down", carry_when_connected)
             else:
                 session.start_outgoing(sock, peer, request, str(forward))
         except RuntimeError as error:
             WakeableSocket(sock, peer).close(orderly=False)
-            log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", forward, error)
+            if self._seldom.due("no thread"):
+                log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", forward, error)
 
     def _wait_for_session(self) -> ClientSession | None:
-        """The session; when there is none, wait for one as long as a connection may take."""
+        """A session that is connected; when there is none, wait for one as long as a connection may take.
+
+        After that, one that may be so again; None when there is none at all.
+        """
         deadline = Deadline(self.settings.connect_timeout)
         with self._changed:
-            while self._session is None and not self._stopping.is_set() and not deadline.passed:
+            while (session := self._choose_locked()) is None and not self._stopping.is_set() and not deadline.passed:
                 self._changed.wait(deadline.remaining())
-            return self._session
+            if session is None:
+                session = next((link.session for link in self._links if link.session is not None), None)
+            return session
 
-    # --- connecting -----------------------------------------------------------------------------
+    def _choose_locked(self) -> ClientSession | None:
+        """Whom to give a new connection: the first server in order, or of all that are wanted the least loaded."""
+        sessions = [link.session for link in self._links]
+        live = [s for s in sessions if s is not None and s.attached and not s.retired]
+        if self.settings.connect == "all":
+            random.shuffle(live)  # among equals, not always the first
+            return min(live, key=lambda session: session.open_streams, default=None)
+        return live[0] if live else None
 
-    def _connector_loop(self) -> None:
-        try:
-            for url in itertools.cycle(self._urls):
-                if self._stopping.is_set():
-                    return
-                retry_after = self._try(url)
-                delay = self._backoff.delay(retry_after)
-                if self._stopping.is_set() or self.failure is not None:
-                    return
-                if delay >= 0.5:
-                    log.info("trying again in %.1f s", delay)
-                self._stopping.wait(delay)
-        except Exception:
-            self.failure = LocalError("the connector ended by an unexpected error", hint="please report the log")
-            raise
-        finally:
-            self.over.set()
+    # --- which server ---------------------------------------------------------------------------
 
-    def _try(self, url: TunnelUrl) -> float | None:
-        """One connection from dialling to its end.  Returns the seconds that the server asked us to wait."""
-        started = time.monotonic()
-        try:
-            pipe = self._dial(url)
-            deadline = Deadline(self.settings.handshake_timeout)
-            sealed = self._authenticate(url, pipe, deadline)
-            session = self._greet(url, sealed, deadline)
-        except RefusedError as error:
-            self._refused(url, error)
-            return None
-        except QanatError as error:
-            if not self._stopping.is_set():
-                self._backoff.failed()
-                log.error("%s", _not_connected(url, error), extra={"event": "failed", "url": str(url)})
-            return error.retry_after if isinstance(error, TransportError) else None
-        finally:
-            with self._changed:
-                self._pipe = None
-        self._carry(url, session, sealed, started)
-        return None
-
-    def _dial(self, url: TunnelUrl) -> Pipe:
-        settings = self.settings
-        deadline = Deadline(settings.connect_timeout)
-        connect = _CONNECT[settings.transport]
-        pipe = connect(url, route=self._route, deadline=deadline, cancel=self._dialling)
+    def _failover_loop(self) -> None:
         with self._changed:
-            self._pipe = pipe
-            if self._stopping.is_set():
-                pipe.close("the client is stopping")
-        return pipe
+            while not self._stopping.is_set():
+                self._changed.wait(self._arrange_locked(time.monotonic()))
 
-    def _authenticate(self, url: TunnelUrl, pipe: Pipe, deadline: Deadline) -> SealedPipe:
-        settings = self.settings
-        assert self._keys is not None
-        key = self._keys.take(deadline.remaining() or 0.0)
-        handshake = ClientHandshake(settings.name, settings.token, key, lambda spki: self._check_server(url, spki))
-        return client_handshake(pipe, handshake, deadline)
+    def _arrange_locked(self, now: float) -> float | None:
+        """Want the servers that are needed, and only these; the seconds until this may have to be looked at again.
 
-    def _check_server(self, url: TunnelUrl, spki: bytes) -> None:
-        """Raise RefusedError unless this is the server that we know, or we know none yet."""
-        fingerprint = fingerprint_of(spki)
-        pinned = self.settings.server_fingerprint
-        if pinned is None:
-            self._known_hosts.check(url.address, fingerprint)
-        elif fingerprint != pinned:
-            raise RefusedError(
-                f"the server's key is {fingerprint}, but {pinned} is pinned",
-                hint="someone may be in between; if the server's key was really changed, run `tunnel.py fingerprint` "
-                "on the server and put what it prints into server_fingerprint",
-            )
-
-    def _greet(self, url: TunnelUrl, sealed: SealedPipe, deadline: Deadline) -> ClientSession:
-        """Say HELLO and hear READY.  Raises RefusedError (not final) when another process has our name."""
-        settings = self.settings
-        ours = hello_parameters(settings.flow, settings.keepalive, self._max_streams)
-        try:
-            with closed_at(deadline, sealed.pipe):
-                sealed.send_record(bytes((RecordKind.HELLO,)) + Hello(self._instance, ours).encode())
-                kind, content = sealed.recv_record()
-            if kind is RecordKind.CLOSE:
-                self._turned_away(Close.decode(content))
-            if kind is not RecordKind.READY:
-                raise ProtocolError(f"a {kind.name} record where READY was due")
-            ready = Ready.decode(content)
-            if ready.answer is not Answer.NEW:
-                raise ProtocolError("the server answered NEW with something else")
-            if settings.server_fingerprint is None:
-                self._known_hosts.remember(url.address, fingerprint_of(sealed.result.server_spki))
-        except QanatError:
-            sealed.close("the session did not begin")
-            raise
-        flow, keepalive = settings.flow, settings.keepalive
-        parameters = lane_parameters(flow, keepalive, self._max_streams, ready.parameters, client=True)
-        remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
-        log.info(
-            "connected to %s over %s as %s; the server is %s, %s, with key %s",
-            url, sealed.pipe.transport, settings.name, printable(ready.node), printable(ready.parameters.agent),
-            fingerprint_of(sealed.result.server_spki), extra={"event": "connected", "url": str(url)},
-        )  # fmt: skip
-        return ClientSession(settings.name, parameters, ready.session, remotes, settings.connect_timeout)
-
-    @staticmethod
-    def _turned_away(close: Close) -> None:
-        if close.reason is CloseReason.NAME_IN_USE:
-            raise RefusedError(
-                f"the server refuses this client's name: {printable(close.text)}",
-                hint="stop the other process, or give this one a name and token of its own",
-                final=False,
-            )
-        raise TransportError(f"the server turned us away: {printable(close.text)}")
-
-    def _refused(self, url: TunnelUrl, error: RefusedError) -> None:
-        if error.final and not self._succeeded:
-            self.failure = error
-            return
-        log.error("refused by %s: %s", url, error, extra={"event": "refused", "url": str(url)})
-        if error.final:
-            self._backoff.give_up_hope()
-        else:
-            self._backoff.failed()
-
-    def _carry(self, url: TunnelUrl, session: ClientSession, sealed: SealedPipe, started: float) -> None:
-        """Run the session on its pipe until that ends, and say why it did."""
-        session.request_forwards()
-        with self._changed:
-            self._session = session
-            self._changed.notify_all()
-        if self._stopping.is_set():
-            session.stop(CloseReason.SHUTDOWN, "the client is stopping")
-        first, self._succeeded = not self._succeeded, True
-        if first:
-            self._ready()
-        ready_at = time.monotonic()
-        ending: Ending | None = None
-        try:
-            ending = session.run(sealed, self.settings.keepalive.timeout)
-        finally:
-            with self._changed:
-                self._session = None
-            self._former = [former for former in (*self._former, session) if len(former.threads)]
-        lived = time.monotonic() - ready_at
-        if session.lane.acknowledged or lived >= SHORT_LIVED:
-            self._backoff.succeeded()
-        else:
-            self._backoff.ended_early()
-        if not self._stopping.is_set():
-            log.warning(
-                "the connection to %s ended after %.0f s: %s; its streams were reset",
-                url, time.monotonic() - started, printable(ending.cause),
-                extra={"event": "disconnected", "url": str(url)},
-            )  # fmt: skip
-
-
-def _not_connected(url: TunnelUrl, error: QanatError) -> str:
-    """What happened, with the server named once."""
-    if url.host not in error.message:
-        return f"cannot connect to {url}: {error}"
-    return str(error) if error.message.startswith("cannot connect") else f"cannot connect: {error}"
+        A server is needed while every one before it has been away for `failover_after`, or refuses us.
+        """
+        needed, again = True, None
+        for link in self._links:
+            link.want(needed)
+            session = link.session
+            if session is not None:
+                if needed:
+                    session.return_to_service()
+                else:
+                    session.retire()
+            if needed and link.refused is None:
+                away = link.away_since
+                remaining = None if away is None else away + self.settings.failover_after - now
+                if remaining is None or remaining > 0:
+                    needed, again = False, remaining
+        return again
 
 
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 
 from base.deadline import Deadline
 from base.errors import ProtocolError
 from base.sockets import format_address
 from endpoints.tcp import connect
 from endpoints.wakeable import WakeableSocket
+from handshake.hello import CloseReason
 from mux.frames import Reason, reason_name
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 
 from .lookup import Share, resolve
-from .messages import Listen, ListenFailed, Listening, ThroughForward, decode_control, decode_request
+from .messages import Listen, ListenFailed, Listening, ThroughForward, Unlisten, decode_control, decode_request
 from .session import Session
 from .settings import Forward
 
@@ -30,24 +33,48 @@ class ClientSession(Session):
     """See the module's docstring.  `remotes` maps forward ids of our own to remote forwards."""
 
     def __init__(
-        self, name: str, parameters: LaneParameters, session_id: bytes, remotes: dict[int, Forward],
-        connect_timeout: float,
+        self, name: str, parameters: LaneParameters, session_id: bytes, secret: bytes, resume_for: float, *,
+        node: str, remotes: dict[int, Forward], connect_timeout: float,
     ) -> None:  # fmt: skip
-        super().__init__(name, parameters, session_id)
+        super().__init__(name, parameters, session_id, secret, resume_for)
+        self.node = node
+        """What the server calls itself: of several behind one address, this one has the session."""
+        self.retired = False
+        """Whether another server is preferred, and this one only keeps its streams until they end."""
         self._remotes = remotes
         self._connect_timeout = connect_timeout
         self._share = Share()
-        self._asked: set[int] = set()  # forwards whose LISTEN has no answer yet; each step on it is atomic
+        self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
+        self._asking = threading.Lock()
 
     def request_forwards(self) -> None:
         """Ask the server to listen for every remote forward.  Does not block."""
         for number in self._remotes:
             self._request(number)
 
+    def retire(self) -> None:
+        """Another server is preferred: give the ports back, and say goodbye when the last stream has ended."""
+        if not self.retired:
+            self.retired = True
+            for number in self._remotes:
+                self.send_control(Unlisten(number).encode())
+            self._stream_ended()
+
+    def return_to_service(self) -> None:
+        """The other server is gone again: ask for the ports anew."""
+        if self.retired:
+            self.retired = False
+            self.request_forwards()
+
+    def _stream_ended(self) -> None:
+        if self.retired and not self.open_streams:
+            self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
+
     def _request(self, number: int) -> None:
         host, port = self._remotes[number].listen
-        self._asked.add(number)
-        self.lane.send_control(Listen(number, host, port).encode())
+        with self._asking:
+            self._asked[number] += 1
+        self.send_control(Listen(number, host, port).encode())
 
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
@@ -56,10 +83,11 @@ class ClientSession(Session):
         forward = self._remotes.get(message.forward)
         if forward is None:
             raise ProtocolError(f"the server speaks of forward {message.forward}, which we do not have")
-        if message.forward not in self._asked:
-            # Each failure costs a thread that waits, so a server must not be able to make them up.
-            raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
-        self._asked.remove(message.forward)
+        with self._asking:
+            if not self._asked[message.forward]:
+                # Each failure costs a thread that waits, so a server must not be able to make them up.
+                raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
+            self._asked[message.forward] -= 1
         if isinstance(message, Listening):
             where = format_address((forward.listen[0], message.port))
             log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
@@ -78,7 +106,7 @@ class ClientSession(Session):
 
         def ask_again() -> None:
             # Not `_stopping`: a client that drains must not wait for this.
-            if not self._draining.wait(wait):
+            if not self._draining.wait(wait) and not self.retired:
                 self._request(number)
 
         self.threads.start(f"{self.name}-forward-{number}", ask_again)

@@ -2,7 +2,8 @@
 
 A timeout on each read would not do: whoever sends a byte in time gets another read, and one TLS record sent
 byte by byte keeps a thread inside a single call.  One thread watches the clock for all of them, and cutting
-wakes whatever their own threads are blocked in.  Owned by `service.front_door`.
+wakes whatever their own threads are blocked in.  Owned by `service.front_door`; `service.absence` lets sessions
+end with another one whose clients stay away.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ class Watched(Protocol):
 class DeadlineWatch:
     """All that is watched has the same time to live, so the order of arrival is the order of deadlines."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._changed = threading.Condition()
         self._waiting: dict[Watched, None] = {}  # used as an ordered set
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = start_thread("front door deadlines", self._watch_loop)
+        self._thread = start_thread(self._name, self._watch_loop)
 
     def add(self, watched: Watched) -> None:
         """Have `watched` cut at its deadline.  Does not block."""
@@ -63,12 +65,21 @@ class DeadlineWatch:
         return [self._thread.name] if self._thread.is_alive() else []
 
     def _watch_loop(self) -> None:
-        with self._changed:
-            while not self._closed:
-                first = next(iter(self._waiting), None)
-                remaining = None if first is None else first.deadline.remaining()
-                if first is None or remaining is None or remaining > 0:
-                    self._changed.wait(remaining)
-                else:
-                    del self._waiting[first]
-                    first.cut()
+        while True:
+            with self._changed:
+                first = self._next_locked()
+            if first is None:
+                return
+            first.cut()
+
+    def _next_locked(self) -> Watched | None:
+        """Block for the next whose time is up; None when this was closed."""
+        while not self._closed:
+            first = next(iter(self._waiting), None)
+            remaining = None if first is None else first.deadline.remaining()
+            if first is None or remaining is None or remaining > 0:
+                self._changed.wait(remaining)
+            else:
+                del self._waiting[first]
+                return first
+        return None

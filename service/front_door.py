@@ -74,7 +74,7 @@ class FrontDoor:
             seldom=self._seldom,
             threads=self._threads,
         )
-        self._deadlines = DeadlineWatch()
+        self._deadlines = DeadlineWatch("front door deadlines")
         self._listeners: list[socket.socket] = []
         self.addresses: tuple[tuple[str, int], ...] = ()
         """What is listened on, with the ports that were really bound; empty before `start`."""

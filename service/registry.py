@@ -10,6 +10,7 @@ import logging
 import threading
 
 from base.deadline import Deadline
+from handshake.schedule import secrets_equal
 
 from .server_session import ServerSession
 
@@ -51,7 +52,7 @@ class Registry:
                     return
             if holder.instance == session.instance:
                 holder.replace("its client connected anew")
-            elif holder.lane.ping(self._takeover_timeout):
+            elif holder.answers(self._takeover_timeout):
                 raise NameHeld(f"{session.name} is connected from {holder.holder}")
             else:
                 log.warning("%s from %s is silent: replaced from %s", session.name, holder.holder, session.holder)
@@ -59,6 +60,12 @@ class Registry:
             if not holder.ended.wait(deadline.remaining()):
                 raise NameHeld(f"{session.name} from {holder.holder} is still ending")
             self.release(holder)
+
+    def find(self, name: str, session_id: bytes) -> ServerSession | None:
+        """The session of that name and id, or None."""
+        with self._lock:
+            session = self._sessions.get(name)
+        return session if session is not None and secrets_equal(session.id, session_id) else None
 
     def release(self, session: ServerSession) -> None:
         """Forget a session that has ended.  Idempotent."""

@@ -1,25 +1,30 @@
 """The running server: front door, handshake, sessions, and an end that keeps its word.
 
 `run_server` is the whole of it.  A connection's thread comes in through `_on_pipe`, authenticates the
-client, and then is the reader of that client's session until its pipe ends.
+client, and then is the reader of a lane of that client's session until the pipe ends.  The session stays, for a
+while, for the client to come back to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 
 from base.deadline import Deadline
-from base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, TransportError
+from base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
 from handshake.exchange import SealedPipe, closed_at, server_handshake
-from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
+from handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from handshake.identity import load_or_create_identity
 from handshake.machine import ServerHandshake
+from mux.lane import Lane, Superseded
 from transports.pipe import Pipe
 
+from .absence import Absences
 from .access import ConnectRules, ListenRules
 from .admission import ClientAddress, HandshakeSlot
 from .front_door import FrontDoor
@@ -27,13 +32,16 @@ from .messages import printable
 from .registry import Full, NameHeld, Registry
 from .seldom import Seldom
 from .server_session import ServerSession
-from .session import affordable_streams, hello_parameters, lane_parameters
+from .session import affordable_streams, hello_parameters, lane_parameters, share
 from .settings import ClientAccount, ServerSettings
 
 log = logging.getLogger("qanat.server")
 
 ENDING = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
+
+_NO_SECRET = os.urandom(PROOF_SIZE)
+"""Stands in for the secret of a session that there is not."""
 
 
 class Server:
@@ -47,6 +55,7 @@ class Server:
         self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._front_door = FrontDoor(settings, self._on_pipe)
+        self._absences = Absences(settings.resume_for)
         self._seldom = Seldom()
         self._max_streams = affordable_streams(settings.limits.streams)
         self._accounts = {account.name: _Account(account, self._max_streams) for account in settings.clients}
@@ -59,6 +68,7 @@ class Server:
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
         self._front_door.start()
+        self._absences.start()
         log.info("server key fingerprint %s", self.identity.fingerprint)
 
     def stop(self) -> None:
@@ -76,8 +86,11 @@ class Server:
         deadline = Deadline(ENDING)
         for session in sessions:
             if not session.ended.wait(deadline.remaining()):
-                session.lane.cut("the server is shutting down")
-        stuck = self._front_door.join(ENDING)
+                session.end("the server is shutting down")
+        self._absences.close()
+        stuck = [*self._front_door.join(ENDING), *self._absences.join(ENDING)]
+        for session in sessions:
+            stuck += session.threads.join(ENDING)
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
@@ -89,79 +102,158 @@ class Server:
             handshake = ServerHandshake(self.identity, self._find_tokens, self._front_door.admission.rsa_gate)
             sealed = server_handshake(pipe, handshake, deadline)
             with closed_at(deadline, pipe):
-                session, hello = self._admit(sealed, address, deadline)
+                carry = self._admit(sealed, address, deadline)
         except RefusedError as error:
             log.warning("refused %s: %s", address, error, extra={"event": "refused", "peer": str(address)})
         except (HandshakeError, ProtocolError) as error:
             log.warning("handshake with %s failed: %s", address, error)
-        except TransportError as error:
+        except QanatError as error:
             if self._seldom.due("cut in handshake"):
                 log.info("%s left in the handshake: %s", address, error)
         else:
-            if session is not None:
+            if carry is not None:
                 slot.release()
-                self._serve(session, hello, sealed, address)
+                carry()
 
-    def _admit(
-        self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline
-    ) -> tuple[ServerSession | None, Hello]:
-        """Judge HELLO and answer it; None when this client was told that it has to go."""
+    def _admit(self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline) -> Callable[[], None] | None:
+        """Judge HELLO and answer it; what to do with the pipe, or None when this client was told that it has to go."""
         kind, content = sealed.recv_record()
         if kind is not RecordKind.HELLO:
             raise ProtocolError(f"a {kind.name} record where HELLO was due")
         hello = Hello.decode(content)
-        limits, flow, keepalive = self.settings.limits, self.settings.flow, self.settings.keepalive
-        ours = hello_parameters(flow, keepalive, self._max_streams)
-        if hello.intent is not Intent.NEW:
-            self._say(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, ours).encode())
-            return None, hello
-        account = self._accounts[sealed.result.name]
+        if hello.intent is Intent.NEW:
+            return self._begin(sealed, hello, address, deadline)
+        return self._resume(sealed, hello, address, deadline)
+
+    def _begin(
+        self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
+    ) -> Callable[[], None] | None:
+        """A new session."""
+        settings, account = self.settings, self._accounts[sealed.result.name]
+        lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
+        ours = self._parameters(lanes)
         session = ServerSession(
             account.name,
-            lane_parameters(flow, keepalive, self._max_streams, hello.parameters, client=False),
+            lane_parameters(
+                settings.flow, settings.keepalive, ours.max_streams, hello.parameters, client=False, lanes=lanes,
+                resumable=settings.resume_for > 0,
+            ),
+            secret=sealed.result.resume,
+            resume_for=settings.resume_for,
             instance=hello.instance,
-            holder=f"{address} ({sealed.pipe.transport}) since {time.strftime('%Y-%m-%d %H:%M:%S')}",
+            holder=_holder(sealed, address),
             connect_rules=account.connect_rules,
             listen_rules=account.listen_rules,
-            connect_timeout=self.settings.connect_timeout,
+            connect_timeout=settings.connect_timeout,
             connecting=account.connecting,
-            max_forwards=limits.forwards,
-        )
+            max_forwards=settings.limits.forwards,
+            max_lanes=lanes,
+        )  # fmt: skip
         try:
             self.registry.claim(session, deadline)
         except (NameHeld, Full) as error:
             log.warning("turned %s away: %s", address, error)
             reason = CloseReason.NAME_IN_USE if isinstance(error, NameHeld) else CloseReason.BUSY
             self._say(sealed, RecordKind.CLOSE, Close(reason, str(error)).encode())
-            return None, hello
+            return None
+        session.on_end(lambda: self._ended(session))
         try:
             ready = Ready(Answer.NEW, self.node, ours, session=session.id)
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
         except BaseException:
-            self.registry.release(session)
-            session.ended.set()  # somebody may be waiting for its end already
+            session.end("its connection was lost before it began")
             raise
-        return session, hello
-
-    def _serve(self, session: ServerSession, hello: Hello, sealed: SealedPipe, address: ClientAddress) -> None:
-        started = time.monotonic()
         log.info(
             "%s connected from %s over %s, %s",
             session.name, address, sealed.pipe.transport, printable(hello.parameters.agent),
             extra={"event": "connected", "client": session.name, "peer": str(address)},
         )  # fmt: skip
+        lane = session.add_lane(0)
+        return lambda: self._carry(session, 0, lane, sealed, address)
+
+    def _resume(
+        self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
+    ) -> Callable[[], None] | None:
+        """Another pipe for a session.  A stolen, foreign, expired or unknown one gets the same answer."""
+        name = sealed.result.name
+        session = self.registry.find(name, hello.session)
+        proven = hello.proof_holds(_NO_SECRET if session is None else session.secret, sealed.result.transcript)
+        lane = None
+        with contextlib.suppress(SessionEnded):
+            lane = session.lane_for(hello) if session is not None and proven else None
+        if session is None or lane is None:
+            log.info("%s from %s asked for a session that is over", name, address)
+            self._say(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
+            return None
         try:
-            ending = session.run(sealed, self.settings.keepalive.timeout)
-        finally:
-            self.registry.release(session)
+            expected = lane.take(hello.epoch, hello.expected, deadline)
+        except Superseded as error:
+            log.info("%s from %s came too late: %s", name, address, error)
+            self._say(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
+            return None
+        except ProtocolError as error:
+            close = Close(CloseReason.PROTOCOL, error.message)
+            session.end(f"the client broke the protocol: {error.message}", close)
+            self._say(sealed, RecordKind.CLOSE, close.encode())
+            return None
+        self._absences.ended(lane)
+        session.holder = _holder(sealed, address)
+        ready = Ready(Answer.RESUMED, self.node, self._parameters(len(session.lanes)), session.id, expected)
+        try:
+            ready = ready.proven(session.secret, sealed.result.transcript)
+            sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
+        except BaseException:
+            self._absences.began(session, hello.lane, lane)
+            raise
         log.info(
-            "%s from %s ended after %.0f s: %s",
-            session.name, address, time.monotonic() - started, printable(ending.cause),
-            extra={"event": "disconnected", "client": session.name, "peer": str(address)},
+            "%s %s from %s over %s, %s",
+            lane.name, "resumed" if hello.intent is Intent.RESUME else "joined", address, sealed.pipe.transport,
+            printable(hello.parameters.agent),
+            extra={"event": "resumed", "client": name, "lane": hello.lane, "peer": str(address)},
         )  # fmt: skip
-        stuck = session.threads.join(self.settings.connect_timeout + ENDING)
-        if stuck:
-            log.warning("%s: still ending: %s", session.name, ", ".join(stuck))
+        return lambda: self._carry(
+            session, hello.lane, lane, sealed, address, epoch=hello.epoch, peer_expects=hello.expected,
+            receive_from=expected,
+        )  # fmt: skip
+
+    def _carry(
+        self, session: ServerSession, number: int, lane: Lane, sealed: SealedPipe, address: ClientAddress, *,
+        epoch: int = 0, peer_expects: int = 0, receive_from: int | None = None,
+    ) -> None:  # fmt: skip
+        started = time.monotonic()
+        ending = session.carry(
+            number, lane, sealed, silence=self.settings.keepalive.timeout, epoch=epoch, peer_expects=peer_expects,
+            receive_from=receive_from,
+        )  # fmt: skip
+        lived, cause = time.monotonic() - started, printable(ending.cause)
+        extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
+        if session.ended.is_set():
+            log.info("%s from %s ended after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
+            stuck = session.threads.join(self.settings.connect_timeout + ENDING)
+            if stuck:
+                log.warning("%s: still ending: %s", session.name, ", ".join(stuck))
+        elif lane.attached:
+            log.info("%s left %s after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
+        else:
+            self._absences.began(session, number, lane)
+            log.info(
+                "%s from %s was lost after %.0f s: %s; its streams wait %g s for it",
+                lane.name, address, lived, cause, session.resume_for, extra=extra,
+            )  # fmt: skip
+
+    def _ended(self, session: ServerSession) -> None:
+        self.registry.release(session)
+        for lane in session.lanes.values():
+            self._absences.ended(lane)
+        if not session.carried:
+            log.info("the session of %s is over: %s", session.name, session.why)
+
+    def _parameters(self, lanes: int) -> Parameters:
+        settings = self.settings
+        streams = share(self._max_streams, lanes)
+        return hello_parameters(
+            settings.flow, settings.keepalive, streams, lanes=lanes, resume_for=settings.resume_for
+        )  # fmt: skip
 
     def _say(self, sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
         """Send a last record and wait for the client to end, so that a reset does not overtake it."""
@@ -176,6 +268,11 @@ class Server:
     def _find_tokens(self, name: str) -> tuple[bytes, ...] | None:
         account = self._accounts.get(name)
         return None if account is None else account.tokens
+
+
+def _holder(sealed: SealedPipe, address: ClientAddress) -> str:
+    """Where a client is, in words, for whoever wants its name."""
+    return f"{address} ({sealed.pipe.transport}) since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 class _Account:

@@ -10,8 +10,9 @@ from base.deadline import Deadline
 from base.errors import EndpointError, ProtocolError
 from endpoints.tcp import Listener, connect
 from endpoints.wakeable import WakeableSocket
-from handshake.hello import CloseReason
+from handshake.hello import Close, CloseReason, Hello, Intent
 from mux.frames import Reason
+from mux.lane import Lane
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 
@@ -43,6 +44,8 @@ class ServerSession(Session):
         name: str,
         parameters: LaneParameters,
         *,
+        secret: bytes,
+        resume_for: float,
         instance: bytes,
         holder: str,
         connect_rules: ConnectRules,
@@ -50,8 +53,9 @@ class ServerSession(Session):
         connect_timeout: float,
         connecting: threading.Semaphore,
         max_forwards: int,
+        max_lanes: int,
     ) -> None:
-        super().__init__(name, parameters, new_id())
+        super().__init__(name, parameters, new_id(), secret, resume_for)
         self.instance = instance
         self.holder = holder
         self._connect_rules = connect_rules
@@ -59,6 +63,7 @@ class ServerSession(Session):
         self._connect_timeout = connect_timeout
         self._connecting = connecting
         self._max_forwards = max_forwards
+        self._max_lanes = max_lanes
         self._listeners: dict[int, Listener] = {}
 
     def stop_listening(self) -> None:
@@ -91,7 +96,7 @@ class ServerSession(Session):
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
         if isinstance(message, Listen):
-            self.lane.send_control(self._listen(message).encode())
+            self.send_control(self._listen(message).encode())
         elif isinstance(message, Unlisten):
             listener = self._listeners.pop(message.forward, None)
             if listener is not None:
@@ -136,6 +141,15 @@ class ServerSession(Session):
         self._listeners.clear()
 
     def replace(self, why: str) -> None:
-        """The client started anew: end this session without waiting for its pipe."""
-        self.stop(CloseReason.REPLACED, why)
-        self.lane.cut(why)
+        """The client started anew, or another one took its name: end this session."""
+        self.end(why, Close(CloseReason.REPLACED, why))
+
+    def lane_for(self, hello: Hello) -> Lane | None:
+        """The lane that a HELLO of this session's own client asks for; None when it cannot have it.
+
+        A lane that a client joins is made now, unless that has happened before.  Raises SessionEnded.
+        """
+        lane = self.find_lane(hello.lane)
+        if lane is not None or hello.intent is not Intent.JOIN or len(self.lanes) >= self._max_lanes:
+            return lane
+        return self.add_lane(hello.lane)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import socket
 import threading
@@ -13,14 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from base.deadline import Deadline
-from base.errors import EndpointError, QanatError
+from base.errors import EndpointError, QanatError, SessionEnded
 from base.files_limit import raise_open_files_limit
 from base.threads import ThreadGroup
 from base.version import __version__
 from endpoints.pump import join_stream
 from endpoints.wakeable import WakeableSocket
 from handshake.exchange import SealedPipe
-from handshake.hello import CloseReason, Parameters
+from handshake.hello import Close, CloseReason, Parameters
 from mux.frames import Reason, reason_name
 from mux.lane import Ending, Lane
 from mux.parameters import LaneParameters
@@ -52,52 +53,197 @@ def affordable_streams(wanted: int) -> int:
     return min(wanted, affordable)
 
 
-def hello_parameters(flow: Flow, keepalive: Keepalive, max_streams: int) -> Parameters:
-    """What we tell the peer about ourselves in HELLO or READY."""
-    return Parameters(AGENT, flow.initial_window, max_streams, round(keepalive.interval))
+def hello_parameters(
+    flow: Flow, keepalive: Keepalive, max_streams: int, *, lanes: int = 1, resume_for: float = 0
+) -> Parameters:
+    """What we tell the peer about ourselves in HELLO or READY; `max_streams` is for one lane."""
+    return Parameters(
+        AGENT, flow.initial_window, max_streams, round(keepalive.interval), lanes, math.ceil(resume_for)
+    )  # fmt: skip
+
+
+def share(total: int, lanes: int) -> int:
+    """What one of `lanes` may have of a bound that is for a whole session."""
+    return -(-total // max(1, lanes))
 
 
 def lane_parameters(
-    flow: Flow, keepalive: Keepalive, max_streams: int, peer: Parameters, *, client: bool
-) -> LaneParameters:
-    """Our own bounds and the peer's, for the mux."""
+    flow: Flow, keepalive: Keepalive, max_streams: int, peer: Parameters, *, client: bool, lanes: int = 1,
+    resumable: bool = False,
+) -> LaneParameters:  # fmt: skip
+    """Our own bounds and the peer's, for one lane of a session that has so many."""
     return LaneParameters(
         client=client,
         initial_window=flow.initial_window,
         max_window=flow.max_window,
-        window_budget=flow.window_budget,
+        window_budget=share(flow.window_budget, lanes),
         outbox=flow.outbox,
         max_streams=max_streams,
         peer_initial_window=peer.initial_window,
         peer_max_streams=peer.max_streams,
         keepalive=keepalive.interval,
+        resumable=resumable,
     )
 
 
-class Session(ABC):
-    """One session, from READY until its end.  `run` carries it on a pipe."""
+_SESSION_IS_OVER = frozenset({CloseReason.SHUTDOWN, CloseReason.REVOKED, CloseReason.REPLACED, CloseReason.PROTOCOL})
 
-    def __init__(self, name: str, parameters: LaneParameters, session_id: bytes) -> None:
+
+class Session(ABC):
+    """One session, from its first READY until it is over.  `carry` runs a lane of it on a pipe.
+
+    A session outlives its pipes.  It is over when either end says so, when its client has stayed away for longer
+    than `resume_for` (whoever watches the clock calls `lane_expired`), and with its first lane's pipe when that is 0.
+    """
+
+    def __init__(self, name: str, parameters: LaneParameters, session_id: bytes, secret: bytes,
+                 resume_for: float) -> None:  # fmt: skip
         self.name = name
         self.id = session_id
+        self.secret = secret
+        """What only the two ends of the session's first handshake know; proves who may resume it."""
+        self.resume_for = resume_for
         self.ended = threading.Event()
         """Set when the session is over: streams reset, listeners closed.  Its `threads` may still be ending."""
+        self.why = ""
+        """Why it is over, for people."""
         self.threads = ThreadGroup(f"session {name}")
-        self.lane = Lane(name, parameters, on_open=self._opened, on_control=self._on_control)
+        self._parameters = parameters
+        self._lock = threading.Lock()  # guards the next four
+        self._lanes: dict[int, Lane] = {}
+        self._over = False
+        self._carrying = 0
+        self._goodbye: Close | None = None
+        self._on_end: list[Callable[[], None]] = []
         self._stopping = threading.Event()
         self._draining = threading.Event()  # set when the session takes no new streams, or is over
+        self._first = self.add_lane(0)
 
-    def run(self, sealed: SealedPipe, silence: float) -> Ending:
-        """Carry the session on this pipe until it ends, then end the session; blocks."""
+    # --- lanes ----------------------------------------------------------------------------------
+
+    def add_lane(self, number: int) -> Lane:
+        """Make a lane, or find it.  Raises SessionEnded."""
+        with self._lock:
+            if self._over:
+                raise SessionEnded(self.why)
+            lane = self._lanes.get(number)
+            if lane is None:
+                name = f"{self.name}/{number}" if number else self.name
+                lane = Lane(name, self._parameters, on_open=self._opened, on_control=self._on_control)
+                self._lanes[number] = lane
+            return lane
+
+    def find_lane(self, number: int) -> Lane | None:
+        with self._lock:
+            return self._lanes.get(number)
+
+    @property
+    def lanes(self) -> dict[int, Lane]:
+        """The lanes there are, by number."""
+        with self._lock:
+            return dict(self._lanes)
+
+    @property
+    def attached(self) -> bool:
+        """Whether any lane is on a pipe."""
+        return any(lane.attached for lane in self.lanes.values())
+
+    @property
+    def open_streams(self) -> int:
+        return sum(lane.open_streams for lane in self.lanes.values())
+
+    def send_control(self, message: bytes) -> None:
+        """Queue a control message; these travel on the first lane.  Does not block; the caller bounds how many."""
+        self._first.send_control(message)
+
+    def answers(self, timeout: float) -> bool:
+        """Whether the other end answers a sealed PING within `timeout` seconds; blocks.
+
+        Asked on a lane that has a pipe; without one, a pipe that comes in time will do.
+        """
+        lanes = sorted(self.lanes.items(), key=lambda item: (not item[1].attached, item[0]))
+        return bool(lanes) and lanes[0][1].ping(timeout)
+
+    def carry(
+        self, number: int, lane: Lane, sealed: SealedPipe, *, silence: float, epoch: int = 0, peer_expects: int = 0,
+        receive_from: int | None = None,
+    ) -> Ending:  # fmt: skip
+        """Run `lane` on this pipe until it ends, and draw the conclusion; blocks.  Parameters as for `Lane.run`."""
+        with self._lock:
+            self._carrying += 1
         try:
-            ending = self.lane.run(sealed, silence=silence)
+            ending = lane.run(
+                sealed, silence=silence, epoch=epoch, peer_expects=peer_expects, receive_from=receive_from
+            )  # fmt: skip
+            self._conclude(number, lane, ending)
         finally:
-            self._stopping.set()
-            self._draining.set()
-            self.lane.end(Reason.SESSION_ENDED, "the connection to the other end is gone")
-            self._release()
-            self.ended.set()
+            with self._lock:
+                self._carrying -= 1
         return ending
+
+    @property
+    def carried(self) -> bool:
+        """Whether some thread is in `carry`, and will say how its pipe ended."""
+        with self._lock:
+            return self._carrying > 0
+
+    def lane_expired(self, number: int, lane: Lane) -> None:
+        """A lane has been without a pipe for too long.  Does not block for long; nothing when it has one again."""
+        if not lane.attached:
+            self.end_lane(number, lane, f"no connection to the other end for {self.resume_for:g} s")
+
+    def _conclude(self, number: int, lane: Lane, ending: Ending) -> None:
+        said = None if ending.close is None else ending.close.reason
+        if ending.fault:
+            self.end(ending.cause, Close(CloseReason.PROTOCOL, ending.cause))
+        elif said is CloseReason.SHUTDOWN and number:
+            # The first lane's goodbye comes when there is nothing more on any other.
+            self.end_lane(number, lane, ending.cause)
+        elif said in _SESSION_IS_OVER:
+            self.end(ending.cause)
+        elif self._goodbye is not None or not self.resume_for:
+            self.end_lane(number, lane, ending.cause)
+
+    def end_lane(self, number: int, lane: Lane, why: str) -> None:
+        """A lane is over, and with the first one the session.  Idempotent; blocks as `end`."""
+        if not number:
+            self.end(why)
+            return
+        with self._lock:
+            if self._lanes.get(number) is lane:
+                del self._lanes[number]
+        lane.end(Reason.SESSION_ENDED, why)
+        self._say_goodbye()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once when the session is over; at once if it is.  It must not block."""
+        with self._lock:
+            if not self._over:
+                self._on_end.append(callback)
+                return
+        callback()
+
+    def end(self, why: str, close: Close | None = None) -> None:
+        """The session is over: streams are reset, ports freed; with `close`, the peer is told if that can be done.
+
+        Idempotent, from any thread; blocks only for the threads that accept connections.
+        """
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            self.why = why
+            lanes, callbacks = list(self._lanes.values()), self._on_end
+        self._stopping.set()
+        self._draining.set()
+        for lane in lanes:
+            lane.end(Reason.SESSION_ENDED, f"the session is over: {why}", close)
+        self._release()
+        self.ended.set()
+        for callback in callbacks:
+            callback()
 
     def refuse_streams(self) -> None:
         """Take no new stream from the peer: we are going away.  Idempotent; does not block."""
@@ -109,8 +255,26 @@ class Session(ABC):
         self.threads.join(deadline.remaining() or 0.0)
 
     def stop(self, reason: CloseReason, text: str) -> None:
-        """Say goodbye and let the pipe end.  Idempotent; does not block."""
-        self.lane.close(reason, text)
+        """Send what is queued, say goodbye, and let the session end.  Idempotent; does not block for long.
+
+        What is queued on a lane without a pipe is lost with it.
+        """
+        with self._lock:
+            if self._goodbye is None:
+                self._goodbye = Close(reason, text)
+            lanes = dict(self._lanes)
+        for number, lane in lanes.items():
+            if not lane.attached:
+                self.end_lane(number, lane, text)
+            elif number:
+                lane.close(reason, text)
+        self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        """Once only the first lane is left: its CLOSE ends the session at the other end too."""
+        goodbye, lanes = self._goodbye, self.lanes
+        if goodbye is not None and set(lanes) == {0}:
+            lanes[0].close(goodbye.reason, goodbye.text)
 
     def _opened(self, stream: StreamIO) -> None:
         if self._draining.is_set():
@@ -132,6 +296,20 @@ class Session(ABC):
 
     # --- what both sides do with streams --------------------------------------------------------
 
+    def open_stream(self, request: bytes) -> StreamIO:
+        """Open a stream on the lane with the least on it; blocks while its outbox is full.
+
+        Raises SessionEnded or StreamReset(LIMIT).
+        """
+        while True:
+            lanes = list(self.lanes.values())
+            lane = min(lanes, key=lambda each: each.load)
+            try:
+                return lane.open_stream(request)
+            except SessionEnded:
+                if self._stopping.is_set() or self._goodbye is not None or len(lanes) == 1:
+                    raise  # otherwise only this lane is over
+
     def start_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
         """`carry_outgoing` in a thread of its own.  Raises RuntimeError when the system gives none."""
         self.threads.start(f"{self.name} {peer}-down", lambda: self.carry_outgoing(sock, peer, request, what))
@@ -140,15 +318,16 @@ class Session(ABC):
         """Join a connection that we accepted to a new stream; blocks until both are over."""
         target = WakeableSocket(sock, peer)
         try:
-            stream = self.lane.open_stream(request)
+            stream = self.open_stream(request)
         except QanatError as error:
             target.close(orderly=False)
             log.warning("%s from %s: %s", what, peer, error)
             return
-        self._join(stream, target, f"{self.name} {stream.id}")
+        self._join(stream, target)
         failure = stream.failure
         if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
             log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), printable(failure[1]))
+        self._stream_ended()
 
     def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> bool:
         """Connect the peer's stream to its target in a thread of its own; does not block.
@@ -165,10 +344,11 @@ class Session(ABC):
                 stream.release()
                 return
             stream.accept(target.peer)
-            self._join(stream, target, f"{self.name} {stream.id}")
+            self._join(stream, target)
+            self._stream_ended()
 
         try:
-            self.threads.start(f"{self.name} {stream.id}-down", run)
+            self.threads.start(f"{stream.label}-down", run)
         except RuntimeError as error:  # The system gives no more threads.
             log.warning("%s %s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, what, error)
             self.refuse(stream, Reason.LIMIT, "no more threads at the other end")
@@ -180,8 +360,11 @@ class Session(ABC):
         stream.reset(reason, text)
         stream.release()
 
-    def _join(self, stream: StreamIO, target: WakeableSocket, name: str) -> None:
-        join_stream(stream, target, self.threads.start, name)
+    def _stream_ended(self) -> None:  # noqa: B027 - only a client's session has something to do
+        """A stream is over, and its socket closed.  Must not block."""
+
+    def _join(self, stream: StreamIO, target: WakeableSocket) -> None:
+        join_stream(stream, target, self.threads.start, stream.label)
 
 
 def new_id() -> bytes:

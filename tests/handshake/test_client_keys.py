@@ -40,14 +40,14 @@ def maker(client_key: ClientKey, other_client_key: ClientKey) -> SlowMaker:
 
 @pytest.fixture
 def pool(maker: SlowMaker) -> Iterator[ClientKeyPool]:
-    pool = ClientKeyPool(generate=maker)
+    pool = ClientKeyPool(generate=maker).start()
     yield pool
     maker.allow(1)
     pool.close()
 
 
 def test_real_keys_are_made_ahead_on_a_named_thread_and_closing_joins_it() -> None:
-    pool = ClientKeyPool()
+    pool = ClientKeyPool().start()
     assert any(thread.name == "client-keys" for thread in threading.enumerate())
     first, second = pool.take(WAIT), pool.take(WAIT)
     pool.close()
@@ -74,7 +74,7 @@ def test_a_key_is_forgotten_when_its_time_is_up_though_nobody_asks(client_key: C
     weakref.finalize(key, forgotten.set)
     keys = [client_key, client_key, key]  # taken from the end
     del key
-    pool = ClientKeyPool(reuse=0.1, generate=keys.pop)
+    pool = ClientKeyPool(reuse=0.1, generate=keys.pop).start()
     try:
         pool.take(WAIT)
         assert forgotten.wait(WAIT)
@@ -83,7 +83,7 @@ def test_a_key_is_forgotten_when_its_time_is_up_though_nobody_asks(client_key: C
 
 
 def test_a_key_is_not_reused_after_its_time(maker: SlowMaker) -> None:
-    pool = ClientKeyPool(reuse=0.0, generate=maker)
+    pool = ClientKeyPool(reuse=0.0, generate=maker).start()
     try:
         maker.allow(1)
         pool.take(WAIT)
@@ -100,7 +100,7 @@ def test_taking_waits_for_the_first_key_no_longer_than_asked(pool: ClientKeyPool
 
 
 def test_closing_wakes_who_waits_for_a_key(maker: SlowMaker) -> None:
-    pool = ClientKeyPool(generate=maker)
+    pool = ClientKeyPool(generate=maker).start()
     refused = threading.Event()
 
     def take() -> None:

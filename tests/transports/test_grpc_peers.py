@@ -70,7 +70,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> ServerIdentity:
 
 @pytest.fixture(scope="module")
 def keys() -> Iterator[ClientKeyPool]:
-    pool = ClientKeyPool()
+    pool = ClientKeyPool().start()
     yield pool
     pool.close()
 

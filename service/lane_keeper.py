@@ -1,0 +1,339 @@
+"""Keeps one lane of a client's session on a pipe: when one is lost, is old, or will not last, it makes the next.
+
+What lives here: when to make a pipe, and the order of steps that loses nothing.  Where the old pipe still works, the
+new one is up before that is left (docs/PROTOCOL.md §3, Resuming).  How to dial is `service.dialling`; the session's
+first pipe is `service.link`'s.
+
+Threads: whoever calls `run` dials; each pipe has a thread of its own, which is its reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attrs import frozen
+
+from base.cancel import Cancel
+from base.deadline import Deadline
+from base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from base.threads import ThreadGroup
+from handshake.exchange import SealedPipe
+from handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
+from mux.lane import Ending, Lane
+
+from .backoff import Backoff
+from .client_session import ClientSession
+from .dialling import Dialling, SessionOver, Way, describe_failure
+from .messages import printable
+from .network_watch import NetworkWatch
+from .settings import ClientSettings
+
+log = logging.getLogger("qanat.client")
+
+SHORT_LIVED = 5.0
+"""A pipe that ends within so many seconds, having acknowledged nothing, is short-lived (see Backoff)."""
+GREETING = 5.0
+"""Seconds for HELLO and READY, during which an old pipe that still works stands still."""
+YIELDING = 5.0
+"""Seconds that an old pipe's threads get to leave the lane."""
+ENDING = 5.0
+"""Seconds that the threads of pipes get to end."""
+AGE_JITTER = 0.2
+"""The part of `max_pipe_age` by which a pipe is replaced sooner, at random: not all clients at once."""
+SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
+
+
+@frozen
+class Surroundings:
+    """What all lanes of a client's session have in common."""
+
+    settings: ClientSettings
+    dialling: Dialling
+    instance: bytes
+    parameters: Parameters  # ours, for HELLO
+    cancel: Cancel  # cancelled when the client ends
+    watch: NetworkWatch
+    changed: Callable[[], None]  # called when a lane is on a pipe, or on none any more; must not block
+
+
+@dataclass(eq=False)
+class _Running:
+    """One pipe and what is to be remembered about it."""
+
+    way: Way
+    sealed: SealedPipe
+    since: float
+    acknowledged: int
+    old_at: float | None
+    replaced: bool = False  # a newer one was about to take over when it ended
+
+
+class LaneKeeper:
+    """See the module's docstring.  `run` is called once; the rest from any thread."""
+
+    def __init__(
+        self, around: Surroundings, session: ClientSession, number: int, lane: Lane, way: Way, backoff: Backoff
+    ) -> None:
+        """`way` is the one to try first: another lane's, or this one's first pipe's."""
+        self._around = around
+        self._session = session
+        self._number = number
+        self._lane = lane
+        self._backoff = backoff
+        ways = around.dialling.ways
+        first = ways.index(way)
+        self._ways = ways[first:] + ways[:first]
+        self._at = 0
+        self._epoch = 0
+        self._known = False  # whether the server has this lane for certain
+        self._pipes = ThreadGroup(f"pipes of {lane.name}")
+        self._watched: object | None = None
+        self._changed = threading.Condition()  # guards the rest
+        self._running: _Running | None = None
+        self._lost_at = time.monotonic()
+        self._retry_at = 0.0
+        self._wish: str | None = None  # why a pipe that works is to be replaced
+        self._cancelled = False
+
+    def run(self, way: Way, sealed: SealedPipe | None) -> None:
+        """Keep the lane on a pipe until it is over, or the client ends; blocks.
+
+        `sealed` is the pipe on which the session began, when this is its first lane.
+        """
+        self._session.on_end(self._notify)
+        try:
+            with self._around.cancel.waking(self._cancel):
+                if sealed is not None:
+                    self._known = True
+                    self._start(way, sealed)
+                while (why := self._wait_for_cause()) is not None:
+                    self._replace(why)
+        finally:
+            if self._watched is not None:
+                self._around.watch.remove(self._watched)
+            stuck = self._pipes.join(ENDING)
+            if stuck:
+                log.warning("still ending: %s", ", ".join(stuck))
+
+    # --- when -----------------------------------------------------------------------------------
+
+    def _wait_for_cause(self) -> str | None:
+        """Block until a pipe is to be made; why, or None when there is nothing to do any more."""
+        with self._changed:
+            while not self._is_over_locked():
+                now, running = time.monotonic(), self._running
+                cause, until = "it is old", None if running is None else running.old_at
+                if running is None:
+                    expires = self._lost_at + self._session.resume_for
+                    if now >= expires:
+                        break
+                    cause, until = "lost", min(self._retry_at, expires)
+                elif self._wish is not None:
+                    cause, until = self._wish, self._retry_at
+                if until is not None and now >= until:
+                    return cause
+                self._changed.wait(None if until is None else until - now)
+            else:
+                return None
+        self._session.lane_expired(self._number, self._lane)
+        return None
+
+    def _is_over_locked(self) -> bool:
+        session = self._session
+        return self._cancelled or session.ended.is_set() or session.find_lane(self._number) is not self._lane
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _cancel(self) -> None:
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+
+    def _wish_for_another(self, running: _Running, why: str, within: float) -> None:
+        """`running` will not last: replace it within so many seconds."""
+        with self._changed:
+            if self._running is running and self._wish is None:
+                self._wish = why
+                self._retry_at = time.monotonic() + random.uniform(0, within)
+                self._changed.notify_all()
+
+    def _network_changed(self, running: _Running, why: str) -> None:
+        with self._changed:
+            if self._running is None:
+                self._retry_at = 0.0
+                self._backoff.succeeded()  # what failed on the old network says nothing about the new one
+            elif self._running is running:
+                self._wish = why
+                self._retry_at = 0.0
+            self._changed.notify_all()
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _replace(self, why: str) -> None:
+        """One try to make a pipe and move the lane to it."""
+        around, lane, session = self._around, self._lane, self._session
+        way = self._ways[self._at]
+        sealed: SealedPipe | None = None
+        started = time.monotonic()
+        try:
+            sealed = around.dialling.connect(way, around.cancel, session.node)
+            with self._changed:
+                old = self._running
+                if old is not None:
+                    old.replaced = True
+            expected = lane.hold()
+            self._epoch += 1
+            ready = self._greet(way, sealed, expected)
+            lane.take(self._epoch, ready.expected, Deadline(YIELDING))
+            self._start(way, sealed, epoch=self._epoch, peer_expects=ready.expected, receive_from=expected)
+        except SessionOver as error:
+            session.end(error.message)
+        except _LaneOver:
+            session.end_lane(self._number, lane, SESSION_UNKNOWN)
+        except (QanatError, RuntimeError) as error:
+            if sealed is not None:
+                sealed.close("it could not take the lane over")
+            self._failed(way, error)
+        else:
+            self._tell(way, why, started)
+
+    def _greet(self, way: Way, sealed: SealedPipe, expected: int) -> Ready:
+        around, session = self._around, self._session
+        intent = Intent.RESUME if self._known else Intent.JOIN
+        hello = Hello(
+            around.instance, around.parameters, intent, session.id, self._number, self._epoch, expected
+        ).proven(session.secret, sealed.result.transcript)  # fmt: skip
+        ready = around.dialling.greet(way, sealed, hello, Deadline(GREETING), around.cancel)
+        if ready.answer is Answer.EXPIRED:
+            sealed.close("the session is over")
+            raise _LaneOver
+        genuine = ready.proof_holds(session.secret, sealed.result.transcript)
+        if ready.answer is not Answer.RESUMED or ready.session != session.id or not genuine:
+            raise ProtocolError("the server answers for another session than the one that was to be resumed")
+        self._known = True
+        return ready
+
+    def _start(
+        self, way: Way, sealed: SealedPipe, *, epoch: int = 0, peer_expects: int = 0, receive_from: int | None = None
+    ) -> None:
+        """Run the lane on this pipe, in a thread of its own.  Raises RuntimeError when the system gives none."""
+        now, age = time.monotonic(), self._around.settings.max_pipe_age
+        old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
+        running = _Running(way, sealed, now, self._lane.acknowledged, old_at)
+        with self._changed:
+            self._running = running
+            self._wish = None
+
+        def carry() -> None:
+            silence = self._around.settings.keepalive.timeout
+            ending = Ending("its thread failed")
+            try:
+                ending = self._session.carry(
+                    self._number, self._lane, sealed, silence=silence, epoch=epoch, peer_expects=peer_expects,
+                    receive_from=receive_from,
+                )  # fmt: skip
+            finally:
+                self._ended(running, ending)
+
+        try:
+            self._pipes.start(f"{self._lane.name}-reader", carry)
+        except RuntimeError:
+            with self._changed:
+                self._running = None
+            raise
+        self._follow(running)
+        self._around.changed()
+
+    def _follow(self, running: _Running) -> None:
+        """Have what announces the pipe's end in good time heard."""
+        pipe, watch, spread = running.sealed.pipe, self._around.watch, self._around.settings.reconnect.min
+        pipe.set_on_leaving(lambda: self._wish_for_another(running, "the other end of it is leaving", spread))
+        if self._watched is not None:
+            watch.remove(self._watched)
+            self._watched = None
+        addresses = pipe.addresses
+        if addresses is not None:
+            self._watched = watch.add(addresses, lambda why: self._network_changed(running, why))
+
+    # --- what came of it ------------------------------------------------------------------------
+
+    def _failed(self, way: Way, error: QanatError | RuntimeError) -> None:
+        self._lane.release_hold()
+        retry_after = error.retry_after if isinstance(error, TransportError) else None
+        if isinstance(error, RefusedError) and error.final:
+            self._backoff.give_up_hope()
+        else:
+            self._backoff.failed()
+        delay = self._backoff.delay(retry_after)
+        with self._changed:
+            if self._running is not None:
+                self._running.replaced = False
+            over = self._is_over_locked()
+            self._retry_at = time.monotonic() + delay
+        self._at = (self._at + 1) % len(self._ways)
+        if over:
+            return
+        text = describe_failure(way, error) if isinstance(error, QanatError) else str(error)
+        log.error("%s", text, extra={"event": "failed", "url": str(way.url)})
+        if delay >= 0.5:
+            log.info("trying again in %.1f s", delay)
+
+    def _tell(self, way: Way, why: str, started: float) -> None:
+        now, lane = time.monotonic(), self._lane
+        if why != "lost":
+            text = f"{lane.name} moved to a fresh connection to {way}, since {why}"
+        elif self._epoch == 1 and self._number:
+            text = f"{lane.name} joined by {way}"
+        else:
+            text = f"{lane.name} resumed by {way} after {now - self._lost_at:.2f} s; nothing was lost"
+        log.info("%s", text, extra={"event": "resumed", "url": str(way.url), "lane": self._number})
+
+    def _ended(self, running: _Running, ending: Ending) -> None:
+        """A pipe's thread has come back."""
+        now = time.monotonic()
+        lived = now - running.since
+        faulty = ending.fault or (ending.close is not None and ending.close.reason is CloseReason.PROTOCOL)
+        if faulty:
+            self._backoff.failed()
+        elif self._lane.acknowledged > running.acknowledged or lived >= SHORT_LIVED:
+            self._backoff.succeeded()
+        elif not running.replaced:
+            self._backoff.ended_early()
+            self._at = (self._at + 1) % len(self._ways)
+        over = self._session.ended.is_set()
+        with self._changed:
+            current = self._running is running
+            if current:
+                self._running = None
+                self._lost_at = now
+                if not running.replaced:
+                    self._retry_at = now + self._backoff.delay()
+                self._changed.notify_all()
+        self._around.changed()
+        quiet = self._around.cancel.cancelled or (not current and not over)
+        if not quiet and not running.replaced:
+            self._log_end(running, ending, lived, over)
+
+    def _log_end(self, running: _Running, ending: Ending, lived: float, over: bool) -> None:
+        extra = {"event": "disconnected", "url": str(running.way.url), "lane": self._number}
+        url, cause, waiting = running.way.url, printable(ending.cause), self._lane.open_streams
+        if over:
+            log.warning(
+                "the connection to %s ended after %.0f s: %s; its streams were reset", url, lived, cause, extra=extra
+            )  # fmt: skip
+        else:
+            log.warning(
+                "the connection to %s was lost after %.0f s: %s; %d streams wait for the next one",
+                url, lived, cause, waiting, extra=extra,
+            )  # fmt: skip
+
+
+class _LaneOver(Exception):
+    """The server knows neither session nor lane."""

@@ -1,0 +1,231 @@
+"""A client's link to one server: a session, and another one when that is over, for as long as it is wanted.
+
+Threads: the *connector* makes the session's first pipe and then keeps its first lane (`service.lane_keeper`); each
+further lane has a thread that keeps it.  Which servers are wanted is `service.client`'s to decide.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from base.cancel import Cancel
+from base.deadline import Deadline
+from base.errors import LocalError, ProtocolError, QanatError, RefusedError, SessionEnded, TransportError
+from base.threads import ThreadGroup
+from handshake.client_keys import ClientKeyPool
+from handshake.exchange import SealedPipe
+from handshake.hello import Answer, Hello
+
+from .backoff import Backoff
+from .client_session import ClientSession
+from .dialling import Dialling, Way, describe_failure, describe_server
+from .known_hosts import KnownHosts
+from .lane_keeper import ENDING, LaneKeeper, Surroundings
+from .network_watch import NetworkWatch
+from .session import hello_parameters, lane_parameters, new_id, share
+from .settings import ClientSettings, RemoteServer
+
+log = logging.getLogger("qanat.client")
+
+
+class Link:
+    """See the module's docstring.  Methods may be called from any thread."""
+
+    def __init__(
+        self, name: str, settings: ClientSettings, server: RemoteServer, *, keys: ClientKeyPool, known: KnownHosts,
+        watch: NetworkWatch, max_streams: int, changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`changed` is called, without a lock, whenever something that can be asked here may have changed.
+
+        Raises UsageError for a bad URL or bad TLS files.
+        """
+        self.failure: QanatError | None = None
+        """Why it cannot go on; None while it can."""
+        self.refused: RefusedError | None = None
+        """Why the server will not have us, or is not the one that we know; None once a session has been up."""
+        self.over = False
+        self.succeeded = False
+        self.away_since: float | None = None
+        """When it was last connected, or first wanted to be; None while it is connected or not wanted."""
+        self._name = name
+        self._settings = settings
+        self._max_streams = share(max_streams, settings.lanes)
+        self._changed = changed
+        self._backoff = Backoff(settings.reconnect)
+        self._new = Cancel()  # for what begins a session
+        self._all = Cancel()  # for what keeps one, too
+        self._around = Surroundings(
+            settings,
+            Dialling(settings, server, keys, known),
+            new_id(),
+            hello_parameters(settings.flow, settings.keepalive, self._max_streams, lanes=settings.lanes),
+            self._all,
+            watch,
+            self._pipe_changed,
+        )
+        self._ways = itertools.cycle(self._around.dialling.ways)
+        self._wanted = threading.Event()
+        self._stopping = threading.Event()
+        self._session: ClientSession | None = None
+        self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
+        self._threads = ThreadGroup(name)
+
+    @property
+    def session(self) -> ClientSession | None:
+        """The present session, attached or not; None while there is none."""
+        return self._session
+
+    def start(self) -> None:
+        """Connect once it is `wanted`; does not block."""
+        self._threads.start(self._name, self._connector_loop)
+
+    def want(self, wanted: bool) -> None:
+        """Whether a new session is to be begun when there is none.  Idempotent; does not block."""
+        if wanted and not self._wanted.is_set():
+            self.away_since = time.monotonic()
+            self._wanted.set()
+        elif not wanted and self._wanted.is_set():
+            self._wanted.clear()
+
+    def stop_connecting(self) -> None:
+        """Begin no session any more; the present one is still kept.  Does not block."""
+        self._stopping.set()
+        self._wanted.set()
+        self._new.cancel()
+
+    def close(self) -> None:
+        """End the present session, and all threads; blocks until they have ended, or ENDING has passed twice."""
+        self.stop_connecting()
+        self._all.cancel()
+        session = self._session
+        if session is not None:
+            session.end("the client is stopping")
+        stuck = self._threads.join(2 * ENDING)
+        for former in self._former:
+            stuck += former.threads.join(ENDING)
+        if stuck:
+            log.warning("still running at the end: %s", ", ".join(stuck))
+
+    def _pipe_changed(self) -> None:
+        session = self._session
+        if session is not None and session.attached:
+            self.away_since = None
+        elif self.away_since is None:
+            self.away_since = time.monotonic()
+        self._changed()
+
+    # --- the connector --------------------------------------------------------------------------
+
+    def _connector_loop(self) -> None:
+        try:
+            for way in self._ways:
+                self._wanted.wait()
+                if self._stopping.is_set():
+                    return
+                retry_after = self._try(way)
+                self._changed()
+                delay = self._backoff.delay(retry_after)
+                if self._stopping.is_set():
+                    return
+                if delay >= 0.5 and self.failure is None:
+                    log.info("trying again in %.1f s", delay)
+                self._stopping.wait(delay)
+        except Exception:
+            self.failure = LocalError("the connector ended by an unexpected error", hint="please report the log")
+            raise
+        finally:
+            self.over = True
+            self._changed()
+
+    def _try(self, way: Way) -> float | None:
+        """A session from dialling to its end, or a failure.  Returns the seconds that we are asked to wait."""
+        try:
+            session, sealed = self._begin(way)
+        except RefusedError as error:
+            self._was_refused(way, error)
+            return None
+        except QanatError as error:
+            if not self._stopping.is_set():
+                self._backoff.failed()
+                log.error("%s", describe_failure(way, error), extra={"event": "failed", "url": str(way.url)})
+            return error.retry_after if isinstance(error, TransportError) else None
+        self._keep(way, session, sealed)
+        return None
+
+    def _begin(self, way: Way) -> tuple[ClientSession, SealedPipe]:
+        """A new session, and its first pipe."""
+        settings, around = self._settings, self._around
+        sealed = around.dialling.connect(way, self._new)
+        deadline = Deadline(settings.handshake_timeout)
+        ready = around.dialling.greet(way, sealed, Hello(around.instance, around.parameters), deadline, self._new)
+        if ready.answer is not Answer.NEW:
+            sealed.close("the session did not begin")
+            raise ProtocolError("the server answered NEW with something else")
+        resume_for = float(ready.parameters.resume_for)
+        parameters = lane_parameters(
+            settings.flow, settings.keepalive, self._max_streams, ready.parameters, client=True, lanes=settings.lanes,
+            resumable=resume_for > 0,
+        )  # fmt: skip
+        remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
+        log.info(
+            "connected to %s over %s as %s; %s", way.url, sealed.pipe.transport, settings.name,
+            describe_server(sealed, ready), extra={"event": "connected", "url": str(way.url)},
+        )  # fmt: skip
+        session = ClientSession(
+            settings.name, parameters, ready.session, sealed.result.resume, resume_for, node=ready.node,
+            remotes=remotes, connect_timeout=settings.connect_timeout,
+        )  # fmt: skip
+        self._lanes = min(settings.lanes, ready.parameters.lanes)
+        return session, sealed
+
+    def _keep(self, way: Way, session: ClientSession, sealed: SealedPipe) -> None:
+        """Have the session until it is over; blocks."""
+        session.request_forwards()
+        self.succeeded, self.refused = True, None
+        self._session = session
+        session.on_end(self._changed)
+        try:
+            for number in range(1, self._lanes):
+                keep = partial(self._keep_lane, way, session, number)
+                self._threads.start(f"{self._name} lane {number}", keep)
+            first = session.add_lane(0)
+            LaneKeeper(self._around, session, 0, first, way, self._backoff).run(way, sealed)
+        except RuntimeError as error:  # The system gives no more threads.
+            log.error("%s; raise the limit on threads (ulimit -u, TasksMax)", error)
+            self._backoff.failed()
+        except SessionEnded:
+            log.debug("the session was over before it began")
+        finally:
+            sealed.close("the session is over")
+            session.end("the client is stopping")
+            self._session = None
+            self._pipe_changed()
+            self._former = [former for former in (*self._former, session) if len(former.threads)]
+
+    def _keep_lane(self, way: Way, session: ClientSession, number: int) -> None:
+        """Have a further lane, and another one when that is over, while the session lasts."""
+        backoff = Backoff(self._settings.reconnect)
+        while not session.ended.is_set() and not self._all.cancelled:
+            try:
+                lane = session.add_lane(number)
+            except SessionEnded:
+                return
+            LaneKeeper(self._around, session, number, lane, way, backoff).run(way, None)
+            # Numbers are not used again: the server may still know the lane that is over.
+            number += self._settings.lanes
+            backoff.failed()
+            session.ended.wait(backoff.delay())
+
+    def _was_refused(self, way: Way, error: RefusedError) -> None:
+        if error.final:
+            self.refused = None if self.succeeded else error
+            self._backoff.give_up_hope()
+        else:
+            self._backoff.failed()
+        if self.refused is None or len(self._settings.servers) > 1:
+            log.error("refused by %s: %s", way.url, error, extra={"event": "refused", "url": str(way.url)})
