@@ -43,7 +43,7 @@ signals:
 
 URL_OPTIONS = (
     "local", "remote", "name", "token_file", "fingerprint", "ca_file", "cert", "key", "proxy", "proxy_password_file",
-    "connect_to", "header", "header_file", "transport",
+    "connect_to", "header", "header_file", "transport", "lanes",
 )  # fmt: skip
 """What goes with a URL on the command line, and with a configuration file in that."""
 
@@ -60,6 +60,9 @@ the token file without its ending, "client".
 
 Without --proxy the environment names one, as for curl: HTTPS_PROXY (http_proxy for ws://),
 ALL_PROXY, and NO_PROXY for what is to be reached without.
+
+Several URLs, beside each other, are several ways to the same server, and are tried in turn; so are
+several transports with each URL: --transport http2,grpc or --transport http2 --transport grpc.
 
 """
 
@@ -135,13 +138,13 @@ def dial(options: argparse.Namespace) -> int:
 
 
 def _client_settings(options: argparse.Namespace) -> ClientSettings:
-    if (options.config is None) == (options.url is None):
+    if (options.config is None) == (not options.urls):
         raise UsageError("a client needs either -c FILE or a URL", hint="see: client --help")
-    if options.url is not None:
+    if options.urls:
         from service.options import client_from_options
 
         return client_from_options(
-            url=options.url,
+            urls=options.urls,
             local=options.local,
             remote=options.remote,
             name=options.name,
@@ -155,10 +158,11 @@ def _client_settings(options: argparse.Namespace) -> ClientSettings:
             connect_to=options.connect_to,
             headers=options.header,
             header_files=options.header_file,
-            transport=options.transport,
+            transports=options.transport,
+            lanes=options.lanes,
         )
     for name in URL_OPTIONS:
-        if getattr(options, name):
+        if getattr(options, name) not in (None, []):
             flag = {"local": "-L", "remote": "-R"}.get(name, "--" + name.replace("_", "-"))
             raise UsageError(f"{flag} goes with a URL, not with -c", hint=f"write it into {options.config}")
     from service.config import load_config
@@ -289,7 +293,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_daemon_options(server)
 
     client = add("client", dial, "run the end that dials, from a file or from a URL", CLIENT_DETAILS + SIGNALS)
-    client.add_argument("url", nargs="?", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
+    client.add_argument("urls", nargs="*", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
     _add_config(client, required=False)
     _add_url_options(client.add_argument_group("with a URL"))
     client.add_argument(
@@ -326,7 +330,14 @@ def _add_url_options(group: argparse._ArgumentGroup) -> None:
         "--fingerprint", metavar="SHA256:...", help="the server's; otherwise trusted on first use, as ssh does"
     )
     group.add_argument(
-        "--transport", choices=("websocket", "http2", "grpc"), help="what carries the tunnel (default: websocket)"
+        "--transport",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="websocket (the default), http2, grpc or auto; several, with commas, are tried in turn",
+    )
+    group.add_argument(
+        "--lanes", type=int, metavar="N", help="connections side by side, which streams are spread over (default: 1)"
     )
     group.add_argument("--ca-file", type=Path, metavar="FILE", help="authorities for TLS, PEM (default: the system's)")
     group.add_argument("--cert", type=Path, metavar="FILE", help="the client's own certificate for TLS, PEM")

@@ -1,4 +1,4 @@
-"""A client without a configuration file: a URL, and forwards in ssh's syntax, as settings.
+"""A client without a configuration file: a server's URLs, and forwards in ssh's syntax, as settings.
 
 tunnel.py calls `client_from_options` with what stood on the command line; nothing here parses that.
 """
@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from base.errors import UsageError
 from service.addresses import check_bind_host, check_target_host, parse_port, parse_target
-from service.config_parts import check_name, check_url, environment_state_dir
-from service.config_route import AnyProxy, parse_proxy
+from service.config_parts import MAX_LANES, check_name, check_url, environment_state_dir
+from service.config_route import AnyProxy, parse_proxy, parse_transport
 from service.fingerprints import check_fingerprint
 from service.request_headers import check_header_name, check_header_value, looks_secret
 from service.secret_files import check_private, check_readable, read_secret_file, read_token_file, token_secret
@@ -37,7 +37,7 @@ _USER = re.compile(r"^(\w+://)([^@/?#:]*)@")
 
 def client_from_options(
     *,
-    url: str,
+    urls: Sequence[str],
     local: Sequence[str] = (),
     remote: Sequence[str] = (),
     name: str | None = None,
@@ -51,34 +51,36 @@ def client_from_options(
     connect_to: str | None = None,
     headers: Sequence[str] = (),
     header_files: Sequence[str] = (),
-    transport: str | None = None,
+    transports: Sequence[str] = (),
+    lanes: int | None = None,
     state_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ClientSettings:
     """The settings of a client that has no file.  Blocks on the disk only.
 
+    All of `urls`, of which there is one at least, lead to the one server.
     The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
-    part before @ in the URL, $QANAT_NAME, the token file's name without its ending, and "client".
+    part before @ in a URL, $QANAT_NAME, the token file's name without its ending, and "client".
     `headers` are NAME:VALUE, and `header_files` NAME:FILE; neither `proxy` nor `headers` may hold a secret.
-    `transport` is websocket, http2 or grpc.
+    `transports` are those of a configuration file, in order; each text may name several, with commas.
     `state_dir` defaults to $STATE_DIRECTORY, then to the user's own directory for state.  Raises
     UsageError for the first thing that is wrong.
     """
     environ = os.environ if environ is None else environ
-    user, url = _split_user(url)
-    _named("the URL", check_url, url)
+    user, urls = _split_users(urls)
     if fingerprint is not None:
         _named("--fingerprint", check_fingerprint, fingerprint)
     chosen = name or user or environ.get(NAME_VARIABLE) or (token_file.stem if token_file else "") or DEFAULT_NAME
     return ClientSettings(
         name=_named("the client's name", check_name, chosen),
-        servers=(RemoteServer((url,), _token(token_file, environ), fingerprint),),
+        servers=(RemoteServer(urls, _token(token_file, environ), fingerprint),),
         forwards=_forwards(local, remote),
-        tls=_tls(url, ca_file, certificate, key),
-        proxy=_proxy(url, proxy, proxy_password_file, environ),
+        tls=_tls(urls, ca_file, certificate, key),
+        proxy=_proxy(urls, proxy, proxy_password_file, environ),
         connect_to=None if connect_to is None else _named("--connect-to", parse_target, connect_to),
         headers=_headers(headers, header_files),
-        transports=(transport or "websocket",),
+        transports=_transports(transports),
+        lanes=_lanes(lanes),
         state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
     )
 
@@ -132,7 +134,20 @@ def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...
     return tuple(forwards)
 
 
-def _tls(url: str, ca_file: Path | None, certificate: Path | None, key: Path | None) -> ClientTls:
+def _transports(texts: Sequence[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for text in ",".join(texts).split(",") if texts else ("websocket",):
+        found.append(_named("--transport", partial(parse_transport, before=found), text.strip()))
+    return tuple(found)
+
+
+def _lanes(lanes: int | None) -> int:
+    if lanes is not None and not 1 <= lanes <= MAX_LANES:
+        raise UsageError(f"--lanes must be a whole number from 1 to {MAX_LANES}")
+    return lanes or 1
+
+
+def _tls(urls: Sequence[str], ca_file: Path | None, certificate: Path | None, key: Path | None) -> ClientTls:
     for option, path, check in (
         ("--ca-file", ca_file, check_readable),
         ("--cert", certificate, check_readable),
@@ -140,14 +155,14 @@ def _tls(url: str, ca_file: Path | None, certificate: Path | None, key: Path | N
     ):
         if path is not None:
             _named(option, check, path)
-            if not TunnelUrl.parse(url).tls:
+            if not any(TunnelUrl.parse(url).tls for url in urls):
                 raise UsageError(f"{option} has no effect on a URL without TLS", hint="write wss://, or leave it out")
     if (certificate is None) != (key is None):
         raise UsageError("--cert and --key go together", hint="both may name one file that holds both")
     return ClientTls(ca_file, certificate, key)
 
 
-def _proxy(url: str, text: str | None, password_file: Path | None, environ: Mapping[str, str]) -> AnyProxy:
+def _proxy(urls: Sequence[str], text: str | None, password_file: Path | None, environ: Mapping[str, str]) -> AnyProxy:
     environment = EnvironmentProxies.read(environ)
     if text is None:
         proxy: AnyProxy = environment
@@ -155,7 +170,8 @@ def _proxy(url: str, text: str | None, password_file: Path | None, environ: Mapp
         follows = password_file is not None
         proxy = _named("--proxy", lambda value: parse_proxy(value, environment, password_follows=follows), text)
     if isinstance(proxy, EnvironmentProxies):
-        proxy.proxy_for(TunnelUrl.parse(url))  # what cannot be used is to be said now
+        for url in urls:
+            proxy.proxy_for(TunnelUrl.parse(url))  # what cannot be used is to be said now
     if isinstance(proxy, Proxy) and proxy.password is not None:
         raise UsageError(
             "--proxy has a password, which every user of this machine can read on a command line",
@@ -200,9 +216,17 @@ def _named(what: str, parse: Callable[[S], T], value: S) -> T:
         raise UsageError(f"{what} {error.message}", hint=error.hint) from error
 
 
-def _split_user(url: str) -> tuple[str, str]:
-    match = _USER.match(url)
-    return (match[2], match[1] + url[match.end() :]) if match else ("", url)
+def _split_users(urls: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The name before the @ in any of `urls`, or "", and the URLs without it."""
+    user, plain = "", []
+    for url in urls:
+        match = _USER.match(url)
+        if match:
+            if user and match[2] and match[2] != user:
+                raise UsageError("the URLs have different names before the @", hint="they are ways to one server")
+            user, url = match[2] or user, match[1] + url[match.end() :]
+        plain.append(_named("the URL", check_url, url))
+    return user, tuple(plain)
 
 
 def _token(token_file: Path | None, environ: Mapping[str, str]) -> bytes:

@@ -66,6 +66,7 @@ def test_the_help_lists_every_command() -> None:
         ("token", "--token", "x"),
         ("client", "-c", "x", "--token", "qanat1-x"),
         ("client", "-c", "x", "--log-format", "xml"),
+        ("client", "ws://127.0.0.1/", "--lanes", "many"),
     ],
 )
 def test_a_mistake_in_the_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
@@ -169,19 +170,28 @@ def test_a_file_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
 
 def test_a_client_needs_a_file_or_a_url() -> None:
     assert "either -c FILE or a URL" in said_no(run_qanat("client"))
-    assert "either -c FILE or a URL" in said_no(run_qanat("client", "ws://127.0.0.1/", "-c", "x"))
+    for urls in (("ws://127.0.0.1/",), ("ws://127.0.0.1/", "ws://127.0.0.2/")):
+        assert "either -c FILE or a URL" in said_no(run_qanat("client", *urls, "-c", "x"))
 
 
-@pytest.mark.parametrize("option", ["-L", "-R", "--name", "--token-file", "--fingerprint", "--ca-file"])
+@pytest.mark.parametrize("option", ["-L", "-R", "--name", "--token-file", "--fingerprint", "--ca-file", "--transport"])
 def test_options_for_a_url_do_not_go_with_a_file(option: str, pair: Written) -> None:
     errors = said_no(run_qanat("client", "-c", pair.client_yaml, option, "x"))
     assert f"{option} goes with a URL" in errors
+
+
+def test_lanes_do_not_go_with_a_file_either_however_few(pair: Written) -> None:
+    for lanes in ("0", "4"):
+        assert "--lanes goes with a URL" in said_no(run_qanat("client", "-c", pair.client_yaml, "--lanes", lanes))
 
 
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
         (("ftp://example.com/", "-L", "1:x:2"), "ftp"),
+        (("-L", "1:x:2", "ws://127.0.0.1:1/tunnel", "ftp://example.com/"), "ftp"),
+        (("ws://127.0.0.1:1/tunnel", "--transport", "grpc", "--transport", "http2,quic"), "--transport"),
+        (("ws://127.0.0.1:1/tunnel", "--lanes", "17"), "--lanes"),
         (("ws://127.0.0.1:1/tunnel", "-L", "nonsense"), "-L"),
         (("ws://127.0.0.1:1/tunnel", "-R", "1:2"), "-R"),
         (("ws://127.0.0.1:1/tunnel", "-L", "1:x:2", "--fingerprint", "SHA256:short"), "fingerprint"),

@@ -242,7 +242,7 @@ def test_what_looks_secret_is_refused_where_others_can_read_it(directory: Config
 def test_a_command_line_says_the_same(directory: ConfigDirectory) -> None:
     path = directory.path
     settings = client_from_options(
-        url=URL,
+        urls=[URL],
         certificate=path / "full.pem",
         key=path / "private.pem",
         proxy="http://me@proxy:3128",
@@ -256,9 +256,9 @@ def test_a_command_line_says_the_same(directory: ConfigDirectory) -> None:
     assert settings.proxy == Proxy("http", "proxy", 3128, "me", PASSWORD)
     assert settings.connect_to == ("192.0.2.1", 443)
     assert settings.headers == (("X-Team", "tunnels"), ("X-Secret", PASSWORD))
-    default = client_from_options(url=URL, environ=ENVIRON | {"https_proxy": "http://other:1"})
+    default = client_from_options(urls=[URL], environ=ENVIRON | {"https_proxy": "http://other:1"})
     assert default.route.proxy_for(settings_url(default)) == Proxy("http", "other", 1)
-    assert client_from_options(url=URL, proxy="none", environ=ENVIRON).proxy is None
+    assert client_from_options(urls=[URL], proxy="none", environ=ENVIRON).proxy is None
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_command_line_that_cannot_be_is_refused_without_a_secret(
             options = options | {name: directory.path / str(options[name])}
     environ = ENVIRON | options.pop("environ", {})  # type: ignore[operator]
     with pytest.raises(UsageError) as caught:
-        client_from_options(url=URL, environ=environ, **options)  # type: ignore[arg-type]
+        client_from_options(urls=[URL], environ=environ, **options)  # type: ignore[arg-type]
     assert words in str(caught.value)
     assert "sesame" not in str(caught.value)
 
