@@ -64,6 +64,15 @@ def test_a_new_booking_stands_at_the_end_of_the_present_queue() -> None:
     assert handshakes.book("203.0.113.1") == 21  # 20 seconds of others, and its own place
 
 
+def test_those_whose_moment_has_come_do_not_make_the_queue_longer_since_their_tokens_wait_for_them() -> None:
+    clock = Clock()
+    handshakes = used_up(clock)
+    for address in singles(10):
+        handshakes.book(address)
+    clock.now += 1.05
+    assert handshakes.book("203.0.113.1") == 1
+
+
 def test_beyond_the_longest_time_nothing_is_booked_and_those_told_to_ask_again_do_not_come_as_one() -> None:
     handshakes = used_up(Clock())
     for address in singles(600):
