@@ -7,7 +7,6 @@ What an authenticated client may do is `service.access`; whom a proxy speaks for
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +16,8 @@ from attrs import frozen
 
 from service.address_rates import AddressRates
 from service.crowd import Crowd
+from service.handshake_rate import HandshakeRate
 from service.settings import ServerLimits
-
-_RETRY_AFTER = (2, 5)
-"""Seconds that a refused client is asked to stay away, drawn at random so that a crowd does not come back as one."""
 
 
 @frozen
@@ -52,15 +49,9 @@ class HandshakeSlot:
 class Admission:
     """The limits that hold before authentication.  Safe to use from any thread; only `rsa_gate` blocks."""
 
-    def __init__(
-        self,
-        limits: ServerLimits,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        randint: Callable[[int, int], int] = random.randint,
-    ) -> None:
-        self._randint = randint
+    def __init__(self, limits: ServerLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limits.handshakes
+        self._rate = HandshakeRate(limits.handshake_rate, limits.handshakes, clock=clock)
         self._handshakes = Crowd()
         self.unfinished = Crowd()
         """The connections that are no pipes yet."""
@@ -79,15 +70,24 @@ class Admission:
     def enter(self, address: str, cut: Callable[[], None]) -> HandshakeSlot | None:
         """Take a handshake slot on the account of `address`, or None: then answer 503 with `retry_after`.
 
-        When all are taken, an address that holds more than this one loses its oldest, which is `cut`.  `cut` is
-        not called after the slot was released, and must not block.
+        None when handshakes are begun too fast (`limits.handshake_rate`), and when all slots are taken.  In the second
+        case an address that holds more than this one loses its oldest, which is `cut`, and this one gets in.  `cut`
+        is not called after the slot was released, and must not block.
         """
+        if not self._rate.take(address):
+            return None
         slot = HandshakeSlot(self._handshakes)
-        return slot if self._handshakes.add_within(self._limit, slot, address, cut) else None
+        if self._handshakes.add_within(self._limit, slot, address, cut):
+            return slot
+        self._rate.give_back()
+        return None
 
-    def retry_after(self) -> int:
-        """Whole seconds for a Retry-After header (RFC 9110 §10.2.3)."""
-        return self._randint(*_RETRY_AFTER)
+    def retry_after(self, address: str) -> int:
+        """Whole seconds for a Retry-After header (RFC 9110 §10.2.3), 1 to 60: for one client that `enter` turned away.
+
+        Books a place in the queue on the account of `address`, so ask once for each.
+        """
+        return self._rate.book(address)
 
     def delay(self, ip: str) -> float:
         """Seconds that a new connection on this address's account has to wait before it is served.

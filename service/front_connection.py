@@ -210,7 +210,7 @@ class FrontConnection:
             self._slow_down(client)
         slot = self._reception.enter(address, self._wire.close)
         if slot is None:
-            busy = answer(503, retry_after=self._reception.admission.retry_after())
+            busy = answer(503, retry_after=self._reception.admission.retry_after(client))
             self._answer(busy, linger=bool(head.rest))
             return
         try:

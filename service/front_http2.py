@@ -79,7 +79,7 @@ class Http2Front:
             return
         slot = reception.enter(address, lambda: exchange.close("it gave way to other clients"))
         if slot is None:
-            exchange.refuse(503, "Service Unavailable\n", retry_after=reception.admission.retry_after())
+            exchange.refuse(503, "Service Unavailable\n", retry_after=reception.admission.retry_after(client))
             return
         try:
             if not reception.closing.is_set():

@@ -53,7 +53,11 @@ class Reception:
         """Take a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""
         slot = self.admission.enter(address.client, cut)
         if slot is None and self.seldom.due("too many handshakes"):
-            log.warning("too many handshakes at once (limits.handshakes); %s was told to try again later", address)
+            log.warning(
+                "too many handshakes at once (limits.handshakes) or a second (limits.handshake_rate): "
+                "%s was told when to come back",
+                address,
+            )
         return slot
 
     def has_room(self) -> bool:

@@ -99,7 +99,7 @@ def uncut() -> None:
 
 
 def test_slots_are_limited_and_each_is_given_back_once() -> None:
-    admission = Admission(ServerLimits(handshakes=2))
+    admission = Admission(ServerLimits(handshakes=2, handshake_rate=1e6))
     first, second = admission.enter("192.0.2.1", uncut), admission.enter("192.0.2.1", uncut)
     assert first is not None
     assert second is not None
@@ -112,7 +112,7 @@ def test_slots_are_limited_and_each_is_given_back_once() -> None:
 
 
 def test_an_address_that_holds_every_slot_gives_its_oldest_to_another() -> None:
-    admission = Admission(ServerLimits(handshakes=3))
+    admission = Admission(ServerLimits(handshakes=3, handshake_rate=1e6))
     cut: list[str] = []
     slots = [admission.enter("2001:db8::1", partial(cut.append, number)) for number in "123"]
     other = admission.enter("192.0.2.1", uncut)
@@ -128,9 +128,38 @@ def test_an_address_that_holds_every_slot_gives_its_oldest_to_another() -> None:
     assert admission.enter("192.0.2.1", uncut) is None
 
 
-def test_a_refused_crowd_is_spread_over_some_seconds() -> None:
-    admission = Admission(ServerLimits())
-    assert {admission.retry_after() for _ in range(500)} == {2, 3, 4, 5}
+def test_handshakes_begin_no_faster_than_the_rate_though_slots_are_free() -> None:
+    clock = Clock()
+    admission = Admission(ServerLimits(handshakes=2, handshake_rate=10), clock=clock)
+
+    def begin() -> bool:
+        slot = admission.enter("192.0.2.1", uncut)
+        if slot is not None:
+            slot.release()
+        return slot is not None
+
+    assert [begin(), begin(), begin()] == [True, True, False]
+    clock.now += 0.11
+    assert [begin(), begin()] == [True, False]
+    assert admission.handshakes == 0
+
+
+def test_whoever_finds_every_slot_taken_uses_up_none_of_the_rate() -> None:
+    admission = Admission(ServerLimits(handshakes=2, handshake_rate=0.001), clock=(clock := Clock()))
+    first, second = admission.enter("192.0.2.1", uncut), admission.enter("192.0.2.1", uncut)
+    assert first is not None
+    assert second is not None
+    clock.now += 1000
+    for _ in range(10):
+        assert admission.enter("192.0.2.1", uncut) is None
+    second.release()
+    assert admission.enter("192.0.2.1", uncut) is not None
+
+
+def test_each_client_that_is_turned_away_is_given_the_next_free_moment() -> None:
+    admission = Admission(ServerLimits(handshakes=1, handshake_rate=2), clock=Clock())
+    assert admission.enter("192.0.2.1", uncut) is not None
+    assert [admission.retry_after(f"198.51.100.{number}") for number in range(6)] == [1, 1, 2, 2, 3, 3]
 
 
 def test_only_so_many_rsa_operations_run_at_once() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -108,3 +110,67 @@ def test_many_failures_stay_at_the_ceiling(failures: int) -> None:
     for _ in range(failures):
         backoff.failed()
     assert backoff.delay() == 60
+
+
+# --- the delays of many clients, as a distribution
+
+DRAWS = 10_000
+FARTHEST = 2 / math.sqrt(DRAWS)
+"""The Kolmogorov-Smirnov distance that draws from the right distribution exceed once in 1500 seeds; ours is fixed."""
+
+
+def distance_from_uniform(draws: list[float], low: float, high: float) -> float:
+    """The largest difference between the share of `draws` up to a point and what a uniform distribution has there."""
+    ordered = sorted(draws)
+    shares = [min(1.0, max(0.0, (draw - low) / (high - low))) for draw in ordered]
+    count = len(ordered)
+    return max(max((n + 1) / count - share, share - n / count) for n, share in enumerate(shares))
+
+
+def delays_after(failures: int, count: int, seed: int, retry_after: float | None = None) -> list[float]:
+    """What `count` clients wait after as many failures each."""
+    uniform = random.Random(seed).uniform
+    delays = []
+    for _ in range(count):
+        backoff = Backoff(Reconnect(), uniform)
+        for _ in range(failures):
+            backoff.failed()
+        delays.append(backoff.delay(retry_after))
+    return delays
+
+
+def test_the_distance_tells_a_wrong_distribution_from_a_right_one() -> None:
+    even = [(n + 0.5) / 100 for n in range(100)]
+    assert distance_from_uniform(even, 0, 1) == pytest.approx(0.005)
+    assert distance_from_uniform([0.5] * 100, 0, 1) == 0.5
+    halves = [0.5 + delay / 2 for delay in delays_after(1, DRAWS, seed=1)]  # what "equal jitter" would give
+    assert distance_from_uniform(halves, 0, 1) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("failures", "ceiling"),
+    [(0, 0.1), (1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 16.0), (6, 32.0), (7, 60.0), (20, 60.0)],
+)
+def test_a_delay_is_uniform_between_nothing_and_the_ceiling(failures: int, ceiling: float) -> None:
+    delays = delays_after(failures, DRAWS, seed=failures)
+    assert 0 <= min(delays) < ceiling / 100
+    assert ceiling * 0.99 < max(delays) <= ceiling
+    assert distance_from_uniform(delays, 0, ceiling) < FARTHEST
+
+
+def test_those_who_were_told_the_same_second_spread_over_the_second_after_it() -> None:
+    delays = delays_after(1, DRAWS, seed=5, retry_after=7)
+    assert distance_from_uniform(delays, 7, 8) < FARTHEST
+
+
+@pytest.mark.parametrize(("failures", "share"), [(0, 0.16), (1, 0.03), (2, 0.025), (4, 0.015), (7, 0.01)])
+def test_five_hundred_clients_that_lose_their_server_in_one_moment_do_not_come_back_in_one(
+    failures: int, share: float
+) -> None:
+    """`share` of them at most comes in the same 10 ms, with the clumps that chance makes.
+
+    On average that is a tenth at the first try, then a hundredth, and half as much with each doubling.
+    """
+    for seed in range(20):
+        bins = Counter(int(delay / 0.01) for delay in delays_after(failures, 500, seed))
+        assert max(bins.values()) <= share * 500
