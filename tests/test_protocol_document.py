@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 
 import pytest
@@ -18,6 +19,7 @@ from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameter
 from handshake.identity import fingerprint_of
 from handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
 from handshake.tokens import format_token, parse_token
+from mux import attachment, lane
 from mux import frames as wire
 from mux.core import LaneCore
 from mux.lane_state import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM
@@ -37,7 +39,7 @@ from service.messages import (
     decode_control,
     decode_request,
 )
-from service.settings import Flow, Keepalive, ServerLimits
+from service.settings import Flow, Keepalive, ServerLimits, ServerSettings
 from tests.protocol_page import load_page, number
 from transports.pipe import MAX_MESSAGE
 
@@ -191,12 +193,15 @@ def test_the_parameters_have_the_ids_and_defaults_of_the_page() -> None:
         "INITIAL_WINDOW": defaults.initial_window,
         "MAX_STREAMS": defaults.max_streams,
         "KEEPALIVE": defaults.keepalive,
+        "LANES": defaults.lanes,
+        "RESUME_FOR": defaults.resume_for,
     }
     assert PAGE.says(f"an INITIAL_WINDOW above {hello.MAX_INITIAL_WINDOW // 2**20} MiB")
 
 
 NEW = Hello(bytes(range(0x10, 0x20)), Parameters("qanat/0.1.0"))
-STARTED = Ready(Answer.NEW, "node-1", NEW.parameters, session=bytes(range(0x20, 0x30)))
+SERVER = replace(NEW.parameters, resume_for=300)
+STARTED = Ready(Answer.NEW, "node-1", SERVER, session=bytes(range(0x20, 0x30)))
 CLOSE = Close(CloseReason.SHUTDOWN, "bye")
 
 
@@ -206,7 +211,7 @@ def hello_to_resume() -> Hello:
 
 
 def ready_resumed() -> Ready:
-    answered = Ready(Answer.RESUMED, "node-1", NEW.parameters, STARTED.session, expected=2000)
+    answered = Ready(Answer.RESUMED, "node-1", SERVER, STARTED.session, expected=2000)
     return answered.proven(key_schedule()["resume"], key_schedule()["TH"])
 
 
@@ -253,6 +258,26 @@ def test_the_examples_of_hello_and_ready_are_read() -> None:
     assert resuming.proof_holds(PAGE.examples["resume"], PAGE.examples["TH"])
     resumed = Ready.decode(PAGE.examples["READY RESUMED"][1:])
     assert resumed.proof_holds(PAGE.examples["resume"], PAGE.examples["TH"])
+
+
+def test_the_states_of_a_lane_are_the_table_s() -> None:
+    table = PAGE.table("lane's state", "step", "next state", under="Resuming")
+    listed = {
+        (attachment.State[row["lane's state"]], attachment.Step[row["step"].split(":")[0]]): attachment.State[
+            row["next state"]
+        ]
+        for row in table.rows
+    }
+    assert listed == attachment.TRANSITIONS
+
+
+def test_the_numbers_of_resuming_are_the_code_s() -> None:
+    assert PAGE.says("where that is possible in half a second")
+    assert lane.YIELD == 0.5
+    limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
+    assert number(limits["lanes of a session"]) == ServerLimits().lanes
+    kept = number(limits["seconds that a lane is kept without a pipe (RESUME_FOR)"])
+    assert kept == ServerSettings(clients=()).resume_for
 
 
 # --- section 4: frames ----------------------------------------------------------------------------------------------
@@ -398,7 +423,7 @@ def test_the_mux_s_rows_of_the_limits_are_the_code_s() -> None:
     assert [number(part) for part in stream.split(", at most ")] == [ours.initial_window, ours.max_window]
     session = limits["the same, a session"]
     assert [number(part) for part in session.split(" + ")] == [ours.initial_window, ours.window_budget]
-    assert number(limits["streams a peer may have open"]) == ours.max_streams
+    assert number(limits["streams a peer may have open in a session"]) == ours.max_streams
     assert number(limits["seconds between PINGs, until a silent pipe is dead"]) == ours.keepalive
 
 

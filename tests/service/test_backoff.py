@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backoff import Backoff
+from service.backoff import TURNS, Backoff
 from service.settings import Reconnect
 
 
@@ -84,9 +84,21 @@ def test_what_the_server_asked_for_is_the_least() -> None:
     backoff = Backoff(Reconnect(), shortest)
     backoff.failed()
     assert backoff.delay(retry_after=17) == 17
+    assert backoff.delay(retry_after=0) == 1
     assert Backoff(Reconnect(), longest).delay(retry_after=17) == 18  # a thousand clients must not come as one
     backoff.give_up_hope()
     assert backoff.delay(retry_after=1) == 30
+
+
+def test_a_turn_that_the_server_names_counts_instead_of_a_long_delay_of_ones_own() -> None:
+    backoff = Backoff(Reconnect(), longest)
+    for _ in range(40):
+        backoff.failed()
+    assert backoff.delay() == 60
+    assert [backoff.delay(retry_after=3) for _ in range(TURNS)] == [4] * TURNS
+    assert backoff.delay(retry_after=3) == 60, "who names one time after the other is not believed for ever"
+    assert backoff.delay() == 60
+    assert backoff.delay(retry_after=3) == 4
 
 
 @given(
@@ -101,7 +113,7 @@ def test_a_delay_is_never_negative_and_never_above_the_ceiling(
     backoff = Backoff(settings, random.Random(seed).uniform)
     for what in happened:
         getattr(backoff, what)()
-    assert 0 <= backoff.delay(retry_after) <= max(settings.max, (retry_after or 0) + settings.min)
+    assert 0 <= backoff.delay(retry_after) <= max(settings.max, max(1, retry_after or 0) + settings.min)
 
 
 @pytest.mark.parametrize("failures", [33, 100, 5000])
