@@ -223,9 +223,20 @@ class ConnectRules:
 class ListenRules:
     """Where one client's remote forwards may listen.  Immutable, and safe to use from any thread."""
 
-    def __init__(self, rules: Sequence[str]) -> None:
-        """Raises UsageError for a rule that cannot be read."""
-        self._rules = [parse_listen_rule(rule) for rule in rules]
+    def __init__(self, rules: Sequence[str], shared: Sequence[str] = ()) -> None:
+        """`shared` are those that allow to listen together with other clients.
+
+        Raises UsageError for a rule that cannot be read.
+        """
+        self._shared = [parse_listen_rule(rule) for rule in shared]
+        self._rules = [*(parse_listen_rule(rule) for rule in rules), *self._shared]
+
+    def is_shared(self, host: str, port: int) -> bool:
+        """Whether an address that `check` allows is to be shared with other clients who ask for it."""
+        address = parse_address(host)
+        return address is not None and any(
+            unmap(address) == rule.address and port in rule.ports for rule in self._shared
+        )
 
     def check(self, host: str, port: int) -> Address:
         """The address to bind for `host`, a literal, when a rule lists that very address.  Does not block.
@@ -246,7 +257,7 @@ class ListenRules:
             raise EndpointError(
                 f"listening on {what} is not allowed",
                 code=Reason.NOT_ALLOWED,
-                hint="see this client's allow_listen on the server",
+                hint="see this client's allow_listen and shared_listen on the server",
             )
         if plain.version != address.version:
             return socket.AF_INET, (str(plain), port)

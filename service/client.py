@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from base.deadline import Deadline
 from base.errors import EndpointError, QanatError
@@ -180,7 +181,8 @@ class Client:
                     raise RuntimeError(f"{self._max_streams} connections wait for a session already")
                 self._waiting.start(f"{peer}-down", carry_when_connected)
             else:
-                session.start_outgoing(sock, peer, request, str(forward))
+                carry = partial(session.carry_outgoing, sock, peer, request, str(forward))
+                session.start_outgoing(peer, carry)
         except RuntimeError as error:
             WakeableSocket(sock, peer).close(orderly=False)
             if self._seldom.due("no thread"):

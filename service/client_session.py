@@ -94,7 +94,7 @@ class ClientSession(Session):
             return
         wait = RETRY_NOT_ALLOWED if message.reason == Reason.NOT_ALLOWED else RETRY_IN_USE
         hint = (
-            "add it to this client's allow_listen on the server"
+            "add it to this client's allow_listen, or shared_listen, on the server"
             if message.reason == Reason.NOT_ALLOWED
             else "stop what holds that port on the server, or choose another"
         )

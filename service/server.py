@@ -34,6 +34,7 @@ from .seldom import Seldom
 from .server_session import ServerSession
 from .session import affordable_streams, hello_parameters, lane_parameters, share
 from .settings import ClientAccount, ServerSettings
+from .shared_ports import SharedPorts
 
 log = logging.getLogger("qanat.server")
 
@@ -56,6 +57,7 @@ class Server:
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._front_door = FrontDoor(settings, self._on_pipe)
         self._absences = Absences(settings.resume_for)
+        self._shared_ports = SharedPorts()
         self._seldom = Seldom()
         self._max_streams = affordable_streams(settings.limits.streams)
         self._accounts = {account.name: _Account(account, self._max_streams) for account in settings.clients}
@@ -148,6 +150,7 @@ class Server:
             connecting=account.connecting,
             max_forwards=settings.limits.forwards,
             max_lanes=lanes,
+            shared_ports=self._shared_ports,
         )  # fmt: skip
         try:
             self.registry.claim(session, deadline)
@@ -282,7 +285,7 @@ class _Account:
         self.name = account.name
         self.tokens = account.tokens
         self.connect_rules = ConnectRules(account.allow_connect)
-        self.listen_rules = ListenRules(account.allow_listen)
+        self.listen_rules = ListenRules(account.allow_listen, account.shared_listen)
         self.connecting = threading.BoundedSemaphore(max_streams)
 
 

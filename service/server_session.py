@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from base.deadline import Deadline
 from base.errors import EndpointError, ProtocolError
@@ -27,7 +29,9 @@ from .messages import (
     decode_control,
     decode_request,
 )
+from .seldom import Seldom
 from .session import Session, new_id
+from .shared_ports import Membership, SharedPorts
 
 log = logging.getLogger("qanat.session")
 
@@ -54,6 +58,7 @@ class ServerSession(Session):
         connecting: threading.Semaphore,
         max_forwards: int,
         max_lanes: int,
+        shared_ports: SharedPorts,
     ) -> None:
         super().__init__(name, parameters, new_id(), secret, resume_for)
         self.instance = instance
@@ -63,8 +68,10 @@ class ServerSession(Session):
         self._connect_timeout = connect_timeout
         self._connecting = connecting
         self._max_forwards = max_forwards
+        self._seldom = Seldom()
         self._max_lanes = max_lanes
-        self._listeners: dict[int, Listener] = {}
+        self._shared_ports = shared_ports
+        self._listeners: dict[int, Listener | Membership] = {}
 
     def stop_listening(self) -> None:
         """Take no new connection for the remote forwards; those that are open go on."""
@@ -113,28 +120,43 @@ class ServerSession(Session):
         try:
             if len(self._listeners) >= self._max_forwards:
                 raise EndpointError(f"{self._max_forwards} remote forwards are in use", code=Reason.LIMIT)
-            _, address = self._listen_rules.check(message.host, message.port)
-            listener = Listener(
-                address[0],
-                address[1],
-                lambda sock, peer: self._accepted(number, sock, peer),
-                f"{self.name}-listen-{number}",
-            )
+            listener = self._bind(number, message.host, message.port)
         except EndpointError as error:
             log.warning("%s: remote forward %d: %s", self.name, number, error)
             return ListenFailed(number, error.code, error.message)
         self._listeners[number] = listener
-        listener.start()
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)
 
-    def _accepted(self, number: int, sock: socket.socket, peer: str) -> None:
-        request = ThroughForward(number, peer).encode()
+    def _bind(self, number: int, host: str, port: int) -> Listener | Membership:
+        """Listen where the rules allow it.  Raises EndpointError."""
+        _, address = self._listen_rules.check(host, port)
+        if self._listen_rules.is_shared(host, port):
+            return self._shared_ports.join(address[0], address[1], self, partial(self._accepted, number))
+        accept = partial(self._accepted, number)
+        listener = Listener(address[0], address[1], accept, f"{self.name}-listen-{number}")
+        listener.start()
+        return listener
+
+    def _accepted(
+        self, number: int, sock: socket.socket, peer: str, done: Callable[[], None] = lambda: None
+    ) -> None:
+        """A connection came for a remote forward; `done` is called once, when it has ended."""
+
+        def carry() -> None:
+            try:
+                self.carry_outgoing(sock, peer, ThroughForward(number, peer).encode(), what)
+            finally:
+                done()
+
+        what = f"{self.name}: remote forward {number}"
         try:
-            self.start_outgoing(sock, peer, request, f"{self.name}: remote forward {number}")
+            self.start_outgoing(peer, carry)
         except RuntimeError as error:
             WakeableSocket(sock, peer).close(orderly=False)
-            log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, error)
+            done()
+            if self._seldom.due("no thread"):
+                log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, error)
 
     def _release(self) -> None:
         self.stop_listening()

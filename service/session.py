@@ -310,9 +310,15 @@ class Session(ABC):
                 if self._stopping.is_set() or self._goodbye is not None or len(lanes) == 1:
                     raise  # otherwise only this lane is over
 
-    def start_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
-        """`carry_outgoing` in a thread of its own.  Raises RuntimeError when the system gives none."""
-        self.threads.start(f"{self.name} {peer}-down", lambda: self.carry_outgoing(sock, peer, request, what))
+    def start_outgoing(self, peer: str, carry: Callable[[], None]) -> None:
+        """Have `carry`, which calls `carry_outgoing`, in a thread of its own.
+
+        Raises RuntimeError when the system gives none, or when as many as there may be streams wait for one already:
+        while no pipe carries the session, whoever comes waits.
+        """
+        if len(self.threads) - 2 * self.open_streams > self._parameters.peer_max_streams:
+            raise RuntimeError(f"{self._parameters.peer_max_streams} connections wait for a stream already")
+        self.threads.start(f"{self.name} {peer}-down", carry)
 
     def carry_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
         """Join a connection that we accepted to a new stream; blocks until both are over."""
