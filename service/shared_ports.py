@@ -29,9 +29,7 @@ class Taker(Protocol):
 class Membership:
     """One forward's share of a port.  As a `Listener`, it has `address` and `port`, and is closed once."""
 
-    def __init__(
-        self, ports: SharedPorts, shared: _SharedPort, taker: Taker, accept: Accept
-    ) -> None:
+    def __init__(self, ports: SharedPorts, shared: _SharedPort, taker: Taker, accept: Accept) -> None:
         self._ports = ports
         self._shared = shared
         self.taker = taker
