@@ -317,7 +317,7 @@ class LaneKeeper:
                     self._retry_at = now + self._backoff.delay()
                 self._changed.notify_all()
         self._around.changed()
-        quiet = self._around.cancel.cancelled or (not current and not over)
+        quiet = self._around.cancel.cancelled or self._session.stopped or (not current and not over)
         if not quiet and not running.replaced:
             self._log_end(running, ending, lived, over)
 
