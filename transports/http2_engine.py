@@ -34,6 +34,8 @@ from transports.turns import Turns
 log = logging.getLogger("qanat.http2")
 
 _CUT = "the connection was closed by the other end or the path"
+_LAST_WORDS = 0.5
+"""Seconds that a writer gets to finish, so that GOAWAY can say what the other end did wrong."""
 _EARLY = 0.005  # seconds by which the system may wake us before the time is up
 
 
@@ -106,14 +108,30 @@ class Http2Engine:
         with self.lock:
             self._end_locked(cause)
 
-    def _end_locked(self, cause: str, code: int = ErrorCodes.NO_ERROR, fault: ProtocolError | None = None) -> None:
+    def _end_locked(self, cause: str) -> None:
+        if self.cause.set(cause):
+            self._close_locked(cause, ErrorCodes.NO_ERROR, None, in_turn=self._turns.try_enter())
+
+    def _give_up_locked(self, error: Http2Error) -> None:
+        """End the connection because the other end broke HTTP/2, and say so to it.
+
+        By the thread that reads.  Waits a moment, without the lock, for what is half sent.
+        """
+        cause = f"the other end broke HTTP/2: {printable(str(error))}"
         if not self.cause.set(cause):
             return
-        if self._turns.try_enter():
-            self.wire.close(self.core.last_words(code) if self._send_failure is None else b"")
+        self.lock.release()
+        try:
+            in_turn = self._turns.enter_within(_LAST_WORDS)
+        finally:
+            self.lock.acquire()
+        self._close_locked(cause, error.code, ProtocolError(cause), in_turn=in_turn)
+
+    def _close_locked(self, cause: str, code: int, fault: ProtocolError | None, *, in_turn: bool) -> None:
+        """Once, by whoever has set the cause.  Without the turn something is half sent, so there are no last words."""
+        self.wire.close(self.core.last_words(code) if in_turn and self._send_failure is None else b"")
+        if in_turn:
             self._turns.leave()
-        else:  # something is half sent
-            self.wire.close()
         for stream in self.core.streams.values():
             stream.end(cause, fault)
         self.core.streams.clear()
@@ -279,8 +297,7 @@ class Http2Engine:
         try:
             self.core.receive(count)
         except Http2Error as error:
-            cause = f"the other end broke HTTP/2: {printable(str(error))}"
-            self._end_locked(cause, error.code, ProtocolError(cause))
+            self._give_up_locked(error)
         if self.core.owed and not self._told:
             self.lock.release()
             try:
