@@ -145,18 +145,25 @@ class Http2Engine:
 
         Raises PipeEnded.  For one thread at a time of each stream.
         """
+        blocked: float | None = None  # since when no window is open
         with self.lock:
             stream.sending = True
         try:
             while at < len(buffer):
-                at += self._send_turn(stream, buffer, at)
+                size = self._send_turn(stream, buffer, at)
+                at += size
+                if size:
+                    blocked = None
+                else:
+                    blocked = blocked or time.monotonic()
+                    self._await_window(stream, blocked)
         finally:
             with self.lock:
                 stream.sending = False
                 stream.writable.notify_all()
 
     def _send_turn(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
-        """Send what the windows allow; when that is nothing, what is owed; then wait.  Returns how much of DATA."""
+        """Send what is owed, and what the windows allow.  Returns how much of DATA that was."""
         with self._turns:
             with self.lock:
                 self._check_locked(stream)
@@ -170,10 +177,18 @@ class Http2Engine:
                 self._send_now(buffer[at - HEADER_SIZE : at + size])
             elif size:
                 self._send_now(data_frames(stream.id, buffer[at : at + size], frame_size))
-        if not size:
-            with self.lock:
-                self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), None)
         return size
+
+    def _await_window(self, stream: Http2Stream, since: float) -> None:
+        """Wait until there is something to do for who found no window open at the time `since`, or it is too late."""
+        timeout = stream.write_timeout
+        with self.lock:
+            remaining = None if timeout is None else since + timeout - time.monotonic()
+            if not self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), remaining):
+                cause = f"nothing could be sent for {timeout:g} s"
+                stream.end(cause)
+                if not self._has_reader:  # a client's pipe reads, and has the connection for itself
+                    self._end_locked(cause)
 
     def _check_locked(self, stream: Http2Stream) -> None:
         if stream.over:

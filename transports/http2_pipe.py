@@ -6,12 +6,13 @@ connection's owner (`http2_server`) sends what is owed.  Made by `http2_client` 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
 from h2.errors import ErrorCodes
 
-from base.errors import LocalError, ProtocolError
+from base.errors import LocalError, ProtocolError, TransportError
 from base.threads import start_thread
 from transports.http2_engine import Http2Engine
 from transports.http2_frames import HEADER_SIZE
@@ -88,6 +89,12 @@ class Http2Pipe(Pipe):
 
     def set_read_timeout(self, seconds: float | None) -> None:
         self._read_timeout = seconds  # heeded from the next wait on
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Counts the time without a window, too.  For what is below a shared connection, the last word counts."""
+        self._stream.write_timeout = seconds
+        with contextlib.suppress(TransportError):  # the connection is closed, and the next recv says why
+            self._engine.wire.set_write_timeout(seconds)
 
     def set_guarded(self, guarded: bool) -> None:
         """While guarded, a server's stream keeps the small window with which it began."""

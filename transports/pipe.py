@@ -40,6 +40,14 @@ class Wire(ABC):
         """Let the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
 
     @abstractmethod
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Give up once sending has got no further at all for `seconds`, or up to a quarter more; None never does.
+
+        Slowness alone is no reason: any byte that the path takes begins the time anew.  Then sending and, after what
+        has come, reading raise TransportError.  Does not block; heeded from the next write on.  Raises TransportError.
+        """
+
+    @abstractmethod
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """Have `wakeup` called, by the reading thread, when reading made this wire owe bytes; see `flush`."""
 
@@ -91,6 +99,14 @@ class Pipe(ABC):
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
         """Let `recv` end the pipe after `seconds` without one raw byte received; None never does."""
+
+    @abstractmethod
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """End the pipe once sending has got no further at all for `seconds`, or up to a quarter more; None never does.
+
+        A peer or a path that is slow is not punished: whatever it takes begins the time anew.  Both `send` and `recv`
+        raise PipeEnded then.  From any thread; does not block; heeded from the next `send` on.
+        """
 
     def set_guarded(self, guarded: bool) -> None:  # noqa: B027 - not every transport has something to guard
         """While guarded, `recv` takes no more than a handshake needs: the peer is a stranger.

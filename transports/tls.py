@@ -99,6 +99,9 @@ class TlsWire(Wire):
     def set_read_timeout(self, seconds: float | None) -> None:
         self._wire.set_read_timeout(seconds)
 
+    def set_write_timeout(self, seconds: float | None) -> None:
+        self._wire.set_write_timeout(seconds)
+
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         self._wakeup = wakeup
         self._wire.set_wakeup(wakeup)

@@ -101,6 +101,10 @@ class WebSocketPipe(Pipe):
         with contextlib.suppress(TransportError):  # the wire is closed, and the next recv says why
             self._wire.set_read_timeout(seconds)
 
+    def set_write_timeout(self, seconds: float | None) -> None:
+        with contextlib.suppress(TransportError):  # likewise
+            self._wire.set_write_timeout(seconds)
+
     def set_guarded(self, guarded: bool) -> None:
         self._reader.max_message = MAX_GUARDED if guarded else self.max_message
         self._unusual_left = GUARDED_FRAMES if guarded else None
