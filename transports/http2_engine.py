@@ -53,6 +53,7 @@ class Http2Engine:
         self.core = Http2Core(self.lock, window=window, first=first, route=route)
         self.cause = FirstCause()
         self._on_owed: Callable[[], None] = _nothing
+        self._on_leaving: Callable[[], None] | None = None
         self._turns = Turns()
         self._told = False  # somebody was told to send what is owed, and nothing has been sent since
         self._work = threading.Condition(self.lock)  # for `writer_loop`
@@ -232,6 +233,21 @@ class Http2Engine:
             self._told = False
         self.tell()
 
+    def on_leaving(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once, as in `on_owed`, when the peer is going away and still serves what runs."""
+        with self.lock:
+            self._on_leaving = callback
+        self._tell_leaving()
+
+    def _tell_leaving(self) -> None:
+        with self.lock:
+            callback = self._on_leaving
+            if not self.core.leaving or self.core.farewell or all(s.over for s in self.core.streams.values()):
+                return
+            self._on_leaving = None
+        if callback is not None:
+            callback()
+
     def wake_writer(self) -> None:
         """Have `writer_loop`, if it runs, send what connection and wire owe.  Does not block."""
         with self.lock:
@@ -313,10 +329,11 @@ class Http2Engine:
             self.core.receive(count)
         except Http2Error as error:
             self._give_up_locked(error)
-        if self.core.owed and not self._told:
+        if (self.core.owed and not self._told) or (self._on_leaving is not None and self.core.leaving):
             self.lock.release()
             try:
                 self.tell()
+                self._tell_leaving()
             finally:
                 self.lock.acquire()
 

@@ -114,6 +114,11 @@ class Http2Pipe(Pipe):
         self._engine.wire.set_wakeup(wakeup)
         self._engine.on_owed(wakeup)
 
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:
+        """For GOAWAY without an error on a client's connection (RFC 9113 §6.8)."""
+        if self._alone:
+            self._engine.on_leaving(callback)
+
     def flush(self) -> None:
         self._engine.flush()
 

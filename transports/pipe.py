@@ -122,6 +122,13 @@ class Pipe(ABC):
         It is called by the reading thread, inside `recv`, so it must neither block nor call the pipe.
         """
 
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:  # noqa: B027 - not every transport announces it
+        """Have `callback` called once, when the other end or a proxy says that the connection will not last.
+
+        The pipe still carries what it is given: it is time to make the next one.  Called by the thread that reads, or
+        by this one if that was said before; it must neither block nor call the pipe.  WebSocket has no such word.
+        """
+
     @abstractmethod
     def flush(self) -> None:
         """Send the control bytes that reading made this pipe owe (pongs, KeyUpdate), if any.

@@ -241,6 +241,18 @@ def test_a_write_timeout_can_be_lifted_and_does_not_touch_the_receiver(pair: Pai
     assert receiving.result() == b"late"
 
 
+def test_nobody_leaves_unasked(pair: Pair) -> None:
+    one, other = pair
+    told: list[str] = []
+    one.set_on_leaving(lambda: told.append("leaving"))
+    send_bytes(other, b"hello")
+    assert one.recv() == b"hello"
+    other.close("enough")
+    with pytest.raises(PipeEnded):
+        one.recv()
+    assert not told, "an end is no announcement"
+
+
 def test_the_time_since_something_came_is_known(pair: Pair) -> None:
     one, other = pair
     send_bytes(other, b"now")
