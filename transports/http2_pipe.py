@@ -28,6 +28,7 @@ class Http2Pipe(Pipe):
         """`alone` is whether the connection serves this pipe only, so that the lane's writer sends what is owed."""
         self.transport = stream.dialect.name
         self.peer = engine.wire.peer
+        self.addresses = engine.wire.addresses
         self.headroom = HEADER_SIZE + stream.dialect.overhead
         self.max_message = MAX_MESSAGE
         self._engine = engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
@@ -17,11 +18,17 @@ MAX_GUARDED = 1024
 """The largest message that a guarded pipe takes: the handshake's own limit (docs/PROTOCOL.md §1)."""
 
 
+SockAddr = tuple[Any, ...]
+"""An Internet socket's address as Python has it: (host, port), or (host, port, flow, scope) for IPv6."""
+
+
 class Wire(ABC):
     """A blocking byte stream, full duplex: one reading thread and one writing thread at a time."""
 
     peer: str
     """`host:port` of the other end, for logs."""
+    addresses: tuple[SockAddr, SockAddr] | None = None
+    """Ours and the other end's when the wire was made; None for what is no Internet socket, or was gone already."""
 
     @abstractmethod
     def recv_into(self, buffer: memoryview) -> int:
@@ -73,6 +80,8 @@ class Pipe(ABC):
     """Its name in configs and logs, for example "websocket"."""
     peer: str
     """The other end as people know it: `host:port`."""
+    addresses: tuple[SockAddr, SockAddr] | None = None
+    """Those of the connection below, see `Wire.addresses`; the remote one is a proxy's when that was dialled."""
     headroom: int
     """How many bytes before the message `send` may overwrite with its own header."""
     max_message: int = MAX_MESSAGE

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from base.errors import TransportError
 from base.sockets import format_address, set_no_delay, set_not_sent_low_watermark
-from transports.pipe import Wire
+from transports.pipe import SockAddr, Wire
 
 if sys.platform == "linux":
     import fcntl
@@ -50,6 +50,7 @@ class TcpWire(Wire):
         set_no_delay(sock)
         set_not_sent_low_watermark(sock, NOT_SENT_LIMIT)
         self.peer = peer if peer is not None else _peer_of(sock)
+        self.addresses = _addresses_of(sock)
         self._sock = sock
         self._lock = threading.Lock()  # guards the two below
         self._users = 0
@@ -213,6 +214,15 @@ def _peer_of(sock: socket.socket) -> str:
         return format_address(sock.getpeername())
     except OSError:
         return "unknown"
+
+
+def _addresses_of(sock: socket.socket) -> tuple[SockAddr, SockAddr] | None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        return sock.getsockname(), sock.getpeername()
+    except OSError:
+        return None
 
 
 def _unacknowledged(sock: socket.socket) -> int | None:

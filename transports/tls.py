@@ -51,6 +51,7 @@ class TlsWire(Wire):
         TransportError raised, with a hint when we are the client.
         """
         self.peer = wire.peer
+        self.addresses = wire.addresses
         self._wire = wire
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

@@ -47,6 +47,7 @@ class WebSocketPipe(Pipe):
     def __init__(self, wire: Wire, machine: Machine, *, is_client: bool, first: bytes = b"") -> None:
         """`first` are bytes that were read together with the HTTP head.  Sends nothing."""
         self.peer = wire.peer
+        self.addresses = wire.addresses
         self.headroom = CLIENT_HEADROOM if is_client else SERVER_HEADROOM
         self.max_message = MAX_MESSAGE
         self._wire = wire

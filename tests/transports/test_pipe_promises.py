@@ -241,6 +241,20 @@ def test_a_write_timeout_can_be_lifted_and_does_not_touch_the_receiver(pair: Pai
     assert receiving.result() == b"late"
 
 
+def test_the_addresses_below_are_known_and_stay_so(pair: Pair) -> None:
+    one, other = pair
+    one.close("enough")
+    if one.transport == "memory":
+        assert one.addresses is None
+        return
+    assert one.addresses is not None
+    assert other.addresses is not None
+    local, remote = one.addresses
+    assert (remote, local) == other.addresses
+    assert local[0] == remote[0] == "127.0.0.1"
+    assert local[1] != remote[1]
+
+
 def test_nobody_leaves_unasked(pair: Pair) -> None:
     one, other = pair
     told: list[str] = []
