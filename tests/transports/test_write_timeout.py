@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import pytest
 from h2.events import DataReceived
 
+from base.deadline import Deadline
 from base.errors import PipeEnded, TransportError
 from tests.transports import http2_loopback
 from tests.transports.background import DEADLINE, Background
@@ -74,7 +75,7 @@ def wire_over(kind: str, stack: ExitStack, certificate: Certificate) -> tuple[Wi
         server_context = ReloadingServerContext(certificate.certificate, certificate.key, ()).context()
         context = trusting(certificate)
         shaking = Background(lambda: context.wrap_socket(theirs, server_hostname="localhost"))
-        wire = TlsWire(wire, server_context, server_side=True, deadline=http2_loopback.Deadline(DEADLINE))
+        wire = TlsWire(wire, server_context, server_side=True, deadline=Deadline(DEADLINE))
         theirs = stack.enter_context(shaking.result())
     stack.callback(wire.close)
     return wire, lambda: theirs.recv(4 * MOUTHFUL if kind == "tls" else MOUTHFUL)  # a TLS record has 16 KiB
