@@ -30,7 +30,7 @@ from .backoff import Backoff
 from .client_session import ClientSession
 from .dialling import Dialling, SessionOver, Way, describe_failure
 from .messages import printable
-from .network_watch import NetworkWatch
+from .network_watch import NetworkWatch, Watched
 from .settings import ClientSettings
 
 log = logging.getLogger("qanat.client")
@@ -92,7 +92,7 @@ class LaneKeeper:
         self._epoch = 0
         self._known = False  # whether the server has this lane for certain
         self._pipes = ThreadGroup(f"pipes of {lane.name}")
-        self._watched: object | None = None
+        self._watched: Watched | None = None
         self._changed = threading.Condition()  # guards the rest
         self._running: _Running | None = None
         self._lost_at = time.monotonic()

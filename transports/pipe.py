@@ -86,10 +86,6 @@ class Pipe(ABC):
     """How many bytes before the message `send` may overwrite with its own header."""
     max_message: int = MAX_MESSAGE
 
-    addresses = None
-    def set_write_timeout(self, seconds): pass
-    def set_on_leaving(self, cb): pass
-
     @abstractmethod
     def send(self, buffer: memoryview) -> None:
         """Block until the message `buffer[headroom:]` has been handed to the kernel.

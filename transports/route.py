@@ -33,7 +33,6 @@ class Route:
     server_name: str | None = None  # sent in SNI and expected in the certificate; the URL's host when None
     connect_to: tuple[str, int] | None = None  # dial this though the URL names another host
     proxy: Proxy | EnvironmentProxies | None = None
-    node: str | None = None
     host: str | None = None  # the Host header, or :authority; the URL's when None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # further ones; may be secrets
     node: str | None = None  # of several servers behind one address, the one that a load balancer is to choose
