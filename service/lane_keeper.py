@@ -80,6 +80,8 @@ class LaneKeeper:
         self, around: Surroundings, session: ClientSession, number: int, lane: Lane, way: Way, backoff: Backoff
     ) -> None:
         """`way` is the one to try first: another lane's, or this one's first pipe's."""
+        self.said_why = False
+        """Whether the log has it why the session is over; else it was no pipe's end."""
         self._around = around
         self._session = session
         self._number = number
@@ -325,6 +327,7 @@ class LaneKeeper:
         extra = {"event": "disconnected", "url": str(running.way.url), "lane": self._number}
         url, cause, waiting = running.way.url, printable(ending.cause), self._lane.open_streams
         if over:
+            self.said_why = True
             log.warning(
                 "the connection to %s ended after %.0f s: %s; its streams were reset", url, lived, cause, extra=extra
             )  # fmt: skip
