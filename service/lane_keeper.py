@@ -30,7 +30,7 @@ from .backoff import Backoff
 from .client_session import ClientSession
 from .dialling import Dialling, SessionOver, Way, describe_failure
 from .messages import printable
-from .network_watch import NetworkWatch, Watched
+from .network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from .settings import ClientSettings
 
 log = logging.getLogger("qanat.client")
@@ -45,6 +45,8 @@ ENDING = 5.0
 """Seconds that the threads of pipes get to end."""
 AGE_JITTER = 0.2
 """The part of `max_pipe_age` by which a pipe is replaced sooner, at random: not all clients at once."""
+NETWORK_SETTLES = 60.0
+"""Seconds during which a pipe is not replaced for the change of the network for which it was made."""
 SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
 
 
@@ -100,6 +102,7 @@ class LaneKeeper:
         self._lost_at = time.monotonic()
         self._retry_at = 0.0
         self._wish: str | None = None  # why a pipe that works is to be replaced
+        self._network_told = ""
         self._cancelled = False
 
     def run(self, way: Way, sealed: SealedPipe | None) -> None:
@@ -168,6 +171,11 @@ class LaneKeeper:
 
     def _network_changed(self, running: _Running, why: str) -> None:
         with self._changed:
+            # Where routing tells TCP from UDP, by which it is asked for, every new pipe looks changed from the beginning.
+            again = why == self._network_told and why not in (ASLEEP, BACK)
+            if again and time.monotonic() - running.since < NETWORK_SETTLES:
+                return
+            self._network_told = why
             if self._running is None:
                 self._retry_at = 0.0
                 self._backoff.succeeded()  # what failed on the old network says nothing about the new one
