@@ -171,7 +171,7 @@ class LaneKeeper:
 
     def _network_changed(self, running: _Running, why: str) -> None:
         with self._changed:
-            # Where routing tells TCP from UDP, by which it is asked for, every new pipe looks changed from the beginning.
+            # Where routing tells TCP from UDP, by which it is asked for, each new pipe looks changed from the start.
             again = why == self._network_told and why not in (ASLEEP, BACK)
             if again and time.monotonic() - running.since < NETWORK_SETTLES:
                 return

@@ -154,7 +154,7 @@ class TcpWire(Wire):
     def set_write_timeout(self, seconds: float | None) -> None:
         """On Linux also ends what the kernel took long ago and nobody has acknowledged: noticed by the next write.
 
-        TCP_USER_TIMEOUT is several times as long: Linux 6.18, measured, goes on counting from the first probe of a closed
+        TCP_USER_TIMEOUT is several times as long: Linux 6.18, measured, counts on from the first probe of a closed
         window while small windows open and are filled, and so would cut who is only slow.  It is for what nobody
         here watches: an idle connection, and the kernel's tries to deliver what a closed one has left.
         """
