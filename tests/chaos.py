@@ -317,7 +317,7 @@ class ChaosRelay:
             self._loop.later(FORGOTTEN, link.reset)
         with self._changed:
             self._struck += 1
-        self._note(plan.fault.value, number, how)
+            self._note(plan.fault.value, number, how)
 
     def _over(self, link: Link, number: int) -> None:
         self._links.discard(link)

@@ -161,6 +161,7 @@ def test_after_a_hindrance_it_goes_on_as_before(hindrance: Hindrance) -> None:
             for number in itertools.count():
                 data = number.to_bytes(8, "big")
                 assert exchange(sock, data) == data
+        assert relay.wait_faults(1)
         assert relay.counts == {hindrance.value: 1, "reset": 1}
 
 
