@@ -190,6 +190,12 @@ class ChaosRelay:
             return self._struck
 
     @property
+    def accepted(self) -> int:
+        """How many connections have come."""
+        with self._changed:
+            return self._accepted
+
+    @property
     def counts(self) -> dict[str, int]:
         """How often each thing happened, by its name."""
         with self._changed:
