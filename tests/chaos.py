@@ -110,8 +110,9 @@ class ChaosRelay:
 
     `port` is the server's.  A connection's `life` in peace begins when `least` bytes have gone through each way,
     which has to be more than a handshake takes.  With `alternate`, one that speaks the same transport as the last
-    that carried anything is reset at its first request.  `delay` is the seconds that every chunk takes each
-    way, always.  A relay that is `calm` does nothing to connections unless told.
+    that carried anything is reset at its first request.  `delay` is the seconds each way between the client and the
+    relay, always: for every chunk, for TCP's own handshake, and for a `cut`.  A relay that is `calm` does nothing to
+    connections unless told.
     """
 
     def __init__(
@@ -345,8 +346,13 @@ class ChaosRelay:
 
     def _reset_all(self) -> float:
         for link in list(self._links):
-            link.disturbed = True
-            link.reset()
+            if self._delay:
+                # It lies between us and the client, who hears of it so much later.
+                link.half_open(link.server, gently=False)
+                self._loop.later(self._delay, link.reset)
+            else:
+                link.disturbed = True
+                link.reset()
         return time.monotonic()
 
     def _end(self) -> None:
@@ -354,4 +360,5 @@ class ChaosRelay:
         for listener in self._listeners:
             self._loop.watch(listener, 0, lambda mask: None)
             listener.close()
-        self._reset_all()
+        for link in list(self._links):
+            link.reset()

@@ -122,9 +122,10 @@ class Way:
         self.passed = 0
         self.finished = False  # nothing more will come, and its end has been passed on, if it is to be
         self.tap: Callable[[bytes], None] | None = None
+        self.not_before = 0.0
+        """Nothing is passed on before this moment."""
         self._queue: deque[tuple[float, memoryview]] = deque()
         self._waiting = 0
-        self._due = 0.0
         self._alarm = 0.0
         self._ended = False
         self._blocked = False
@@ -163,8 +164,9 @@ class Way:
             data = data[: max(1, int(len(data) * self.truncate))]
             self._ended = True
             self._link.end_truncated()
-        self._due = max(self._due, time.monotonic() + self.delay)
-        self._queue.append((self._due, memoryview(data)))
+        # The order stays, when a delay becomes shorter too.
+        self.not_before = max(self.not_before, time.monotonic() + self.delay)
+        self._queue.append((self.not_before, memoryview(data)))
         self._waiting += len(data)
 
     def pass_on(self) -> None:
@@ -210,6 +212,8 @@ class Link:
         self.client, self.server = client, server
         self.up = Way(self, client, server, delay)
         self.down = Way(self, server, client, delay)
+        # The kernel's handshake with the client was over at once, and on such a path takes a round trip.
+        self.up.not_before = time.monotonic() + 3 * delay
         self._delay = delay
         self._least = least
         self.on_carried, self._on_over = on_carried, on_over

@@ -146,6 +146,20 @@ def test_without_a_fault_every_byte_arrives_in_order_and_so_does_the_end() -> No
         assert target.wait_endings(1) == [END]
 
 
+def test_a_long_path_delays_bytes_the_connection_itself_and_news_of_a_cut() -> None:
+    with Target(echo) as target, ChaosRelay(target.port, calm=True, delay=0.05) as relay:
+        began = time.monotonic()
+        with connection(relay.port) as sock:
+            for round_trips in (2, 3):
+                assert exchange(sock, b"x") == b"x"
+                assert 0.1 * round_trips <= time.monotonic() - began < 0.1 * round_trips + 0.09
+            cut = relay.cut()
+            assert target.wait_endings(1) == [RESET]
+            assert time.monotonic() - cut < 0.05
+            assert ending_of(sock) == RESET
+            assert time.monotonic() - cut >= 0.05
+
+
 @pytest.mark.parametrize("hindrance", [Hindrance.PAUSE, Hindrance.DELAY])
 def test_after_a_hindrance_it_goes_on_as_before(hindrance: Hindrance) -> None:
     def first(seed: int) -> Hindrance:
