@@ -25,8 +25,8 @@ from tests.chaos_link import Link, Loop
 from tests.harness import SECONDS
 from tests.spoken import Spoken
 
-FORGOTTEN = 10.0
-"""Seconds after a silent fault when both ends are reset, whether or not they had noticed."""
+FORGOTTEN = 45.0
+"""Seconds after a silent fault when both ends are reset: too late to help an end that did not notice by itself."""
 
 
 class Fault(enum.Enum):

@@ -24,6 +24,8 @@ RESUMED = r"\bresumed\b"
 KEEPALIVE = {"interval": 1, "timeout": 2}
 """What finds the faults that nobody is told of."""
 RECONNECT = {"first": 0.1, "min": 0.1, "max": 0.5}
+PROMPT = 10.0
+"""Seconds in which every request is answered, even where two faults in turn have to be found by keepalive."""
 _SPARE = 4
 """Threads or sockets by which transports differ, or that may be between two states when they are counted."""
 
@@ -115,6 +117,7 @@ class Storm:
             assert time.monotonic() - last < SECONDS, f"nothing gets through: {reached - faults} faults of {cuts}"
         seconds = time.monotonic() - began
         totals = work.stop()
+        assert totals.slowest < PROMPT, f"an answer took {totals.slowest:.1f} s"
         self._check_alive()
         self._check_log(self.relay.faults - faults, self.tunnel.client.count(RESUMED) - resumed)
         bound = self._slots * (WINDOW + 2 * THREAD) + SESSION_BOUND + SLACK
