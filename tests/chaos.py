@@ -25,7 +25,7 @@ from tests.chaos_link import Link, Loop
 from tests.harness import SECONDS
 from tests.spoken import Spoken
 
-FORGOTTEN = 45.0
+FORGOTTEN = 90.0
 """Seconds after a silent fault when both ends are reset: too late to help an end that did not notice by itself."""
 
 
@@ -167,6 +167,10 @@ class ChaosRelay:
     def calm(self) -> None:
         """No more faults from now on, and no hindrance.  What a fault has struck stays as it is."""
         self._do(self._calm_down)
+
+    def forget(self) -> None:
+        """Reset what is left of connections that have met their fault: their ends may be waiting for each other."""
+        self._do(self._reset_struck)
 
     def cut(self) -> float:
         """Reset every connection at both ends; when that was, on the monotonic clock."""
@@ -343,6 +347,11 @@ class ChaosRelay:
         self._calm = True
         for link in list(self._links):
             link.go_on()
+
+    def _reset_struck(self) -> None:
+        for link in list(self._links):
+            if link.disturbed:
+                link.reset()
 
     def _reset_all(self) -> float:
         for link in list(self._links):
