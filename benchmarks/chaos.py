@@ -2,8 +2,8 @@
 
 The same as tests/integration/test_chaos.py, for longer; the figures go to docs/CHAOS.md.  The network is seeded:
 `--seed` repeats a run.  With `--leaks` there are ten rounds of a tenth of the cuts each, with nothing open in
-between: threads and sockets must be back each time, and memory must stop growing after the first rounds.  Four to
-eight cuts a second, so 10,000 take about half an hour.
+between: threads and sockets must be back each time, and memory must stop growing after the first rounds.  About
+four cuts a second over one transport and two between several, so 10,000 take from forty minutes on.
 """
 
 from __future__ import annotations
