@@ -18,7 +18,7 @@ from typing import Self
 from base.deadline import Deadline
 from handshake.client_keys import ClientKey
 from handshake.exchange import SealedPipe, client_handshake, server_handshake
-from handshake.hello import Answer, Hello, Parameters, Ready, RecordKind
+from handshake.hello import Answer, CloseReason, Hello, Parameters, Ready, RecordKind
 from handshake.identity import load_or_create_identity
 from handshake.machine import ClientHandshake, ServerHandshake
 from mux.lane import Ending, Lane
@@ -111,6 +111,12 @@ class RawClient:
         assert kind is RecordKind.READY
         self.carried = carry(self.sealed, client=True)
         return self.carried
+
+    def end(self, reason: CloseReason) -> Ending:
+        """Say CLOSE on the lane; returns when the server has ended the pipe."""
+        assert self.carried is not None
+        self.carried.lane.close(reason, "")
+        return self.carried.end()
 
 
 class RawServer:
