@@ -190,7 +190,7 @@ class Lane:
             self._settled.notify_all()
 
     def hold(self) -> int:
-        """Have the writer begin no further record, until the pipe ends or `release_hold`; does not block.
+        """Have the writer begin no further record, until the pipe ends, `close` or `release_hold`; does not block.
 
         Returns the number of the frame that we expect next.  What this end then says in HELLO, on another pipe, is no
         less than what it has acknowledged on this one, though the writer may still be busy with its last record.
@@ -441,7 +441,7 @@ class Lane:
             while True:
                 if sealed.cause is not None or self._last_word is not None:
                     return False
-                if self._held:
+                if self._held and self._closing is None:  # a goodbye does not wait for the pipe that will not be
                     self._work.wait()
                     continue
                 now = self.clock()

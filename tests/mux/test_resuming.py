@@ -274,6 +274,19 @@ def test_a_lane_that_is_held_begins_no_further_record_until_it_is_let_go() -> No
         theirs.release()
 
 
+def test_a_goodbye_does_not_wait_for_a_lane_that_is_held() -> None:
+    with Lanes() as lanes:
+        ours, theirs = lanes.open()
+        assert lanes.client.lane.ping(DEADLINE)
+        lanes.client.lane.hold()
+        ours.write(b"the last of it")
+        lanes.client.lane.close(CloseReason.SHUTDOWN, "going home")
+        assert lanes.pipes[0].ends()[1].close == Close(CloseReason.SHUTDOWN, "going home")
+        assert read(theirs, 14) == b"the last of it"
+        for stream in (ours, theirs):
+            stream.release()
+
+
 def test_a_lane_that_is_held_still_receives_and_the_next_pipe_repeats_nothing() -> None:
     with Lanes() as lanes:
         ours, theirs = lanes.open()
