@@ -133,6 +133,8 @@ class LaneKeeper:
                     if now >= expires:
                         break
                     cause, until = "lost", min(self._retry_at, expires)
+                elif not self._session.resume_for:
+                    until = None  # the session ends with this pipe, and would with its replacement
                 elif self._wish is not None:
                     cause, until = self._wish, self._retry_at
                 if until is not None and now >= until:
