@@ -311,6 +311,12 @@ class Lane:
             return self.core.attached
 
     @property
+    def epoch(self) -> int:
+        """That of the newest pipe that was granted the lane; -1 before the first."""
+        with self.lock:
+            return self._attachment.epoch
+
+    @property
     def load(self) -> tuple[bool, int, int]:
         """How much there is on the lane, to be compared with others: without a pipe, open streams, bytes that wait."""
         with self.lock:
