@@ -34,6 +34,7 @@ SECONDS = 30.0
 """How long anything may take before a test fails."""
 
 _CONNECTED = r"connected to \S+ over"
+_RESUMED = r" (resumed by|moved to a fresh connection to) "
 _LOCK = threading.Lock()
 # Below Linux's ephemeral ports, so that no outgoing connection takes one between our look and its use.
 _ports = itertools.count(20_000 + os.getpid() * 7 % 10_000)
@@ -296,6 +297,10 @@ class Tunnel:
         remotes = sum(1 for forward in self.client_settings["forwards"] if "remote" in forward)
         if remotes:
             self.client.wait_for("the server listens on", count=count * remotes, seconds=seconds)
+
+    def wait_resumed(self, count: int = 1, *, seconds: float = SECONDS) -> None:
+        """Block until the client has gone on with its session, over another connection, `count` times."""
+        self.client.wait_for(_RESUMED, count=count, seconds=seconds)
 
     def _start(self, which: str) -> Program:
         # From another directory than its files', as cron and supervisor do.
