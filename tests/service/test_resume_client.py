@@ -386,9 +386,7 @@ def test_a_server_that_cannot_be_reached_for_too_long_costs_the_streams(
         server = stack.enter_context(real_server(tmp_path, resume_for=1))
         forward = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", target.port))
         with Relay(server.addresses[0][1]) as relay:
-            client = stack.enter_context(
-                client_to((url_of(relay),), server.identity.fingerprint, tmp_path, forward)
-            )
+            client = stack.enter_context(client_to((url_of(relay),), server.identity.fingerprint, tmp_path, forward))
             sock = stack.enter_context(connection(client.local_ports[0]))
             assert exchange(sock, b"before") == b"before"
         lost = time.monotonic()
