@@ -110,12 +110,13 @@ class Lane:
         with self.lock:
             if self.core.ended is not None:
                 raise SessionEnded(self.core.ended)
-            if peer_expects is not None:
-                if peer_expects < self.core.outbox.first:
-                    raise Superseded("the peer has acknowledged more than this HELLO expects")
-                self.core.outbox.check_resume(peer_expects)
-            if not self._attachment.grant(epoch):
+            if peer_expects is not None and peer_expects < self.core.outbox.first:
+                raise Superseded("the peer has acknowledged more than this HELLO expects")
+            if epoch <= self._attachment.epoch:
                 raise Superseded(f"a pipe of epoch {self._attachment.epoch} has the lane, this one is of {epoch}")
+            if peer_expects is not None:
+                self.core.outbox.check_resume(peer_expects)
+            self._attachment.grant(epoch)
             if self._attachment.state is State.YIELDING:
                 self._last_word = self._last_word or Close(CloseReason.LEAVING, "a newer connection takes over")
                 self._work.notify_all()

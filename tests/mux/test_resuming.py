@@ -333,6 +333,15 @@ def test_an_epoch_that_is_not_the_highest_changes_nothing(epoch: int) -> None:
         assert_the_old_pipe_goes_on(lanes)
 
 
+def test_a_stale_epoch_is_no_fault_whatever_else_it_says() -> None:
+    """docs/PROTOCOL.md §3 judges in this order."""
+    with Lanes() as lanes:
+        lanes.connect()
+        with pytest.raises(Superseded):
+            lanes.server.lane.take(1, 10**6, Deadline(DEADLINE))
+        assert_the_old_pipe_goes_on(lanes)
+
+
 def test_a_hello_that_expects_what_it_has_acknowledged_since_changes_nothing() -> None:
     """It was long on its way: its sender has gone on over the present pipe."""
     with Lanes() as lanes:
