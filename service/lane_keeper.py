@@ -10,6 +10,7 @@ Threads: whoever calls `run` dials; each pipe has a thread of its own, which is 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -129,7 +130,7 @@ class LaneKeeper:
                 now, running = time.monotonic(), self._running
                 cause, until = "it is old", None if running is None else running.old_at
                 if running is None:
-                    expires = self._lost_at + self._session.resume_for
+                    expires = self._lost_at + self._session.resume_for if self._known else math.inf
                     if now >= expires:
                         break
                     cause, until = "lost", min(self._retry_at, expires)
