@@ -231,7 +231,12 @@ def over_by_close(session: RawSession, caller: Caller) -> None:
     caller.say(RecordKind.CLOSE, Close(CloseReason.PROTOCOL, "no such frame").encode())
 
 
-@pytest.mark.parametrize("answer", [over_by_expired, over_by_close])
+def over_by_numbers(session: RawSession, caller: Caller) -> None:
+    """What it expects next was never sent, so that nobody can go on."""
+    caller.say(RecordKind.READY, session.ready(caller, 10**6).encode())
+
+
+@pytest.mark.parametrize("answer", [over_by_expired, over_by_close, over_by_numbers])
 def test_a_session_that_the_server_does_not_have_is_reset_at_once_and_a_new_one_begun(
     tmp_path: Path, answer: Callable[[RawSession, Caller], None]
 ) -> None:
@@ -534,6 +539,27 @@ def test_streams_are_spread_over_lanes_and_each_is_resumed_by_itself(tmp_path: P
         assert len(path.server.registry.close()) == 1
 
 
+def test_where_nothing_is_resumed_there_are_lanes_all_the_same(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        path = Line(tmp_path, stack, server={"resume_for": 0}, lanes=2)
+        wait_until(lambda: sum(lane.attached for lane in lanes_of(path.server)) == 2, "both lanes are up")
+        socks = [stack.enter_context(connection(path.port)) for _ in range(4)]
+        for sock in socks:
+            assert exchange(sock, b"before") == b"before"
+        first, second = lanes_of(path.server)
+        assert (first.open_streams, second.open_streams) == (2, 2)
+        second.cut("the network was cut")
+        assert sorted(ending_or_echo(sock) for sock in socks) == ["echo", "echo", RESET, RESET]
+        wait_until(lambda: sum(lane.attached for lane in lanes_of(path.server)) == 2, "there is another second one")
+
+
+def ending_or_echo(sock: socket.socket) -> str:
+    try:
+        return "echo" if exchange(sock, b"after") == b"after" else "a wrong answer"
+    except (ConnectionResetError, BrokenPipeError):
+        return RESET
+
+
 def lanes_of(server: Server) -> list[Lane]:
     """The lanes of its only session."""
     sessions = list(server.registry._sessions.values())
@@ -547,6 +573,23 @@ def test_a_client_that_may_have_fewer_lanes_than_it_wants_asks_for_no_more(tmp_p
         RawSession(caller)  # whose READY grants one
         with pytest.raises(queue.Empty):
             desk.callers.get(timeout=0.3)
+
+
+def test_a_client_with_lanes_stops_as_quickly_and_says_goodbye(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        path = Line(tmp_path, stack, lanes=3)
+        wait_until(lambda: sum(lane.attached for lane in lanes_of(path.server)) == 3, "all lanes are up")
+        socks = [stack.enter_context(connection(path.port)) for _ in range(3)]
+        for sock in socks:
+            assert exchange(sock, b"before") == b"before"
+            sock.shutdown(socket.SHUT_WR)
+            assert ending_of(sock) == END
+        [session] = path.server.registry._sessions.values()
+        began = time.monotonic()
+        path.client.stop()
+        assert time.monotonic() - began < 1.5
+        assert session.ended.wait(SECONDS)
+        assert session.why == "the client is stopping"
 
 
 # --- stopping ---------------------------------------------------------------------------------------
