@@ -313,11 +313,14 @@ class Tunnel:
 
 
 class Relay:
-    """A TCP relay: the network between client and server, which can be cut or fall silent."""
+    """A TCP relay: the network between client and server, which can be cut or fall silent.
 
-    def __init__(self, port: int) -> None:
+    It leads to `port`, and listens on `at`, or where the system chooses.
+    """
+
+    def __init__(self, port: int, *, at: int = 0) -> None:
         self._to = ("127.0.0.1", port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self._listener = socket.create_server(("127.0.0.1", at), backlog=100)
         self.port: int = self._listener.getsockname()[1]
         self._changed = threading.Condition()
         self._closed = False

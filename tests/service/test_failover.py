@@ -18,8 +18,8 @@ from service import client_session
 from service.client import Client, run_client
 from service.server import Server
 from service.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
-from tests.applications import END, RESET, Target, connection, echo, ending_of, exchange
-from tests.harness import unused_port
+from tests.applications import END, RESET, Target, connection, echo, ending_of, exchange, receive_exactly
+from tests.harness import Relay, unused_port
 from tests.service.raw_peers import SECONDS
 from tests.transports.background import wait_until
 
@@ -105,12 +105,12 @@ def target() -> Iterator[Target]:
 
 
 def start_client(
-    directory: Path, places: tuple[Place, Place], stack: ExitStack, *forwards: Forward, **settings: object
+    directory: Path, places: tuple[Place | RemoteServer, ...], stack: ExitStack, *forwards: Forward, **settings: object
 ) -> Client:
     values: dict[str, object] = {
         "reconnect": QUICK, "drain": 0.1, "failover_after": SOON, "state_dir": directory, **settings,
     }  # fmt: skip
-    servers = tuple(place.remote for place in places)
+    servers = tuple(place.remote if isinstance(place, Place) else place for place in places)
     client = Client(ClientSettings("a", servers, forwards, **values))  # type: ignore[arg-type]
     client.start()
     stack.callback(client.stop)
@@ -257,6 +257,44 @@ def test_a_second_that_is_left_with_nothing_open_is_told_goodbye_at_once(
     first.start()
     wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "the session has moved")
     assert "the client prefers another server" in caplog.text
+
+
+def test_a_first_that_comes_back_in_time_still_has_its_streams(
+    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
+) -> None:
+    """It was only out of reach: the session waits for it, while new connections go to the second."""
+    first, second = places
+    for place in places:
+        place.start()
+    at = unused_port()
+    with ExitStack() as network:
+        network.enter_context(Relay(first.port, at=at))
+        remote = RemoteServer((f"ws://127.0.0.1:{at}/tunnel",), TOKEN, first.fingerprint)
+        client = start_client(tmp_path, (remote, second.remote), stack, local_forward(target))
+        old = stack.enter_context(connection(client.local_ports[0]))
+        assert can_be_used(old)
+    old.sendall(b"meanwhile")
+    wait_until(lambda: second.sessions == 1, "the second has a session")
+    between = stack.enter_context(connection(client.local_ports[0]))
+    assert can_be_used(between)
+    assert (first.streams, second.streams) == (1, 1)
+    with Relay(first.port, at=at):
+        assert receive_exactly(old, 9) == b"meanwhile"
+        wait_until(lambda: second_is_left(client), "it prefers the first again")
+        with connection(client.local_ports[0]) as new:
+            assert can_be_used(new)
+            assert (first.streams, second.streams) == (2, 1)
+        for sock in (old, between):
+            assert can_be_used(sock)
+            sock.shutdown(socket.SHUT_WR)
+            assert ending_of(sock) == END
+        wait_until(lambda: second.sessions == 0, "the second's session has ended")
+        client.stop()
+
+
+def second_is_left(client: Client) -> bool:
+    session = client._links[1].session
+    return session is None or session.retired
 
 
 def test_it_goes_back_and_forth_as_often_as_the_first_does(
