@@ -394,6 +394,8 @@ class Lane:
         failed: list[StreamIO] = []
         try:
             with self.lock:
+                if self._attachment.state is State.YIELDING:
+                    return  # The next pipe goes on where this one was when it had to yield.
                 try:
                     events = self.core.receive(content, self.clock())
                     # Made under the lock: a stream is not to fail before there is somebody to tell.

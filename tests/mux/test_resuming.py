@@ -18,6 +18,7 @@ from base.errors import PipeEnded, ProtocolError, SessionEnded
 from handshake.exchange import SealedPipe
 from handshake.hello import Close, CloseReason, RecordKind
 from mux import frames as wire
+from mux.attachment import State
 from mux.frames import Reason
 from mux.lane import YIELD, Ending, Lane, Superseded
 from mux.parameters import LaneParameters
@@ -306,6 +307,42 @@ def test_a_lane_that_is_held_still_receives_and_the_next_pipe_repeats_nothing() 
         assert read_all(ours) == b"and on"
         ours.release()
         theirs.release()
+
+
+def test_what_a_pipe_still_acknowledges_while_it_yields_does_not_count_against_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A HELLO was long on its way, and its client goes on with the old pipe until it comes again."""
+    with Lanes() as lanes:
+        ours, theirs = lanes.open()
+        client, server = lanes.both
+        assert client.ping(DEADLINE)
+        assert server.ping(DEADLINE)
+        expects = client.hold()
+        old, new = lanes.pipes[0].server.pipe, lanes.new_pipe()
+        send = old.send
+
+        def send_without_room(buffer: memoryview) -> None:
+            wait_until(lambda: old.cause is not None, "the pipe is closed")
+            send(buffer)
+
+        theirs.write(b"one")
+        assert read(ours, 3) == b"one"
+        monkeypatch.setattr(old, "send", send_without_room)
+        theirs.write(b"two")
+        taking = Background(lambda: server.take(1, expects, Deadline(DEADLINE)))
+        wait_until(lambda: server._attachment.state is State.YIELDING, "the old pipe yields")
+        client.release_hold()
+        wait_until(lambda: client.core.owed._ack_due is None, "the client has acknowledged on it")
+        serving = lanes.server.run(new.server, epoch=1, peer_expects=expects, receive_from=taking.result())
+        lanes.pipes[0].ends()
+        new.cut()
+        assert not serving.result().fault
+        lanes.epoch = 1
+        lanes.connect()
+        assert read(ours, 3) == b"two"
+        for stream in (ours, theirs):
+            stream.release()
 
 
 # --- who has the lane -------------------------------------------------------------------------------
