@@ -134,6 +134,8 @@ class LaneKeeper:
             while not self._is_over_locked():
                 now, running = time.monotonic(), self._running
                 cause, until = "it is old", None if running is None else running.old_at
+                if until is not None:
+                    until = max(until, self._retry_at)  # which is later when a try to replace it has failed
                 if running is None:
                     expires = self._lost_at + self._session.resume_for if self._known else math.inf
                     if now >= expires:

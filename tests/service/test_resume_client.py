@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -501,6 +502,26 @@ def test_a_stalled_greeting_after_which_the_old_connection_is_lost_too_costs_not
             sock.sendall(b"in between")
             session.resume(desk.next(Intent.RESUME))
             assert read(stream, 10) == b"in between"
+            stream.release()
+
+
+def test_an_old_connection_that_cannot_be_replaced_is_kept_and_the_server_asked_less_and_less_often(
+    tmp_path: Path,
+) -> None:
+    calm = Reconnect(first=0.01, min=1, max=60)
+    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.1, reconnect=calm) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW))
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            until, tries = time.monotonic() + 1.5, 0
+            with contextlib.suppress(queue.Empty):
+                while (remaining := until - time.monotonic()) > 0:
+                    caller = desk.callers.get(timeout=remaining)
+                    caller.say(RecordKind.CLOSE, Close(CloseReason.BUSY, "not now").encode())
+                    tries += 1
+            assert 1 <= tries <= 15  # at once, then at random within 1 s, within 2 s, within 4 s
+            sock.sendall(b"by the old one")
+            assert read(stream, 14) == b"by the old one"
             stream.release()
 
 
