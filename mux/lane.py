@@ -131,14 +131,15 @@ class Lane:
 
     def run(
         self, sealed: SealedPipe, *, silence: float, epoch: int = 0, peer_expects: int = 0,
-        receive_from: int | None = None,
+        receive_from: int | None = None, on_attached: Callable[[], None] = lambda: None,
     ) -> Ending:  # fmt: skip
         """Carry the lane on this pipe until it ends; blocks, and is the pipe's reader thread meanwhile.
 
         `epoch` is what `take` has granted (0, for a lane's first pipe, needs no grant), `peer_expects` and
         `receive_from` are what the two ends said in HELLO and READY (see `LaneCore.attach`).  `silence` is
         the number of seconds after which the pipe counts as dead when not one raw byte came, or when nothing could be
-        sent.  Never raises for what the peer or the path did: the Ending says it.
+        sent.  `on_attached` is called once the lane is on the pipe.  Never raises for what the peer or the path did:
+        the Ending says it.
         """
         writer: threading.Thread | None = None
         ending = Ending("the connection's thread failed", by_us=True, fault=True)
@@ -157,6 +158,7 @@ class Lane:
                 self._last_word = None
                 failed = self.wake_locked()
             self.tell(failed)
+            on_attached()
             sealed.pipe.set_wakeup(self._pipe_owes)
             sealed.set_timeouts(silence)
             writer = start_thread(f"{self.name}-writer", lambda: self._writer_loop(sealed))

@@ -260,7 +260,7 @@ class LaneKeeper:
             try:
                 ending = self._session.carry(
                     self._number, self._lane, sealed, silence=silence, epoch=epoch, peer_expects=peer_expects,
-                    receive_from=receive_from,
+                    receive_from=receive_from, on_attached=self._around.changed,
                 )  # fmt: skip
             finally:
                 self._ended(running, ending)
@@ -272,7 +272,6 @@ class LaneKeeper:
                 self._running = None
             raise
         self._follow(running)
-        self._around.changed()
 
     def _follow(self, running: _Running) -> None:
         """Have what announces the pipe's end in good time heard."""

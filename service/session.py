@@ -169,14 +169,15 @@ class Session(ABC):
 
     def carry(
         self, number: int, lane: Lane, sealed: SealedPipe, *, silence: float, epoch: int = 0, peer_expects: int = 0,
-        receive_from: int | None = None,
+        receive_from: int | None = None, on_attached: Callable[[], None] = lambda: None,
     ) -> Ending:  # fmt: skip
         """Run `lane` on this pipe until it ends, and draw the conclusion; blocks.  Parameters as for `Lane.run`."""
         with self._lock:
             self._carrying += 1
         try:
             ending = lane.run(
-                sealed, silence=silence, epoch=epoch, peer_expects=peer_expects, receive_from=receive_from
+                sealed, silence=silence, epoch=epoch, peer_expects=peer_expects, receive_from=receive_from,
+                on_attached=on_attached,
             )  # fmt: skip
             self._conclude(number, lane, ending)
         finally:

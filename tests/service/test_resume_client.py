@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -22,7 +23,7 @@ from base.deadline import Deadline
 from handshake.exchange import SealedPipe
 from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from mux.frames import Reason
-from mux.lane import Lane
+from mux.lane import Ending, Lane
 from mux.stream_io import StreamIO
 from service import lane_keeper
 from service.client import Client
@@ -365,6 +366,28 @@ def test_a_connection_made_while_there_is_none_to_the_server_waits_for_the_next(
             stream = session.next_stream()
             assert read(stream, 5) == b"early"
             stream.release()
+
+
+def test_who_waits_for_a_connection_is_told_when_its_thread_got_its_turn_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Lane.run
+
+    def run_later(lane: Lane, *args: Any, **how: Any) -> Ending:
+        if lane.name == "a":
+            time.sleep(0.3)
+        return run(lane, *args, **how)
+
+    monkeypatch.setattr(Lane, "run", run_later)
+    with client_of_raw(tmp_path, LOCAL) as (client, desk), connection(client.local_ports[0]) as sock:
+        session = RawSession(desk.next(Intent.NEW))
+        began = time.monotonic()
+        stream = session.next_stream()
+        assert time.monotonic() - began < 2.0
+        wait_until(lambda: client._links[0].away_since is None, "the server counts as reached")
+        stream.reset(Reason.CANCELLED, "")
+        assert ending_of(sock) == RESET
+        stream.release()
 
 
 def test_when_one_url_fails_the_session_is_resumed_by_the_next(tmp_path: Path) -> None:
