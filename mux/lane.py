@@ -95,6 +95,7 @@ class Lane:
         self._last_word: Close | None = None  # after the present record
         self._close_sent = False
         self._sealed: SealedPipe | None = None
+        self._detached_at = clock()
 
     # --- the life of a pipe ---------------------------------------------------------------------
 
@@ -189,6 +190,7 @@ class Lane:
         with self.lock:
             if self._sealed is sealed:
                 self._sealed = None
+                self._detached_at = self.clock()
                 self._attachment.advance(Step.PIPE_ENDED)
             self._settled.notify_all()
 
@@ -312,6 +314,12 @@ class Lane:
         """Whether the lane is on a pipe."""
         with self.lock:
             return self.core.attached
+
+    @property
+    def away(self) -> float:
+        """For how many seconds the lane has been on no pipe; 0 while it is on one."""
+        with self.lock:
+            return 0.0 if self._sealed is not None else self.clock() - self._detached_at
 
     @property
     def epoch(self) -> int:

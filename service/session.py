@@ -192,8 +192,8 @@ class Session(ABC):
             return self._carrying > 0
 
     def lane_expired(self, number: int, lane: Lane) -> None:
-        """A lane has been without a pipe for too long.  Does not block for long; nothing when it has one again."""
-        if not lane.attached:
+        """A lane has been without a pipe for too long.  Does not block for long; nothing when it has or has had one."""
+        if lane.away >= self.resume_for and not lane.attached:
             self.end_lane(number, lane, f"no connection to the other end for {self.resume_for:g} s")
 
     def _conclude(self, number: int, lane: Lane, ending: Ending) -> None:

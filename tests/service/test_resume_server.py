@@ -181,6 +181,21 @@ def test_a_client_whose_ready_was_lost_comes_with_a_higher_epoch(server: Server)
         stream.release()
 
 
+def test_what_was_to_happen_to_an_absence_that_ended_does_not_happen_to_the_next(tmp_path: Path) -> None:
+    """Between two pipes a lane has none for a moment, which may be when an earlier absence would have been too long."""
+    with ExitStack() as stack:
+        server = stack.enter_context(server_with(tmp_path, resume_for=SOON))
+        kept, carried = begin(server, stack)
+        session = session_of(server, kept)
+        lane = session.add_lane(0)
+        time.sleep(SOON)
+        cut(carried)
+        wait_until(lambda: not lane.attached, "the server has noticed")
+        session.lane_expired(0, lane)
+        assert not session.ended.is_set()
+        assert again(server, stack).go_on(kept, carried).lane.ping(SECONDS)
+
+
 def test_one_who_resumes_is_named_as_the_holder_from_where_it_is_now(server: Server) -> None:
     with ExitStack() as stack:
         kept, carried = begin(server, stack)
