@@ -95,6 +95,7 @@ class LaneKeeper:
         self._ways = ways[first:] + ways[:first]
         self._at = 0
         self._epoch = 0
+        self._fruitful = False  # whether any pipe has been of use
         self._known = False  # whether the server has this lane for certain
         self._pipes = ThreadGroup(f"pipes of {lane.name}")
         self._watched: Watched | None = None
@@ -211,6 +212,8 @@ class LaneKeeper:
         except SessionOver as error:
             session.end(error.message)
         except _LaneOver:
+            if self._fruitful:
+                self._backoff.succeeded()  # it answers, so what failed while it was away says nothing any more
             session.end_lane(self._number, lane, SESSION_UNKNOWN)
         except (QanatError, RuntimeError) as error:
             if sealed is not None:
@@ -325,6 +328,7 @@ class LaneKeeper:
         if faulty:
             self._backoff.failed()
         elif self._lane.acknowledged > running.acknowledged or lived >= SHORT_LIVED:
+            self._fruitful = True
             self._backoff.succeeded()
         elif not running.replaced:
             self._backoff.ended_early()

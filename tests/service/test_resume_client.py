@@ -264,6 +264,42 @@ def test_a_session_that_the_server_does_not_have_is_reset_at_once_and_a_new_one_
             stream.release()
 
 
+def test_a_server_that_was_away_for_long_and_forgot_is_asked_for_a_new_session_at_once(tmp_path: Path) -> None:
+    """That it answers at all is news, whatever failed before."""
+    slow = Reconnect(first=0.01, min=30, max=60)
+    with client_of_raw(tmp_path, LOCAL, reconnect=slow) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW))
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            stream.write(b"seen")
+            assert sock.recv(4) == b"seen"
+            session.cut()
+            caller = desk.next(Intent.RESUME)
+            for _ in range(6):
+                client._links[0]._backoff.failed()  # as while the server was down
+            over_by_expired(session, caller)
+            assert ending_of(sock) == RESET
+            stream.release()
+        assert RawSession(desk.next(Intent.NEW, timeout=2.0)).carried.lane.ping(SECONDS)
+
+
+def test_a_server_that_forgets_each_session_as_soon_as_it_began_is_asked_less_and_less_often(tmp_path: Path) -> None:
+    calm = Reconnect(first=0.01, min=1, max=60)
+    with client_of_raw(tmp_path, LOCAL, reconnect=calm) as (_, desk):
+        parameters = replace(PARAMETERS, resume_for=LONG)
+        until, tries = time.monotonic() + 2.0, 0
+        with contextlib.suppress(queue.Empty):
+            while (remaining := until - time.monotonic()) > 0:
+                caller = desk.callers.get(timeout=remaining)
+                if caller.hello.intent is Intent.NEW:
+                    caller.say(RecordKind.READY, Ready(Answer.NEW, "raw", parameters, session=b"s" * 16).encode())
+                    caller.sealed.close("the network was cut")
+                    tries += 1
+                else:
+                    caller.say(RecordKind.READY, Ready(Answer.EXPIRED, "raw", PARAMETERS).encode())
+        assert 1 <= tries <= 10
+
+
 @pytest.mark.parametrize("lie", ["no proof", "another handshake's proof", "another session", "a new session"])
 def test_who_cannot_prove_to_have_the_session_is_not_believed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, lie: str
