@@ -40,6 +40,8 @@ SHORT_LIVED = 5.0
 """A pipe that ends within so many seconds, having acknowledged nothing, is short-lived (see Backoff)."""
 GREETING = 5.0
 """Seconds for HELLO and READY, during which an old pipe that still works stands still."""
+ANSWERING = 2.0
+"""Seconds that an old pipe's server gets to answer a PING when it is said to be gone."""
 YIELDING = 5.0
 """Seconds that an old pipe's threads get to leave the lane."""
 ENDING = 5.0
@@ -212,6 +214,9 @@ class LaneKeeper:
         except SessionOver as error:
             session.end(error.message)
         except _LaneOver:
+            if self._still_works():
+                self._failed(way, TransportError("whoever answers now does not know the session, which still works"))
+                return
             if self._fruitful:
                 self._backoff.succeeded()  # it answers, so what failed while it was away says nothing any more
             session.end_lane(self._number, lane, SESSION_UNKNOWN)
@@ -237,6 +242,13 @@ class LaneKeeper:
             raise ProtocolError("the server answers for another session than the one that was to be resumed")
         self._known = True
         return ready
+
+    def _still_works(self) -> bool:
+        """Whether the old pipe's server answers, whatever another one behind the same URL says; blocks."""
+        self._lane.release_hold()
+        with self._changed:
+            running = self._running
+        return running is not None and self._lane.ping(ANSWERING)
 
     def _take(self, sealed: SealedPipe, ready: Ready) -> None:
         """Move the lane to this pipe.  Raises SessionOver when the server cannot go on where we can."""

@@ -528,6 +528,38 @@ def test_connections_are_replaced_before_they_are_old_and_bulk_does_not_notice(t
         assert min(gaps) > 0.25  # `max_pipe_age` less a fifth, and nothing was cut in between
 
 
+def test_another_server_behind_the_same_url_costs_the_old_connection_nothing(tmp_path: Path) -> None:
+    """A load balancer may bring it to one that has never heard of the session."""
+    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW))
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            for _ in range(3):
+                over_by_expired(session, desk.next(Intent.RESUME))
+                sock.sendall(b"by the old one")
+                assert Background(lambda: read(stream, 14)).result(SECONDS) == b"by the old one"
+                assert not session.carried.endings
+            session.resume(desk.next(Intent.RESUME))
+            sock.sendall(b"by the new one")
+            assert read(stream, 14) == b"by the new one"
+            stream.release()
+
+
+def test_a_session_is_over_when_the_server_has_forgotten_it_and_the_old_connection_is_silent(tmp_path: Path) -> None:
+    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW))
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            caller = desk.next(Intent.RESUME)
+            session.carried.lane.hold()
+            over_by_expired(session, caller)
+            began = time.monotonic()
+            assert ending_of(sock) == RESET
+            assert time.monotonic() - began < 3.0
+            stream.release()
+        assert RawSession(desk.next(Intent.NEW)).carried.lane.ping(SECONDS)
+
+
 def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
