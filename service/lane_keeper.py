@@ -106,6 +106,7 @@ class LaneKeeper:
         self._lost_at = time.monotonic()
         self._retry_at = 0.0
         self._wish: str | None = None  # why a pipe that works is to be replaced
+        self._leaving = 0  # how many pipes in a row were about to leave as soon as they were there
         self._network_told = ""
         self._cancelled = False
 
@@ -170,11 +171,15 @@ class LaneKeeper:
             self._changed.notify_all()
 
     def _wish_for_another(self, running: _Running, why: str, within: float) -> None:
-        """`running` will not last: replace it within so many seconds."""
+        """`running` will not last: replace it within so many seconds, later if the last ones said so at once, too."""
         with self._changed:
             if self._running is running and self._wish is None:
+                now = time.monotonic()
+                self._leaving = self._leaving + 1 if now - running.since < SHORT_LIVED else 0
+                longest = self._around.settings.reconnect.max
+                within = max(within, min(longest, within * 2 ** min(self._leaving - 1, 32)))
                 self._wish = why
-                self._retry_at = time.monotonic() + random.uniform(0, within)
+                self._retry_at = now + random.uniform(0, within)
                 self._changed.notify_all()
 
     def _network_changed(self, running: _Running, why: str) -> None:

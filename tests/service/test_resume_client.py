@@ -37,6 +37,7 @@ from tests.service.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, car
 from tests.service.test_client import wait_for_log
 from tests.transports.background import Background, wait_until
 from tests.transports.test_cancelling import black_hole
+from transports.websocket_pipe import WebSocketPipe
 
 TOKEN = os.urandom(32)
 QUICK = Reconnect(first=0.01, min=0.01, max=0.02)
@@ -558,6 +559,26 @@ def test_a_session_is_over_when_the_server_has_forgotten_it_and_the_old_connecti
             assert time.monotonic() - began < 3.0
             stream.release()
         assert RawSession(desk.next(Intent.NEW)).carried.lane.ping(SECONDS)
+
+
+def test_connections_that_all_say_at_once_that_they_will_leave_are_replaced_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a proxy that takes one request a connection, and lets that one go on."""
+    monkeypatch.setattr(WebSocketPipe, "set_on_leaving", lambda pipe, leaving: leaving())
+    with client_of_raw(tmp_path, LOCAL, reconnect=Reconnect(first=0.01, min=0.1, max=60)) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW))
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            until, moved = time.monotonic() + 3.0, 0
+            with contextlib.suppress(queue.Empty):
+                while (remaining := until - time.monotonic()) > 0:
+                    session.resume(desk.callers.get(timeout=remaining))
+                    sock.sendall(b"progress")
+                    assert read(stream, 8) == b"progress"
+                    moved += 1
+            assert 1 <= moved <= 15
+            stream.release()
 
 
 def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
