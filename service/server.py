@@ -100,6 +100,7 @@ class Server:
 
     def _on_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
         deadline = Deadline(self.settings.limits.handshake_timeout)
+        carry: Callable[[], None] | None = None
         try:
             handshake = ServerHandshake(self.identity, self._find_tokens, self._front_door.admission.rsa_gate)
             sealed = server_handshake(pipe, handshake, deadline)
@@ -112,10 +113,9 @@ class Server:
         except QanatError as error:
             if self._seldom.due("cut in handshake"):
                 log.info("%s left in the handshake: %s", address, error)
-        else:
-            if carry is not None:
-                slot.release()
-                carry()
+        if carry is not None:  # also when the time was up just after READY: its lane is waiting for somebody
+            slot.release()
+            carry()
 
     def _admit(self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline) -> Callable[[], None] | None:
         """Judge HELLO and answer it; what to do with the pipe, or None when this client was told that it has to go."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,6 +195,27 @@ def test_what_was_to_happen_to_an_absence_that_ended_does_not_happen_to_the_next
         session.lane_expired(0, lane)
         assert not session.ended.is_set()
         assert again(server, stack).go_on(kept, carried).lane.ping(SECONDS)
+
+
+def test_a_session_whose_time_is_up_just_after_ready_does_not_stay_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may get its turn too late to notice that all was well."""
+    admit = Server._admit
+
+    def admit_late(*args: Any) -> Callable[[], None] | None:
+        carry = admit(*args)
+        time.sleep(0.6)
+        return carry
+
+    monkeypatch.setattr(Server, "_admit", admit_late)
+    limits = ServerLimits(lanes=2, handshake_timeout=0.5)
+    with server_with(tmp_path, resume_for=SOON, limits=limits) as server, ExitStack() as stack:
+        client = again(server, stack)
+        kind, _ = client.greet()
+        assert kind is RecordKind.READY
+        assert server.registry._sessions
+        wait_until(lambda: not server.registry._sessions, "the session has expired")
 
 
 def test_one_who_resumes_is_named_as_the_holder_from_where_it_is_now(server: Server) -> None:
