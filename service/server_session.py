@@ -125,6 +125,8 @@ class ServerSession(Session):
             log.warning("%s: remote forward %d: %s", self.name, number, error)
             return ListenFailed(number, error.code, error.message)
         self._listeners[number] = listener
+        if self._stopping.is_set():  # perhaps since `_release` went through them
+            listener.close()
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from base.deadline import Deadline
+from endpoints.tcp import Listener
 from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from mux import frames as wire
 from mux.frames import Reason
@@ -22,6 +23,7 @@ from service.messages import ConnectTcp, Listen, Listening, decode_control
 from service.server import Server
 from service.server_session import ServerSession
 from service.settings import ClientAccount, ServerLimits, ServerSettings
+from service.shared_ports import Membership
 from tests.applications import END, RESET, Target, discard, echo
 from tests.mux.rig import pattern, read, write_all
 from tests.service.raw_peers import PARAMETERS, SECONDS, Carried, Kept, RawClient
@@ -195,6 +197,25 @@ def test_what_was_to_happen_to_an_absence_that_ended_does_not_happen_to_the_next
         session.lane_expired(0, lane)
         assert not session.ended.is_set()
         assert again(server, stack).go_on(kept, carried).lane.ping(SECONDS)
+
+
+def test_a_port_that_is_bound_while_the_session_ends_is_freed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind, ports = ServerSession._bind, []
+
+    def bind_late(session: ServerSession, number: int, host: str, port: int) -> Listener | Membership:
+        listener = bind(session, number, host, port)
+        ports.append(listener.port)
+        session.replace("its client connected anew")
+        return listener
+
+    monkeypatch.setattr(ServerSession, "_bind", bind_late)
+    with ExitStack() as stack:
+        _, carried = begin(server, stack)
+        carried.lane.send_control(Listen(0, "127.0.0.1", 0).encode())
+        carried.end()
+        wait_until(lambda: bool(ports) and can_bind(ports[0]), "the port is free")
 
 
 def test_a_session_whose_time_is_up_just_after_ready_does_not_stay_for_ever(
