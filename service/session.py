@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from base.deadline import Deadline
-from base.errors import EndpointError, QanatError, SessionEnded
+from base.errors import EndpointError, ProtocolError, QanatError, SessionEnded
 from base.files_limit import raise_open_files_limit
 from base.threads import ThreadGroup
 from base.version import __version__
@@ -132,7 +132,8 @@ class Session(ABC):
                 if self._goodbye is not None:
                     raise SessionEnded(self._goodbye.text)
                 name = f"{self.name}/{number}" if number else self.name
-                lane = Lane(name, self._parameters, on_open=self._opened, on_control=self._on_control)
+                on_control = _misplaced if number else self._on_control
+                lane = Lane(name, self._parameters, on_open=self._opened, on_control=on_control)
                 self._lanes[number] = lane
             return lane
 
@@ -386,6 +387,11 @@ class Session(ABC):
         finally:
             with self._lock:
                 self._joined -= 1
+
+
+def _misplaced(message: bytes) -> None:
+    """On the first lane one thread after the other handles them, and in their order."""
+    raise ProtocolError("a control message on another lane than the first")
 
 
 def new_id() -> bytes:

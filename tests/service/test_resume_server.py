@@ -199,6 +199,19 @@ def test_what_was_to_happen_to_an_absence_that_ended_does_not_happen_to_the_next
         assert again(server, stack).go_on(kept, carried).lane.ping(SECONDS)
 
 
+def test_control_messages_travel_on_the_first_lane_alone(server: Server) -> None:
+    """They are answered one by one, and two lanes' readers would do so at once."""
+    with ExitStack() as stack:
+        kept, carried = begin(server, stack, lanes=2)
+        other = again(server, stack).go_on(kept, None, Intent.JOIN, lane=1)
+        other.lane.send_control(Listen(0, "127.0.0.1", 0).encode())
+        close = other.end().close
+        assert close is not None
+        assert close.reason is CloseReason.PROTOCOL
+        carried.end()
+        assert is_expired(server, kept)
+
+
 def test_a_port_that_is_bound_while_the_session_ends_is_freed(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
