@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from base.deadline import Deadline
 from base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
@@ -133,11 +134,13 @@ class Server:
         """A new session."""
         settings, account = self.settings, self._accounts[sealed.result.name]
         lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
-        ours = self._parameters(lanes)
+        ours, theirs = self._parameters(lanes), hello.parameters
+        # A stream costs two threads and a file here, whoever opens it: what the client allows is not all that counts.
+        theirs = replace(theirs, max_streams=min(theirs.max_streams, ours.max_streams))
         session = ServerSession(
             account.name,
             lane_parameters(
-                settings.flow, settings.keepalive, ours.max_streams, hello.parameters, client=False, lanes=lanes,
+                settings.flow, settings.keepalive, ours.max_streams, theirs, client=False, lanes=lanes,
                 resumable=settings.resume_for > 0,
             ),
             secret=sealed.result.resume,

@@ -252,6 +252,30 @@ def test_a_session_whose_time_is_up_just_after_ready_does_not_stay_for_ever(
         wait_until(lambda: not server.registry._sessions, "the session has expired")
 
 
+def test_who_comes_to_a_remote_port_costs_no_more_than_the_servers_own_limit_whatever_its_client_allows(
+    tmp_path: Path,
+) -> None:
+    limits = ServerLimits(streams=2)
+    with server_with(tmp_path, limits=limits) as server, ExitStack() as stack:
+        kept, carried = begin(server, stack)
+        port = listen(carried)
+        endings = [ending_soon(stack, port) for _ in range(5)]
+        assert endings == ["", "", RESET, RESET, RESET]
+        assert session_of(server, kept).open_streams == 2
+
+
+def ending_soon(stack: ExitStack, port: int) -> str:
+    """How a connection ends within half a second, or nothing when it does not."""
+    try:
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS))
+        sock.settimeout(0.5)
+        return END if not sock.recv(1) else ""
+    except TimeoutError:
+        return ""
+    except OSError:
+        return RESET
+
+
 def test_one_who_resumes_is_named_as_the_holder_from_where_it_is_now(server: Server) -> None:
     with ExitStack() as stack:
         kept, carried = begin(server, stack)
