@@ -46,6 +46,7 @@ class ClientSession(Session):
         self._share = Share()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._asking = threading.Lock()
+        self._turn = 0  # how often this one was taken into service
 
     def request_forwards(self) -> None:
         """Ask the server to listen for every remote forward.  Does not block."""
@@ -64,6 +65,7 @@ class ClientSession(Session):
         """The other server is gone again: ask for the ports anew."""
         if self.retired:
             self.retired = False
+            self._turn += 1
             self.request_forwards()
 
     def _stream_ended(self) -> None:
@@ -88,10 +90,13 @@ class ClientSession(Session):
                 # Each failure costs a thread that waits, so a server must not be able to make them up.
                 raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
             self._asked[message.forward] -= 1
+            asked_again = self._asked[message.forward] > 0
         if isinstance(message, Listening):
             where = format_address((forward.listen[0], message.port))
             log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
             return
+        if asked_again:
+            return  # the answer to that counts
         wait = RETRY_NOT_ALLOWED if message.reason == Reason.NOT_ALLOWED else RETRY_IN_USE
         hint = (
             "add it to this client's allow_listen, or shared_listen, on the server"
@@ -102,11 +107,11 @@ class ClientSession(Session):
             "the server cannot listen for %s: %s: %s (%s); asking again in %.0f s",
             forward, reason_name(message.reason), message.text, hint, wait,
         )  # fmt: skip
-        number = message.forward
+        number, turn = message.forward, self._turn
 
         def ask_again() -> None:
             # Not `_stopping`: a client that drains must not wait for this.
-            if not self._draining.wait(wait) and not self.retired:
+            if not self._draining.wait(wait) and not self.retired and turn == self._turn:
                 self._request(number)
 
         self.threads.start(f"{self.name}-forward-{number}", ask_again)
