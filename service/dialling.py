@@ -74,7 +74,11 @@ class Dialling:
         )
         with cancel.waking(lambda: pipe.close("the client is stopping")):
             deadline = Deadline(settings.handshake_timeout)
-            key = self._keys.take(deadline.remaining() or 0.0)
+            try:
+                key = self._keys.take(deadline.remaining() or 0.0)
+            except QanatError:
+                pipe.close("there is no key for it")
+                raise
             handshake = ClientHandshake(
                 settings.name, self._server.token, key, lambda spki: self._check_server(way.url, spki)
             )
@@ -96,7 +100,7 @@ class Dialling:
             ready = Ready.decode(content)
             if self._server.fingerprint is None:
                 self._known_hosts.remember(way.url.address, fingerprint_of(sealed.result.server_spki))
-        except QanatError:
+        except BaseException:
             sealed.close("the session did not begin")
             raise
         return ready

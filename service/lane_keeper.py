@@ -289,7 +289,7 @@ class LaneKeeper:
             self._pipes.start(f"{self._lane.name}-reader", carry)
         except RuntimeError:
             with self._changed:
-                self._running = None
+                self._running, self._lost_at = None, time.monotonic()
             raise
         self._follow(running)
 

@@ -154,6 +154,10 @@ class Link:
                 self._backoff.failed()
                 log.error("%s", describe_failure(way, error), extra={"event": "failed", "url": str(way.url)})
             return error.retry_after if isinstance(error, TransportError) else None
+        except RuntimeError as error:  # The system gives no more threads.
+            log.error("%s; raise the limit on threads (ulimit -u, TasksMax)", error)
+            self._backoff.failed()
+            return None
         self._keep(way, session, sealed)
         return None
 

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ import pytest
 from attrs import evolve
 
 from base.deadline import Deadline
+from base.threads import ThreadGroup
 from handshake.exchange import SealedPipe
 from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from mux.frames import Reason
 from mux.lane import Ending, Lane
 from mux.stream_io import StreamIO
-from service import lane_keeper
+from service import dialling, lane_keeper
 from service.client import Client
+from service.lane_keeper import LaneKeeper
 from service.messages import Listen, decode_control
 from service.server import Server
 from service.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
@@ -37,6 +39,7 @@ from tests.service.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, car
 from tests.service.test_client import wait_for_log
 from tests.transports.background import Background, wait_until
 from tests.transports.test_cancelling import black_hole
+from transports.pipe import Pipe
 from transports.websocket_pipe import WebSocketPipe
 
 TOKEN = os.urandom(32)
@@ -579,6 +582,51 @@ def test_connections_that_all_say_at_once_that_they_will_leave_are_replaced_less
                     moved += 1
             assert 1 <= moved <= 15
             stream.release()
+
+
+def test_no_thread_for_a_new_connection_costs_a_session_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, ended = ThreadGroup.start, LaneKeeper._ended
+    readers = itertools.count()
+
+    def start_seldom(group: ThreadGroup, name: str, target: Callable[[], object]) -> threading.Thread:
+        if name == "a-reader" and next(readers) == 1:
+            raise RuntimeError("can't start new thread")
+        return start(group, name, target)
+
+    def ended_late(*args: Any) -> None:
+        time.sleep(0.05)
+        ended(*args)
+
+    monkeypatch.setattr(ThreadGroup, "start", start_seldom)
+    monkeypatch.setattr(LaneKeeper, "_ended", ended_late)
+    with client_of_raw(tmp_path, LOCAL, max_pipe_age=1.5) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW), resume_for=1)
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            session.resume(desk.next(Intent.RESUME))
+            session.resume(desk.next(Intent.RESUME))
+            sock.sendall(b"still here")
+            assert read(stream, 10) == b"still here"
+            stream.release()
+
+
+def test_no_thread_for_a_new_session_is_a_failed_try_and_leaves_no_connection_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_at = dialling.closed_at
+    greetings = itertools.count()
+
+    def closed_at_seldom(deadline: Deadline, pipe: Pipe) -> AbstractContextManager[threading.Event]:
+        if next(greetings) == 0:
+            raise RuntimeError("can't start new thread")
+        return closed_at(deadline, pipe)
+
+    monkeypatch.setattr(dialling, "closed_at", closed_at_seldom)
+    with client_of_raw(tmp_path) as (client, desk):
+        assert RawSession(desk.next(Intent.NEW)).carried.lane.ping(SECONDS)
+        assert client.failure is None
 
 
 def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
