@@ -32,6 +32,9 @@ from .settings import ClientSettings, RemoteServer
 
 log = logging.getLogger("qanat.client")
 
+MAX_LANE = 0xFFFF
+"""The highest number of a lane that HELLO can carry."""
+
 
 class Link:
     """See the module's docstring.  Methods may be called from any thread."""
@@ -217,7 +220,7 @@ class Link:
     def _keep_lane(self, way: Way, session: ClientSession, number: int) -> None:
         """Have a further lane, and another one when that is over, while the session lasts."""
         backoff = Backoff(self._settings.reconnect)
-        while not session.ended.is_set() and not self._all.cancelled:
+        while number <= MAX_LANE and not session.ended.is_set() and not self._all.cancelled:
             try:
                 lane = session.add_lane(number)
             except SessionEnded:

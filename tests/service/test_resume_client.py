@@ -96,10 +96,10 @@ class Desk:
 class RawSession:
     """A session on the server's side, from its first caller on."""
 
-    def __init__(self, caller: Caller, *, resume_for: int = LONG) -> None:
+    def __init__(self, caller: Caller, *, resume_for: int = LONG, lanes: int = 1) -> None:
         self.id = os.urandom(16)
         self.secret = caller.sealed.result.resume
-        self.parameters = replace(PARAMETERS, resume_for=resume_for)
+        self.parameters = replace(PARAMETERS, resume_for=resume_for, lanes=lanes)
         ready = Ready(Answer.NEW, "raw", self.parameters, session=self.id)
         caller.say(RecordKind.READY, ready.encode())
         self.caller = caller
@@ -745,6 +745,22 @@ def lanes_of(server: Server) -> list[Lane]:
     """The lanes of its only session."""
     sessions = list(server.registry._sessions.values())
     return [lane for session in sessions for _, lane in sorted(session.lanes.items())]
+
+
+def test_when_all_numbers_of_lanes_have_been_used_there_are_no_further_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client_of_raw(tmp_path, LOCAL, lanes=40_000) as (_, desk):
+        caller = desk.next(Intent.NEW)
+        session = RawSession(caller, lanes=2)
+        for number in (1, 40_001):
+            caller = desk.next(Intent.JOIN)
+            assert caller.hello.lane == number
+            over_by_expired(session, caller)
+        with pytest.raises(queue.Empty):
+            desk.callers.get(timeout=0.3)
+        assert session.carried.lane.ping(SECONDS)
+    assert "please report" not in caplog.text
 
 
 def test_a_client_that_may_have_fewer_lanes_than_it_wants_asks_for_no_more(tmp_path: Path) -> None:
