@@ -70,6 +70,7 @@ class ServerSession(Session):
         self._max_forwards = max_forwards
         self._seldom = Seldom()
         self._max_lanes = max_lanes
+        self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
         self._listeners: dict[int, Listener | Membership] = {}
 
@@ -173,7 +174,8 @@ class ServerSession(Session):
 
         A lane that a client joins is made now, unless that has happened before.  Raises SessionEnded.
         """
-        lane = self.find_lane(hello.lane)
-        if lane is not None or hello.intent is not Intent.JOIN or len(self.lanes) >= self._max_lanes:
-            return lane
-        return self.add_lane(hello.lane)
+        with self._joining:
+            lane = self.find_lane(hello.lane)
+            if lane is not None or hello.intent is not Intent.JOIN or len(self.lanes) >= self._max_lanes:
+                return lane
+            return self.add_lane(hello.lane)

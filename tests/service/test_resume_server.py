@@ -18,6 +18,7 @@ from endpoints.tcp import Listener
 from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from mux import frames as wire
 from mux.frames import Reason
+from mux.lane import Lane
 from mux.stream_io import StreamIO
 from service.messages import ConnectTcp, Listen, Listening, decode_control
 from service.server import Server
@@ -458,6 +459,24 @@ def test_no_more_lanes_than_were_granted_can_be_joined(server: Server, asked: in
         for lane in (granted, granted + 7, 65535):
             kind, content = again(server, stack).ask(kept, Intent.JOIN, lane=lane)
             assert (kind, Ready.decode(content).answer) == (RecordKind.READY, Answer.EXPIRED)
+
+
+def test_no_more_lanes_can_be_joined_by_asking_for_all_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        kept, _ = begin(server, stack, lanes=2)
+        session, add_lane = session_of(server, kept), ServerSession.add_lane
+
+        def add_lane_slowly(session: ServerSession, number: int) -> Lane:
+            time.sleep(0.05)
+            return add_lane(session, number)
+
+        monkeypatch.setattr(ServerSession, "add_lane", add_lane_slowly)
+        hellos = [Hello(b"i" * 16, PARAMETERS, Intent.JOIN, kept.session, lane) for lane in range(1, 9)]
+        joining = [Background(lambda hello=hello: session.lane_for(hello)) for hello in hellos]
+        assert sum(each.result() is not None for each in joining) == 1
+        assert len(session.lanes) == 2
 
 
 def test_who_joins_a_lane_twice_moves_it(server: Server) -> None:
