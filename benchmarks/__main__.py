@@ -1,5 +1,6 @@
 """`make bench`: what one stream carries through the whole tunnel over each transport, beside the bare loopback.
 
+One of the columns keeps no frame for a resumption, which shows what keeping them costs.
 The programs at either end, the server, and a client for each transport are processes of their own.  All figures of a
 run are taken in turn, several rounds of each, and the medians are printed: compare them within one run.
 """
@@ -23,7 +24,7 @@ from rich.table import Table
 from base.version import __version__
 
 from . import programs
-from .rig import TRANSPORTS, Rig
+from .rig import TUNNELS, Rig
 
 
 def main() -> int:
@@ -40,15 +41,15 @@ def main() -> int:
             ("32-byte ping-pong, median", lambda port: programs.ping_pong(port, 2000), "echo", "µs"),
             ("new connections, in turn", lambda port: programs.connections(port, 400), "echo", "1/s"),
         ]
-        table = Table("", "no tunnel", *TRANSPORTS, "unit", box=None, pad_edge=False)
+        table = Table("", "no tunnel", *TUNNELS, "unit", box=None, pad_edge=False)
         for title, measure, program, unit in rows:
-            ports = [rig.direct[program], *(rig.tunnelled[name][program] for name in TRANSPORTS)]
+            ports = [rig.direct[program], *(rig.tunnelled[name][program] for name in TUNNELS)]
             results: list[list[float]] = [[] for _ in ports]
             for _ in range(options.rounds):
                 for port, found in zip(ports, results, strict=True):
                     found.append(measure(port))
             table.add_row(title, *(f"{statistics.median(found):.2f}" for found in results), unit)
-    Console().print(table)
+    Console(width=120).print(table)
     return 0
 
 

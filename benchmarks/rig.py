@@ -1,4 +1,4 @@
-"""Tunnels of real processes on loopback, one for each transport, with the programs of `programs` behind them."""
+"""Tunnels of real processes on loopback, one for each way to carry, with the programs of `programs` behind them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from handshake.tokens import generate_token
 
 from .programs import PROGRAMS
 
-TRANSPORTS = ("websocket", "http2", "grpc")
+TUNNELS = {
+    "websocket": ("websocket", 300),
+    "websocket, resume_for: 0": ("websocket", 0),
+    "http2": ("http2", 300),
+    "grpc": ("grpc", 300),
+}
+"""By name: the transport, and the server's `resume_for`.  With 0 neither end keeps what it has sent."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START = 20.0
 
 
 class Rig:
-    """`direct` maps a program's name to the port where it is reached, `tunnelled` does for each transport."""
+    """`direct` maps a program's name to the port where it is reached, `tunnelled` does for each of TUNNELS."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,36 +58,17 @@ class Rig:
         return process
 
     def _start_tunnels(self) -> None:
-        folder = self._folder
-        port = _free_port()
-        self.tunnelled = {transport: {name: _free_port() for name in self.direct} for transport in TRANSPORTS}
-        subprocess.run(
-            [sys.executable, "tunnel.py", "init", str(folder), "--listen", f"127.0.0.1:{port}",
-             "--url", f"ws://127.0.0.1:{port}/tunnel", "--name", TRANSPORTS[0]],
-            cwd=_ROOT, check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        fingerprint = subprocess.run(
-            [sys.executable, "tunnel.py", "fingerprint", "-c", str(folder / "server.yaml")],
-            cwd=_ROOT, check=True, capture_output=True, text=True,
-        ).stdout.strip()  # fmt: skip
-        for name in TRANSPORTS[1:]:
-            token = folder / f"{name}.token"
-            token.touch(mode=0o600)
-            token.write_text(generate_token())
-        clients = [
-            {"name": name, "token_file": f"{name}.token", "allow_connect": ["127.0.0.1:*"]} for name in TRANSPORTS
-        ]
-        server = {"listen": f"127.0.0.1:{port}", "clients": clients, "log": {"level": "warning"}}
-        (folder / "server.yaml").write_text(json.dumps({"server": server}))
-        self._start("tunnel.py", "server", "-c", str(folder / "server.yaml"))
-        self._wait_until_up(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"H")
-        for name in TRANSPORTS:
+        servers = {resume_for: self._start_server(resume_for) for resume_for in {kept for _, kept in TUNNELS.values()}}
+        for name, (transport, resume_for) in TUNNELS.items():
+            port, fingerprint = servers[resume_for]
+            self.tunnelled[name] = {program: _free_port() for program in self.direct}
+            folder = self._folder / str(resume_for)
             client = {
-                "name": name,
-                "transport": name,
+                "name": transport,
+                "transport": transport,
                 "url": f"ws://127.0.0.1:{port}/tunnel",
                 "proxy": "none",
-                "token_file": f"{name}.token",
+                "token_file": f"{transport}.token",
                 "server_fingerprint": fingerprint,
                 "forwards": [
                     {"local": f"127.0.0.1:{self.tunnelled[name][program]}", "to": f"127.0.0.1:{target}"}
@@ -89,9 +76,35 @@ class Rig:
                 ],
                 "log": {"level": "warning"},
             }
-            (folder / f"{name}.yaml").write_text(json.dumps({"client": client}))
-            self._start("tunnel.py", "client", "-c", str(folder / f"{name}.yaml"))
+            (folder / f"{transport}.yaml").write_text(json.dumps({"client": client}))
+            self._start("tunnel.py", "client", "-c", str(folder / f"{transport}.yaml"))
             self._wait_until_up(self.tunnelled[name]["echo"], b"?", b"?")
+
+    def _start_server(self, resume_for: int) -> tuple[int, str]:
+        """A server for every transport; its port and fingerprint."""
+        folder, port = self._folder / str(resume_for), _free_port()
+        transports = sorted({transport for transport, _ in TUNNELS.values()})
+        subprocess.run(
+            [sys.executable, "tunnel.py", "init", str(folder), "--listen", f"127.0.0.1:{port}",
+             "--url", f"ws://127.0.0.1:{port}/tunnel", "--name", "unused"],
+            cwd=_ROOT, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        fingerprint = subprocess.run(
+            [sys.executable, "tunnel.py", "fingerprint", "-c", str(folder / "server.yaml")],
+            cwd=_ROOT, check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        for name in transports:
+            token = folder / f"{name}.token"
+            token.touch(mode=0o600)
+            token.write_text(generate_token())
+        clients = [{"name": n, "token_file": f"{n}.token", "allow_connect": ["127.0.0.1:*"]} for n in transports]
+        server = {
+            "listen": f"127.0.0.1:{port}", "clients": clients, "resume_for": resume_for, "log": {"level": "warning"},
+        }  # fmt: skip
+        (folder / "server.yaml").write_text(json.dumps({"server": server}))
+        self._start("tunnel.py", "server", "-c", str(folder / "server.yaml"))
+        self._wait_until_up(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"H")
+        return port, fingerprint
 
     def _wait_until_up(self, port: int, question: bytes, answer: bytes) -> None:
         deadline = Deadline(_START)

@@ -30,7 +30,7 @@ from .backoff import Backoff
 from .client_session import ClientSession
 from .dialling import Dialling, SessionOver, Way, describe_failure
 from .messages import printable
-from .network_watch import NetworkWatch
+from .network_watch import NetworkWatch, Watched
 from .settings import ClientSettings
 
 log = logging.getLogger("qanat.client")
@@ -92,7 +92,7 @@ class LaneKeeper:
         self._epoch = 0
         self._known = False  # whether the server has this lane for certain
         self._pipes = ThreadGroup(f"pipes of {lane.name}")
-        self._watched: object | None = None
+        self._watched: Watched | None = None
         self._changed = threading.Condition()  # guards the rest
         self._running: _Running | None = None
         self._lost_at = time.monotonic()
@@ -317,7 +317,7 @@ class LaneKeeper:
                     self._retry_at = now + self._backoff.delay()
                 self._changed.notify_all()
         self._around.changed()
-        quiet = self._around.cancel.cancelled or (not current and not over)
+        quiet = self._around.cancel.cancelled or self._session.stopped or (not current and not over)
         if not quiet and not running.replaced:
             self._log_end(running, ending, lived, over)
 

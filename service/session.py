@@ -270,6 +270,11 @@ class Session(ABC):
                 lane.close(reason, text)
         self._say_goodbye()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called, so that its end is no news."""
+        return self._goodbye is not None
+
     def _say_goodbye(self) -> None:
         """Once only the first lane is left: its CLOSE ends the session at the other end too."""
         goodbye, lanes = self._goodbye, self.lanes

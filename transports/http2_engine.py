@@ -34,6 +34,8 @@ from transports.turns import Turns
 log = logging.getLogger("qanat.http2")
 
 _CUT = "the connection was closed by the other end or the path"
+_LAST_WORDS = 0.5
+"""Seconds that a writer gets to finish, so that GOAWAY can say what the other end did wrong."""
 _EARLY = 0.005  # seconds by which the system may wake us before the time is up
 
 
@@ -51,6 +53,7 @@ class Http2Engine:
         self.core = Http2Core(self.lock, window=window, first=first, route=route)
         self.cause = FirstCause()
         self._on_owed: Callable[[], None] = _nothing
+        self._on_leaving: Callable[[], None] | None = None
         self._turns = Turns()
         self._told = False  # somebody was told to send what is owed, and nothing has been sent since
         self._work = threading.Condition(self.lock)  # for `writer_loop`
@@ -106,14 +109,30 @@ class Http2Engine:
         with self.lock:
             self._end_locked(cause)
 
-    def _end_locked(self, cause: str, code: int = ErrorCodes.NO_ERROR, fault: ProtocolError | None = None) -> None:
+    def _end_locked(self, cause: str) -> None:
+        if self.cause.set(cause):
+            self._close_locked(cause, ErrorCodes.NO_ERROR, None, in_turn=self._turns.try_enter())
+
+    def _give_up_locked(self, error: Http2Error) -> None:
+        """End the connection because the other end broke HTTP/2, and say so to it.
+
+        By the thread that reads.  Waits a moment, without the lock, for what is half sent.
+        """
+        cause = f"the other end broke HTTP/2: {printable(str(error))}"
         if not self.cause.set(cause):
             return
-        if self._turns.try_enter():
-            self.wire.close(self.core.last_words(code) if self._send_failure is None else b"")
+        self.lock.release()
+        try:
+            in_turn = self._turns.enter_within(_LAST_WORDS)
+        finally:
+            self.lock.acquire()
+        self._close_locked(cause, error.code, ProtocolError(cause), in_turn=in_turn)
+
+    def _close_locked(self, cause: str, code: int, fault: ProtocolError | None, *, in_turn: bool) -> None:
+        """Once, by whoever has set the cause.  Without the turn something is half sent, so there are no last words."""
+        self.wire.close(self.core.last_words(code) if in_turn and self._send_failure is None else b"")
+        if in_turn:
             self._turns.leave()
-        else:  # something is half sent
-            self.wire.close()
         for stream in self.core.streams.values():
             stream.end(cause, fault)
         self.core.streams.clear()
@@ -127,18 +146,25 @@ class Http2Engine:
 
         Raises PipeEnded.  For one thread at a time of each stream.
         """
+        blocked: float | None = None  # since when no window is open
         with self.lock:
             stream.sending = True
         try:
             while at < len(buffer):
-                at += self._send_turn(stream, buffer, at)
+                size = self._send_turn(stream, buffer, at)
+                at += size
+                if size:
+                    blocked = None
+                else:
+                    blocked = blocked or time.monotonic()
+                    self._await_window(stream, blocked)
         finally:
             with self.lock:
                 stream.sending = False
                 stream.writable.notify_all()
 
     def _send_turn(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
-        """Send what the windows allow; when that is nothing, what is owed; then wait.  Returns how much of DATA."""
+        """Send what is owed, and what the windows allow.  Returns how much of DATA that was."""
         with self._turns:
             with self.lock:
                 self._check_locked(stream)
@@ -152,10 +178,18 @@ class Http2Engine:
                 self._send_now(buffer[at - HEADER_SIZE : at + size])
             elif size:
                 self._send_now(data_frames(stream.id, buffer[at : at + size], frame_size))
-        if not size:
-            with self.lock:
-                self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), None)
         return size
+
+    def _await_window(self, stream: Http2Stream, since: float) -> None:
+        """Wait until there is something to do for who found no window open at the time `since`, or it is too late."""
+        timeout = stream.write_timeout
+        with self.lock:
+            remaining = None if timeout is None else since + timeout - time.monotonic()
+            if not self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), remaining):
+                cause = f"nothing could be sent for {timeout:g} s"
+                stream.end(cause)
+                if not self._has_reader:  # a client's pipe reads, and has the connection for itself
+                    self._end_locked(cause)
 
     def _check_locked(self, stream: Http2Stream) -> None:
         if stream.over:
@@ -198,6 +232,21 @@ class Http2Engine:
         with self.lock:
             self._told = False
         self.tell()
+
+    def on_leaving(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once, as in `on_owed`, when the peer is going away and still serves what runs."""
+        with self.lock:
+            self._on_leaving = callback
+        self._tell_leaving()
+
+    def _tell_leaving(self) -> None:
+        with self.lock:
+            callback = self._on_leaving
+            if not self.core.leaving or self.core.farewell or all(s.over for s in self.core.streams.values()):
+                return
+            self._on_leaving = None
+        if callback is not None:
+            callback()
 
     def wake_writer(self) -> None:
         """Have `writer_loop`, if it runs, send what connection and wire owe.  Does not block."""
@@ -279,12 +328,12 @@ class Http2Engine:
         try:
             self.core.receive(count)
         except Http2Error as error:
-            cause = f"the other end broke HTTP/2: {printable(str(error))}"
-            self._end_locked(cause, error.code, ProtocolError(cause))
-        if self.core.owed and not self._told:
+            self._give_up_locked(error)
+        if (self.core.owed and not self._told) or (self._on_leaving is not None and self.core.leaving):
             self.lock.release()
             try:
                 self.tell()
+                self._tell_leaving()
             finally:
                 self.lock.acquire()
 

@@ -6,12 +6,13 @@ connection's owner (`http2_server`) sends what is owed.  Made by `http2_client` 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
 from h2.errors import ErrorCodes
 
-from base.errors import LocalError, ProtocolError
+from base.errors import LocalError, ProtocolError, TransportError
 from base.threads import start_thread
 from transports.http2_engine import Http2Engine
 from transports.http2_frames import HEADER_SIZE
@@ -27,6 +28,7 @@ class Http2Pipe(Pipe):
         """`alone` is whether the connection serves this pipe only, so that the lane's writer sends what is owed."""
         self.transport = stream.dialect.name
         self.peer = engine.wire.peer
+        self.addresses = engine.wire.addresses
         self.headroom = HEADER_SIZE + stream.dialect.overhead
         self.max_message = MAX_MESSAGE
         self._engine = engine
@@ -89,6 +91,12 @@ class Http2Pipe(Pipe):
     def set_read_timeout(self, seconds: float | None) -> None:
         self._read_timeout = seconds  # heeded from the next wait on
 
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Counts the time without a window, too.  For what is below a shared connection, the last word counts."""
+        self._stream.write_timeout = seconds
+        with contextlib.suppress(TransportError):  # the connection is closed, and the next recv says why
+            self._engine.wire.set_write_timeout(seconds)
+
     def set_guarded(self, guarded: bool) -> None:
         """While guarded, a server's stream keeps the small window with which it began."""
         with self._engine.lock:
@@ -106,6 +114,11 @@ class Http2Pipe(Pipe):
             return  # the connection's own writer does it
         self._engine.wire.set_wakeup(wakeup)
         self._engine.on_owed(wakeup)
+
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:
+        """For GOAWAY without an error on a client's connection (RFC 9113 §6.8)."""
+        if self._alone:
+            self._engine.on_leaving(callback)
 
     def flush(self) -> None:
         self._engine.flush()

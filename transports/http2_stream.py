@@ -37,6 +37,7 @@ class Http2Stream:
         self.ended_there = False  # the peer has
         self.in_message = False  # part of a message has been sent, and not all of it
         self.sending = False  # a thread is inside `send`
+        self.write_timeout: float | None = None  # seconds that a sender waits for a window; None is for ever
         self.window = window  # what the peer may still send
         self.full_window = window
         self._due = 0  # bytes that the peer may be told to send again

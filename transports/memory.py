@@ -30,6 +30,7 @@ class _Direction:
         self.changed = threading.Condition()
         self.messages: deque[bytearray] = deque()
         self.size = 0
+        self.taken = 0  # messages, since the beginning
         self.sender_closed = False
         self.receiver_closed = False
         self.last_sent = time.monotonic()
@@ -46,6 +47,7 @@ class MemoryPipe(Pipe):
         self._outgoing = outgoing
         self._incoming = incoming
         self._read_timeout: float | None = None
+        self._write_timeout: float | None = None
         self._cause = FirstCause()
 
     def send(self, buffer: memoryview) -> None:
@@ -54,13 +56,9 @@ class MemoryPipe(Pipe):
             raise LocalError(f"a message of {len(message)} bytes is above the limit of {self.max_message}")
         buffer[: self.headroom] = b"\xaa" * self.headroom
         way = self._outgoing
+        if not self._await_room(len(message)):
+            self.close(f"nothing could be sent for {self._write_timeout:g} s")
         with way.changed:
-            way.changed.wait_for(
-                lambda: not way.messages
-                or way.size + len(message) <= CAPACITY
-                or way.sender_closed
-                or way.receiver_closed
-            )
             if way.sender_closed:
                 raise self._cause.error()
             if way.receiver_closed:
@@ -69,6 +67,26 @@ class MemoryPipe(Pipe):
             way.size += len(message)
             way.last_sent = time.monotonic()
             way.changed.notify_all()
+
+    def _await_room(self, size: int) -> bool:
+        """Block until a message of `size` bytes may be sent; False when nothing was taken for the write timeout.
+
+        Only this thread adds messages, so what it finds stays true.
+        """
+        way = self._outgoing
+
+        def ready() -> bool:
+            return not way.messages or way.size + size <= CAPACITY or way.sender_closed or way.receiver_closed
+
+        def moved() -> bool:
+            return ready() or way.taken != before
+
+        with way.changed:
+            while not ready():
+                before = way.taken
+                if not way.changed.wait_for(moved, self._write_timeout):
+                    return False
+        return True
 
     def recv(self) -> memoryview:
         way = self._incoming
@@ -80,6 +98,7 @@ class MemoryPipe(Pipe):
             if came and way.messages and not way.receiver_closed:
                 message = way.messages.popleft()
                 way.size -= len(message)
+                way.taken += 1
                 way.changed.notify_all()
                 return memoryview(message)
         self.close(_PEER_CLOSED if came else f"nothing received for {timeout:g} s")
@@ -87,6 +106,9 @@ class MemoryPipe(Pipe):
 
     def set_read_timeout(self, seconds: float | None) -> None:
         self._read_timeout = seconds
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        self._write_timeout = seconds
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """Nothing is ever owed here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
@@ -17,11 +18,17 @@ MAX_GUARDED = 1024
 """The largest message that a guarded pipe takes: the handshake's own limit (docs/PROTOCOL.md §1)."""
 
 
+SockAddr = tuple[Any, ...]
+"""An Internet socket's address as Python has it: (host, port), or (host, port, flow, scope) for IPv6."""
+
+
 class Wire(ABC):
     """A blocking byte stream, full duplex: one reading thread and one writing thread at a time."""
 
     peer: str
     """`host:port` of the other end, for logs."""
+    addresses: tuple[SockAddr, SockAddr] | None = None
+    """Ours and the other end's when the wire was made; None for what is no Internet socket, or was gone already."""
 
     @abstractmethod
     def recv_into(self, buffer: memoryview) -> int:
@@ -38,6 +45,14 @@ class Wire(ABC):
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
         """Let the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
+
+    @abstractmethod
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Give up once sending has got no further at all for `seconds`, or up to a quarter more; None never does.
+
+        Slowness alone is no reason: any byte that the path takes begins the time anew.  Then sending and, after what
+        has come, reading raise TransportError.  Does not block; heeded from the next write on.  Raises TransportError.
+        """
 
     @abstractmethod
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
@@ -65,13 +80,11 @@ class Pipe(ABC):
     """Its name in configs and logs, for example "websocket"."""
     peer: str
     """The other end as people know it: `host:port`."""
+    addresses: tuple[SockAddr, SockAddr] | None = None
+    """Those of the connection below, see `Wire.addresses`; the remote one is a proxy's when that was dialled."""
     headroom: int
     """How many bytes before the message `send` may overwrite with its own header."""
     max_message: int = MAX_MESSAGE
-
-    addresses = None
-    def set_write_timeout(self, seconds): pass
-    def set_on_leaving(self, cb): pass
 
     @abstractmethod
     def send(self, buffer: memoryview) -> None:
@@ -96,6 +109,14 @@ class Pipe(ABC):
     def set_read_timeout(self, seconds: float | None) -> None:
         """Let `recv` end the pipe after `seconds` without one raw byte received; None never does."""
 
+    @abstractmethod
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """End the pipe once sending has got no further at all for `seconds`, or up to a quarter more; None never does.
+
+        A peer or a path that is slow is not punished: whatever it takes begins the time anew.  Both `send` and `recv`
+        raise PipeEnded then.  From any thread; does not block; heeded from the next `send` on.
+        """
+
     def set_guarded(self, guarded: bool) -> None:  # noqa: B027 - not every transport has something to guard
         """While guarded, `recv` takes no more than a handshake needs: the peer is a stranger.
 
@@ -108,6 +129,13 @@ class Pipe(ABC):
         """Have `wakeup` called when the pipe owes the peer control bytes and `flush` should be called.
 
         It is called by the reading thread, inside `recv`, so it must neither block nor call the pipe.
+        """
+
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:  # noqa: B027 - not every transport announces it
+        """Have `callback` called once, when the other end or a proxy says that the connection will not last.
+
+        The pipe still carries what it is given: it is time to make the next one.  Called by the thread that reads, or
+        by this one if that was said before; it must neither block nor call the pipe.  WebSocket has no such word.
         """
 
     @abstractmethod

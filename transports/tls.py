@@ -51,6 +51,7 @@ class TlsWire(Wire):
         TransportError raised, with a hint when we are the client.
         """
         self.peer = wire.peer
+        self.addresses = wire.addresses
         self._wire = wire
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -98,6 +99,9 @@ class TlsWire(Wire):
 
     def set_read_timeout(self, seconds: float | None) -> None:
         self._wire.set_read_timeout(seconds)
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        self._wire.set_write_timeout(seconds)
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         self._wakeup = wakeup

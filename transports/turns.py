@@ -40,6 +40,23 @@ class Turns:
             self._taken = True
             return True
 
+    def enter_within(self, seconds: float) -> bool:
+        """Wait for the turn, but no longer than this; when True, `leave` gives it back."""
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return True
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        if turn.acquire(timeout=seconds):
+            return True
+        with self._lock:
+            if turn not in self._waiting:
+                return True  # it was handed over at the last moment
+            self._waiting.remove(turn)
+        return False
+
     def leave(self) -> None:
         """Hand the turn straight to the one who has waited longest."""
         with self._lock:

@@ -47,6 +47,7 @@ class WebSocketPipe(Pipe):
     def __init__(self, wire: Wire, machine: Machine, *, is_client: bool, first: bytes = b"") -> None:
         """`first` are bytes that were read together with the HTTP head.  Sends nothing."""
         self.peer = wire.peer
+        self.addresses = wire.addresses
         self.headroom = CLIENT_HEADROOM if is_client else SERVER_HEADROOM
         self.max_message = MAX_MESSAGE
         self._wire = wire
@@ -100,6 +101,10 @@ class WebSocketPipe(Pipe):
     def set_read_timeout(self, seconds: float | None) -> None:
         with contextlib.suppress(TransportError):  # the wire is closed, and the next recv says why
             self._wire.set_read_timeout(seconds)
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        with contextlib.suppress(TransportError):  # likewise
+            self._wire.set_write_timeout(seconds)
 
     def set_guarded(self, guarded: bool) -> None:
         self._reader.max_message = MAX_GUARDED if guarded else self.max_message

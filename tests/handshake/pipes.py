@@ -62,6 +62,9 @@ class SocketPipe(Pipe):
         with suppress(OSError):
             self.sock.settimeout(seconds)
 
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """The handshake has a deadline of its own."""
+
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """Nothing is ever owed here."""
 

@@ -194,7 +194,11 @@ def test_tls_towards_a_port_without_it(tunnel: Tunnel) -> None:
 def test_no_tls_towards_a_port_with_it(tunnel: Tunnel) -> None:
     tunnel.server_settings["tls"] = _certificate(tunnel)
     tunnel.start_server()
-    tries_again(tunnel, f"ws://127.0.0.1:{tunnel.port}/tunnel over websocket: 400", "a port that speaks TLS")
+    tries_again(
+        tunnel,
+        f"ws://127.0.0.1:{tunnel.port}/tunnel over websocket: 400",
+        "if the port speaks TLS, write wss:// instead of ws://",
+    )
 
 
 def test_our_server_at_another_path(tunnel: Tunnel) -> None:

@@ -129,6 +129,29 @@ class Rig:
         for peer in self.ends:
             peer.core.attach(now, peer_expects=starts[peer], receive_from=starts[self.other(peer)])
 
+    def hand_over(self, now: float, *, before: int, during: int, after: int) -> None:
+        """Move to a new pipe while the old one works, as docs/PROTOCOL.md §3 has it.
+
+        The client begins no record any more and says HELLO.  `before` of its records still reach the server before
+        that; `during` and `after` of the server's reach the client until the server yields, and until READY comes.
+        """
+        client, server = self.client, self.server
+        expected = client.core.received
+        for _ in range(min(before, len(client.wire))):
+            self.deliver(client, now)
+        for _ in range(min(during, len(server.wire))):
+            self.deliver(server, now)
+        assert expected >= server.core.outbox.first, "more was acknowledged than HELLO says"
+        ready = server.core.received
+        server.core.detach()
+        server.core.attach(now, peer_expects=expected, receive_from=ready)
+        for _ in range(min(after, len(server.wire))):
+            self.deliver(server, now)
+        for peer in self.ends:
+            peer.wire.clear()
+        client.core.detach()
+        client.core.attach(now, peer_expects=ready, receive_from=expected)
+
 
 def fill(peer: Peer, stream: Stream) -> int:
     """Queue blocks until no more may be; return the bytes."""

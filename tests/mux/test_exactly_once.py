@@ -197,6 +197,11 @@ class TwoLanes(RuleBasedStateMachine):
     def cut(self, stale: tuple[int, int]) -> None:
         self.rig.cut(self.now, stale=stale)
 
+    @rule(before=st.integers(0, 3), during=st.integers(0, 3), after=st.integers(0, 3))
+    def hand_over(self, before: int, during: int, after: int) -> None:
+        self.rig.hand_over(self.now, before=before, during=during, after=after)
+        self._meet()
+
     @precondition(lambda self: len(self.streams) > 0)
     @rule()
     def fill_everything_and_cut(self) -> None:
@@ -285,6 +290,6 @@ class TwoLanes(RuleBasedStateMachine):
 
 
 TwoLanes.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTwoLanes = pytest.mark.timeout(120)(TwoLanes.TestCase)

@@ -358,6 +358,40 @@ def test_another_address_name_host_and_headers(
     assert client.peer == "no-such-host.invalid:443"
 
 
+@pytest.mark.parametrize("transport", CONNECT)
+@pytest.mark.parametrize(
+    ("headers", "node", "expected"),
+    [
+        ((), "b-2.example_x", ("qanat-node=b-2.example_x",)),
+        ((("cookie", "a=b;"), ("X-Team", "t"), ("Cookie", "c=d")), "x" * 64, ("a=b; c=d; qanat-node=" + "x" * 64,)),
+        ((("Cookie", "a=b"),), None, ("a=b",)),
+        ((("Cookie", "a=b"),), "x; c=d", ("a=b",)),
+        ((), "x\r\nX-Evil: 1", ()),
+        ((), "x" * 65, ()),
+        ((), "", ()),
+    ],
+)
+def test_the_node_is_named_in_a_cookie_beside_the_users_own(
+    stack: ExitStack,
+    authority: Authority,
+    good_certificate: Certificate,
+    transport: str,
+    headers: tuple[tuple[str, str], ...],
+    node: str | None,
+    expected: tuple[str, ...],
+) -> None:
+    server: WebSocketServer | RecordingServer
+    if transport == "websocket":
+        server = WebSocketServer(stack, tls=context(good_certificate))
+    else:
+        server = RecordingServer(stack, good_certificate)
+    route = Route(ca_file=authority.ca_file, headers=headers, node=node)
+    url = TunnelUrl.parse(f"wss://localhost:{server.port}/tunnel")
+    exchange(stack, CONNECT[transport](url, route=route, deadline=Deadline(DEADLINE)), server.pipe())
+    request = server.requests[0]
+    assert tuple(value for name, value in request.headers if name == "cookie") == expected
+
+
 def test_a_wrong_name_is_still_refused(stack: ExitStack, authority: Authority, good_certificate: Certificate) -> None:
     server = WebSocketServer(stack, tls=context(good_certificate))
     route = Route(ca_file=authority.ca_file, connect_to=("127.0.0.1", server.port), server_name="other.example")

@@ -125,6 +125,9 @@ class StubPipe(Pipe):
     def set_read_timeout(self, seconds: float | None) -> None:
         """grpcio has none."""
 
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """grpcio has none."""
+
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """grpcio sends by itself."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from base.deadline import Deadline
 from base.errors import PipeEnded, ProtocolError, QanatError, TransportError
 from tests.transports.background import DEADLINE, Background
 from tests.transports.certificates import Authority, Certificate
-from tests.transports.http2_loopback import CONNECT, RawHttp2, client_pipe, frame, framed
+from tests.transports.http2_loopback import CONNECT, RawHttp2, TestServer, client_pipe, frame, framed, raw_client
 from tests.transports.loopback import listen, send_bytes
 from transports import grpc, http2
 from transports.http2_frames import FrameType
@@ -183,6 +184,57 @@ def test_goaway_without_an_error_leaves_the_running_stream_alive_to_its_last_byt
     peer.flush()
     with pytest.raises(PipeEnded, match="ended the stream"):
         pipe.recv()
+
+
+def test_that_the_peer_is_leaving_is_told_once_though_nothing_else_comes(stack: ExitStack) -> None:
+    pipe, peer, stream_id = client_pipe(stack)
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    pipe.set_on_leaving(lambda: told.put(threading.current_thread().name))
+    receiving = Background(lambda: (setattr(threading.current_thread(), "name", "the reader"), pipe.recv())[1])
+    assert told.empty()
+    for last in (2**31 - 1, stream_id, stream_id):
+        peer.flush(GoAwayFrame(0, last_stream_id=last, error_code=0).serialize())
+    assert told.get(timeout=DEADLINE) == "the reader"
+    assert not receiving.wait(0)
+    send_message(peer, stream_id, b"still here")
+    assert receiving.result() == b"still here"
+    assert told.empty()
+
+
+def test_that_the_peer_is_leaving_is_told_at_once_to_who_asks_later(stack: ExitStack) -> None:
+    pipe, peer, stream_id = client_pipe(stack)
+    peer.flush(GoAwayFrame(0, last_stream_id=stream_id, error_code=0).serialize())
+    send_message(peer, stream_id, b"last")
+    assert pipe.recv() == b"last"
+    told: list[threading.Thread] = []
+    pipe.set_on_leaving(lambda: told.append(threading.current_thread()))
+    assert told == [threading.current_thread()]
+
+
+@pytest.mark.parametrize(("last", "code"), [(0, 0), (1, 0xB)])
+def test_an_end_is_not_announced_as_leaving(stack: ExitStack, last: int, code: int) -> None:
+    pipe, peer, _ = client_pipe(stack)
+    told: list[str] = []
+    pipe.set_on_leaving(lambda: told.append("leaving"))
+    peer.flush(GoAwayFrame(0, last_stream_id=last, error_code=code).serialize())
+    peer.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(PipeEnded):
+        pipe.recv()
+    pipe.set_on_leaving(lambda: told.append("leaving"))
+    assert not told
+
+
+def test_a_client_that_sends_goaway_does_not_leave_its_servers_pipe(stack: ExitStack) -> None:
+    server = TestServer(stack)
+    peer = raw_client(stack, server)
+    stream_id = peer.request(content_type="application/octet-stream")
+    pipe = server.pipe()
+    told: list[str] = []
+    pipe.set_on_leaving(lambda: told.append("leaving"))
+    peer.flush(GoAwayFrame(0, last_stream_id=0, error_code=0).serialize())
+    send_message(peer, stream_id, b"on")
+    assert pipe.recv() == b"on"
+    assert not told
 
 
 def test_goaway_below_our_stream_ends_the_pipe(stack: ExitStack) -> None:

@@ -368,6 +368,33 @@ def test_an_attack_ends_its_connection_and_says_so(
     assert int.from_bytes(received[-4:], "big") == code
 
 
+def test_the_last_words_wait_for_a_writer_in_the_middle_of_something(
+    stack: ExitStack, server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transports.http2_engine._LAST_WORDS", DEADLINE)
+    peer = raw_client(stack, server)
+    peer.read()
+    engine = server.connections[0]._engine
+    with engine._turns:
+        peer.sock.sendall(frame(FrameType.PING, 0, 0, b"short"))
+        wait_until(lambda: engine.over, "the reader has seen it")
+    last = peer.expect(ConnectionTerminated)
+    assert isinstance(last, ConnectionTerminated)
+    assert last.error_code == ErrorCodes.FRAME_SIZE_ERROR
+
+
+def test_a_writer_who_is_stuck_costs_the_last_words_and_not_the_end(stack: ExitStack, server: TestServer) -> None:
+    peer = raw_client(stack, server)
+    peer.read()
+    with server.connections[0]._engine._turns:
+        started = time.monotonic()
+        peer.sock.sendall(frame(FrameType.PING, 0, 0, b"short"))
+        while not peer.ended:
+            peer.read()
+        assert time.monotonic() - started < 2.0
+    assert not [event for event in peer.events if isinstance(event, ConnectionTerminated)]
+
+
 def test_answers_that_nobody_reads_are_bounded(stack: ExitStack, server: TestServer) -> None:
     peer = raw_client(stack, server)
     peer.sock.settimeout(DEADLINE)

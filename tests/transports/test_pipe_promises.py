@@ -215,6 +215,58 @@ def test_a_read_timeout_does_not_touch_the_sender(pair: Pair) -> None:
     receiving.result()
 
 
+def test_a_peer_that_takes_nothing_ends_the_pipe_for_sender_and_receiver(pair: Pair) -> None:
+    one, _ = pair
+    one.set_write_timeout(0.4)
+    receiving = Background(one.recv)
+    sending = Background(lambda: fill(one))
+    for error in (sending.error(), receiving.error()):
+        assert isinstance(error, PipeEnded)
+        assert error.message == "nothing could be sent for 0.4 s"
+    assert one.cause == "nothing could be sent for 0.4 s"
+
+
+def test_a_write_timeout_can_be_lifted_and_does_not_touch_the_receiver(pair: Pair) -> None:
+    one, other = pair
+    one.set_write_timeout(0.05)
+    receiving = Background(one.recv)
+    assert not receiving.wait(0.2), "nothing was to be sent"
+    one.set_write_timeout(None)
+    sending = Background(lambda: fill(one))
+    assert not sending.wait(0.3)
+    for _ in range(FULL // 65536):
+        other.recv()
+    sending.result()
+    send_bytes(other, b"late")
+    assert receiving.result() == b"late"
+
+
+def test_the_addresses_below_are_known_and_stay_so(pair: Pair) -> None:
+    one, other = pair
+    one.close("enough")
+    if one.transport == "memory":
+        assert one.addresses is None
+        return
+    assert one.addresses is not None
+    assert other.addresses is not None
+    local, remote = one.addresses
+    assert (remote, local) == other.addresses
+    assert local[0] == remote[0] == "127.0.0.1"
+    assert local[1] != remote[1]
+
+
+def test_nobody_leaves_unasked(pair: Pair) -> None:
+    one, other = pair
+    told: list[str] = []
+    one.set_on_leaving(lambda: told.append("leaving"))
+    send_bytes(other, b"hello")
+    assert one.recv() == b"hello"
+    other.close("enough")
+    with pytest.raises(PipeEnded):
+        one.recv()
+    assert not told, "an end is no announcement"
+
+
 def test_the_time_since_something_came_is_known(pair: Pair) -> None:
     one, other = pair
     send_bytes(other, b"now")

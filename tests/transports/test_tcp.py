@@ -55,6 +55,18 @@ def test_the_descriptor_is_given_back_only_when_nobody_uses_it(stack: ExitStack)
     assert original.fileno() == -1
 
 
+def test_a_socket_that_is_gone_or_no_internet_socket_has_no_addresses(stack: ExitStack) -> None:
+    wire, peer = wire_and_peer(stack)
+    assert wire.addresses == (peer.getpeername(), peer.getsockname())
+    one, other = socket.socketpair()
+    with other:
+        local = TcpWire(one)
+        assert local.addresses is None
+        local.close()
+    unconnected = TcpWire(stack.enter_context(socket.socket()))
+    assert unconnected.addresses is None
+
+
 def test_after_close_every_call_says_that_it_was_closed_here(stack: ExitStack) -> None:
     wire, _ = wire_and_peer(stack)
     wire.close()
@@ -63,6 +75,7 @@ def test_after_close_every_call_says_that_it_was_closed_here(stack: ExitStack) -
         lambda: wire.recv_into(memoryview(bytearray(1))),
         lambda: wire.send_all(b"x"),
         lambda: wire.set_read_timeout(1),
+        lambda: wire.set_write_timeout(1),
     ):
         with pytest.raises(TransportError, match="closed here"):
             call()
