@@ -30,7 +30,7 @@ from .backoff import Backoff
 from .client_session import ClientSession
 from .dialling import Dialling, SessionOver, Way, describe_failure
 from .messages import printable
-from .network_watch import NetworkWatch, Watched
+from .network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from .settings import ClientSettings
 
 log = logging.getLogger("qanat.client")
@@ -45,6 +45,8 @@ ENDING = 5.0
 """Seconds that the threads of pipes get to end."""
 AGE_JITTER = 0.2
 """The part of `max_pipe_age` by which a pipe is replaced sooner, at random: not all clients at once."""
+NETWORK_SETTLES = 60.0
+"""Seconds during which a pipe is not replaced for the change of the network for which it was made."""
 SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
 
 
@@ -80,6 +82,8 @@ class LaneKeeper:
         self, around: Surroundings, session: ClientSession, number: int, lane: Lane, way: Way, backoff: Backoff
     ) -> None:
         """`way` is the one to try first: another lane's, or this one's first pipe's."""
+        self.said_why = False
+        """Whether the log has it why the session is over; else it was no pipe's end."""
         self._around = around
         self._session = session
         self._number = number
@@ -98,6 +102,7 @@ class LaneKeeper:
         self._lost_at = time.monotonic()
         self._retry_at = 0.0
         self._wish: str | None = None  # why a pipe that works is to be replaced
+        self._network_told = ""
         self._cancelled = False
 
     def run(self, way: Way, sealed: SealedPipe | None) -> None:
@@ -166,6 +171,11 @@ class LaneKeeper:
 
     def _network_changed(self, running: _Running, why: str) -> None:
         with self._changed:
+            # Where routing tells TCP from UDP, by which it is asked for, each new pipe looks changed from the start.
+            again = why == self._network_told and why not in (ASLEEP, BACK)
+            if again and time.monotonic() - running.since < NETWORK_SETTLES:
+                return
+            self._network_told = why
             if self._running is None:
                 self._retry_at = 0.0
                 self._backoff.succeeded()  # what failed on the old network says nothing about the new one
@@ -325,6 +335,7 @@ class LaneKeeper:
         extra = {"event": "disconnected", "url": str(running.way.url), "lane": self._number}
         url, cause, waiting = running.way.url, printable(ending.cause), self._lane.open_streams
         if over:
+            self.said_why = True
             log.warning(
                 "the connection to %s ended after %.0f s: %s; its streams were reset", url, lived, cause, extra=extra
             )  # fmt: skip

@@ -193,8 +193,11 @@ class Link:
             for number in range(1, self._lanes):
                 keep = partial(self._keep_lane, way, session, number)
                 self._threads.start(f"{self._name} lane {number}", keep)
-            first = session.add_lane(0)
-            LaneKeeper(self._around, session, 0, first, way, self._backoff).run(way, sealed)
+            keeper = LaneKeeper(self._around, session, 0, session.add_lane(0), way, self._backoff)
+            keeper.run(way, sealed)
+            if not keeper.said_why and not session.stopped and not self._all.cancelled:
+                log.warning("the session with %s is over: %s; its streams were reset", way.url, session.why,
+                            extra={"event": "expired", "url": str(way.url)})  # fmt: skip
         except RuntimeError as error:  # The system gives no more threads.
             log.error("%s; raise the limit on threads (ulimit -u, TasksMax)", error)
             self._backoff.failed()

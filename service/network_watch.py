@@ -85,7 +85,7 @@ class NetworkWatch:
         self._lock = threading.Lock()  # guards the next; never held while asking or telling
         self._watched: dict[Watched, None] = {}  # used as an ordered set
         self._thread: threading.Thread | None = None
-        self._stop, self._stopped = socket.socketpair()
+        self._stop: tuple[socket.socket, socket.socket] | None = None
 
     def start(self) -> None:
         """Begin to watch.  Once; does not block."""
@@ -94,16 +94,18 @@ class NetworkWatch:
         # The baselines are from before this returns, and so is what netlink tells.
         news = _open_netlink() if self._use_netlink else None
         asleep = self._slept()
-        self._thread = start_thread("network-watch", lambda: self._watch_loop(news, asleep))
+        stop, _ = self._stop = socket.socketpair()
+        self._thread = start_thread("network-watch", lambda: self._watch_loop(stop, news, asleep))
 
     def close(self) -> None:
         """End the thread, and wait for it.  Idempotent; blocks while an `on_change` runs, so never called by one."""
+        if self._thread is None or self._stop is None:
+            return
         with contextlib.suppress(OSError):
-            self._stopped.shutdown(socket.SHUT_RDWR)
-        if self._thread is not None:
-            self._thread.join()
-        self._stop.close()
-        self._stopped.close()
+            self._stop[1].shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for end in self._stop:
+            end.close()
 
     def add(self, addresses: tuple[SockAddr, SockAddr], on_change: Callable[[str], None]) -> Watched:
         """Watch the connection with these (local, remote) addresses; returns what `remove` takes.  Does not block.
@@ -124,22 +126,22 @@ class NetworkWatch:
 
     # --- the thread
 
-    def _watch_loop(self, news: socket.socket | None, asleep: float) -> None:
+    def _watch_loop(self, stop: socket.socket, news: socket.socket | None, asleep: float) -> None:
         with selectors.DefaultSelector() as selector, news or contextlib.nullcontext():
-            selector.register(self._stop, selectors.EVENT_READ)
+            selector.register(stop, selectors.EVENT_READ)
             if news is not None:
                 selector.register(news, selectors.EVENT_READ)
-            while self._wait(selector):
+            while self._wait(selector, stop):
                 before, asleep = asleep, self._slept()
                 self._look(asleep - before > _SLEPT)
 
-    def _wait(self, selector: selectors.BaseSelector) -> bool:
+    def _wait(self, selector: selectors.BaseSelector, stop: socket.socket) -> bool:
         """Block until it is time to look; False when all is over."""
         ready = selector.select(self._interval)
         latest = time.monotonic() + _PATIENCE
         while ready:
             for key, _ in ready:
-                if key.fileobj is self._stop:
+                if key.fileobj is stop:
                     return False
                 if isinstance(key.fileobj, socket.socket) and not _drain(key.fileobj):
                     selector.unregister(key.fileobj)  # from now on, only at intervals

@@ -109,10 +109,11 @@ class Session(ABC):
         """Why it is over, for people."""
         self.threads = ThreadGroup(f"session {name}")
         self._parameters = parameters
-        self._lock = threading.Lock()  # guards the next four
+        self._lock = threading.Lock()  # guards the next five
         self._lanes: dict[int, Lane] = {}
         self._over = False
         self._carrying = 0
+        self._joined = 0  # streams that are joined to a socket
         self._goodbye: Close | None = None
         self._on_end: list[Callable[[], None]] = []
         self._stopping = threading.Event()
@@ -375,7 +376,13 @@ class Session(ABC):
         """A stream is over, and its socket closed.  Must not block."""
 
     def _join(self, stream: StreamIO, target: WakeableSocket) -> None:
-        join_stream(stream, target, self.threads.start, stream.label)
+        with self._lock:
+            self._joined += 1
+        try:
+            join_stream(stream, target, self.threads.start, stream.label)
+        finally:
+            with self._lock:
+                self._joined -= 1
 
 
 def new_id() -> bytes:

@@ -317,6 +317,8 @@ class Relay:
         self._changed = threading.Condition()
         self._closed = False
         self._links: list[_Link] = []
+        self.refusing = False
+        """While set, whoever connects is turned away: there is no way to the server."""
         self.accepted: list[float] = []
         """When each connection came, on the monotonic clock."""
         self._thread = threading.Thread(target=self._accept_loop, name="relay", daemon=True)
@@ -374,6 +376,9 @@ class Relay:
                     return
                 raise
             now = time.monotonic()
+            if self.refusing:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._to, timeout=SECONDS)
             except OSError:

@@ -224,6 +224,56 @@ def stopped_readers(tunnel: Tunnel, port: int, target: Target, echo_port: int, *
     }
 
 
+def detached(tunnel: Tunnel, relay: Relay, port: int, target: Target, *, streams: int, seconds: float) -> Figures:
+    """Push at `streams` streams through `port` while there is no way between the two ends for so long.
+
+    `target` reads all, and says how much.  Both processes stay under the stated bound, all stand still, and when the
+    way is free again every byte arrives.
+    """
+    target.go.set()
+    programs = {"server": tunnel.server, "client": tunnel.client}
+    before = {name: program.memory for name, program in programs.items()}
+    bound = streams * (WINDOW + 2 * THREAD) + SESSION_BOUND + SLACK
+    highest = dict.fromkeys(programs, 0)
+    stop = threading.Event()
+    pushers = [_Pusher(port, stop) for _ in range(streams)]
+    resumed = tunnel.client.count("resumed by")
+    try:
+        target.wait_accepted(streams)
+        relay.refusing = True
+        relay.cut()
+        deadline = time.monotonic() + seconds
+        counted, still = -1, 0.0
+        while time.monotonic() < deadline:
+            for name, program in programs.items():
+                highest[name] = max(highest[name], program.memory - before[name])
+            pushed = sum(pusher.count for pusher in pushers)
+            if pushed != counted:
+                counted, still = pushed, time.monotonic()
+            stop.wait(0.02)  # the pace of the measurement
+        assert time.monotonic() - still > seconds / 4, "they still push, and nobody holds them up"
+        relay.refusing = False
+        tunnel.client.wait_for("resumed by", count=resumed + 1)
+    finally:
+        relay.refusing = False
+        stop.set()
+        for pusher in pushers:
+            pusher.join()
+    for pusher in pushers:
+        assert pusher.failure is None, pusher.failure
+        assert pusher.arrived == pusher.count
+    for name, most in highest.items():
+        assert most < bound, f"{name} grew by {most / MEBI:.1f} MiB, above {bound / MEBI:.1f}"
+    return {
+        "streams": streams,
+        "seconds without a connection": seconds,
+        "pushed until all stood still, MiB": counted / MEBI,
+        "bound on memory, MiB": bound / MEBI,
+        "server: memory grew by, MiB": highest["server"] / MEBI,
+        "client: memory grew by, MiB": highest["client"] / MEBI,
+    }
+
+
 class _Pusher(threading.Thread):
     """Sends as fast as it can until `stop`, then finishes, and hears how many bytes arrived."""
 

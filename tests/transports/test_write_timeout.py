@@ -224,3 +224,14 @@ def test_control_frames_alone_are_no_progress(stack: ExitStack) -> None:
     error = sending.error()
     assert isinstance(error, PipeEnded)
     assert error.message == STALLED
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
+def test_the_kernel_too_gives_up_in_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+        wire = TcpWire(sock)
+        for seconds, expected in ((1.5, 6000), (None, 0)):
+            wire.set_write_timeout(seconds)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == expected
+        wire.close()
