@@ -37,6 +37,7 @@ _DEBIAN_PACKAGES = {
     "setpriv": "util-linux",
     "ps": "procps",
     "fuser": "psmisc",
+    "ip": "iproute2",
 }
 
 
