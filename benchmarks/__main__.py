@@ -8,22 +8,17 @@ run are taken in turn, several rounds of each, and the medians are printed: comp
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import ssl
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import cryptography
 from rich.console import Console
 from rich.table import Table
 
-from base.version import __version__
-
 from . import programs
+from .report import made_on
 from .rig import TUNNELS, Rig
 
 
@@ -33,7 +28,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (default: 5)")
     options = parser.parse_args()
     size = options.megabytes * 1_000_000
-    print(_machine(), flush=True)
+    print(made_on(), flush=True)
     with tempfile.TemporaryDirectory(prefix="qanat-bench-") as folder, Rig(Path(folder)) as rig:
         rows: list[tuple[str, Callable[[int], float], str, str]] = [
             ("one stream, client to server", lambda port: programs.upload(port, size), "sink", "Gbit/s"),
@@ -51,23 +46,6 @@ def main() -> int:
             table.add_row(title, *(f"{statistics.median(found):.2f}" for found in results), unit)
     Console(width=120).print(table)
     return 0
-
-
-def _machine() -> str:
-    model = next(_lines("/proc/cpuinfo", "model name"), platform.processor())
-    return (
-        f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}, "
-        f"{ssl.OPENSSL_VERSION}, cryptography {cryptography.__version__}, qanat {__version__}"
-    )
-
-
-def _lines(path: str, key: str) -> Iterator[str]:
-    try:
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(key):
-                yield line.partition(":")[2].strip()
-    except OSError:
-        return
 
 
 if __name__ == "__main__":

@@ -7,28 +7,22 @@ about five minutes on two cores.  `--quick` runs the suite's counts and prints, 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
-import re
-import ssl
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from attrs import frozen
 
-from base.version import __version__
 from tests import scenarios
 from tests.applications import Target, echo, stalled
 from tests.harness import ROOT, Tunnel, unused_port
-from tests.programs import find_program
 from tests.proxies import TunnelProxy
 from tests.web import file_server
+
+from .report import made_on, number, table
 
 REPORT = ROOT / "docs" / "SOAK.md"
 LIBRARIES = ("cryptography", "websocket-client", "simple-websocket", "h2")
@@ -143,7 +137,7 @@ def main() -> int:
             figures = run()
             results.append((title, figures))
             for name, value in figures.items():
-                print(f"  {name}: {_number(value)}", flush=True)
+                print(f"  {name}: {number(value)}", flush=True)
     if not quick:
         REPORT.write_text(_report(results))
         print(f"written to {REPORT.relative_to(ROOT)}")
@@ -163,38 +157,12 @@ def _report(results: list[tuple[str, scenarios.Figures]]) -> str:
         "Written by `make soak`: one tunnel behind nginx with TLS, configured as deploy/nginx.conf has it,",
         "all on one machine.  Each scenario asserts what must be true; a figure here means that it was.",
         "",
-        f"{time.strftime('%Y-%m-%d')}, qanat {__version__}, {_machine()}.",
+        f"{made_on(libraries=LIBRARIES, programs={'nginx': '-v', 'curl': '--version'})}.",
         "",
     ]
     for title, figures in results:
-        lines += [f"## {title}", "", "| | |", "|---|---:|"]
-        lines += [f"| {name} | {_number(value)} |" for name, value in figures.items()]
-        lines.append("")
+        lines += [f"## {title}", "", *table(figures)]
     return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:.3g}"
-
-
-def _machine() -> str:
-    """Processor, kernel, and the versions of what took part."""
-    cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    return (
-        f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.machine()}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, {libraries}, {_version('nginx', '-v')}, "
-        f"{_version('curl', '--version')}"
-    )
-
-
-def _version(program: str, option: str) -> str:
-    path = find_program(program)
-    if path is None:
-        return f"no {program}"
-    done = subprocess.run([path, option], capture_output=True, text=True)
-    found = re.search(r"[0-9][0-9.]+", done.stdout + done.stderr)
-    return f"{program} {found[0] if found else '?'}"
 
 
 if __name__ == "__main__":

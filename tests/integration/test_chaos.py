@@ -1,0 +1,39 @@
+"""Promises about sessions: whatever the network does to connections, the streams through them do not notice.
+
+Each test sends fifty applications of every kind through a network that ends each connection after a moment, in
+every way there is.  The seed is printed; QANAT_CHAOS_SEED=N in the environment repeats a run.  The long run is
+`python -m benchmarks.chaos`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import Fault, deck
+from tests.storm import Storm, chosen_seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("transport", "silent"),
+    [("websocket", Fault.STALLED), ("http2", Fault.UP_DEAD), ("grpc", Fault.DOWN_DEAD)],
+)
+def test_streams_do_not_notice_what_happens_to_connections(directory: Path, transport: str, silent: Fault) -> None:
+    # What only keepalive finds takes two seconds each time: one such fault for each transport.
+    with Storm(directory, seed=chosen_seed(1), transports=[transport], faults=deck(4, silent)) as storm:
+        storm.run(17, patient=transport == "websocket")
+
+
+@pytest.mark.slow
+def test_a_session_moves_from_one_transport_to_another(directory: Path) -> None:
+    faults = deck(4, Fault.SERVER_TOLD)
+    with Storm(directory, seed=chosen_seed(4), transports=["websocket", "http2", "grpc"], faults=faults) as storm:
+        storm.run(17, patient=False)
+
+
+@pytest.mark.slow
+def test_each_lane_of_a_session_survives_by_itself(directory: Path) -> None:
+    with Storm(directory, seed=chosen_seed(5), lanes=3, faults=deck(8, Fault.STALLED)) as storm:
+        storm.run(33)

@@ -1,0 +1,32 @@
+"""Promise: after a cut a stream goes on so soon that a person does not notice."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import ChaosRelay
+from tests.harness import Tunnel, unused_port
+from tests.recovery import Heartbeat, recovery_times
+
+CUTS = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
+def test_a_stream_goes_on_within_a_quarter_of_a_second_after_a_cut(directory: Path, transport: str) -> None:
+    port = unused_port()
+    with Heartbeat() as beat:
+        forwards = [{"local": f"127.0.0.1:{port}", "to": beat.address}]
+        with (
+            Tunnel(directory, forwards, client={"transport": transport}) as tunnel,
+            ChaosRelay(tunnel.port, calm=True) as relay,
+        ):
+            tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
+            tunnel.start()
+            beat.connect(port)
+            times = recovery_times(relay, beat, CUTS)
+            beat.close()
+    assert statistics.median(times) < 0.25, [round(seconds, 3) for seconds in times]
