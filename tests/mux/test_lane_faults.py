@@ -94,10 +94,10 @@ def test_a_record_whose_tag_does_not_hold_is_a_cut_and_not_a_fault() -> None:
         bulk = Bulk(lanes, 2 * MIB)
         bulk.wait_received(MIB)
         old = lanes.pipes[0]
-        with lanes.client.lane.lock:  # so that its own writer does not send at the same time
-            wait_until(lambda: not lanes.client.lane._sending, "its writer is idle")
-            raw = old.client.pipe
-            raw.send(memoryview(bytearray(raw.headroom) + b"\x5a" * 100))
+        lanes.client.lane.hold()  # so that its own writer does not send at the same time
+        wait_until(lambda: not lanes.client.lane._sending, "its writer is idle")
+        raw = old.client.pipe
+        raw.send(memoryview(bytearray(raw.headroom) + b"\x5a" * 100))
         ending = old.ends()[1]
         assert not ending.fault
         assert ending.close is None
