@@ -110,12 +110,13 @@ class Lane:
         with self.lock:
             if self.core.ended is not None:
                 raise SessionEnded(self.core.ended)
-            if peer_expects is not None:
-                if peer_expects < self.core.outbox.first:
-                    raise Superseded("the peer has acknowledged more than this HELLO expects")
-                self.core.outbox.check_resume(peer_expects)
-            if not self._attachment.grant(epoch):
+            if peer_expects is not None and peer_expects < self.core.outbox.first:
+                raise Superseded("the peer has acknowledged more than this HELLO expects")
+            if epoch <= self._attachment.epoch:
                 raise Superseded(f"a pipe of epoch {self._attachment.epoch} has the lane, this one is of {epoch}")
+            if peer_expects is not None:
+                self.core.outbox.check_resume(peer_expects)
+            self._attachment.grant(epoch)
             if self._attachment.state is State.YIELDING:
                 self._last_word = self._last_word or Close(CloseReason.LEAVING, "a newer connection takes over")
                 self._work.notify_all()
@@ -190,7 +191,7 @@ class Lane:
             self._settled.notify_all()
 
     def hold(self) -> int:
-        """Have the writer begin no further record, until the pipe ends or `release_hold`; does not block.
+        """Have the writer begin no further record, until the pipe ends, `close` or `release_hold`; does not block.
 
         Returns the number of the frame that we expect next.  What this end then says in HELLO, on another pipe, is no
         less than what it has acknowledged on this one, though the writer may still be busy with its last record.
@@ -309,6 +310,12 @@ class Lane:
         """Whether the lane is on a pipe."""
         with self.lock:
             return self.core.attached
+
+    @property
+    def epoch(self) -> int:
+        """That of the newest pipe that was granted the lane; -1 before the first."""
+        with self.lock:
+            return self._attachment.epoch
 
     @property
     def load(self) -> tuple[bool, int, int]:
@@ -441,7 +448,7 @@ class Lane:
             while True:
                 if sealed.cause is not None or self._last_word is not None:
                     return False
-                if self._held:
+                if self._held and self._closing is None:  # a goodbye does not wait for the pipe that will not be
                     self._work.wait()
                     continue
                 now = self.clock()

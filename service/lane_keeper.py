@@ -10,6 +10,7 @@ Threads: whoever calls `run` dials; each pipe has a thread of its own, which is 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -24,7 +25,7 @@ from base.errors import ProtocolError, QanatError, RefusedError, TransportError
 from base.threads import ThreadGroup
 from handshake.exchange import SealedPipe
 from handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
-from mux.lane import Ending, Lane
+from mux.lane import Ending, Lane, Superseded
 
 from .backoff import Backoff
 from .client_session import ClientSession
@@ -134,10 +135,12 @@ class LaneKeeper:
                 now, running = time.monotonic(), self._running
                 cause, until = "it is old", None if running is None else running.old_at
                 if running is None:
-                    expires = self._lost_at + self._session.resume_for
+                    expires = self._lost_at + self._session.resume_for if self._known else math.inf
                     if now >= expires:
                         break
                     cause, until = "lost", min(self._retry_at, expires)
+                elif not self._session.resume_for:
+                    until = None  # the session ends with this pipe, and would with its replacement
                 elif self._wish is not None:
                     cause, until = self._wish, self._retry_at
                 if until is not None and now >= until:
@@ -201,7 +204,7 @@ class LaneKeeper:
             expected = lane.hold()
             self._epoch += 1
             ready = self._greet(way, sealed, expected)
-            lane.take(self._epoch, ready.expected, Deadline(YIELDING))
+            self._take(sealed, ready)
             self._start(way, sealed, epoch=self._epoch, peer_expects=ready.expected, receive_from=expected)
         except SessionOver as error:
             session.end(error.message)
@@ -229,6 +232,14 @@ class LaneKeeper:
             raise ProtocolError("the server answers for another session than the one that was to be resumed")
         self._known = True
         return ready
+
+    def _take(self, sealed: SealedPipe, ready: Ready) -> None:
+        """Move the lane to this pipe.  Raises SessionOver when the server cannot go on where we can."""
+        try:
+            self._lane.take(self._epoch, ready.expected, Deadline(YIELDING))
+        except (ProtocolError, Superseded) as error:  # Epochs are ours, so it is not that.
+            sealed.close("the server goes on where we cannot")
+            raise SessionOver(f"the server goes on where we cannot: {error.message}") from None
 
     def _start(
         self, way: Way, sealed: SealedPipe, *, epoch: int = 0, peer_expects: int = 0, receive_from: int | None = None

@@ -230,15 +230,16 @@ class Server:
         )  # fmt: skip
         lived, cause = time.monotonic() - started, printable(ending.cause)
         extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
-        if session.ended.is_set():
+        if session.ended.is_set() or session.find_lane(number) is not lane:
             log.info("%s from %s ended after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
-            stuck = session.threads.join(self.settings.connect_timeout + ENDING)
-            if stuck:
+            if session.ended.is_set() and (stuck := session.threads.join(self.settings.connect_timeout + ENDING)):
                 log.warning("%s: still ending: %s", session.name, ", ".join(stuck))
-        elif lane.attached:
+            return
+        if not lane.attached:  # also when another pipe is about to have it, should that come to nothing
+            self._absences.began(session, number, lane)
+        if lane.epoch != epoch:
             log.info("%s left %s after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
         else:
-            self._absences.began(session, number, lane)
             log.info(
                 "%s from %s was lost after %.0f s: %s; its streams wait %g s for it",
                 lane.name, address, lived, cause, session.resume_for, extra=extra,

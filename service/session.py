@@ -129,6 +129,8 @@ class Session(ABC):
                 raise SessionEnded(self.why)
             lane = self._lanes.get(number)
             if lane is None:
+                if self._goodbye is not None:
+                    raise SessionEnded(self._goodbye.text)
                 name = f"{self.name}/{number}" if number else self.name
                 lane = Lane(name, self._parameters, on_open=self._opened, on_control=self._on_control)
                 self._lanes[number] = lane

@@ -111,6 +111,10 @@ class Target:
             ending = RESET
         except BrokenPipeError:
             ending = END  # Linux says EPIPE when a FIN had come before the reset
+        except OSError:
+            if not self.closing.is_set():  # otherwise it was `close` that ended it
+                raise
+            ending = END
         with self._changed:
             self._sockets.discard(sock)
             sock.close()

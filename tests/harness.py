@@ -34,6 +34,7 @@ SECONDS = 30.0
 """How long anything may take before a test fails."""
 
 _CONNECTED = r"connected to \S+ over"
+_RESUMED = r" (resumed by|moved to a fresh connection to) "
 _LOCK = threading.Lock()
 # Below Linux's ephemeral ports, so that no outgoing connection takes one between our look and its use.
 _ports = itertools.count(20_000 + os.getpid() * 7 % 10_000)
@@ -297,6 +298,10 @@ class Tunnel:
         if remotes:
             self.client.wait_for("the server listens on", count=count * remotes, seconds=seconds)
 
+    def wait_resumed(self, count: int = 1, *, seconds: float = SECONDS) -> None:
+        """Block until the client has gone on with its session, over another connection, `count` times."""
+        self.client.wait_for(_RESUMED, count=count, seconds=seconds)
+
     def _start(self, which: str) -> Program:
         # From another directory than its files', as cron and supervisor do.
         program = qanat(which, "-c", self.directory / f"{which}.yaml", cwd=ROOT)
@@ -308,11 +313,14 @@ class Tunnel:
 
 
 class Relay:
-    """A TCP relay: the network between client and server, which can be cut or fall silent."""
+    """A TCP relay: the network between client and server, which can be cut or fall silent.
 
-    def __init__(self, port: int) -> None:
+    It leads to `port`, and listens on `at`, or where the system chooses.
+    """
+
+    def __init__(self, port: int, *, at: int = 0) -> None:
         self._to = ("127.0.0.1", port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self._listener = socket.create_server(("127.0.0.1", at), backlog=100)
         self.port: int = self._listener.getsockname()[1]
         self._changed = threading.Condition()
         self._closed = False

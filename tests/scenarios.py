@@ -305,8 +305,9 @@ def kills(tunnel: Tunnel, which: str, local_port: int, remote_port: int, targets
           times: int) -> Figures:  # fmt: skip
     """Kill one process with SIGKILL while streams carry data, start it anew, `times` over.
 
-    `targets` are echoes behind the local and the remote forward.  Applications at both ends see a reset;
-    the other process recovers by itself; every port works again.
+    `targets` are echoes behind the local and the remote forward.  Applications at both ends see a reset, at the
+    latest when the new process is there and nobody can go on any more; the other process recovers by itself; every
+    port works again.
     """
     longest = 0.0
     for number in range(times):
@@ -322,17 +323,17 @@ def kills(tunnel: Tunnel, which: str, local_port: int, remote_port: int, targets
                 assert talk.flowing.wait(SECONDS), talk.ending
             (tunnel.server if which == "server" else tunnel.client).kill()
             began = time.monotonic()
+            if which == "server":
+                tunnel.start_server()
+                tunnel.wait_connected(number + 2)
+            else:
+                tunnel.start_client()
             for talk in talks:
                 talk.join(SECONDS)
                 assert talk.ending == RESET, f"kill {number} of the {which}: {talk.ending!r}, not a reset"
             for target, seen in zip(targets, endings_before, strict=True):
                 endings = target.wait_endings(seen + 4)[seen:]
                 assert endings == [RESET] * len(endings), f"kill {number} of the {which}: {endings}"
-        if which == "server":
-            tunnel.start_server()
-            tunnel.wait_connected(number + 2)
-        else:
-            tunnel.start_client()
         for port in (local_port, remote_port):
             wait_until_echoes(port)
         longest = max(longest, time.monotonic() - began)

@@ -32,9 +32,8 @@ EXPIRED = replace(STARTED, answer=Answer.EXPIRED, session=bytes(16))
 labels = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=255)
 u32 = st.integers(min_value=0, max_value=2**32 - 1)
 u64 = st.integers(min_value=0, max_value=2**64 - 1)
-parameters = st.builds(
-    Parameters, labels, st.integers(min_value=0, max_value=MAX_INITIAL_WINDOW), max_streams=u32, keepalive=u32
-)
+windows = st.integers(min_value=0, max_value=MAX_INITIAL_WINDOW)
+parameters = st.builds(Parameters, labels, windows, max_streams=u32, keepalive=u32, lanes=u32, resume_for=u32)
 
 
 @given(
@@ -131,11 +130,16 @@ class TestParameters:
     def test_what_is_absent_has_its_default(self) -> None:
         read = Hello.decode(self.written()).parameters
         assert (read.initial_window, read.max_streams, read.keepalive) == (131_072, 4096, 15)
+        assert (read.lanes, read.resume_for) == (1, 0)
+
+    def test_each_has_a_number_of_its_own(self) -> None:
+        read = Hello.decode(self.written((5, 50), (4, 40), (3, 30), (2, 20), (1, 10))).parameters
+        assert read == Parameters("a", 10, 20, 30, 40, 50)
 
     def test_what_is_unknown_is_ignored(self) -> None:
         assert Hello.decode(self.written((200, 1), (2, 5))).parameters == Parameters("a", max_streams=5)
 
-    @pytest.mark.parametrize("number", [1, 2, 3, 200])
+    @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 200])
     def test_what_comes_twice_is_an_error(self, number: int) -> None:
         with pytest.raises(ProtocolError, match="twice"):
             Hello.decode(self.written((number, 1), (number, 1)))
@@ -184,7 +188,7 @@ class TestClose:
         close = Close(reason, "because: ü")
         assert Close.decode(memoryview(close.encode())) == close
 
-    @pytest.mark.parametrize("code", [0, 8, 255])
+    @pytest.mark.parametrize("code", [0, 9, 255])
     def test_an_unknown_reason_is_an_error(self, code: int) -> None:
         with pytest.raises(ProtocolError, match="unknown value"):
             Close.decode(bytes([code, 0, 0]))

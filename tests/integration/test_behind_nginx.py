@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import pytest
 from attrs import frozen
 
 from tests import scenarios
-from tests.applications import RESET, Conversation, Target, connection, echo, wait_until_echoes
+from tests.applications import Conversation, Target, connection, echo, wait_until_echoes
 from tests.harness import SECONDS, Tunnel, unused_port
 from tests.programs import require_program
 from tests.proxies import TunnelProxy
@@ -118,7 +119,7 @@ def test_the_server_hears_from_nginx_who_is_calling(site: Site) -> None:
     site.tunnel.server.wait_for(r"a connected from 127\.0\.0\.1\S* .*over websocket")
 
 
-def test_after_nginx_was_killed_and_started_anew_the_tunnel_comes_back(tmp_path: Path) -> None:
+def test_after_nginx_was_killed_and_started_anew_the_tunnel_goes_on(tmp_path: Path) -> None:
     local, remote = unused_port(), unused_port()
     with ExitStack() as stack:
         target = stack.enter_context(Target(echo))
@@ -134,9 +135,12 @@ def test_after_nginx_was_killed_and_started_anew_the_tunnel_comes_back(tmp_path:
             sock = stack.enter_context(connection(local))
             talk = Conversation(sock)
             assert talk.flowing.wait(SECONDS)
-        talk.join(SECONDS)
-        assert talk.ending == RESET
+        tunnel.client.wait_for("was lost after .*; 1 streams wait for the next one")
         stack.enter_context(front.start())
-        tunnel.wait_connected(2)
+        tunnel.wait_resumed()
+        talk.flowing.clear()
+        assert talk.flowing.wait(SECONDS), talk.ending
+        sock.shutdown(socket.SHUT_RDWR)
+        talk.join(SECONDS)
         for port in (local, remote):
             wait_until_echoes(port)

@@ -1,7 +1,8 @@
 """A proxy loads its configuration anew in the middle of a transfer.
 
 nginx and HAProxy then keep the connections that they have, in the old worker, and say GOAWAY on HTTP/2: nothing is
-lost.  Told to end old workers in time, they cut: applications see a reset, and the client says so and connects anew.
+lost.  Told to end old workers in time, they cut: the client goes on over a connection through the new worker, and no
+application notices.  With a server that keeps nothing, that cut is a reset, and the client says so and connects anew.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ class Reloadable:
     """A tunnel through one of these proxies, with an echo behind a local forward."""
 
     def __init__(
-        self, directory: Path, transport: str, start: Callable[[Place], Nginx | Haproxy], stack: ExitStack
-    ) -> None:
+        self, directory: Path, transport: str, start: Callable[[Place], Nginx | Haproxy], stack: ExitStack,
+        **server: object,
+    ) -> None:  # fmt: skip
         target = stack.enter_context(Target(echo))
         self.port = unused_port()
         self.tunnel = Tunnel(
             directory / "tunnel",
             [{"local": f"127.0.0.1:{self.port}", "to": target.address}],
             client={"transport": transport},
+            server=server,
         )
         front = TunnelProxy(directory / "front", self.tunnel.port)
         self.proxy = stack.enter_context(start(front.place))
@@ -78,11 +81,27 @@ def test_a_reload_in_the_middle_of_a_transfer_loses_nothing(tmp_path: Path, tran
 
 @pytest.mark.parametrize("transport", ALL)
 @pytest.mark.parametrize("proxy", IMPATIENT)
-def test_a_proxy_that_ends_its_old_worker_causes_a_reset_and_a_reconnect(
+def test_a_proxy_that_ends_its_old_worker_causes_another_connection_and_nothing_else(
     tmp_path: Path, transport: str, proxy: str
 ) -> None:
     with ExitStack() as stack:
         path = Reloadable(tmp_path, transport, IMPATIENT[proxy], stack)
+        sock = stack.enter_context(connection(path.port))
+        assert exchange(sock, b"before") == b"before"
+        path.proxy.reload()
+        path.tunnel.wait_resumed()
+        assert exchange(sock, b"after") == b"after"
+        wait_until_echoes(path.port)
+        assert path.tunnel.client.count("connected to ") == 1
+
+
+@pytest.mark.parametrize("transport", ALL)
+@pytest.mark.parametrize("proxy", IMPATIENT)
+def test_where_nothing_is_resumed_such_a_proxy_causes_a_reset_and_a_reconnect(
+    tmp_path: Path, transport: str, proxy: str
+) -> None:
+    with ExitStack() as stack:
+        path = Reloadable(tmp_path, transport, IMPATIENT[proxy], stack, resume_for=0)
         sock = stack.enter_context(connection(path.port))
         assert exchange(sock, b"before") == b"before"
         path.proxy.reload()

@@ -1,4 +1,4 @@
-"""Promises about a path that fails: the client comes back by itself, soon, and takes what is its own."""
+"""Promises about a path that fails: the client comes back by itself, soon, and what was open goes on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from attrs import frozen
 
 from tests.applications import (
+    END,
     RESET,
     Target,
     connection,
@@ -26,7 +27,10 @@ from tests.applications import (
 )
 from tests.harness import Program, Relay, Tunnel, unused_port
 
-LOST = r"the connection to \S+ ended after"
+LOST = r"the connection to \S+ was lost after"
+OVER = r"the connection to \S+ ended after .*; its streams were reset"
+NOT_RESUMED = pytest.mark.parametrize("path", [{"resume_for": 0}], indirect=True)
+"""For servers with which a session ends with its connection."""
 
 
 @frozen
@@ -41,16 +45,17 @@ class Line:
 
 @pytest.fixture
 def path(directory: Path, request: pytest.FixtureRequest) -> Iterator[Line]:
-    """The test may set `keepalive` and `takeover_timeout` of both ends by indirect parameters."""
+    """The test may set `keepalive` of both ends, and `resume_for` of the server, by indirect parameters."""
     local, remote = unused_port(), unused_port()
     keys = getattr(request, "param", {})
+    both = {key: value for key, value in keys.items() if key != "resume_for"}
     with ExitStack() as stack:
         target = stack.enter_context(Target(echo))
         forwards = [
             {"local": f"127.0.0.1:{local}", "to": target.address},
             {"remote": f"127.0.0.1:{remote}", "to": target.address},
         ]
-        tunnel = stack.enter_context(Tunnel(directory, forwards, server=keys, client=keys))
+        tunnel = stack.enter_context(Tunnel(directory, forwards, server=keys, client=both))
         relay = stack.enter_context(Relay(tunnel.port))
         tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
         yield Line(tunnel.start(), relay, local, remote)
@@ -75,37 +80,87 @@ def test_the_first_try_after_a_cut_comes_within_a_tenth_of_a_second(path: Line) 
     path.relay.cut()
     cut = time.monotonic()
     assert path.relay.wait_accepted(2) - cut < 0.1 + 0.15  # and what a busy machine adds
-    path.tunnel.wait_connected(2)
+    path.tunnel.wait_resumed()
     assert echoes(path.local)
     assert echoes(path.remote)
 
 
-def test_a_cut_is_a_reset_for_every_application(path: Line) -> None:
+def test_a_cut_is_nothing_to_any_application(path: Line) -> None:
+    with connection(path.local) as one, connection(path.remote) as other:
+        for sock in (one, other):
+            assert exchange(sock, b"before") == b"before"
+        for cuts in (1, 2, 3):
+            path.relay.cut()
+            for sock in (one, other):
+                assert exchange(sock, b"after") == b"after"
+            path.tunnel.wait_resumed(cuts)
+        for sock in (one, other):
+            sock.shutdown(socket.SHUT_WR)
+            assert ending_of(sock) == END
+    assert path.tunnel.client.count("connected to ") == 1
+    path.tunnel.client.wait_for(LOST + r".*2 streams wait for the next one", count=3)
+    path.tunnel.server.wait_for(r"a from \S+ was lost after .*its streams wait 300 s for it", count=3)
+
+
+@NOT_RESUMED
+def test_where_nothing_is_resumed_a_cut_is_a_reset_for_every_application(path: Line) -> None:
     with connection(path.local) as one, connection(path.remote) as other:
         for sock in (one, other):
             assert exchange(sock, b"before") == b"before"
         path.relay.cut()
         for sock in (one, other):
             assert ending_of(sock) == RESET
+    path.tunnel.client.wait_for(OVER)
+    path.tunnel.wait_connected(2)
+    assert echoes(path.local)
+    assert echoes(path.remote)
 
 
-def test_a_client_takes_over_its_own_stale_remote_port_at_once(path: Line) -> None:
+def test_a_client_takes_over_from_its_own_stale_connection_at_once(path: Line) -> None:
     """The server still believes in the old connection, and would for 45 s."""
+    with connection(path.remote) as sock:
+        assert exchange(sock, b"before") == b"before"
+        path.relay.cut_client_side()
+        cut = time.monotonic()
+        assert exchange(sock, b"after") == b"after"
+        assert echoes(path.remote)
+        assert time.monotonic() - cut < 2.0
+    path.tunnel.server.wait_for(r"a left \S+ after \d+ s: a newer connection takes over")
+
+
+@NOT_RESUMED
+def test_where_nothing_is_resumed_a_client_takes_over_its_own_stale_remote_port_at_once(path: Line) -> None:
     path.relay.cut_client_side()
     cut = time.monotonic()
     path.tunnel.wait_connected(2)
     assert echoes(path.remote)
     assert time.monotonic() - cut < 2.0
-    path.tunnel.server.wait_for("its client connected anew|its client started anew|replaced")
+    path.tunnel.server.wait_for("its client connected anew")
 
 
-@pytest.mark.parametrize("path", [{"keepalive": {"interval": 1, "timeout": 3}}], indirect=True)
-def test_keepalive_ends_a_link_that_fell_silent_at_both_ends_within_its_time(path: Line) -> None:
+SILENT = {"keepalive": {"interval": 1, "timeout": 3}}
+
+
+@pytest.mark.parametrize("path", [SILENT], indirect=True)
+def test_a_link_that_fell_silent_is_noticed_within_its_time_and_replaced(path: Line) -> None:
     with connection(path.local) as sock:
         assert exchange(sock, b"before") == b"before"
         path.relay.fall_silent()
         silent = time.monotonic()
         path.tunnel.client.wait_for(LOST + r".*nothing received for 3 s")
+        assert 1.5 < time.monotonic() - silent < 5
+        assert exchange(sock, b"after") == b"after"
+    wait_until_echoes(path.remote)
+    path.tunnel.server.wait_for(r"a (left \S+|from \S+ was lost) after \d+ s: ")
+
+
+@pytest.mark.parametrize("path", [SILENT | {"resume_for": 0}], indirect=True)
+def test_keepalive_ends_a_link_that_fell_silent_at_both_ends_within_its_time(path: Line) -> None:
+    with connection(path.local) as sock:
+        assert exchange(sock, b"before") == b"before"
+        path.relay.fall_silent()
+        silent = time.monotonic()
+        path.tunnel.client.wait_for(r"ended after.*nothing received for 3 s")
         assert 1.5 < time.monotonic() - silent < 5
         assert ending_of(sock) == RESET
     path.tunnel.wait_connected(2)
@@ -113,7 +168,7 @@ def test_keepalive_ends_a_link_that_fell_silent_at_both_ends_within_its_time(pat
     path.tunnel.server.wait_for(r"a from \S+ ended after \d+ s: ")
 
 
-@pytest.mark.parametrize("path", [{"keepalive": {"interval": 1, "timeout": 3}}], indirect=True)
+@pytest.mark.parametrize("path", [SILENT], indirect=True)
 def test_keepalive_keeps_a_quiet_link_up(path: Line) -> None:
     with connection(path.local) as sock:
         assert exchange(sock, b"before") == b"before"
@@ -123,11 +178,12 @@ def test_keepalive_keeps_a_quiet_link_up(path: Line) -> None:
         sock.settimeout(30)
         assert exchange(sock, b"after") == b"after"
     assert path.tunnel.client.count(LOST) == 0
+    assert path.tunnel.client.count("connected to ") == 1
 
 
 def test_a_server_that_restarts_brings_remote_forwards_back(path: Line) -> None:
     assert path.tunnel.server.stop() == 0
-    path.tunnel.client.wait_for(LOST + ".*the-server is shutting down")
+    path.tunnel.client.wait_for("ended after .*the-server is shutting down")
     path.tunnel.start_server()
     path.tunnel.wait_connected(2)
     assert echoes(path.remote)
@@ -205,6 +261,6 @@ def test_a_process_that_no_longer_answers_loses_its_name(directory: Path) -> Non
         second.wait_for("the server listens on", seconds=5)
         assert echoes(remote)
         first.process.send_signal(signal.SIGCONT)
-        first.wait_for(LOST)
+        first.wait_for(OVER)
         first.wait_for("refuses this client's name")
         assert echoes(remote)

@@ -11,7 +11,17 @@ import pytest
 
 from handshake.tokens import generate_token
 from tests import scenarios
-from tests.applications import Target, connection, echo, echoes, exchange, reply_after_end, wait_until_echoes
+from tests.applications import (
+    RESET,
+    Target,
+    connection,
+    echo,
+    echoes,
+    ending_of,
+    exchange,
+    reply_after_end,
+    wait_until_echoes,
+)
 from tests.harness import Relay, Tunnel, qanat, unused_port
 from tests.transports.background import Background
 
@@ -48,7 +58,7 @@ def test_streams_in_both_directions_bulk_and_half_closes(directory: Path, transp
 
 
 @over_each
-def test_a_cut_is_noticed_and_the_client_comes_back(directory: Path, transport: str) -> None:
+def test_a_cut_is_noticed_and_what_was_open_goes_on(directory: Path, transport: str) -> None:
     with Target(echo) as target:
         local, remote = unused_port(), unused_port()
         forwards = [
@@ -58,8 +68,36 @@ def test_a_cut_is_noticed_and_the_client_comes_back(directory: Path, transport: 
         with Tunnel(directory, forwards, client={"transport": transport}) as tunnel, Relay(tunnel.port) as relay:
             tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
             tunnel.start()
+            with connection(local) as one, connection(remote) as other:
+                for sock in (one, other):
+                    assert exchange(sock, b"before") == b"before"
+                relay.cut()
+                for sock in (one, other):
+                    assert exchange(sock, b"after") == b"after"
+            tunnel.wait_resumed()
             assert echoes(local)
-            relay.cut()
+            assert echoes(remote)
+            assert tunnel.client.count("connected to ") == 1
+
+
+@over_each
+def test_where_nothing_is_resumed_a_cut_is_a_reset_and_the_client_comes_back(directory: Path, transport: str) -> None:
+    with Target(echo) as target:
+        local, remote = unused_port(), unused_port()
+        forwards = [
+            {"local": f"127.0.0.1:{local}", "to": target.address},
+            {"remote": f"127.0.0.1:{remote}", "to": target.address},
+        ]
+        with (
+            Tunnel(directory, forwards, client={"transport": transport}, server={"resume_for": 0}) as tunnel,
+            Relay(tunnel.port) as relay,
+        ):
+            tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
+            tunnel.start()
+            with connection(local) as sock:
+                assert exchange(sock, b"before") == b"before"
+                relay.cut()
+                assert ending_of(sock) == RESET
             tunnel.wait_connected(2)
             assert echoes(local)
             wait_until_echoes(remote)

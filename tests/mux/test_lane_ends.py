@@ -210,11 +210,18 @@ def test_a_lane_that_is_closed_before_it_runs_says_so_at_once() -> None:
         assert pair.server.join().close == Close(CloseReason.SHUTDOWN, "going")
 
 
-def test_a_lane_that_is_cut_before_it_runs_ends_without_a_word() -> None:
+def test_a_cut_is_for_the_present_pipe_and_not_for_the_next() -> None:
     pair = Pair()
-    pair.client.lane.cut("another took its place")
+    pair.client.lane.cut("there is none yet")
     with pair:
-        assert pair.client.join() == Ending("another took its place", by_us=True)
+        assert pair.client.lane.ping(DEADLINE)
+
+
+def test_a_lane_that_is_over_before_it_runs_leaves_its_pipe_without_a_word() -> None:
+    pair = Pair()
+    pair.client.lane.end(Reason.SESSION_ENDED, "another took its place")
+    with pair:
+        assert pair.client.join() == Ending("the session is over", by_us=True)
         assert pair.server.join().close is None
 
 

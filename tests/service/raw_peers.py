@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Self
 from base.deadline import Deadline
 from handshake.client_keys import ClientKey
 from handshake.exchange import SealedPipe, client_handshake, server_handshake
-from handshake.hello import Answer, Hello, Parameters, Ready, RecordKind
+from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from handshake.identity import load_or_create_identity
 from handshake.machine import ClientHandshake, ServerHandshake
 from mux.lane import Ending, Lane
@@ -61,15 +61,36 @@ class Carried:
         return self.endings[0]
 
 
-def carry(sealed: SealedPipe, *, client: bool) -> Carried:
-    """Run a lane on `sealed` until it ends."""
-    opened: queue.SimpleQueue[StreamIO] = queue.SimpleQueue()
-    control: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    lane = Lane("raw", LaneParameters(client=client), on_open=opened.put, on_control=control.put)
+def carry(
+    sealed: SealedPipe, *, client: bool, before: Carried | None = None, epoch: int = 0, peer_expects: int = 0,
+    receive_from: int | None = None, resumable: bool = True,
+) -> Carried:  # fmt: skip
+    """Run a lane on `sealed` until it ends: a new one, or the one of `before`, which `take` has granted."""
     endings: list[Ending] = []
-    thread = threading.Thread(target=lambda: endings.append(lane.run(sealed, silence=SECONDS)), daemon=True)
+    if before is None:
+        opened: queue.SimpleQueue[StreamIO] = queue.SimpleQueue()
+        control: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        parameters = LaneParameters(client=client, resumable=resumable)
+        lane = Lane("raw", parameters, on_open=opened.put, on_control=control.put)
+    else:
+        lane, opened, control = before.lane, before.opened, before.control
+
+    def run() -> None:
+        endings.append(
+            lane.run(sealed, silence=SECONDS, epoch=epoch, peer_expects=peer_expects, receive_from=receive_from)
+        )
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return Carried(lane, thread, opened, control, endings)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a client keeps of a session, to resume it: the id, and the secret of the first handshake."""
+
+    session: bytes
+    secret: bytes
 
 
 class RawClient:
@@ -84,6 +105,7 @@ class RawClient:
         self.sealed = client_handshake(pipe, handshake, deadline)
         self.sealed.set_read_timeout(SECONDS)
         self.carried: Carried | None = None
+        self.kept = Kept(b"", b"")
 
     def __enter__(self) -> Self:
         return self
@@ -100,17 +122,49 @@ class RawClient:
         kind, content = self.sealed.recv_record()
         return kind, bytes(content)
 
-    def greet(self) -> Record:
+    def greet(self, *, lanes: int = 1) -> Record:
         """Say HELLO; the answer."""
-        self.say(RecordKind.HELLO, Hello(self.instance, PARAMETERS).encode())
+        self.say(RecordKind.HELLO, Hello(self.instance, replace(PARAMETERS, lanes=lanes)).encode())
         return self.hear()
 
-    def join(self) -> Carried:
+    def join(self, *, lanes: int = 1) -> Carried:
         """Begin a session."""
-        kind, _ = self.greet()
+        kind, content = self.greet(lanes=lanes)
         assert kind is RecordKind.READY
+        self.kept = Kept(Ready.decode(content).session, self.sealed.result.resume)
         self.carried = carry(self.sealed, client=True)
         return self.carried
+
+    def ask(
+        self, kept: Kept, intent: Intent = Intent.RESUME, *, lane: int = 0, epoch: int = 1, expected: int = 0
+    ) -> Record:
+        """Say HELLO for a session that there may be, with the proof that belongs to it; the answer."""
+        hello = Hello(self.instance, PARAMETERS, intent, kept.session, lane, epoch, expected)
+        self.say(RecordKind.HELLO, hello.proven(kept.secret, self.sealed.result.transcript).encode())
+        return self.hear()
+
+    def go_on(
+        self, kept: Kept, before: Carried | None, intent: Intent = Intent.RESUME, *, lane: int = 0, epoch: int = 1
+    ) -> Carried:
+        """Resume a lane, or join a new one where there is none `before`."""
+        expected = 0 if before is None else before.lane.hold()
+        kind, content = self.ask(kept, intent, lane=lane, epoch=epoch, expected=expected)
+        assert kind is RecordKind.READY, Close.decode(content)
+        ready = Ready.decode(content)
+        assert (ready.answer, ready.session) == (Answer.RESUMED, kept.session)
+        assert ready.proof_holds(kept.secret, self.sealed.result.transcript)
+        if before is not None:
+            before.lane.take(epoch, ready.expected, Deadline(SECONDS))
+        self.carried = carry(
+            self.sealed, client=True, before=before, epoch=epoch, peer_expects=ready.expected, receive_from=expected
+        )
+        return self.carried
+
+    def end(self, reason: CloseReason) -> Ending:
+        """Say CLOSE on the lane; returns when the server has ended the pipe."""
+        assert self.carried is not None
+        self.carried.lane.close(reason, "")
+        return self.carried.end()
 
 
 class RawServer:

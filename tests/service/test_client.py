@@ -19,13 +19,15 @@ from handshake.exchange import SealedPipe
 from handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
 from mux.frames import Reason
 from service.client import Client, run_client
+from service.dialling import Dialling
 from service.messages import ConnectTcp, Listen, ListenFailed, Listening, ThroughForward, Unlisten, decode_control
-from service.settings import ClientSettings, Forward, Reconnect
+from service.settings import ClientSettings, Forward, Reconnect, RemoteServer
 from tests.applications import RESET, connection, ending_of
 from tests.service.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, welcome
 
 TOKEN = os.urandom(32)
 QUICK = Reconnect(first=0.01, min=0.01, max=0.02)
+NOWHERE = RemoteServer(("ws://127.0.0.1:1/tunnel",), TOKEN)
 
 
 class Sessions:
@@ -65,9 +67,8 @@ def client_of(
     with ExitStack() as stack:
         server = stack.enter_context(RawServer(directory, TOKEN, behave))
         values: dict[str, object] = {"reconnect": QUICK, "drain": 0.2, "state_dir": directory, **settings}
-        if pinned:
-            values["server_fingerprint"] = server.fingerprint
-        client = Client(ClientSettings("a", (server.url,), TOKEN, forwards, **values))  # type: ignore[arg-type]
+        remote = RemoteServer((server.url,), TOKEN, server.fingerprint if pinned else None)
+        client = Client(ClientSettings("a", (remote,), forwards, **values))  # type: ignore[arg-type]
         stack.callback(client.stop)
         client.start()
         yield client, server
@@ -205,7 +206,7 @@ def test_a_server_that_never_answers_hello_is_left_in_time(tmp_path: Path, caplo
 def test_a_server_with_another_key_than_the_pinned_one_ends_it(tmp_path: Path) -> None:
     wrong = "SHA256:" + "A" * 43
     with RawServer(tmp_path, TOKEN, Sessions()) as server:
-        settings = ClientSettings("a", (server.url,), TOKEN, server_fingerprint=wrong, state_dir=tmp_path)
+        settings = ClientSettings("a", (RemoteServer((server.url,), TOKEN, wrong),), state_dir=tmp_path)
         with pytest.raises(RefusedError, match="is pinned"):
             run_client(settings, threading.Event(), lambda: None)
         assert not server.greeted.acquire(blocking=False)
@@ -230,9 +231,8 @@ def test_ready_is_told_once_however_often_it_connects(tmp_path: Path) -> None:
     sessions = Sessions()
     told: list[float] = []
     with RawServer(tmp_path, TOKEN, sessions) as server:
-        settings = ClientSettings(
-            "a", (server.url,), TOKEN, server_fingerprint=server.fingerprint, state_dir=tmp_path, reconnect=QUICK
-        )
+        remote = RemoteServer((server.url,), TOKEN, server.fingerprint)
+        settings = ClientSettings("a", (remote,), state_dir=tmp_path, reconnect=QUICK)
         stop = threading.Event()
         running = threading.Thread(target=run_client, args=(settings, stop, lambda: told.append(time.monotonic())))
         running.start()
@@ -250,9 +250,8 @@ def test_several_urls_are_tried_in_turn(tmp_path: Path) -> None:
     with RawServer(tmp_path, TOKEN, sessions) as server, socket.create_server(("127.0.0.1", 0)) as unused:
         nobody = f"ws://127.0.0.1:{unused.getsockname()[1]}/tunnel"
         unused.close()
-        settings = ClientSettings(
-            "a", (nobody, server.url), TOKEN, server_fingerprint=server.fingerprint, state_dir=tmp_path, reconnect=QUICK
-        )
+        remote = RemoteServer((nobody, server.url), TOKEN, server.fingerprint)
+        settings = ClientSettings("a", (remote,), state_dir=tmp_path, reconnect=QUICK)
         client = Client(settings)
         client.start()
         sessions.next()
@@ -266,7 +265,7 @@ def test_a_local_address_in_use_leaves_nothing_bound(tmp_path: Path) -> None:
         forwards = tuple(
             Forward("local", ("127.0.0.1", port), ("localhost", 1)) for port in (free, taken.getsockname()[1])
         )
-        client = Client(ClientSettings("a", ("ws://127.0.0.1:1/tunnel",), TOKEN, forwards, state_dir=tmp_path))
+        client = Client(ClientSettings("a", (NOWHERE,), forwards, state_dir=tmp_path))
         with pytest.raises(EndpointError, match="Address already in use"):
             client.start()
         socket.create_server(("127.0.0.1", free)).close()
@@ -295,9 +294,7 @@ def test_a_connection_made_before_the_session_waits_for_it(tmp_path: Path) -> No
 
 def test_a_connection_that_never_gets_a_session_is_reset(tmp_path: Path) -> None:
     forward = Forward("local", ("127.0.0.1", 0), ("db.internal", 5432))
-    settings = ClientSettings(
-        "a", ("ws://127.0.0.1:1/tunnel",), TOKEN, (forward,), state_dir=tmp_path, connect_timeout=0.3
-    )
+    settings = ClientSettings("a", (NOWHERE,), (forward,), state_dir=tmp_path, connect_timeout=0.3)
     client = Client(settings)
     client.start()
     try:
@@ -330,7 +327,7 @@ def test_an_unexpected_error_of_the_connector_is_a_failure_and_not_a_quiet_end(
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Client, "_dial", broken)
-    settings = ClientSettings("a", ("ws://127.0.0.1:1/tunnel",), TOKEN, state_dir=tmp_path)
+    monkeypatch.setattr(Dialling, "connect", broken)
+    settings = ClientSettings("a", (NOWHERE,), state_dir=tmp_path)
     with pytest.raises(QanatError, match="unexpected error"):
         run_client(settings, threading.Event(), lambda: None)

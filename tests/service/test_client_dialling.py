@@ -12,7 +12,7 @@ import pytest
 
 from base.errors import UsageError
 from service.client import Client
-from service.settings import ClientSettings, ClientTls
+from service.settings import ClientSettings, ClientTls, RemoteServer
 from tests.forward_proxies import CrookedProxy
 from tests.transports.background import wait_until
 from tests.transports.test_cancelling import black_hole
@@ -20,7 +20,8 @@ from transports.proxy import Proxy
 
 
 def settings(directory: Path, url: str, **changes: object) -> ClientSettings:
-    values = {"name": "a", "urls": (url,), "token": os.urandom(32), "connect_timeout": 30.0, "state_dir": directory}
+    remote = RemoteServer((url,), os.urandom(32))
+    values = {"name": "a", "servers": (remote,), "connect_timeout": 30.0, "state_dir": directory}
     return ClientSettings(**(values | changes))  # type: ignore[arg-type]
 
 
@@ -35,14 +36,14 @@ def seconds_to_stop(client: Client, dialling: Callable[[], bool]) -> float:
 
 def is_waiting(client: Client) -> Callable[[], bool]:
     """Whether there is something that `stop` would wake."""
-    return lambda: bool(client._dialling._wakeups)
+    return lambda: bool(client._links[0]._new._wakeups)
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
 def test_connecting_to_a_black_hole_ends_within_a_second(tmp_path: Path, transport: str) -> None:
     with ExitStack() as stack:
         url = f"ws://127.0.0.1:{black_hole(stack)}/tunnel"
-        client = Client(settings(tmp_path, url, transport=transport))
+        client = Client(settings(tmp_path, url, transports=(transport,)))
         assert seconds_to_stop(client, is_waiting(client)) < 1
 
 

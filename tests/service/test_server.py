@@ -60,6 +60,14 @@ def ask_to_listen(carried: Carried, forward: int, port: int = 0, host: str = "12
     return control(carried)
 
 
+def can_bind(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 def failure_of(carried: Carried, request: bytes) -> StreamReset:
     """How a stream with this request is refused."""
     stream = carried.lane.open_stream(request)
@@ -179,8 +187,20 @@ def test_a_session_too_many_is_told_to_come_later(tmp_path: Path, server: Server
         with RawClient(server, "b", TOKEN) as second:
             kind, content = second.greet()
             assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.BUSY)
-    # The room is free again as soon as the first has gone.
-    with RawClient(server, "a", TOKEN, instance=b"j" * 16) as third:
+        # The room is free again as soon as the first has said goodbye.
+        first.end(CloseReason.SHUTDOWN)
+    with RawClient(server, "b", TOKEN) as third:
+        assert third.join().lane.ping(SECONDS)
+
+
+def test_a_client_that_was_cut_keeps_its_room_and_its_name(server: Server) -> None:
+    server.registry._limit = 1
+    with RawClient(server, "a", TOKEN) as first:
+        first.join()
+    with RawClient(server, "b", TOKEN) as second:
+        kind, content = second.greet()
+        assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.BUSY)
+    with RawClient(server, "a", TOKEN) as third:
         assert third.join().lane.ping(SECONDS)
 
 
@@ -279,8 +299,8 @@ def test_ports_are_free_once_the_session_is_over(server: Server) -> None:
     with RawClient(server, "a", TOKEN) as client:
         listening = ask_to_listen(client.join(), 0)
         assert isinstance(listening, Listening)
-    with RawClient(server, "a", TOKEN) as client:
-        assert ask_to_listen(client.join(), 0, listening.port) == listening
+        client.end(CloseReason.SHUTDOWN)
+        wait_until(lambda: can_bind(listening.port), "its port is free")
 
 
 def test_a_forward_too_many_is_refused(server: Server) -> None:
