@@ -31,6 +31,7 @@ LIBRARIES = ("cryptography", "websocket-client", "simple-websocket", "h2")
 @frozen
 class Counts:
     bulk: int = 1_000_000_000
+    download: int = 1_000_000_000
     downloads: int = 200
     at_once: int = 1000
     in_turn: int = 5000
@@ -39,7 +40,7 @@ class Counts:
     kills: int = 50
 
 
-QUICK = Counts(bulk=100_000_000, downloads=60, at_once=200, in_turn=500, stopped=5.0, kills=2)
+QUICK = Counts(bulk=100_000_000, download=200_000_000, downloads=60, at_once=200, in_turn=500, stopped=5.0, kills=2)
 
 
 class Soak:
@@ -90,6 +91,10 @@ class Soak:
         yield (
             "A page of 100 resources, six connections at once",
             lambda: scenarios.downloads(self.directory, ports["web"], self.page, count=100, parallel=6),
+        )
+        yield (
+            "A download by curl whose connection is cut again and again, SHA-256 equal, no retry",
+            lambda: scenarios.download_through_cuts(self.directory / "cuts", counts.download),
         )
         for kind in ("local", "remote"):
             yield (

@@ -304,10 +304,10 @@ class Lane:
             return len(self.core.streams)
 
     @property
-    def acknowledged(self) -> int:
-        """How many of our frames the peer has acknowledged."""
+    def progress(self) -> int:
+        """How many frames have got through: ours that the peer has acknowledged, and the peer's that have come."""
         with self.lock:
-            return self.core.acknowledged
+            return self.core.acknowledged + self.core.received
 
     @property
     def attached(self) -> bool:

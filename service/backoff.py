@@ -29,7 +29,7 @@ class Backoff:
         self._hopeless = False
 
     def succeeded(self) -> None:
-        """The session made progress: the peer acknowledged something new."""
+        """The session made progress: something new got through, in either direction."""
         self._failures = 0
         self._ended_early = self._hopeless = False
 
@@ -38,7 +38,7 @@ class Backoff:
         self._failures += 1
 
     def ended_early(self) -> None:
-        """A session ended soon after READY, and nothing was acknowledged.
+        """A connection ended soon after READY, and nothing got through.
 
         Once may be chance.  Twice in a row counts as a failure: a path that lets handshakes through and cuts
         what follows would otherwise be tried ten times a second for ever.

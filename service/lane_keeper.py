@@ -37,7 +37,7 @@ from .settings import ClientSettings
 log = logging.getLogger("qanat.client")
 
 SHORT_LIVED = 5.0
-"""A pipe that ends within so many seconds, having acknowledged nothing, is short-lived (see Backoff)."""
+"""A pipe that ends within so many seconds, with no frame having got through, is short-lived (see Backoff)."""
 GREETING = 5.0
 """Seconds for HELLO and READY, during which an old pipe that still works stands still."""
 ANSWERING = 2.0
@@ -73,7 +73,7 @@ class _Running:
     way: Way
     sealed: SealedPipe
     since: float
-    acknowledged: int
+    progress: int  # the lane's, when the pipe took it over
     old_at: float | None
     replaced: bool = False  # a newer one was about to take over when it ended
 
@@ -269,7 +269,7 @@ class LaneKeeper:
         """Run the lane on this pipe, in a thread of its own.  Raises RuntimeError when the system gives none."""
         now, age = time.monotonic(), self._around.settings.max_pipe_age
         old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
-        running = _Running(way, sealed, now, self._lane.acknowledged, old_at)
+        running = _Running(way, sealed, now, self._lane.progress, old_at)
         with self._changed:
             self._running = running
             self._wish = None
@@ -344,7 +344,7 @@ class LaneKeeper:
         faulty = ending.fault or (ending.close is not None and ending.close.reason is CloseReason.PROTOCOL)
         if faulty:
             self._backoff.failed()
-        elif self._lane.acknowledged > running.acknowledged or lived >= SHORT_LIVED:
+        elif self._lane.progress > running.progress or lived >= SHORT_LIVED:
             self._fruitful = True
             self._backoff.succeeded()
         elif not running.replaced:

@@ -16,6 +16,8 @@ import pytest
 
 # Daemons live in sbin, which is not on an ordinary user's PATH on Debian.
 _EXTRA_DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+# Debian keeps the server's programs of each PostgreSQL apart.
+_POSTGRESQL = Path("/usr/lib/postgresql")
 
 # Debian's package, where its name is not the program's.
 _DEBIAN_PACKAGES = {
@@ -30,8 +32,12 @@ _DEBIAN_PACKAGES = {
     "nghttp": "nghttp2-client",
     "h2load": "nghttp2-client",
     "psql": "postgresql-client",
+    "initdb": "postgresql",
+    "postgres": "postgresql",
+    "setpriv": "util-linux",
     "ps": "procps",
     "fuser": "psmisc",
+    "ip": "iproute2",
 }
 
 
@@ -42,7 +48,8 @@ def programs_are_required() -> bool:
 
 def find_program(name: str) -> Path | None:
     """The path of `name` on PATH or in the directories of daemons; None when it is not installed."""
-    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_EXTRA_DIRECTORIES])
+    newest_first = sorted((str(path) for path in _POSTGRESQL.glob("*/bin")), reverse=True)
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_EXTRA_DIRECTORIES, *newest_first])
     found = shutil.which(name, path=search)
     return None if found is None else Path(found)
 

@@ -84,24 +84,37 @@ class Haproxy(Master):
 
 def start_haproxy(place: Place, *, settings: str = "") -> Haproxy:
     """`settings` are lines of the global section."""
+    return _haproxy(place, deployed("haproxy.cfg", {**_haproxy_front(place), _SERVER: place.server}), settings)
+
+
+def start_haproxy_two_servers(place: Place, *, second_port: int, without: str | None = None) -> Haproxy:
+    """Before `place.server` and another server; `without` is a line that is left out."""
+    text = deployed(
+        "haproxy-two-servers.cfg",
+        {
+            **_haproxy_front(place),
+            "10.0.0.11:8443": place.server,
+            "10.0.0.12:8443": f"127.0.0.1:{second_port}",
+            **({} if without is None else {f"    {without}\n": ""}),
+        },
+    )
+    return _haproxy(place, text)
+
+
+def _haproxy_front(place: Place) -> dict[str, str]:
     both = place.directory / "both.pem"
     both.write_bytes(place.issued.certificate.read_bytes() + place.issued.key.read_bytes())
     both.chmod(0o600)
+    return {"bind :443": f"bind 127.0.0.1:{place.port}", "/etc/haproxy/tunnel.example.com.pem": str(both)}
+
+
+def _haproxy(place: Place, text: str, settings: str = "") -> Haproxy:
     (place.directory / "debian.cfg").write_text(
         f"global\n  maxconn 2000\n{settings}\n"
         "defaults\n  mode http\n  option dontlognull\n"
         "  timeout connect 5000\n  timeout client 50000\n  timeout server 50000\n"
     )
-    (place.directory / "qanat.cfg").write_text(
-        deployed(
-            "haproxy.cfg",
-            {
-                "bind :443": f"bind 127.0.0.1:{place.port}",
-                "/etc/haproxy/tunnel.example.com.pem": str(both),
-                _SERVER: place.server,
-            },
-        )
-    )
+    (place.directory / "qanat.cfg").write_text(text)
     program = Haproxy(place.directory / "debian.cfg", place.directory / "qanat.cfg")
     wait_until_listening(place.port, program)
     return program

@@ -26,8 +26,10 @@ from tests.applications import (
     receive_exactly,
     wait_until_echoes,
 )
-from tests.harness import SECONDS, Program, Relay, Tunnel
+from tests.cuts import CUTS, Cuts
+from tests.harness import SECONDS, Program, Relay, Tunnel, unused_port
 from tests.programs import require_program
+from tests.web import file_server
 
 Figures = dict[str, float]
 
@@ -368,6 +370,56 @@ def downloads(directory: Path, port: int, files: dict[str, bytes], *, count: int
         total += len(content)
         path.unlink()
     return {"downloads": count, "at once": parallel, "MB": total / 1e6, "seconds": seconds}
+
+
+def download_through_cuts(directory: Path, size: int) -> Figures:
+    """One download of `size` bytes by curl, over websocket, whose connection is cut CUTS times; compared whole.
+
+    In a tunnel of its own; `directory` holds the file while it runs.
+    """
+    curl = require_program("curl")
+    original = directory / "files" / "large"
+    original.parent.mkdir(parents=True)
+    sent = hashlib.sha256()
+    with original.open("wb") as file:
+        for begin in range(0, size, 16 * MEBI):
+            block = os.urandom(min(16 * MEBI, size - begin))
+            sent.update(block)
+            file.write(block)
+    came = hashlib.sha256()
+    count = 0
+    rate = size / 12  # bytes a second while there are cuts, twice as many of which would have time
+    with ExitStack() as stack:
+        stack.callback(original.unlink)
+        web, web_port = file_server(directory, {})
+        stack.enter_context(web)
+        port = unused_port()
+        forwards = [{"local": f"127.0.0.1:{port}", "to": f"127.0.0.1:{web_port}"}]
+        tunnel = stack.enter_context(Tunnel(directory / "tunnel", forwards))
+        relay = stack.enter_context(Relay(tunnel.port))
+        tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
+        tunnel.start()
+        began = time.monotonic()
+        process = stack.enter_context(subprocess.Popen(
+            [curl, "--no-progress-meter", "--fail", "--retry", "3", "--retry-all-errors", "--write-out",
+             "%{stderr}%{http_code} %{num_connects} %{size_download}", f"http://127.0.0.1:{port}/large"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ))  # fmt: skip
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with Cuts(tunnel, relay, lambda: count, least=size // 500) as cuts:
+            while block := process.stdout.read1(MEBI):
+                came.update(block)
+                count += len(block)
+                if not cuts.over:
+                    time.sleep(len(block) / rate)
+            assert cuts.over, "the download was over before the last cut"
+        said = process.stderr.read().decode()
+        seconds = time.monotonic() - began
+    assert said == f"200 1 {size}", said  # one connection, no warning, no retry
+    assert came.digest() == sent.digest()
+    return {"bytes": size, "cuts": CUTS, "seconds": seconds}
 
 
 def seconds_of(action: Callable[[], object]) -> float:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
-import pty
-import select
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +18,7 @@ from tests.applications import Conversation, Target, connection, echo, wait_unti
 from tests.harness import SECONDS, Tunnel, unused_port
 from tests.programs import require_program
 from tests.proxies import TunnelProxy
+from tests.terminal import Terminal
 from tests.web import Nginx, Sshd, file_server
 
 GIGABYTE = 1_000_000_000
@@ -102,50 +100,19 @@ def test_scp_through_a_remote_forward_both_ways(site: Site, tmp_path: Path) -> N
 
 
 def test_an_interactive_ssh_session_through_a_remote_forward(site: Site) -> None:
-    ssh = require_program("ssh")
-    ours, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [ssh, "-tt", *site.sshd.options(site.ssh_port), f"{getpass.getuser()}@127.0.0.1", "exec sh -i"],
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-    )  # fmt: skip
-    os.close(terminal)
-    try:
-        screen = Screen(ours)
-        screen.type("stty -echo; PS1='ready> '\n")
-        screen.wait_for(b"ready> ")
+    options = site.sshd.options(site.ssh_port)
+    with Terminal(require_program("ssh"), "-tt", *options, f"{getpass.getuser()}@127.0.0.1", "exec sh -i") as terminal:
+        terminal.type("stty -echo; PS1='ready> '\n")
+        terminal.wait_for("ready> ")
         for number in range(20):
-            screen.type(f"echo answer-$(({number} * {number}))\n")
-            screen.wait_for(f"answer-{number * number}\r\nready> ".encode())
-        screen.type("sh -c 'tty; exec sleep 60'\n")
-        screen.wait_for(b"/dev/pts/")
-        screen.type("\x03")  # ^C goes through too
-        screen.wait_for(b"ready> ")
-        screen.type("exit 7\n")
-        assert process.wait(SECONDS) == 7
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-
-
-class Screen:
-    """A terminal, seen from the side of the person before it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._shown = b""
-
-    def type(self, text: str) -> None:
-        os.write(self._descriptor, text.encode())
-
-    def wait_for(self, text: bytes) -> None:
-        """Block until `text` is shown; what came up to there is forgotten."""
-        deadline = time.monotonic() + SECONDS
-        while text not in self._shown:
-            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{text!r} is not shown, but {self._shown!r}"
-            self._shown += os.read(self._descriptor, 65536)
-        _, _, self._shown = self._shown.partition(text)
+            terminal.type(f"echo answer-$(({number} * {number}))\n")
+            terminal.wait_for(f"answer-{number * number}\r\nready> ")
+        terminal.type("sh -c 'tty; exec sleep 60'\n")
+        terminal.wait_for("/dev/pts/")
+        terminal.type("\x03")  # ^C goes through too
+        terminal.wait_for("ready> ")
+        terminal.type("exit 7\n")
+        assert terminal.process.wait(SECONDS) == 7
 
 
 def test_the_server_hears_from_nginx_who_is_calling(site: Site) -> None:

@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.applications import END, RESET, Target, connection, echo, echoes, ending_of, exchange, wait_until_echoes
+from tests.applications import (
+    END,
+    RESET,
+    Target,
+    connection,
+    echo,
+    echoes,
+    ending_of,
+    exchange,
+    receive_exactly,
+    source,
+    wait_until_echoes,
+)
 from tests.harness import Program, Relay, Tunnel, unused_port
 
 LOST = r"the connection to \S+ was lost after"
@@ -189,6 +201,25 @@ def test_a_remote_port_that_was_in_use_is_taken_when_the_client_asks_again(direc
             tunnel.client.wait_for("the server cannot listen for remote .*Address already in use.*asking again in 10 s")
         tunnel.client.wait_for("the server listens on", seconds=15)
         assert echoes(remote)
+
+
+def test_a_stream_that_only_comes_towards_the_client_counts_as_progress_too(directory: Path) -> None:
+    """Or a download over a path that cuts soon would wait ever longer to be resumed."""
+    local, cuts = unused_port(), 8
+    with ExitStack() as stack:
+        target = stack.enter_context(Target(source))
+        forward = {"local": f"127.0.0.1:{local}", "to": target.address}
+        tunnel = stack.enter_context(Tunnel(directory, [forward], client={"reconnect": {"min": 4, "max": 60}}))
+        relay = stack.enter_context(Relay(tunnel.port))
+        tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
+        tunnel.start()
+        sock = stack.enter_context(connection(local))
+        began = time.monotonic()
+        for number in range(cuts):
+            receive_exactly(sock, 50_000_000)  # more than is on its way
+            relay.cut()
+            tunnel.client.wait_for("resumed by", count=number + 1)
+        assert time.monotonic() - began < 15
 
 
 # --- the same name twice ----------------------------------------------------------------------------

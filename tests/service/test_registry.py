@@ -13,6 +13,7 @@ from mux.parameters import LaneParameters
 from service.access import ConnectRules, ListenRules
 from service.registry import Full, NameHeld, Registry
 from service.server_session import ServerSession
+from service.shared_ports import SharedPorts
 from tests.transports.background import Background, wait_until
 
 SOON, NEVER = 0.05, 10.0
@@ -45,6 +46,7 @@ def session(name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = 
         connecting=threading.Semaphore(),
         max_forwards=1,
         max_lanes=1,
+        shared_ports=SharedPorts(),
     )
 
 

@@ -389,7 +389,7 @@ def test_a_hello_that_expects_what_was_acknowledged_since_is_stale(server: Serve
         kept, carried = begin(server, stack)
         stream = stream_to(carried, target)
         session = session_of(server, kept)
-        wait_until(lambda: session.lanes[0].acknowledged > 0, "the echo is acknowledged")
+        wait_until(lambda: session.lanes[0].core.acknowledged > 0, "the echo is acknowledged")
         kind, content = again(server, stack).ask(kept, epoch=7, expected=0)
         assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.STALE)
         assert carried.lane.ping(SECONDS)
