@@ -21,13 +21,13 @@ from .stream import Stream
 from .stream_state import State
 
 if TYPE_CHECKING:
-    from .lane import Lane
+    from .lane_waking import LaneWaking
 
 
 class StreamIO:
     """See the module's docstring.  Made by `Lane`, never by others."""
 
-    def __init__(self, lane: Lane, stream: Stream) -> None:
+    def __init__(self, lane: LaneWaking, stream: Stream) -> None:
         self._lane = lane
         self._core = lane.core
         self._stream = stream

@@ -25,7 +25,8 @@ from base.errors import ProtocolError, QanatError, RefusedError, TransportError
 from base.threads import ThreadGroup
 from handshake.exchange import SealedPipe
 from handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
-from mux.lane import Ending, Lane, Superseded
+from mux.carrying import Ending, Superseded
+from mux.lane import Lane
 
 from .backoff import Backoff
 from .client_session import ClientSession

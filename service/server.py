@@ -22,7 +22,8 @@ from handshake.exchange import SealedPipe, closed_at, server_handshake
 from handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from handshake.identity import load_or_create_identity
 from handshake.machine import ServerHandshake
-from mux.lane import Lane, Superseded
+from mux.carrying import Superseded
+from mux.lane import Lane
 from transports.pipe import Pipe
 
 from .absence import Absences

@@ -22,8 +22,9 @@ from endpoints.pump import join_stream
 from endpoints.wakeable import WakeableSocket
 from handshake.exchange import SealedPipe
 from handshake.hello import Close, CloseReason, Parameters
+from mux.carrying import Ending
 from mux.frames import Reason, reason_name
-from mux.lane import Ending, Lane
+from mux.lane import Lane
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 

@@ -19,7 +19,7 @@ from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameter
 from handshake.identity import fingerprint_of
 from handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
 from handshake.tokens import format_token, parse_token
-from mux import attachment, lane
+from mux import attachment, carrying
 from mux import frames as wire
 from mux.core import LaneCore
 from mux.lane_state import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM
@@ -273,7 +273,7 @@ def test_the_states_of_a_lane_are_the_table_s() -> None:
 
 def test_the_numbers_of_resuming_are_the_code_s() -> None:
     assert PAGE.says("where that is possible in half a second")
-    assert lane.YIELD == 0.5
+    assert carrying.YIELD == 0.5
     limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
     assert number(limits["lanes of a session"]) == ServerLimits().lanes
     kept = number(limits["seconds that a lane is kept without a pipe (RESUME_FOR)"])

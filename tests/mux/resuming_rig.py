@@ -8,8 +8,9 @@ from typing import Self
 
 from base.deadline import Deadline
 from handshake.exchange import SealedPipe
+from mux.carrying import Ending
 from mux.frames import Reason
-from mux.lane import Ending, Lane
+from mux.lane import Lane
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 from tests.transports.background import Background, wait_until

@@ -15,8 +15,9 @@ from handshake.exchange import SealedPipe
 from handshake.hello import RecordKind
 from handshake.machine import HandshakeResult
 from handshake.sealed import Opener, Sealer
+from mux.carrying import Ending
 from mux.frames import Reason
-from mux.lane import Ending, Lane
+from mux.lane import Lane
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 from transports.memory import memory_pair

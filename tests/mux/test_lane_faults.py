@@ -12,8 +12,8 @@ from base.errors import PipeEnded
 from handshake.exchange import SealedPipe
 from handshake.hello import Close, CloseReason, RecordKind
 from mux import frames as wire
+from mux.carrying import Ending
 from mux.frames import Reason
-from mux.lane import Ending
 from mux.parameters import LaneParameters
 from mux.slab import BLOCK_PAYLOAD
 from tests.transports.background import Background, wait_until

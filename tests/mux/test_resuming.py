@@ -13,8 +13,8 @@ from base.deadline import Deadline
 from base.errors import ProtocolError, SessionEnded
 from handshake.hello import Close, CloseReason
 from mux.attachment import State
+from mux.carrying import YIELD, Ending, Superseded
 from mux.frames import Reason
-from mux.lane import YIELD, Ending, Superseded
 from mux.parameters import LaneParameters
 from mux.slab import BLOCK_PAYLOAD
 from tests.transports.background import Background, wait_until

@@ -21,7 +21,8 @@ from handshake.exchange import SealedPipe, client_handshake, server_handshake
 from handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from handshake.identity import load_or_create_identity
 from handshake.machine import ClientHandshake, ServerHandshake
-from mux.lane import Ending, Lane
+from mux.carrying import Ending
+from mux.lane import Lane
 from mux.parameters import LaneParameters
 from mux.stream_io import StreamIO
 from service.admission import ClientAddress, HandshakeSlot

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
+from mux.carrying import Ending
 from mux.frames import Reason
-from mux.lane import Ending, Lane
+from mux.lane import Lane
 from service.messages import Listen, decode_control
 from service.settings import Forward, Reconnect
 from tests.applications import END, RESET, Target, connection, echo, ending_of, exchange
