@@ -39,8 +39,9 @@ log = logging.getLogger("qanat.client")
 
 SHORT_LIVED = 5.0
 """A pipe that ends within so many seconds, with no frame having got through, is short-lived (see Backoff)."""
-GREETING = 5.0
-"""Seconds for HELLO and READY, during which an old pipe that still works stands still."""
+GREETING = 2.5
+"""Seconds for HELLO and READY while an old pipe that still works stands still: less than `takeover_timeout` is by
+default, since nobody who asks for this client's name over the old pipe gets an answer meanwhile."""
 ANSWERING = 2.0
 """Seconds that an old pipe's server gets to answer a PING when it is said to be gone."""
 YIELDING = 5.0
@@ -101,6 +102,7 @@ class LaneKeeper:
         self._fruitful = False  # whether any pipe has been of use
         self._known = False  # whether the server has this lane for certain
         self._pipes = ThreadGroup(f"pipes of {lane.name}")
+        self._dial = Cancel()  # cancelled when there is nothing to dial for any more
         self._watched: Watched | None = None
         self._changed = threading.Condition()  # guards the rest
         self._running: _Running | None = None
@@ -116,7 +118,7 @@ class LaneKeeper:
 
         `sealed` is the pipe on which the session began, when this is its first lane.
         """
-        self._session.on_end(self._notify)
+        self._session.on_end(self._notify_of_the_end)
         try:
             with self._around.cancel.waking(self._cancel):
                 if sealed is not None:
@@ -162,14 +164,15 @@ class LaneKeeper:
         session = self._session
         return self._cancelled or session.ended.is_set() or session.find_lane(self._number) is not self._lane
 
-    def _notify(self) -> None:
+    def _notify_of_the_end(self) -> None:
+        self._dial.cancel()
         with self._changed:
             self._changed.notify_all()
 
     def _cancel(self) -> None:
         with self._changed:
             self._cancelled = True
-            self._changed.notify_all()
+        self._notify_of_the_end()
 
     def _wish_for_another(self, running: _Running, why: str, within: float) -> None:
         """`running` will not last: replace it within so many seconds, later if the last ones said so at once, too."""
@@ -207,14 +210,14 @@ class LaneKeeper:
         sealed: SealedPipe | None = None
         started = time.monotonic()
         try:
-            sealed = around.dialling.connect(way, around.cancel, session.node)
+            sealed = around.dialling.connect(way, self._dial, session.node)
             with self._changed:
                 old = self._running
                 if old is not None:
                     old.replaced = True
             expected = lane.hold()
             self._epoch += 1
-            ready = self._greet(way, sealed, expected)
+            ready = self._greet(way, sealed, expected, around.settings.handshake_timeout if old is None else GREETING)
             self._take(sealed, ready)
             self._start(way, sealed, epoch=self._epoch, peer_expects=ready.expected, receive_from=expected)
         except SessionOver as error:
@@ -233,13 +236,13 @@ class LaneKeeper:
         else:
             self._tell(way, why, started)
 
-    def _greet(self, way: Way, sealed: SealedPipe, expected: int) -> Ready:
+    def _greet(self, way: Way, sealed: SealedPipe, expected: int, seconds: float) -> Ready:
         around, session = self._around, self._session
         intent = Intent.RESUME if self._known else Intent.JOIN
         hello = Hello(
             around.instance, around.parameters, intent, session.id, self._number, self._epoch, expected
         ).proven(session.secret, sealed.result.transcript)  # fmt: skip
-        ready = around.dialling.greet(way, sealed, hello, Deadline(GREETING), around.cancel)
+        ready = around.dialling.greet(way, sealed, hello, Deadline(seconds), self._dial)
         if ready.answer is Answer.EXPIRED:
             sealed.close("the session is over")
             raise _LaneOver
