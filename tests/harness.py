@@ -350,10 +350,13 @@ class Relay:
             link.cut_client()
             link.cut_server()
 
-    def fall_silent(self) -> None:
-        """From now on nothing gets through the connections there are, and neither end is told."""
+    def fall_silent(self, only: int | None = None) -> None:
+        """From now on nothing gets through the connections there are, and neither end is told.
+
+        `only` is the number, in the order of coming, of the one connection that this is about.
+        """
         with self._changed:
-            for link in self._links:
+            for link in self._links if only is None else [self._links[only]]:
                 link.silent.set()
 
     def cut_client_side(self) -> None:

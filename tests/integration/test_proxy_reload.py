@@ -76,7 +76,12 @@ def test_a_reload_in_the_middle_of_a_transfer_loses_nothing(tmp_path: Path, tran
         assert hashlib.sha256(came).digest() == hashlib.sha256(b"".join(parts)).digest()
         assert exchange(sock, b"and on it goes") == b"and on it goes"
         wait_until_echoes(path.port)  # new streams use the connection, too
-        assert path.tunnel.client.count("connected to") == 1
+        assert path.tunnel.client.count("connected to ") == 1
+        if transport != "websocket":
+            # GOAWAY was heeded: the next connection was up before the old one was left.
+            path.tunnel.client.wait_for("moved to a fresh connection .* since the other end of it is leaving")
+            assert exchange(sock, b"over the fresh one") == b"over the fresh one"
+        assert path.tunnel.client.count("was lost after") == 0
 
 
 @pytest.mark.parametrize("transport", ALL)

@@ -1,0 +1,83 @@
+"""Promises of connections side by side: what happens to one of them, the streams on the others do not notice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from tests.applications import Target, connection, echo, exchange
+from tests.harness import Relay, Tunnel, unused_port
+
+LANES = 3
+STREAMS = 9
+
+
+@frozen
+class Lanes:
+    tunnel: Tunnel
+    relay: Relay
+    port: int
+
+
+@pytest.fixture
+def lanes(directory: Path) -> Iterator[Lanes]:
+    keepalive = {"keepalive": {"interval": 1, "timeout": 3}}
+    with ExitStack() as stack:
+        target = stack.enter_context(Target(echo))
+        port = unused_port()
+        forwards = [{"local": f"127.0.0.1:{port}", "to": target.address}]
+        tunnel = stack.enter_context(
+            Tunnel(directory, forwards, server=keepalive, client={**keepalive, "lanes": LANES})
+        )
+        relay = stack.enter_context(Relay(tunnel.port))
+        tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
+        tunnel.start()
+        tunnel.client.wait_for("joined by", count=LANES - 1)
+        yield Lanes(tunnel, relay, port)
+
+
+def test_a_lane_that_stalls_holds_up_only_its_own_streams_and_only_until_it_is_noticed(lanes: Lanes) -> None:
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connection(lanes.port)) for _ in range(STREAMS)]
+        for sock in socks:
+            assert exchange(sock, b"before") == b"before"
+        lanes.relay.fall_silent(only=1)
+        stalled_at = time.monotonic()
+        for sock in socks:
+            sock.sendall(b"meanwhile")
+        held_up = []
+        for sock in socks:
+            sock.settimeout(1)
+            try:
+                assert sock.recv(9) == b"meanwhile"
+            except TimeoutError:
+                held_up.append(sock)
+            sock.settimeout(30)
+        assert len(held_up) == STREAMS // LANES, "the streams are spread, and those of one lane wait"
+        for sock in socks:
+            if sock not in held_up:
+                began = time.monotonic()
+                assert exchange(sock, b"again") == b"again"
+                assert time.monotonic() - began < 1
+        for sock in held_up:
+            assert sock.recv(9) == b"meanwhile"
+        assert time.monotonic() - stalled_at < 8, "noticed within its time, and gone on"
+        assert lanes.tunnel.client.count("was lost after") == 1
+
+
+def test_each_lane_is_lost_and_resumed_by_itself_and_no_stream_notices(lanes: Lanes) -> None:
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connection(lanes.port)) for _ in range(STREAMS)]
+        for turn in range(1, 4):
+            for sock in socks:
+                assert exchange(sock, b"x" * 1000) == b"x" * 1000
+            lanes.relay.cut()
+            lanes.tunnel.client.wait_for("resumed by", count=turn * LANES)
+        for sock in socks:
+            assert exchange(sock, b"after") == b"after"
+        assert lanes.tunnel.client.count("connected to ") == 1
