@@ -50,8 +50,8 @@ class Cell:
 
     @property
     def connections(self) -> int:
-        """How often the client has connected."""
-        return self.client.count(f"connected to .* over {self.transport} as")
+        """How many connections the client has had: its session's first, and all others by which it was resumed."""
+        return self.client.count(f"connected to .* over {self.transport} as") + self.client.count("was lost after")
 
 
 class Matrix:

@@ -11,7 +11,8 @@ from attrs import frozen
 
 from tests.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
 from tests.harness import Tunnel, unused_port
-from tests.matrix import PROMISES, RUN
+from tests.integration.silence import Silence
+from tests.matrix import PATHS, PROMISES, RUN, TRANSPORTS, Cell, Matrix
 
 HANDLERS = {
     "echo": echo,
@@ -43,6 +44,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         tunnel = stack.enter_context(Tunnel(tmp_path_factory.mktemp("tunnel"), forwards))
         tunnel.start()
         yield Shared(tunnel, targets, ports)
+
+
+@pytest.fixture(scope="session")
+def matrix(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Matrix]:
+    directory = tmp_path_factory.mktemp("matrix")
+    for place in (directory, *directory.parents[:2]):
+        place.chmod(0o755)  # Apache's children are nobody in particular
+    with ExitStack() as stack:
+        pytestconfig.stash[RUN] = matrix = Matrix(directory, stack)
+        yield matrix
+        matrix.check_output()
+
+
+@pytest.fixture(params=[(transport, path) for path in PATHS for transport in TRANSPORTS], ids="-".join)
+def cell(request: pytest.FixtureRequest, matrix: Matrix) -> Cell:
+    return matrix.cells[request.param]
+
+
+@pytest.fixture(scope="session")
+def silence(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silence]:
+    with ExitStack() as stack:
+        yield Silence(matrix, tmp_path_factory.mktemp("unkept"), stack)
 
 
 @pytest.fixture
