@@ -18,6 +18,7 @@ from attrs import evolve
 
 from base.deadline import Deadline
 from base.threads import ThreadGroup
+from handshake.exchange import SealedPipe
 from handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
 from mux.frames import Reason
 from mux.lane import Lane
@@ -375,13 +376,13 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
         sock = stack.enter_context(connection(client.local_ports[0]))
         stream = session.next_stream()
         if state == "dialling":
-            lead_nowhere(client, stack)
+            dials = lead_nowhere(client, stack)
         if state != "replacing":
             session.cut()
         if state in ("greeting", "replacing"):
             desk.next(Intent.RESUME)
         elif state == "dialling":
-            wait_until(lambda: bool(client._links[0]._all._wakeups[1:]), "it dials")
+            assert dials.wait(SECONDS)
         began = time.monotonic()
         client.stop()
         assert time.monotonic() - began < 1.5  # of which 0.2 s are `drain`
@@ -390,7 +391,15 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
         stream.release()
 
 
-def lead_nowhere(client: Client, stack: ExitStack) -> None:
-    """From now on the client's URL leads to where nobody answers."""
-    route = evolve(client.settings.route, connect_to=("127.0.0.1", black_hole(stack)))
-    client._links[0]._around.dialling._route = route
+def lead_nowhere(client: Client, stack: ExitStack) -> threading.Event:
+    """From now on the client's URL leads to where nobody answers; the event is set when it goes there."""
+    ours, dials = client._links[0]._around.dialling, threading.Event()
+    ours._route = evolve(client.settings.route, connect_to=("127.0.0.1", black_hole(stack)))
+    connect = ours.connect
+
+    def tell_and_connect(*arguments: Any) -> SealedPipe:
+        dials.set()
+        return connect(*arguments)
+
+    ours.connect = tell_and_connect  # type: ignore[method-assign]
+    return dials
