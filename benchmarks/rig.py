@@ -16,6 +16,7 @@ from handshake.tokens import generate_token
 
 from .programs import PROGRAMS
 
+TRANSPORTS = ("websocket", "http2", "grpc")
 TUNNELS = {
     "websocket": ("websocket", 300),
     "websocket, resume_for: 0": ("websocket", 0),
