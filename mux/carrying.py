@@ -102,13 +102,13 @@ class Carrying(LaneWaking):
             if peer_expects is not None:
                 self.core.outbox.check_resume(peer_expects)
             self._attachment.grant(epoch)
-            if self._attachment.state is State.YIELDING:
+            old = self._sealed
+            if old is not None:
                 self._last_word = self._last_word or Close(CloseReason.LEAVING, "a newer connection takes over")
                 self._work.notify_all()
-                self._wait_until_gone_locked(Deadline(YIELD))
-                if self._sealed is not None:
-                    self._sealed.close("a newer connection takes over")
-                if not self._wait_until_gone_locked(deadline):
+                if not self._wait_until_gone_locked(old, Deadline(YIELD)):
+                    old.close("a newer connection takes over")
+                if not self._wait_until_gone_locked(old, deadline):
                     raise TransportError("the old connection did not end in time")
             if self._attachment.epoch != epoch:
                 raise Superseded("a later pipe has taken the lane meanwhile")
@@ -235,9 +235,9 @@ class Carrying(LaneWaking):
             sealed.close(text)
         self.tell(failed)
 
-    def _wait_until_gone_locked(self, deadline: Deadline) -> bool:
-        """Wait until the lane is on no pipe; False at the deadline."""
-        while self._sealed is not None:
+    def _wait_until_gone_locked(self, old: SealedPipe, deadline: Deadline) -> bool:
+        """Wait until the lane is not on `old` any more; False at the deadline.  Another pipe may have it by then."""
+        while self._sealed is old:
             if deadline.passed:
                 return False
             self._settled.wait(deadline.remaining())

@@ -290,6 +290,6 @@ class TwoLanes(RuleBasedStateMachine):
 
 
 TwoLanes.TestCase.settings = settings(
-    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTwoLanes = pytest.mark.timeout(120)(TwoLanes.TestCase)
