@@ -11,7 +11,7 @@ from tests.chaos import ChaosRelay
 from tests.harness import Tunnel, unused_port
 from tests.recovery import Heartbeat, recovery_times
 
-CUTS = 20
+CUTS = 12
 
 
 @pytest.mark.slow

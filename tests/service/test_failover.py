@@ -229,7 +229,7 @@ def test_when_the_first_is_back_new_connections_go_there_and_the_seconds_finish_
         wait_until(listens(port), "the second listens")
         with connection(port) as old_remote:
             assert can_be_used(old_remote)
-            assert second.streams == 2
+            wait_until(lambda: second.streams == 2, "the probe of the port is over")
             first.start()
             wait_until(lambda: first.sessions == 1, "the first has a session")
             wait_until(lambda: listener_of(first) == [port], "the first has the port")
@@ -237,7 +237,7 @@ def test_when_the_first_is_back_new_connections_go_there_and_the_seconds_finish_
             with connection(client.local_ports[0]) as new, connection(port) as new_remote:
                 assert can_be_used(new)
                 assert can_be_used(new_remote)
-                assert (first.streams, second.streams) == (2, 2)
+                wait_until(lambda: (first.streams, second.streams) == (2, 2), "each has its own")
                 for sock in (old, old_remote):
                     assert can_be_used(sock)
                     sock.shutdown(socket.SHUT_WR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -141,7 +142,8 @@ def test_garbage_on_a_tls_port_ends_that_connection_alone(
     with front_door(tls=certificate.tls, limits=ServerLimits(header_timeout=5)) as door:
         with connect(door) as sock:
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may have been reset for its garbage by now
+                sock.shutdown(socket.SHUT_WR)
             assert b"HTTP" not in read_to_end(sock)
         assert ask_health(door, certificate.client_context()).endswith(b"ok\n")
     assert warnings(caplog) == 0
