@@ -36,8 +36,10 @@ Figures = dict[str, float]
 MEBI = 1 << 20
 WINDOW = 128 * 1024
 """Bytes that every stream is guaranteed (docs/PROTOCOL.md §5)."""
-SESSION_BOUND = 64 * MEBI + 16 * MEBI + 8 * MEBI
-"""Bytes a session may hold besides: the windows' budget, the outbox, and the blocks that wait for it."""
+LANE_BOUND = 16 * MEBI + 8 * MEBI
+"""Bytes that each lane may hold: the outbox, and the blocks that wait for it."""
+SESSION_BOUND = 64 * MEBI + LANE_BOUND
+"""Bytes a session with one lane may hold besides: the windows' budget, and that."""
 THREAD = 64 * 1024
 """Bytes that a thread occupies, with what the interpreter keeps for it."""
 SLACK = 24 * MEBI

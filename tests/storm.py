@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tests.chaos import ChaosRelay, Fault
 from tests.harness import SECONDS, Program, Tunnel, unused_port
-from tests.scenarios import MEBI, SESSION_BOUND, SLACK, THREAD, WINDOW, Figures
+from tests.scenarios import LANE_BOUND, MEBI, SESSION_BOUND, SLACK, THREAD, WINDOW, Figures
 from tests.workload import Workload
 from transports.http2_limits import IDLE
 
@@ -123,7 +123,7 @@ class Storm:
         assert totals.slowest < PROMPT, f"an answer took {totals.slowest:.1f} s"
         self._check_alive()
         self._check_log(self.relay.faults - faults, self.tunnel.client.count(RESUMED) - resumed)
-        bound = self._slots * (WINDOW + 2 * THREAD) + SESSION_BOUND + SLACK
+        bound = self._slots * (WINDOW + 2 * THREAD) + SESSION_BOUND + (self._lanes - 1) * LANE_BOUND + SLACK
         for name, most in highest.items():
             assert most < bound, f"{name} grew by {most / MEBI:.1f} MiB, above {bound / MEBI:.1f}"
         if not patient:
