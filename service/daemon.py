@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from base.allocator import limit_arenas
 from base.errors import UsageError
 from base.threads import start_thread
 from service.log import reopen
@@ -38,6 +39,7 @@ def run_daemon(run: Run, *, pid_file: Path | None = None, hangup_stops: bool = F
     file again, or, with `hangup_stops`, sets `stop` too.  `ready` tells systemd that the service
     is up.  Raises UsageError when the PID file is held by a live process, and what `run` raises.
     """
+    limit_arenas()
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         if pid_file is not None:
