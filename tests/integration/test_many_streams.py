@@ -48,7 +48,8 @@ def test_streams_above_the_limit_are_refused_and_those_within_go_on(directory: P
             with connection(port) as one, connection(port) as two, connection(port) as three:
                 for sock in (one, two, three):
                     assert exchange(sock, b"within") == b"within"
-                with connection(port) as above, pytest.raises(ConnectionResetError):
+                # As early as while it connects.
+                with pytest.raises(ConnectionResetError), connection(port) as above:
                     exchange(above, b"above")
                 tunnel.client.wait_for("allows 3 streams at once")
                 for sock in (one, two, three):
