@@ -28,7 +28,7 @@ RECONNECT = {"first": 0.1, "min": 0.1, "max": 0.5}
 PROMPT = 10.0
 """Seconds in which every request is answered, even where two faults in turn have to be found by keepalive."""
 _SPARE = 4
-"""Threads or sockets by which transports differ, or that may be between two states when they are counted."""
+"""Threads or sockets, for each lane, by which transports differ, or that may be between two states."""
 
 
 def chosen_seed(default: int) -> int:
@@ -147,7 +147,7 @@ class Storm:
         deadline = time.monotonic() + IDLE + SECONDS
         while True:
             now = {name: (program.threads, program.sockets) for name, program in self._programs.items()}
-            if all(a <= b + _SPARE for name in now for a, b in zip(now[name], self._idle[name], strict=True)):
+            if all(a <= b + _SPARE * self._lanes for name in now for a, b in zip(now[name], self._idle[name], strict=True)):
                 return
             assert time.monotonic() < deadline, f"threads and sockets were {self._idle}, and stay at {now}"
             time.sleep(0.02)  # another process's threads end when they end
