@@ -147,7 +147,8 @@ class Storm:
         deadline = time.monotonic() + IDLE + SECONDS
         while True:
             now = {name: (program.threads, program.sockets) for name, program in self._programs.items()}
-            if all(a <= b + _SPARE * self._lanes for name in now for a, b in zip(now[name], self._idle[name], strict=True)):
+            spare = _SPARE * self._lanes
+            if all(a <= b + spare for name in now for a, b in zip(now[name], self._idle[name], strict=True)):
                 return
             assert time.monotonic() < deadline, f"threads and sockets were {self._idle}, and stay at {now}"
             time.sleep(0.02)  # another process's threads end when they end
