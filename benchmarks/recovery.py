@@ -19,7 +19,8 @@ from pathlib import Path
 from attrs import asdict, frozen
 
 from tests.chaos import ChaosRelay
-from tests.harness import ROOT, Tunnel, unused_port
+from tests.harness import ROOT, Tunnel
+from tests.ports import unused_port
 from tests.recovery import Heartbeat, recovery_times
 
 from .report import made_on

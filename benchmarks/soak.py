@@ -18,7 +18,8 @@ from attrs import frozen
 
 from tests import scenarios
 from tests.applications import Target, echo, stalled
-from tests.harness import ROOT, Tunnel, unused_port
+from tests.harness import ROOT, Tunnel
+from tests.ports import unused_port
 from tests.proxies import TunnelProxy
 from tests.web import file_server
 

@@ -1,5 +1,8 @@
 """What holds for every test: it leaves no thread and no open file or socket behind.
 
+And what several processes that share the tests have to agree on (`make test` runs two): which tests stay together,
+and what is printed at the end (`SECTIONS`).
+
 How to keep the check below satisfied:
 
 - Close what you open and join what you start: `FrontDoor.close()` then `.join()`, `pool.close()`, `sock.close()`.
@@ -18,9 +21,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -32,6 +37,11 @@ _IGNORED_FILES = ("/proc/", "/dev/null", "/dev/urandom", "/dev/random")
 _DESCRIPTORS = "/proc/self/fd"
 
 _failed = pytest.StashKey[bool]()
+
+SECTIONS = pytest.StashKey[dict[str, str]]()
+"""In a session's configuration: what is printed at the end of the run, by title."""
+_WHOLE_MACHINE = ("integration", "deploy")
+"""Folders whose tests start many programs: all of a folder stay in one process, one after the other."""
 
 
 def open_descriptors() -> frozenset[str]:
@@ -86,3 +96,38 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         pause = min(0.1, pause * 2)
     names = sorted(t.name for t in threads)
     pytest.fail(f"left behind: threads {names}, descriptors {sorted(files)}", pytrace=False)
+
+
+# --- several processes ------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SECTIONS] = {}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # Under nohup; but what tests start is to have signals as a shell would give them.
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay in one process, with what they share, and so do all of a folder that needs the machine."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in _WHOLE_MACHINE else item.path.stem))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["sections"] = session.config.stash[SECTIONS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[SECTIONS].update(getattr(node, "workeroutput", {}).get("sections", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for title, text in config.stash[SECTIONS].items():
+        terminalreporter.section(title)
+        terminalreporter.write_line(text)

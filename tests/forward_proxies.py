@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Self
 
 from base.sockets import close_socket
-from tests.harness import SECONDS, Program, unused_port
+from tests.harness import SECONDS, Program
+from tests.ports import unused_port
 from tests.programs import require_program
 from tests.transports.certificates import Authority
 from tests.web import wait_until_listening

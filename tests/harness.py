@@ -9,7 +9,6 @@ The applications at the ends are in `tests.applications`.  Used by tests/integra
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import signal
@@ -28,6 +27,7 @@ import yaml
 from base.sockets import close_socket, set_reset_on_close
 from handshake.identity import load_or_create_identity
 from handshake.tokens import generate_token
+from tests.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 30.0
@@ -35,21 +35,6 @@ SECONDS = 30.0
 
 _CONNECTED = r"connected to \S+ over"
 _RESUMED = r" (resumed by|moved to a fresh connection to) "
-_LOCK = threading.Lock()
-# Below Linux's ephemeral ports, so that no outgoing connection takes one between our look and its use.
-_ports = itertools.count(20_000 + os.getpid() * 7 % 10_000)
-
-
-def unused_port() -> int:
-    """A TCP port that nobody on this machine listens on, and that this process has not given out lately."""
-    with _LOCK:
-        while True:
-            port = 20_000 + next(_ports) % 12_000
-            with socket.socket() as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                with contextlib.suppress(OSError):
-                    sock.bind(("127.0.0.1", port))
-                    return port
 
 
 class Program:

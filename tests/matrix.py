@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from attrs import field, frozen
 
 from handshake.tokens import generate_token
 from tests.applications import Target, echo, greeting, reply_after_end
-from tests.harness import ROOT, Program, Tunnel, qanat, unused_port
+from tests.harness import ROOT, Program, Tunnel, qanat
+from tests.ports import unused_port
 from tests.proxies import ALL, DEPLOYMENTS, Place
 from tests.scenarios import Bulk
 from tests.transports.certificates import Authority
@@ -148,7 +148,3 @@ class Matrix:
 
 def _name(transport: str, path: str) -> str:
     return f"{transport}-{path.replace(' ', '-')}"
-
-
-RUN = pytest.StashKey[Matrix]()
-"""Where the run's matrix is kept for the summary at its end."""

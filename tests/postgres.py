@@ -10,7 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.harness import SECONDS, unused_port
+from tests.harness import SECONDS
+from tests.ports import unused_port
 from tests.programs import require_program
 from tests.web import Master, wait_until_listening
 

@@ -23,19 +23,12 @@ from typing import Self
 import pytest
 
 from service.init_files import Written, write_files
+from tests.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TUNNEL = ROOT / "tunnel.py"
 SECONDS = 30.0
 """How long anything here may take before the test fails."""
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -119,9 +112,9 @@ class Pair:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = free_port()
+        self.port = unused_port()
         self.written: Written = write_files(directory / "etc", name="client", url=None, listen=f"127.0.0.1:{self.port}")
-        self.forward_port = free_port()
+        self.forward_port = unused_port()
         sample = f"127.0.0.1:{self.forward_port}"
         self.client_yaml = self.written.client_yaml
         self.server_yaml = self.written.server_yaml

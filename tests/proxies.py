@@ -14,7 +14,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.harness import ROOT, Program, unused_port
+from tests.harness import ROOT, Program
+from tests.ports import unused_port
 from tests.programs import require_program
 from tests.transports.certificates import Authority, Certificate
 from tests.web import HOST, Master, Nginx, wait_until_listening

@@ -27,7 +27,8 @@ from tests.applications import (
     wait_until_echoes,
 )
 from tests.cuts import CUTS, Cuts
-from tests.harness import SECONDS, Program, Relay, Tunnel, unused_port
+from tests.harness import SECONDS, Program, Relay, Tunnel
+from tests.ports import unused_port
 from tests.programs import require_program
 from tests.web import file_server
 

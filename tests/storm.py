@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.chaos import ChaosRelay, Fault
-from tests.harness import SECONDS, Program, Tunnel, unused_port
+from tests.harness import SECONDS, Program, Tunnel
+from tests.ports import unused_port
 from tests.scenarios import LANE_BOUND, MEBI, SESSION_BOUND, SLACK, THREAD, WINDOW, Figures
 from tests.workload import Workload
 from transports.http2_limits import IDLE

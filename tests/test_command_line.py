@@ -11,14 +11,15 @@ import pytest
 from base.version import __version__
 from handshake.tokens import generate_token, parse_token
 from service.init_files import Written, write_files
-from tests.processes import TUNNEL, free_port, run_qanat
+from tests.ports import unused_port
+from tests.processes import TUNNEL, run_qanat
 
 COMMANDS = ("server", "client", "init", "token", "fingerprint", "check", "demo")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return write_files(tmp_path_factory.mktemp("pair"), name="client", url=None, listen=f"127.0.0.1:{free_port()}")
+    return write_files(tmp_path_factory.mktemp("pair"), name="client", url=None, listen=f"127.0.0.1:{unused_port()}")
 
 
 def said_no(done: subprocess.CompletedProcess[str], code: int = 2) -> str:

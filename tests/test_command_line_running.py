@@ -17,7 +17,8 @@ import pytest
 
 from handshake.tokens import generate_token
 from service.init_files import write_files
-from tests.processes import SECONDS, TUNNEL, NotifySocket, Pair, Qanat, free_port, run_qanat
+from tests.ports import unused_port
+from tests.processes import SECONDS, TUNNEL, NotifySocket, Pair, Qanat, run_qanat
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_a_url_and_ssh_options_are_enough(state_directory: bool, pair: Pair, ser
     home = pair.directory / "home"
     state = pair.directory / "state" if state_directory else home / ".local" / "state" / "qanat"
     home.mkdir()
-    port = free_port()
+    port = unused_port()
     with Qanat(
         "client",
         f"ws://client@127.0.0.1:{pair.port}/tunnel",
@@ -242,7 +243,7 @@ def test_a_url_and_ssh_options_are_enough(state_directory: bool, pair: Pair, ser
 
 
 def test_the_token_file_gives_token_and_name(pair: Pair, server: Qanat) -> None:
-    port = free_port()
+    port = unused_port()
     with Qanat(
         "client",
         f"ws://127.0.0.1:{pair.port}/tunnel",

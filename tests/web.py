@@ -14,7 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.harness import SECONDS, Program, unused_port
+from tests.harness import SECONDS, Program
+from tests.ports import unused_port
 from tests.programs import require_program
 
 HOST = "localhost"

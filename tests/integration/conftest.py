@@ -10,9 +10,11 @@ import pytest
 from attrs import frozen
 
 from tests.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
-from tests.harness import Tunnel, unused_port
+from tests.conftest import SECTIONS
+from tests.harness import Tunnel
 from tests.integration.silence import Silence
-from tests.matrix import PATHS, PROMISES, RUN, TRANSPORTS, Cell, Matrix
+from tests.matrix import PATHS, PROMISES, TRANSPORTS, Cell, Matrix
+from tests.ports import unused_port
 
 HANDLERS = {
     "echo": echo,
@@ -52,9 +54,11 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     for place in (directory, *directory.parents[:2]):
         place.chmod(0o755)  # Apache's children are nobody in particular
     with ExitStack() as stack:
-        pytestconfig.stash[RUN] = matrix = Matrix(directory, stack)
+        matrix = Matrix(directory, stack)
         yield matrix
         matrix.check_output()
+        kept = f"{matrix.table()}They are: {', '.join(PROMISES)}."
+        pytestconfig.stash[SECTIONS]["transports and paths: promises kept"] = kept
 
 
 @pytest.fixture(params=[(transport, path) for path in PATHS for transport in TRANSPORTS], ids="-".join)
@@ -72,12 +76,3 @@ def silence(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def directory(tmp_path: Path) -> Path:
     """Where a test's own tunnel has its files."""
     return tmp_path / "tunnel"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the matrix, as README.md has it."""
-    matrix = config.stash.get(RUN, None)
-    if matrix is not None:
-        terminalreporter.section("transports and paths: promises kept")
-        terminalreporter.write(matrix.table())
-        terminalreporter.write_line(f"They are: {', '.join(PROMISES)}.")

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.applications import Target, connection, echo, exchange
-from tests.harness import Tunnel, unused_port
+from tests.harness import Tunnel
 from tests.matrix import Matrix
+from tests.ports import unused_port
 from tests.proxies import TunnelProxy, start_haproxy
 
 SILENCE = 90.0

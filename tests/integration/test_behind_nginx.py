@@ -15,7 +15,8 @@ from attrs import frozen
 
 from tests import scenarios
 from tests.applications import Conversation, Target, connection, echo, wait_until_echoes
-from tests.harness import SECONDS, Tunnel, unused_port
+from tests.harness import SECONDS, Tunnel
+from tests.ports import unused_port
 from tests.programs import require_program
 from tests.proxies import TunnelProxy
 from tests.terminal import Terminal

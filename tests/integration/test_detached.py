@@ -11,7 +11,8 @@ import pytest
 
 from tests import scenarios
 from tests.applications import RESET, Target, connection, echo, echoes, ending_of, exchange, stalled
-from tests.harness import Relay, Tunnel, unused_port
+from tests.harness import Relay, Tunnel
+from tests.ports import unused_port
 
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 

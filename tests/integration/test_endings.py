@@ -24,8 +24,9 @@ from tests.applications import (
     receive_all,
     receive_exactly,
 )
-from tests.harness import Tunnel, unused_port
+from tests.harness import Tunnel
 from tests.integration.conftest import Shared
+from tests.ports import unused_port
 
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 

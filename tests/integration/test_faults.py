@@ -16,7 +16,8 @@ import pytest
 
 from handshake.tokens import generate_token
 from tests.applications import Target
-from tests.harness import Program, Tunnel, qanat, unused_port
+from tests.harness import Program, Tunnel, qanat
+from tests.ports import unused_port
 from tests.transports.certificates import Authority
 
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3

@@ -23,7 +23,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from tests.applications import Target, connection, echo, exchange
-from tests.harness import SECONDS, Program, Tunnel, unused_port
+from tests.harness import SECONDS, Program, Tunnel
+from tests.ports import unused_port
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -8,7 +8,8 @@ import pytest
 
 from tests import scenarios
 from tests.applications import Target, echo
-from tests.harness import Tunnel, unused_port
+from tests.harness import Tunnel
+from tests.ports import unused_port
 
 
 @pytest.mark.parametrize("which", ["server", "client"])

@@ -11,7 +11,8 @@ import pytest
 from attrs import frozen
 
 from tests.applications import Target, connection, echo, exchange
-from tests.harness import Relay, Tunnel, unused_port
+from tests.harness import Relay, Tunnel
+from tests.ports import unused_port
 
 LANES = 3
 STREAMS = 9

@@ -9,8 +9,9 @@ import pytest
 
 from tests import scenarios
 from tests.applications import Target, connection, echo, exchange, receive_exactly, source, stalled
-from tests.harness import Tunnel, unused_port
+from tests.harness import Tunnel
 from tests.integration.conftest import Shared
+from tests.ports import unused_port
 
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 

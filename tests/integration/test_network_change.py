@@ -18,8 +18,9 @@ import pytest
 from attrs import frozen
 
 from tests.applications import Conversation, Target, connection, echo, receive_exactly, source
-from tests.harness import SECONDS, Tunnel, unused_port
+from tests.harness import SECONDS, Tunnel
 from tests.networks import SERVER, TwoCables, within
+from tests.ports import unused_port
 
 MOVED = r"moved to a fresh connection to .*, since (the way to .* is from \S+ now, not from .*)"
 SOON = 2.0

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.applications import RESET, Target, connection, echo, ending_of, exchange, receive_exactly, wait_until_echoes
-from tests.harness import SECONDS, Tunnel, unused_port
+from tests.harness import SECONDS, Tunnel
+from tests.ports import unused_port
 from tests.proxies import ALL, Haproxy, Place, TunnelProxy, start_haproxy, start_nginx
 from tests.web import Nginx
 

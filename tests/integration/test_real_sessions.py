@@ -15,7 +15,8 @@ from attrs import frozen
 
 from tests import scenarios
 from tests.cuts import Cuts
-from tests.harness import SECONDS, Relay, Tunnel, unused_port
+from tests.harness import SECONDS, Relay, Tunnel
+from tests.ports import unused_port
 from tests.postgres import Postgres
 from tests.programs import require_program
 from tests.terminal import Terminal

@@ -25,7 +25,8 @@ from tests.applications import (
     source,
     wait_until_echoes,
 )
-from tests.harness import Program, Relay, Tunnel, unused_port
+from tests.harness import Program, Relay, Tunnel
+from tests.ports import unused_port
 
 LOST = r"the connection to \S+ was lost after"
 OVER = r"the connection to \S+ ended after .*; its streams were reset"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import ChaosRelay
-from tests.harness import Tunnel, unused_port
+from tests.harness import Tunnel
+from tests.ports import unused_port
 from tests.recovery import Heartbeat, recovery_times
 
 CUTS = 12

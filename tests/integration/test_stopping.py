@@ -26,7 +26,8 @@ from tests.applications import (
     reply_after_end,
     stalled,
 )
-from tests.harness import SECONDS, Program, Tunnel, unused_port
+from tests.harness import SECONDS, Program, Tunnel
+from tests.ports import unused_port
 
 both_ends = pytest.mark.parametrize("which", ["server", "client"])
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])

@@ -22,7 +22,8 @@ from tests.applications import (
     reply_after_end,
     wait_until_echoes,
 )
-from tests.harness import Relay, Tunnel, qanat, unused_port
+from tests.harness import Relay, Tunnel, qanat
+from tests.ports import unused_port
 from tests.transports.background import Background
 
 over_each = pytest.mark.parametrize("transport", ["http2", "grpc"])

@@ -16,7 +16,8 @@ import pytest
 from handshake.tokens import generate_token
 from tests.applications import RESET, Conversation, Target, connection, echo, wait_until_echoes
 from tests.cuts import RESUMED
-from tests.harness import SECONDS, Relay, Tunnel, unused_port
+from tests.harness import SECONDS, Relay, Tunnel
+from tests.ports import unused_port
 from tests.proxies import ALL, TunnelProxy, start_haproxy_two_servers
 from tests.web import HOST
 

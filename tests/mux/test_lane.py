@@ -221,7 +221,9 @@ def test_a_refusal_reaches_whoever_waits_for_the_target() -> None:
 def test_streams_under_random_timing_all_end_and_leave_nothing(seed: int) -> None:
     """Small outbox, small slab, many streams that write, stop, reset and finish whenever they like."""
     parameters = [
-        LaneParameters(client=client, outbox=6 * BLOCK_PAYLOAD, window_budget=MIB, max_streams=64)
+        LaneParameters(
+            client=client, outbox=6 * BLOCK_PAYLOAD, window_budget=MIB, max_streams=64, peer_max_streams=64
+        )
         for client in (True, False)
     ]
     with Pair(*parameters, pipes=socket_pipes()) as pair:

@@ -14,7 +14,8 @@ import pytest
 from base.errors import EndpointError
 from mux.frames import Reason
 from service.shared_ports import SharedPorts
-from tests.harness import SECONDS, unused_port
+from tests.harness import SECONDS
+from tests.ports import unused_port
 
 HOST = "127.0.0.1"
 

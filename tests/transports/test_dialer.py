@@ -12,6 +12,7 @@ import pytest
 
 from base.deadline import Deadline
 from base.errors import TransportError
+from tests.ports import unused_port
 from tests.transports.loopback import listen
 from transports.dialer import dial
 from transports.urls import TunnelUrl
@@ -34,11 +35,6 @@ def names(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[Any, ...]) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 def test_a_name_is_resolved_and_reached(stack: ExitStack) -> None:
     listener, port = listen(stack)
     wire = dial(TunnelUrl.parse(f"ws://localhost:{port}/"), alpn=(), deadline=Deadline(5))
@@ -51,14 +47,14 @@ def test_a_name_is_resolved_and_reached(stack: ExitStack) -> None:
 
 def test_every_address_is_tried(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     listener, port = listen(stack)
-    names(monkeypatch, ("127.0.0.1", free_port()), ("::1", free_port(), 0, 0), ("127.0.0.1", port))
+    names(monkeypatch, ("127.0.0.1", unused_port()), ("::1", unused_port(), 0, 0), ("127.0.0.1", port))
     wire = dial(TunnelUrl.parse("ws://many.example/"), alpn=(), deadline=Deadline(5))
     stack.callback(wire.close)
     listener.accept()[0].close()
 
 
 def test_all_addresses_that_failed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = free_port(), free_port()
+    one, other = unused_port(), unused_port()
     names(monkeypatch, ("127.0.0.1", one), ("127.0.0.1", other))
     message = failure("ws://many.example/").message
     assert f"127.0.0.1:{one}: connection refused" in message
@@ -66,7 +62,7 @@ def test_all_addresses_that_failed_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_refused_connection_says_that_nothing_listens() -> None:
-    error = failure(f"ws://127.0.0.1:{free_port()}/")
+    error = failure(f"ws://127.0.0.1:{unused_port()}/")
     assert "connection refused" in error.message
     assert "check that the server runs" in error.hint
 
