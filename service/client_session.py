@@ -69,7 +69,7 @@ class ClientSession(Session):
             self.request_forwards()
 
     def _stream_ended(self) -> None:
-        if self.retired and not self._joined:
+        if self.retired and not self._served:
             self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
 
     def _request(self, number: int) -> None:

@@ -114,7 +114,7 @@ class Session(ABC):
         self._lanes: dict[int, Lane] = {}
         self._over = False
         self._carrying = 0
-        self._joined = 0  # streams that are joined to a socket
+        self._served = 0  # streams that are joined to a socket, or about to be
         self._goodbye: Close | None = None
         self._on_end: list[Callable[[], None]] = []
         self._stopping = threading.Event()
@@ -334,17 +334,19 @@ class Session(ABC):
     def carry_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
         """Join a connection that we accepted to a new stream; blocks until both are over."""
         target = WakeableSocket(sock, peer)
+        self._begin_serving()
         try:
             stream = self.open_stream(request)
         except QanatError as error:
             target.close(orderly=False)
             log.warning("%s from %s: %s", what, peer, error)
-            return
-        self._join(stream, target)
-        failure = stream.failure
-        if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
-            log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), printable(failure[1]))
-        self._stream_ended()
+        else:
+            join_stream(stream, target, self.threads.start, stream.label)
+            failure = stream.failure
+            if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
+                log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), printable(failure[1]))
+        finally:
+            self._end_serving()
 
     def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> bool:
         """Connect the peer's stream to its target in a thread of its own; does not block.
@@ -359,14 +361,17 @@ class Session(ABC):
                 log.info("%s %s: %s", self.name, what, error)
                 stream.reset(Reason(error.code), error.message)
                 stream.release()
-                return
-            stream.accept(target.peer)
-            self._join(stream, target)
-            self._stream_ended()
+            else:
+                stream.accept(target.peer)
+                join_stream(stream, target, self.threads.start, stream.label)
+            finally:
+                self._end_serving()
 
+        self._begin_serving()
         try:
             self.threads.start(f"{stream.label}-down", run)
         except RuntimeError as error:  # The system gives no more threads.
+            self._end_serving()
             log.warning("%s %s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, what, error)
             self.refuse(stream, Reason.LIMIT, "no more threads at the other end")
             return False
@@ -377,17 +382,17 @@ class Session(ABC):
         stream.reset(reason, text)
         stream.release()
 
+    def _begin_serving(self) -> None:
+        with self._lock:
+            self._served += 1
+
+    def _end_serving(self) -> None:
+        with self._lock:
+            self._served -= 1
+        self._stream_ended()
+
     def _stream_ended(self) -> None:  # noqa: B027 - only a client's session has something to do
         """A stream is over, and its socket closed.  Must not block."""
-
-    def _join(self, stream: StreamIO, target: WakeableSocket) -> None:
-        with self._lock:
-            self._joined += 1
-        try:
-            join_stream(stream, target, self.threads.start, stream.label)
-        finally:
-            with self._lock:
-                self._joined -= 1
 
 
 def _misplaced(message: bytes) -> None:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from base.errors import RefusedError
+from endpoints.wakeable import WakeableSocket
 from service import client_session
 from service.client import Client, run_client
 from service.server import Server
@@ -26,7 +28,7 @@ from tests.transports.background import wait_until
 
 TOKEN = os.urandom(32)
 QUICK = Reconnect(first=0.01, min=0.02, max=0.05)
-SOON = 0.2
+SOON = 0.4
 """`failover_after`."""
 
 
@@ -118,6 +120,30 @@ def start_client(
     return client
 
 
+def start_with_the_first(
+    directory: Path, places: tuple[Place, Place], stack: ExitStack, *forwards: Forward, **settings: object
+) -> Client:
+    """Both servers, and a client whose session is with the first."""
+    first, second = places
+    for place in places:
+        place.start()
+    client = start_client(directory, places, stack, *forwards, **settings)
+    # Making its first key may take a client longer than it waits for a server.
+    wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "only the first has a session")
+    return client
+
+
+def start_with_the_second(
+    directory: Path, places: tuple[Place, Place], stack: ExitStack, *forwards: Forward, **settings: object
+) -> Client:
+    """The second server alone, and a client whose session is with it."""
+    second = places[1]
+    second.start()
+    client = start_client(directory, places, stack, *forwards, **settings)
+    wait_until(lambda: second.sessions == 1, "the second has a session")
+    return client
+
+
 def listens(port: int) -> Callable[[], bool]:
     def try_it() -> bool:
         try:
@@ -157,11 +183,7 @@ def test_while_the_first_is_there_no_other_is_bothered(
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
 ) -> None:
     first, second = places
-    for place in places:
-        place.start()
-    client = start_client(tmp_path, places, stack, local_forward(target))
-    # The first time, when there is no key yet, may take longer than the second waits for.
-    wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "only the first has a session")
+    client = start_with_the_first(tmp_path, places, stack, local_forward(target))
     with connection(client.local_ports[0]) as sock:
         assert can_be_used(sock)
         assert (first.streams, second.streams) == (1, 0)
@@ -186,9 +208,7 @@ def test_a_short_absence_of_the_first_bothers_nobody(
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
 ) -> None:
     first, second = places
-    for place in places:
-        place.start()
-    client = start_client(tmp_path, places, stack, local_forward(target), failover_after=10.0)
+    client = start_with_the_first(tmp_path, places, stack, local_forward(target), failover_after=10.0)
     with connection(client.local_ports[0]) as sock:
         assert can_be_used(sock)
         assert first.server is not None
@@ -202,19 +222,17 @@ def test_when_the_first_goes_new_connections_and_ports_go_to_the_second(
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
 ) -> None:
     first, second = places
-    for place in places:
-        place.start()
     remote, port = remote_forward(target)
-    client = start_client(tmp_path, places, stack, local_forward(target), remote)
+    client = start_with_the_first(tmp_path, places, stack, local_forward(target), remote)
     with connection(client.local_ports[0]) as before:
         assert can_be_used(before)
-        wait_until(listens(port), "the first listens")
+        wait_until(lambda: listener_of(first) == [port], "the first listens")
         first.stop()
         assert ending_of(before) == RESET
     with connection(client.local_ports[0]) as after:
         assert can_be_used(after)
         assert second.streams == 1
-    wait_until(lambda: second.server is not None and listens(port)(), "the second listens")
+    wait_until(lambda: listener_of(second) == [port], "the second listens")
     with connection(port) as sock:
         assert can_be_used(sock)
 
@@ -223,9 +241,8 @@ def test_when_the_first_is_back_new_connections_go_there_and_the_seconds_finish_
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
 ) -> None:
     first, second = places
-    second.start()
     remote, port = remote_forward(target)
-    client = start_client(tmp_path, places, stack, local_forward(target), remote)
+    client = start_with_the_second(tmp_path, places, stack, local_forward(target), remote)
     with connection(client.local_ports[0]) as old:
         assert can_be_used(old)
         wait_until(listens(port), "the second listens")
@@ -249,13 +266,37 @@ def test_when_the_first_is_back_new_connections_go_there_and_the_seconds_finish_
                     assert can_be_used(sock)
 
 
+def test_a_second_that_is_left_while_a_target_is_being_connected_to_keeps_that_stream(
+    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = places
+    connecting, reachable = threading.Event(), threading.Event()
+    connect = client_session.connect
+
+    def connect_slowly(*arguments: Any, **options: Any) -> WakeableSocket:
+        connecting.set()
+        assert reachable.wait(SECONDS)
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(client_session, "connect", connect_slowly)
+    remote, port = remote_forward(target)
+    start_with_the_second(tmp_path, places, stack, remote)
+    wait_until(lambda: listener_of(second) == [port], "the second listens")
+    with connection(port) as sock:
+        assert connecting.wait(SECONDS)
+        first.start()
+        wait_until(lambda: listener_of(first) == [port], "the first has the port")
+        reachable.set()
+        assert can_be_used(sock)
+        assert second.sessions == 1
+    wait_until(lambda: second.sessions == 0, "the second's session has ended")
+
+
 def test_a_second_that_is_left_with_nothing_open_is_told_goodbye_at_once(
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = places
-    second.start()
-    start_client(tmp_path, places, stack)
-    wait_until(lambda: second.sessions == 1, "the second has a session")
+    start_with_the_second(tmp_path, places, stack)
     first.start()
     wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "the session has moved")
     wait_until(lambda: "the client prefers another server" in caplog.text, "the log says so")
@@ -273,6 +314,7 @@ def test_a_first_that_comes_back_in_time_still_has_its_streams(
         network.enter_context(Relay(first.port, at=at))
         remote = RemoteServer((f"ws://127.0.0.1:{at}/tunnel",), TOKEN, first.fingerprint)
         client = start_client(tmp_path, (remote, second.remote), stack, local_forward(target))
+        wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "only the first has a session")
         old = stack.enter_context(connection(client.local_ports[0]))
         assert can_be_used(old)
     old.sendall(b"meanwhile")
@@ -303,8 +345,7 @@ def test_it_goes_back_and_forth_as_often_as_the_first_does(
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
 ) -> None:
     first, second = places
-    second.start()
-    client = start_client(tmp_path, places, stack, local_forward(target))
+    client = start_with_the_second(tmp_path, places, stack, local_forward(target))
     for _ in range(3):
         wait_until(lambda: second.sessions == 1, "the second has a session")
         with connection(client.local_ports[0]) as sock:
@@ -320,9 +361,8 @@ def test_a_second_that_is_only_finishing_returns_to_service_when_the_first_goes_
     tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
 ) -> None:
     first, second = places
-    second.start()
     remote, port = remote_forward(target)
-    client = start_client(tmp_path, places, stack, local_forward(target), remote)
+    client = start_with_the_second(tmp_path, places, stack, local_forward(target), remote)
     with connection(client.local_ports[0]) as old:
         assert can_be_used(old)
         wait_until(listens(port), "the second listens")
