@@ -274,8 +274,7 @@ def test_where_nothing_is_resumed_a_connection_is_not_replaced(tmp_path: Path) -
 def test_streams_are_spread_over_lanes_and_each_is_resumed_by_itself(tmp_path: Path) -> None:
     with ExitStack() as stack:
         path = Line(tmp_path, stack, lanes=3)
-        wait_until(lambda: len(lanes_of(path.server)) == 3, "all lanes are there")
-        wait_until(lambda: all(lane.attached for lane in lanes_of(path.server)), "all lanes are up")
+        wait_until(lambda: lanes_up(path) == (3, 3), "all lanes are up")
         socks = [stack.enter_context(connection(path.port)) for _ in range(6)]
         for sock in socks:
             assert exchange(sock, b"before") == b"before"
@@ -293,7 +292,7 @@ def test_streams_are_spread_over_lanes_and_each_is_resumed_by_itself(tmp_path: P
 def test_where_nothing_is_resumed_there_are_lanes_all_the_same(tmp_path: Path) -> None:
     with ExitStack() as stack:
         path = Line(tmp_path, stack, server={"resume_for": 0}, lanes=2)
-        wait_until(lambda: sum(lane.attached for lane in lanes_of(path.server)) == 2, "both lanes are up")
+        wait_until(lambda: lanes_up(path) == (2, 2), "both lanes are up")
         socks = [stack.enter_context(connection(path.port)) for _ in range(4)]
         for sock in socks:
             assert exchange(sock, b"before") == b"before"
@@ -301,7 +300,7 @@ def test_where_nothing_is_resumed_there_are_lanes_all_the_same(tmp_path: Path) -
         assert (first.open_streams, second.open_streams) == (2, 2)
         second.cut("the network was cut")
         assert sorted(ending_or_echo(sock) for sock in socks) == ["echo", "echo", RESET, RESET]
-        wait_until(lambda: sum(lane.attached for lane in lanes_of(path.server)) == 2, "there is another second one")
+        wait_until(lambda: lanes_up(path) == (2, 2), "there is another second one")
 
 
 def ending_or_echo(sock: socket.socket) -> str:
@@ -315,6 +314,13 @@ def lanes_of(server: Server) -> list[Lane]:
     """The lanes of its only session."""
     sessions = list(server.registry._sessions.values())
     return [lane for session in sessions for _, lane in sorted(session.lanes.items())]
+
+
+def lanes_up(path: Line) -> tuple[int, int]:
+    """How many lanes are on a pipe at the server's end, and at the client's."""
+    session = path.client._links[0].session
+    ours = [] if session is None else list(session.lanes.values())
+    return sum(lane.attached for lane in lanes_of(path.server)), sum(lane.attached for lane in ours)
 
 
 def test_when_all_numbers_of_lanes_have_been_used_there_are_no_further_ones(
@@ -345,7 +351,7 @@ def test_a_client_that_may_have_fewer_lanes_than_it_wants_asks_for_no_more(tmp_p
 def test_a_client_with_lanes_stops_as_quickly_and_says_goodbye(tmp_path: Path) -> None:
     with ExitStack() as stack:
         path = Line(tmp_path, stack, lanes=3)
-        wait_until(lambda: sum(lane.attached for lane in lanes_of(path.server)) == 3, "all lanes are up")
+        wait_until(lambda: lanes_up(path) == (3, 3), "all lanes are up")
         socks = [stack.enter_context(connection(path.port)) for _ in range(3)]
         for sock in socks:
             assert exchange(sock, b"before") == b"before"
