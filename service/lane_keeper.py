@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from attrs import frozen
 
@@ -208,7 +209,6 @@ class LaneKeeper:
         around, lane, session = self._around, self._lane, self._session
         way = self._ways[self._at]
         sealed: SealedPipe | None = None
-        started = time.monotonic()
         try:
             sealed = around.dialling.connect(way, self._dial, session.node)
             with self._changed:
@@ -219,7 +219,10 @@ class LaneKeeper:
             self._epoch += 1
             ready = self._greet(way, sealed, expected, around.settings.handshake_timeout if old is None else GREETING)
             self._take(sealed, ready)
-            self._start(way, sealed, epoch=self._epoch, peer_expects=ready.expected, receive_from=expected)
+            self._start(
+                way, sealed, epoch=self._epoch, peer_expects=ready.expected, receive_from=expected,
+                on_attached=partial(self._tell, way, why, self._epoch),
+            )  # fmt: skip
         except SessionOver as error:
             session.end(error.message)
         except _LaneOver:
@@ -233,8 +236,6 @@ class LaneKeeper:
             if sealed is not None:
                 sealed.close("it could not take the lane over")
             self._failed(way, error)
-        else:
-            self._tell(way, why, started)
 
     def _greet(self, way: Way, sealed: SealedPipe, expected: int, seconds: float) -> Ready:
         around, session = self._around, self._session
@@ -268,8 +269,9 @@ class LaneKeeper:
             raise SessionOver(f"the server goes on where we cannot: {error.message}") from None
 
     def _start(
-        self, way: Way, sealed: SealedPipe, *, epoch: int = 0, peer_expects: int = 0, receive_from: int | None = None
-    ) -> None:
+        self, way: Way, sealed: SealedPipe, *, epoch: int = 0, peer_expects: int = 0, receive_from: int | None = None,
+        on_attached: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Run the lane on this pipe, in a thread of its own.  Raises RuntimeError when the system gives none."""
         now, age = time.monotonic(), self._around.settings.max_pipe_age
         old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
@@ -278,13 +280,17 @@ class LaneKeeper:
             self._running = running
             self._wish = None
 
+        def attached() -> None:
+            on_attached()
+            self._around.changed()
+
         def carry() -> None:
             silence = self._around.settings.keepalive.timeout
             ending = Ending("its thread failed")
             try:
                 ending = self._session.carry(
                     self._number, self._lane, sealed, silence=silence, epoch=epoch, peer_expects=peer_expects,
-                    receive_from=receive_from, on_attached=self._around.changed,
+                    receive_from=receive_from, on_attached=attached,
                 )  # fmt: skip
             finally:
                 self._ended(running, ending)
@@ -331,11 +337,12 @@ class LaneKeeper:
         if delay >= 0.5:
             log.info("trying again in %.1f s", delay)
 
-    def _tell(self, way: Way, why: str, started: float) -> None:
+    def _tell(self, way: Way, why: str, epoch: int) -> None:
+        """The lane is on its new pipe."""
         now, lane = time.monotonic(), self._lane
         if why != "lost":
             text = f"{lane.name} moved to a fresh connection to {way}, since {why}"
-        elif self._epoch == 1 and self._number:
+        elif epoch == 1 and self._number:
             text = f"{lane.name} joined by {way}"
         else:
             text = f"{lane.name} resumed by {way} after {now - self._lost_at:.2f} s; nothing was lost"
