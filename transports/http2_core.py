@@ -182,7 +182,7 @@ class Http2Core:
             return 0
         self._h2.outbound_flow_control_window -= size
         self._h2.streams[stream.id].outbound_flow_control_window -= size
-        self._calm.earn()
+        self._calm.earn(size)
         stream.in_message = size < wanted
         return size
 

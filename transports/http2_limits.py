@@ -39,7 +39,11 @@ IDLE = 60.0
 _BUDGET = 4096.0
 _STRANGERS_BUDGET = 1024.0
 _REFILL = 1 / 16  # of the budget, every second
-_EARNED = 4.0  # by each DATA frame that we send: WINDOW_UPDATEs are the answer to these
+_EARNED = 4.0  # by each DATA frame that we send: WINDOW_UPDATEs and PINGs are the answer to these
+_BYTES_AN_UPDATE = 512
+"""Bytes of DATA that we send for each WINDOW_UPDATE that is free of charge.  A proxy that hands on what it reads
+settles for the stream and for the connection after each piece, which may be no more than one TCP segment."""
+_MOST_UPDATES = WINDOW / _BYTES_AN_UPDATE
 _COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0}
 
 
@@ -48,7 +52,7 @@ class Calm:
 
     128 resets, 256 SETTINGS or 4096 PINGs at once are allowed, a quarter of that until a stream of the connection is
     known to be an honest client's, and a sixteenth every second.  RST_STREAM is dear because the request that it ends
-    was cheap for the peer and dear for us (CVE-2023-44487).
+    was cheap for the peer and dear for us (CVE-2023-44487).  WINDOW_UPDATEs are paid for by the bytes that they settle.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -56,6 +60,7 @@ class Calm:
         self._budget = _STRANGERS_BUDGET
         self._left = self._budget
         self._at = clock()
+        self._updates = 0.0  # WINDOW_UPDATEs that have been paid for
 
     def trust(self) -> None:
         """The peer is no stranger, or carries one who is none."""
@@ -65,6 +70,9 @@ class Calm:
 
     def spend(self, kind: int) -> None:
         """Raises Http2Error when the peer has asked for too much."""
+        if kind == FrameType.WINDOW_UPDATE and self._updates >= 1:
+            self._updates -= 1
+            return
         self._left -= _COSTS.get(kind, 1.0)
         if self._left < 0:
             now = self._clock()
@@ -73,6 +81,7 @@ class Calm:
             if self._left < 0:
                 raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
 
-    def earn(self) -> None:
-        """A DATA frame was sent."""
+    def earn(self, size: int) -> None:
+        """A DATA frame of `size` bytes was sent."""
         self._left = min(self._budget, self._left + _EARNED)
+        self._updates = min(_MOST_UPDATES, self._updates + size / _BYTES_AN_UPDATE)

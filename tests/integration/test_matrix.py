@@ -7,6 +7,7 @@ tests (`test_under_silence`), and others run meanwhile.
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from tests import scenarios
 from tests.applications import connection, exchange, receive_all, receive_exactly
 from tests.integration.silence import Silence
-from tests.matrix import PROMISES, Cell, Matrix
+from tests.matrix import DIRECT_PLAIN, DIRECT_TLS, PATHS, PROMISES, Cell, Matrix
+from tests.transports.background import Background
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +53,27 @@ def test_twenty_streams_at_once(cell: Cell) -> None:
     scenarios.streams_at_once(cell.ports["echo"], 20)
     scenarios.streams_at_once(cell.ports["remote echo"], 20)
     cell.kept.append(PROMISES[4])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        (transport, path)
+        for path in PATHS
+        for transport in ("http2", "grpc")
+        if path not in (DIRECT_PLAIN, DIRECT_TLS)
+    ],
+    indirect=True,
+    ids="-".join,
+)
+def test_what_a_proxy_settles_for_bulk_is_no_flood(cell: Cell) -> None:
+    """HAProxy and Caddy send a WINDOW_UPDATE or two for each piece that they read, and there are many pieces."""
+    block, count = os.urandom(1 << 20), 80
+    with connection(cell.ports["echo"]) as sock:
+        sending = Background(lambda: [sock.sendall(block) for _ in range(count)])
+        assert all(receive_exactly(sock, len(block)) == block for _ in range(count))
+        sending.result()
+    assert cell.connections == 1
 
 
 def test_they_all_fall_silent_together(silence: Silence) -> None:

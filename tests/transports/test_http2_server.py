@@ -337,6 +337,7 @@ def header_bomb(peer: RawHttp2) -> bytes:
         (lambda peer: frame(FrameType.PING, 0, 0, bytes(8)) * 9000, ErrorCodes.ENHANCE_YOUR_CALM),
         (lambda peer: frame(FrameType.SETTINGS, 0, 0) * 1000, ErrorCodes.ENHANCE_YOUR_CALM),
         (lambda peer: frame(FrameType.PRIORITY, 0, 9, b"\0\0\0\0\1") * 9000, ErrorCodes.ENHANCE_YOUR_CALM),
+        (lambda peer: WindowUpdateFrame(0, window_increment=1).serialize() * 9000, ErrorCodes.ENHANCE_YOUR_CALM),
         (lambda peer: WindowUpdateFrame(0, window_increment=2**31 - 1).serialize(), ErrorCodes.FLOW_CONTROL_ERROR),
         (lambda peer: b"".join(request_bytes(peer, 2 * n + 1) for n in range(MAX_STREAMS + 2)),
          ErrorCodes.PROTOCOL_ERROR),
