@@ -7,8 +7,10 @@ once.  What the commands do is in `service`.  Installed, this is the command `qa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -26,12 +28,15 @@ log = logging.getLogger("qanat.tunnel")
 
 DONE, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
+_OURS = ("base", "transports", "handshake", "mux", "endpoints", "service", "deploy")
+
 EXIT_CODES = """\
 exit codes:
-  0  done, or stopped by SIGTERM or SIGINT
-  1  failed while running
-  2  bad usage or configuration
-  3  refused by the other end (token, fingerprint) before this process ever succeeded
+  0    done, or stopped by SIGTERM or SIGINT
+  1    failed while running
+  2    bad usage or configuration
+  3    refused by the other end (token, fingerprint) before this process ever succeeded
+  130  Ctrl-C before it had begun; 128 + the signal's number: ended at once by a second one
 """
 
 SIGNALS = """\
@@ -69,15 +74,42 @@ several transports with each URL: --transport http2,grpc or --transport http2 --
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code, or raises SystemExit as argparse does."""
+    _open_standard_streams()
     options = build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OURS:
+            raise
+        complain(_missing(error.name))
+        return FAILED
     except QanatError as error:
         complain(error)
         return exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where the caller has closed one: the next socket would get its number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            stream = open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def _missing(package: str) -> QanatError:
+    return QanatError(
+        f"the Python package {package!r} is not installed for {sys.executable}",
+        hint="run it with the Python of its virtual environment (.venv/bin/python, which `make demo` makes), "
+        "build one file with all inside (make pyz), or install: python -m pip install .",
+    )
 
 
 def exit_code(error: QanatError) -> int:
@@ -89,11 +121,12 @@ def exit_code(error: QanatError) -> int:
 
 def complain(error: QanatError) -> None:
     """Say on stderr what happened, each fault of a configuration in a line of its own, and what to do next."""
-    for fault in getattr(error, "faults", ()):
-        print(fault, file=sys.stderr)
-    print(f"qanat: error: {error.message}", file=sys.stderr)
+    lines = [*getattr(error, "faults", ()), f"qanat: error: {error.message}"]
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        lines.append(f"hint: {error.hint}")
+    with contextlib.suppress(OSError):  # the exit code says it too
+        for line in lines:
+            print(line, file=sys.stderr)
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -225,7 +258,14 @@ def init(options: argparse.Namespace) -> int:
 def _program() -> str:
     """How the user called this program, for commands to be typed next."""
     called = sys.argv[0]
-    return f"python3 {called}" if called.endswith((".py", ".pyz")) else os.path.basename(called)
+    if not called.endswith((".py", ".pyz")):
+        return os.path.basename(called)
+    python = sys.executable
+    if shutil.which("python3") == python:
+        python = "python3"
+    elif python.startswith(os.getcwd() + os.sep):
+        python = os.path.relpath(python)
+    return f"{python} {called}"
 
 
 def token(options: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ class Listener:
                 raise
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, Reason.LIMIT)
-            text = f"cannot listen on {format_address((host, port))}: {error.strerror or error}"
+            text = f"cannot listen on {format_address((host, port))}: {_what(error)}"
             raise EndpointError(text, code=reason, hint=_listen_hint(error, port)) from error
         self.address: str = format_address(self._sock.getsockname())
         self.port: int = self._sock.getsockname()[1]
@@ -167,6 +167,11 @@ def _listening_socket(host: str, port: int) -> socket.socket:
     set_reset_on_close(sock, True)  # What it accepts inherits this.
     sock.setblocking(False)
     return sock
+
+
+def _what(error: OSError) -> str:
+    """The system's words alone: `create_server` adds its own."""
+    return str(error) if error.errno is None else os.strerror(error.errno)
 
 
 def _listen_hint(error: OSError, port: int) -> str:

@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -31,11 +32,14 @@ log = logging.getLogger("qanat.daemon")
 
 Run = Callable[[threading.Event, Callable[[], None]], None]
 
+REPEATED = 0.2
+"""Seconds within which the same signal again is the same wish: timeout(1) sends one to its child and to the group."""
+
 
 def run_daemon(run: Run, *, pid_file: Path | None = None, hangup_stops: bool = False) -> None:
     """Call `run(stop, ready)` in this thread, the main one, and return when it returns; blocks.
 
-    SIGTERM and SIGINT set `stop`; a second one ends the process at once.  SIGHUP opens the log
+    SIGTERM and SIGINT set `stop`; a second one, later than REPEATED, ends the process at once.  SIGHUP opens the log
     file again, or, with `hangup_stops`, sets `stop` too.  `ready` tells systemd that the service
     is up.  Raises UsageError when the PID file is held by a live process, and what `run` raises.
     """
@@ -87,16 +91,18 @@ class Signals:
         self._read_end.close()
 
     def _signals_loop(self) -> None:
-        stopping = False
+        first, first_at = 0, 0.0  # the signal that stopped us, and when
         while received := self._read_end.recv(1):
             number = received[0]
             if number in self._reopening:
                 done = "log file opened again" if reopen() else "no log file to open again"
                 log.info("SIGHUP: %s", done, extra={"event": "hangup"})
             elif number in self._stopping:
-                if stopping:
+                if first:
+                    if number == first and time.monotonic() - first_at < REPEATED:
+                        continue
                     os._exit(128 + number)
-                stopping = True
+                first, first_at = number, time.monotonic()
                 self._stop.set()
                 notify("STOPPING=1")
                 name = signal.Signals(number).name

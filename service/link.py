@@ -135,7 +135,7 @@ class Link:
                 delay = self._backoff.delay(retry_after)
                 if self._stopping.is_set():
                     return
-                if delay >= 0.5 and self.failure is None:
+                if delay >= 0.5 and self.failure is None and not self._refused_for_good:
                     log.info("trying again in %.1f s", delay)
                 self._stopping.wait(delay)
         except Exception:
@@ -231,11 +231,16 @@ class Link:
             backoff.failed()
             session.ended.wait(backoff.delay())
 
+    @property
+    def _refused_for_good(self) -> bool:
+        """Whether that is the client's end, which says so itself."""
+        return self.refused is not None and len(self._settings.servers) == 1
+
     def _was_refused(self, way: Way, error: RefusedError) -> None:
         if error.final:
             self.refused = None if self.succeeded else error
             self._backoff.give_up_hope()
         else:
             self._backoff.failed()
-        if self.refused is None or len(self._settings.servers) > 1:
+        if not self._refused_for_good:
             log.error("refused by %s: %s", way.url, error, extra={"event": "refused", "url": str(way.url)})

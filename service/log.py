@@ -11,11 +11,13 @@ tunnel.py, once for each process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -58,7 +60,7 @@ def setup_logging(settings: LogSettings) -> None:
     global _installed
     handler: logging.Handler
     if settings.file is None:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = ForgivingHandler(sys.stderr)
     else:
         handler = ReopeningFileHandler(settings.file)
     handler.addFilter(FloodFilter())
@@ -122,7 +124,33 @@ class FloodFilter(logging.Filter):
         return count < FLOOD
 
 
-class ReopeningFileHandler(logging.StreamHandler[TextIO]):
+class ForgivingHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream that may fail, as on a full disk: lines are lost then, and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._complain_at = 0.0
+
+    @property
+    def where(self) -> str:
+        return "stderr"
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say so, once an INTERVAL, where that can be read; whatever is no failure to write is logging's to show."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self.stream is not sys.stderr and time.monotonic() >= self._complain_at:
+            self._complain_at = time.monotonic() + INTERVAL
+            with contextlib.suppress(OSError, ValueError):
+                print(
+                    f"qanat: warning: cannot write the log {self.where}: {error.strerror}; lines are lost until it can "
+                    "be written again (make room there, or name another file)",
+                    file=sys.stderr,
+                )
+
+
+class ReopeningFileHandler(ForgivingHandler):
     """Appends to a file, and follows its name to a new file when told to."""
 
     def __init__(self, path: Path) -> None:
@@ -139,6 +167,10 @@ class ReopeningFileHandler(logging.StreamHandler[TextIO]):
     def _open(self) -> TextIO:
         return open(self.path, "a", encoding="utf-8", errors="backslashreplace")
 
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
     def reopen(self) -> None:
         """Go over to the file that bears the name now.  Raises OSError and changes nothing on failure."""
         opened = self._open()
@@ -149,7 +181,8 @@ class ReopeningFileHandler(logging.StreamHandler[TextIO]):
     def close(self) -> None:
         """Close the file; idempotent."""
         super().close()
-        self.stream.close()
+        with contextlib.suppress(OSError):  # of what could not be written before
+            self.stream.close()
 
 
 class _ScrubbingFormatter(logging.Formatter):

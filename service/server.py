@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from base.deadline import Deadline
 from base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
+from base.sockets import format_address
 from handshake.exchange import SealedPipe, closed_at, server_handshake
 from handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from handshake.identity import load_or_create_identity
@@ -73,6 +74,8 @@ class Server:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
         self._front_door.start()
         self._absences.start()
+        where = ", ".join(format_address(address) for address in self.addresses)
+        log.info("listening on %s", where, extra={"event": "listening"})
         log.info("server key fingerprint %s", self.identity.fingerprint)
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 
 from base.deadline import Deadline
 from base.errors import EndpointError, ProtocolError
+from base.sockets import format_address
 from endpoints.tcp import Listener, connect
 from endpoints.wakeable import WakeableSocket
 from handshake.hello import Close, CloseReason, Hello, Intent
@@ -123,7 +124,7 @@ class ServerSession(Session):
                 raise EndpointError(f"{self._max_forwards} remote forwards are in use", code=Reason.LIMIT)
             listener = self._bind(number, message.host, message.port)
         except EndpointError as error:
-            log.warning("%s: remote forward %d: %s", self.name, number, error)
+            log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
         self._listeners[number] = listener
         if self._stopping.is_set():  # perhaps since `_release` went through them
@@ -152,7 +153,7 @@ class ServerSession(Session):
             finally:
                 done()
 
-        what = f"{self.name}: remote forward {number}"
+        what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
         try:
             self.start_outgoing(peer, carry)
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,8 +118,9 @@ def test_init_prints_the_nginx_block_and_what_to_type_next(tmp_path: Path) -> No
     done = run_qanat("init", "--name", "office", "--url", "wss://example.com/in", cwd=tmp_path)
     assert done.returncode == 0
     assert "location = /in {" in done.stdout
-    assert f"python3 {TUNNEL} server -c server.yaml\n" in done.stdout
-    assert f"python3 {TUNNEL} client -c client.yaml\n" in done.stdout
+    python = "python3" if shutil.which("python3") == sys.executable else sys.executable
+    assert f"{python} {TUNNEL} server -c server.yaml\n" in done.stdout
+    assert f"{python} {TUNNEL} client -c client.yaml\n" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "client.yaml",
         "office.token",
@@ -214,3 +216,17 @@ def test_a_token_that_is_none_is_refused_without_repeating_it(tmp_path: Path) ->
     wrong = generate_token()[:-1] + "!"
     done = run_qanat("client", "ws://127.0.0.1:1/tunnel", "-L", "1:x:2", cwd=tmp_path, HOME=tmp_path, QANAT_TOKEN=wrong)
     assert wrong[7:20] not in said_no(done)
+
+
+def test_without_its_packages_it_says_which_python_has_them() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", TUNNEL, "check", "-c", "config.example.yaml"],
+        cwd=TUNNEL.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "is not installed for" in done.stderr
+    assert ".venv/bin/python" in done.stderr
+    assert "Traceback" not in done.stderr

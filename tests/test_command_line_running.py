@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from handshake.tokens import generate_token
+from service.daemon import REPEATED
 from service.init_files import write_files
 from tests.ports import unused_port
 from tests.processes import SECONDS, TUNNEL, NotifySocket, Pair, Qanat, run_qanat
@@ -72,7 +74,52 @@ def test_a_second_signal_does_not_wait_for_open_streams(pair: Pair, server: Qana
             stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
             client.process.terminate()
             client.wait_until_stopping()
+            threading.Event().wait(2 * REPEATED)
             assert client.stop() == 128 + signal.SIGTERM
+
+
+def test_the_same_signal_twice_at_once_is_one(pair: Pair, server: Qanat) -> None:
+    """timeout(1) sends its own to the child, and then to the group that both are in."""
+    with pair.client() as client:
+        client.wait_until_ready()
+        client.process.terminate()
+        client.wait_until_stopping()
+        assert client.stop() == 0
+        assert "stopped" in client.output
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_it_serves_though_the_caller_has_closed_its_standard_streams(pair: Pair, closed: str) -> None:
+    notifications = NotifySocket(pair.directory / "notify-closed")
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, TUNNEL, "server", "-c", pair.server_yaml],
+        env={**os.environ, "NOTIFY_SOCKET": str(notifications.path)},
+    )
+    try:
+        assert notifications.wait(process.pid) == "READY=1"
+        streams = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        assert streams[2] == "/dev/null"
+        assert not any("socket" in stream for stream in streams)
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+        notifications.close()
+
+
+def test_a_refusal_is_not_announced_as_another_try(pair: Pair, server: Qanat) -> None:
+    pair.written.token_file.write_text(generate_token() + "\n")
+    done = run_qanat("client", "-c", pair.client_yaml)
+    assert done.returncode == 3
+    assert "trying again" not in done.stderr
+
+
+def test_a_refusal_that_cannot_be_written_is_the_same_exit_code(pair: Pair, server: Qanat) -> None:
+    pair.written.token_file.write_text(generate_token() + "\n")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, TUNNEL, "client", "-c", pair.client_yaml]
+        assert subprocess.run(command, stderr=full, timeout=SECONDS).returncode == 3
 
 
 def test_what_was_started_in_a_terminal_ends_with_it(pair: Pair) -> None:

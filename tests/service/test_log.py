@@ -184,3 +184,12 @@ def test_a_peers_text_cannot_turn_a_line_round_on_a_terminal(tmp_path: Path) -> 
     setup_logging(LogSettings(file=path))
     logger.warning("the other end says: %s", "\u202eesrever\u2066\u200b")
     assert path.read_text().endswith("says: \\u202eesrever\\u2066\\u200b\n")
+
+
+def test_a_full_disk_costs_lines_and_one_word_about_it(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(LogSettings(file=Path("/dev/full")))
+    for number in range(5):
+        logging.getLogger("qanat.test").warning("line %d", number)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot write the log /dev/full: No space left on device" in said
