@@ -108,8 +108,18 @@ class Listener:
         self.port: int = self._sock.getsockname()[1]
 
     def start(self) -> None:
-        """Accept connections from now on.  Does not block."""
-        self._thread = start_thread(self._name, self._accept_loop)
+        """Accept connections from now on.  Does not block.
+
+        Raises EndpointError when the system gives no thread; the port is free again then.
+        """
+        try:
+            self._thread = start_thread(self._name, self._accept_loop)
+        except RuntimeError as error:
+            self._close_sockets()
+            raise EndpointError(
+                f"cannot accept on {self.address}: {error}", code=Reason.LIMIT,
+                hint="raise the limit on threads (ulimit -u, TasksMax)",
+            ) from error
 
     def close(self) -> None:
         """Stop accepting and free the port; joins the thread unless called by it.  Idempotent, from any thread."""

@@ -74,6 +74,7 @@ class LaneCore(Sending, Receiving):
         self.owed.credits.clear()
         self.scheduler.clear()
         self.outbox.clear()
+        self.slab.clear()
         self.wake_writers.extend(self._waiting_for_queue)
         self._waiting_for_queue.clear()
         self.room_made = self.work_made = True

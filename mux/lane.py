@@ -89,14 +89,29 @@ class Lane(Carrying):
 
         False as soon as the lane has ended; a lane without a pipe may still get one in time.
         """
-        deadline = Deadline(timeout)
+        return self.answered(self.ask(), timeout)
+
+    def ask(self) -> int:
+        """Have a sealed PING sent at once, or with the next pipe; returns its number.  Does not block."""
         with self.lock:
             owed = self.core.owed
-            target = owed.ping_count + 1
             owed.ping_now(self.clock())
             self._work.notify()
-            while owed.pings_answered < target:
+            return owed.ping_count + 1
+
+    def answered(self, number: int, timeout: float) -> bool:
+        """Block until the PING of this number, or a later one, is answered; False after `timeout` seconds, or at the
+        lane's end."""
+        deadline = Deadline(timeout)
+        with self.lock:
+            while self.core.owed.pings_answered < number:
                 if deadline.passed or self.core.ended is not None:
                     return False
                 self._pong.wait(deadline.remaining())
             return True
+
+    @property
+    def over(self) -> bool:
+        """Whether the lane has ended for good."""
+        with self.lock:
+            return self.core.ended is not None

@@ -36,6 +36,7 @@ class Slab:
     def __init__(self, limit: int) -> None:
         self.capacity = max(2, limit // BLOCK_PAYLOAD)
         self.lent = 0
+        self._keep = KEEP_FREE
         self._free: list[Block] = []
 
     @property
@@ -50,9 +51,14 @@ class Slab:
         self.lent += 1
         return self._free.pop() if self._free else Block()
 
+    def clear(self) -> None:
+        """Keep no free block, nor any that comes back: the lane is over."""
+        self._keep = 0
+        self._free.clear()
+
     def give(self, block: Block) -> None:
         """Take a block back; nobody may touch it afterwards."""
         self.lent -= 1
         block.length = 0
-        if len(self._free) < KEEP_FREE:
+        if len(self._free) < self._keep:
             self._free.append(block)

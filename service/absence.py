@@ -5,6 +5,9 @@ Owned by `service.server`, which says when a lane loses its pipe and when it has
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 from attrs import frozen
 
 from base.deadline import Deadline
@@ -15,15 +18,14 @@ from service.session import Session
 
 @frozen(eq=False)
 class _Absence:
-    absences: dict[Lane, _Absence]
+    take: Callable[[_Absence], bool]  # False when its lane is back
     session: Session
     number: int
     lane: Lane
     deadline: Deadline
 
     def cut(self) -> None:
-        if self.absences.get(self.lane) is self:
-            del self.absences[self.lane]
+        if self.take(self):
             self.session.lane_expired(self.number, self.lane)
 
 
@@ -34,7 +36,8 @@ class Absences:
         """`resume_for` is in seconds and the same for all, so that the first to go is the first to expire."""
         self._resume_for = resume_for
         self._watch = DeadlineWatch("absences")
-        self._absences: dict[Lane, _Absence] = {}  # each step on it is atomic
+        self._lock = threading.Lock()
+        self._absences: dict[Lane, _Absence] = {}  # guarded by the lock
 
     def start(self) -> None:
         self._watch.start()
@@ -42,15 +45,24 @@ class Absences:
     def began(self, session: Session, number: int, lane: Lane) -> None:
         """`lane` is on no pipe any more; or on the next one already, which then decides when the time is up."""
         self.ended(lane)
-        absence = _Absence(self._absences, session, number, lane, Deadline(self._resume_for))
-        self._absences[lane] = absence
+        absence = _Absence(self._take, session, number, lane, Deadline(self._resume_for))
+        with self._lock:
+            self._absences[lane] = absence
         self._watch.add(absence)
 
     def ended(self, lane: Lane) -> None:
         """`lane` is on a pipe again, or over.  Idempotent."""
-        absence = self._absences.pop(lane, None)
+        with self._lock:
+            absence = self._absences.pop(lane, None)
         if absence is not None:
             self._watch.forget(absence)
+
+    def _take(self, absence: _Absence) -> bool:
+        with self._lock:
+            if self._absences.get(absence.lane) is not absence:
+                return False
+            del self._absences[absence.lane]
+            return True
 
     def close(self) -> None:
         """Let nobody expire any more.  Idempotent."""

@@ -46,6 +46,7 @@ class ClientSession(Session):
         self._share = Share()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._asking = threading.Lock()
+        self._serving = threading.Lock()  # guards the next, and that what follows from it is said in its order
         self._turn = 0  # how often this one was taken into service
 
     def request_forwards(self) -> None:
@@ -55,18 +56,21 @@ class ClientSession(Session):
 
     def retire(self) -> None:
         """Another server is preferred: give the ports back, and say goodbye when the last stream has ended."""
-        if not self.retired:
+        with self._serving:
+            if self.retired:
+                return
             self.retired = True
             for number in self._remotes:
                 self.send_control(Unlisten(number).encode())
-            self._stream_ended()
+        self._stream_ended()
 
     def return_to_service(self) -> None:
         """The other server is gone again: ask for the ports anew."""
-        if self.retired:
-            self.retired = False
-            self._turn += 1
-            self.request_forwards()
+        with self._serving:
+            if self.retired:
+                self.retired = False
+                self._turn += 1
+                self.request_forwards()
 
     def _stream_ended(self) -> None:
         if self.retired and not self._served:
@@ -111,10 +115,16 @@ class ClientSession(Session):
 
         def ask_again() -> None:
             # Not `_stopping`: a client that drains must not wait for this.
-            if not self._draining.wait(wait) and not self.retired and turn == self._turn:
-                self._request(number)
+            if not self._draining.wait(wait):
+                with self._serving:
+                    if not self.retired and turn == self._turn:
+                        self._request(number)
 
-        self.threads.start(f"{self.name}-forward-{number}", ask_again)
+        try:
+            self.threads.start(f"{self.name}-forward-{number}", ask_again)
+        except RuntimeError as error:  # The system gives no more threads.
+            log.warning("%s: %s; it is asked for again with the next session; raise the limit on threads "
+                        "(ulimit -u, TasksMax)", forward, error)  # fmt: skip
 
     def _on_open(self, stream: StreamIO) -> None:
         request = decode_request(stream.request)

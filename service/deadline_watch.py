@@ -8,11 +8,14 @@ end with another one whose clients stay away.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Protocol
 
 from base.deadline import Deadline
 from base.threads import start_thread
+
+log = logging.getLogger("qanat.server")
 
 
 class Watched(Protocol):
@@ -70,7 +73,11 @@ class DeadlineWatch:
                 first = self._next_locked()
             if first is None:
                 return
-            first.cut()
+            try:
+                first.cut()
+            except Exception:
+                # All others still have their deadlines.
+                log.exception("%s: cutting failed; please report it", self._name, extra={"event": "bug"})
 
     def _next_locked(self) -> Watched | None:
         """Block for the next whose time is up; None when this was closed."""

@@ -128,6 +128,7 @@ class LaneKeeper:
                 while (why := self._wait_for_cause()) is not None:
                     self._replace(why)
         finally:
+            self._session.off_end(self._notify_of_the_end)
             if self._watched is not None:
                 self._around.watch.remove(self._watched)
             stuck = self._pipes.join(ENDING)

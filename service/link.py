@@ -75,6 +75,7 @@ class Link:
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._session: ClientSession | None = None
+        self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
         self._threads = ThreadGroup(name)
 
@@ -90,8 +91,8 @@ class Link:
     def want(self, wanted: bool) -> None:
         """Whether a new session is to be begun when there is none.  Idempotent; does not block."""
         if wanted and not self._wanted.is_set():
-            self.away_since = time.monotonic()
             self._wanted.set()
+            self._mark_absence(anew=True)
         elif not wanted and self._wanted.is_set():
             self._wanted.clear()
 
@@ -115,12 +116,16 @@ class Link:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
     def _pipe_changed(self) -> None:
-        session = self._session
-        if session is not None and session.attached:
-            self.away_since = None
-        elif self.away_since is None:
-            self.away_since = time.monotonic()
+        self._mark_absence()
         self._changed()
+
+    def _mark_absence(self, *, anew: bool = False) -> None:
+        with self._marking:
+            session = self._session
+            if session is not None and session.attached:
+                self.away_since = None
+            elif anew or self.away_since is None:
+                self.away_since = time.monotonic()
 
     # --- the connector --------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ log = logging.getLogger("qanat.session")
 AGENT = f"qanat/{__version__}"
 
 
+LOOK_ELSEWHERE = 0.05
+"""Seconds until who waits for an answer on one lane has looked at all others."""
 FILES_A_STREAM = 3
 """Descriptors one stream may need: its socket, and a pair to wake a thread that waits for a slow target."""
 FILES_RESERVED = 128
@@ -164,10 +166,18 @@ class Session(ABC):
     def answers(self, timeout: float) -> bool:
         """Whether the other end answers a sealed PING within `timeout` seconds; blocks.
 
-        Asked on a lane that has a pipe; without one, a pipe that comes in time will do.
+        All lanes are asked, since a pipe may be dead unnoticed while others work; for one without a pipe, a pipe
+        that comes in time will do.
         """
-        lanes = sorted(self.lanes.items(), key=lambda item: (not item[1].attached, item[0]))
-        return bool(lanes) and lanes[0][1].ping(timeout)
+        deadline = Deadline(timeout)
+        asked = [(lane, lane.ask()) for lane in self.lanes.values()]
+        while asked and not deadline.passed:
+            for lane, question in asked:
+                remaining = deadline.remaining() or 0.0
+                if lane.answered(question, min(remaining, LOOK_ELSEWHERE / len(asked))):
+                    return True
+            asked = [(lane, question) for lane, question in asked if not lane.over]
+        return False
 
     def carry(
         self, number: int, lane: Lane, sealed: SealedPipe, *, silence: float, epoch: int = 0, peer_expects: int = 0,
@@ -182,6 +192,9 @@ class Session(ABC):
                 on_attached=on_attached,
             )  # fmt: skip
             self._conclude(number, lane, ending)
+        except BaseException:
+            self.end("this program failed; please report its log")  # or nobody would wait for the lane's next pipe
+            raise
         finally:
             with self._lock:
                 self._carrying -= 1
@@ -231,6 +244,12 @@ class Session(ABC):
                 return
         callback()
 
+    def off_end(self, callback: Callable[[], None]) -> None:
+        """Forget a callback of `on_end`.  Idempotent."""
+        with self._lock:
+            if callback in self._on_end:
+                self._on_end.remove(callback)
+
     def end(self, why: str, close: Close | None = None) -> None:
         """The session is over: streams are reset, ports freed; with `close`, the peer is told if that can be done.
 
@@ -244,12 +263,14 @@ class Session(ABC):
             lanes, callbacks = list(self._lanes.values()), self._on_end
         self._stopping.set()
         self._draining.set()
-        for lane in lanes:
-            lane.end(Reason.SESSION_ENDED, f"the session is over: {why}", close)
-        self._release()
-        self.ended.set()
-        for callback in callbacks:
-            callback()
+        try:
+            for lane in lanes:
+                lane.end(Reason.SESSION_ENDED, f"the session is over: {why}", close)
+        finally:
+            self._release()
+            self.ended.set()
+            for callback in callbacks:
+                callback()
 
     def refuse_streams(self) -> None:
         """Take no new stream from the peer: we are going away.  Idempotent; does not block."""

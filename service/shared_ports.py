@@ -87,8 +87,9 @@ class SharedPorts:
         with self._lock:
             shared = self._ports.get((host, port))
             if shared is None:
-                shared = self._ports[host, port] = _SharedPort(host, port)
+                shared = _SharedPort(host, port)
                 shared.listener.start()
+                self._ports[host, port] = shared
             member = Membership(self, shared, taker, accept)
             with shared.lock:
                 shared.members.append(member)

@@ -32,6 +32,7 @@ from h2.events import (
 from h2.exceptions import H2Error
 from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
+from h2.stream import StreamState
 from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from base.errors import ProtocolError
@@ -269,6 +270,10 @@ class Http2Core:
 
     def _stray_data(self, part: DataPart, stream: Http2Stream | None) -> None:
         """DATA for a stream that is over here, or that we never kept: on its way when we ended it."""
+        known = self._h2.streams.get(part.stream_id)
+        if part.ended and stream is None and known is not None and not known.closed:
+            known._expected_content_length = None  # h2 has not seen the body
+            self._feed_h2(empty_data(part.stream_id))  # or the stream counts as open for ever
         if not part.first:
             return
         self._calm.spend(FrameType.DATA)
@@ -288,12 +293,19 @@ class Http2Core:
         if frame.kind == FrameType.HEADERS:
             if self._client:
                 self._calm.spend(frame.kind)
+        elif frame.kind == FrameType.RST_STREAM and self._is_answered(frame.stream_id):
+            self._calm.spend(FrameType.DATA)
         else:
             self._calm.spend(frame.kind)
         if frame.kind == FrameType.GOAWAY:
             self._hear_goaway(frame)
         else:
             self._feed_h2(frame.raw)
+
+    def _is_answered(self, stream_id: int) -> bool:
+        """Whether the peer has our whole answer: its reset, as proxies send for a body left open, costs us nothing."""
+        known = self._h2.streams.get(stream_id)
+        return known is not None and known.state_machine.state is StreamState.HALF_CLOSED_LOCAL
 
     def _feed_h2(self, data: bytes | memoryview) -> None:
         for event in self._h2.receive_data(bytes(data)):

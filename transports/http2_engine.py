@@ -59,6 +59,8 @@ class Http2Engine:
         self._work = threading.Condition(self.lock)  # for `writer_loop`
         self._flush_due = False
         self._send_failure: str | None = None
+        self.sends = 0
+        """How often the kernel has taken something; only the thread that has the turn counts."""
         self._has_reader = route is not None  # a server's pipes never read: closing one could not wake it
         self._reading = False
         self._read_timeout: float | None = None  # as the wire has it
@@ -280,6 +282,7 @@ class Http2Engine:
             self.wire.send_all(data)
         except TransportError as error:
             raise self._failed(error) from error
+        self.sends += 1
 
     def _failed(self, error: TransportError) -> PipeEnded:
         """The path failed while sending.  Reading goes on until its own end: the peer may have said why."""

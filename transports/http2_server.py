@@ -203,11 +203,20 @@ class Exchange:
         if stuck and alone:
             engine.end(cause)
         elif stuck:
-            self._threads.start(f"h2-stuck {engine.wire.peer}", partial(self._watch_stuck, cause))
+            try:
+                self._threads.start(f"h2-stuck {engine.wire.peer}", partial(self._watch_stuck, cause))
+            except RuntimeError as error:  # the system gives us no more threads
+                engine.end(f"{cause}, and there is no thread to see whether the path takes anything: {error}")
 
     def _watch_stuck(self, cause: str) -> None:
-        """A pipe's writer that is inside the kernel cannot be woken but by ending the connection for everyone."""
-        with self._engine.lock:
-            left = self._stream.writable.wait_for(lambda: not self._stream.sending or self._engine.over, _STUCK)
-        if not left:
-            self._engine.end(f"the path takes nothing: {cause}")
+        """A pipe's writer that is inside the kernel cannot be woken but by ending the connection for everyone.
+
+        One that only waits for its turn, while others send, will see by itself that its stream is over.
+        """
+        engine, before = self._engine, -1
+        while before != engine.sends:
+            before = engine.sends
+            with engine.lock:
+                if self._stream.writable.wait_for(lambda: not self._stream.sending or engine.over, _STUCK):
+                    return
+        engine.end(f"the path takes nothing: {cause}")
