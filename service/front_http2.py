@@ -73,11 +73,15 @@ class Http2Front:
         reception = self._reception
         client, via_proxy = reception.account(self._ip, exchange.request.values("x-forwarded-for"))
         address = ClientAddress(peer=self._peer, client=client, via_proxy=via_proxy)
-        if self._must_wait(client, via_proxy) and not reception.slow_down(
-            client, Deadline(reception.settings.limits.header_timeout), self._ending
-        ):
+        slot = None
+        turn: bool | None = True
+        if self._must_wait(client, via_proxy):
+            deadline = Deadline(reception.settings.limits.header_timeout)
+            turn = reception.slow_down_stream(client, deadline, self._ending)
+        if turn:
+            slot = reception.enter(address, lambda: exchange.close("it gave way to other clients"))
+        elif turn is not None:
             return
-        slot = reception.enter(address, lambda: exchange.close("it gave way to other clients"))
         if slot is None:
             exchange.refuse(503, "Service Unavailable\n", retry_after=reception.admission.retry_after(client))
             return

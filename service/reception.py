@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import field, frozen
 
 from base.deadline import Deadline
 from base.threads import ThreadGroup
@@ -39,6 +40,8 @@ class Reception:
     closing: threading.Event
     seldom: Seldom
     threads: ThreadGroup
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)  # guards the next
+    _waiting: Counter[str] = field(factory=Counter[str], init=False)  # by address, streams that are slowed down
 
     def account(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
         """On whose account `ip` comes: the client's address, and whether `ip` is a trusted proxy."""
@@ -48,6 +51,23 @@ class Reception:
         """Wait for as long as this address has to, at most until `deadline`; False when it is `ending` before that."""
         delay = self.admission.delay(ip)
         return not (delay and ending.wait(min(delay, deadline.remaining() or 0.0)))
+
+    def slow_down_stream(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool | None:
+        """As `slow_down`, for one of many streams of a connection; None when too many of this address wait already.
+
+        Each has a thread, and no other connection's place to lose, so only `limits.handshakes` of an address may wait.
+        """
+        with self._lock:
+            if self._waiting[ip] >= self.settings.limits.handshakes:
+                return None
+            self._waiting[ip] += 1
+        try:
+            return self.slow_down(ip, deadline, ending)
+        finally:
+            with self._lock:
+                self._waiting[ip] -= 1
+                if not self._waiting[ip]:
+                    del self._waiting[ip]
 
     def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
         """Take a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""

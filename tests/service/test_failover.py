@@ -24,7 +24,7 @@ from tests.applications import END, RESET, Target, connection, echo, ending_of, 
 from tests.harness import Relay
 from tests.ports import unused_port
 from tests.service.raw_peers import SECONDS
-from tests.transports.background import wait_until
+from tests.transports.background import Background, wait_until
 
 TOKEN = os.urandom(32)
 QUICK = Reconnect(first=0.01, min=0.02, max=0.05)
@@ -375,6 +375,65 @@ def test_a_second_that_is_only_finishing_returns_to_service_when_the_first_goes_
                 assert can_be_used(sock)
             assert second.streams == 3
         assert second.sessions == 1
+
+
+def test_a_second_that_is_back_in_service_is_not_taken_for_absent(
+    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
+) -> None:
+    """Its session was there all the time, so nothing would say that it is back, and the third would be used too."""
+    first, second = places
+    third = Place(3, tmp_path / "3")
+    stack.callback(third.stop)
+    second.start()
+    third.start()
+    client = start_client(tmp_path, (first, second, third), stack, local_forward(target))
+    wait_until(lambda: (second.sessions, third.sessions) == (1, 0), "only the second has a session")
+    with connection(client.local_ports[0]) as old:
+        assert can_be_used(old)
+        first.start()
+        wait_until(lambda: first.sessions == 1 and second_is_left(client), "it prefers the first")
+        first.stop()
+        wait_until(lambda: not second_is_left(client), "the second is in service again")
+        threading.Event().wait(3 * SOON)  # nothing may happen in this time
+        assert third.sessions == 0
+        assert can_be_used(old)
+
+
+def test_a_port_that_is_asked_for_again_just_as_the_servers_change_costs_no_session(
+    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may give the processor to another thread between the last look and the question."""
+    first = places[0]
+    reached, go_on = threading.Event(), threading.Event()
+    request = client_session.ClientSession._request
+
+    def request_late(self: client_session.ClientSession, number: int) -> None:
+        if "-forward-" in threading.current_thread().name and not reached.is_set():
+            reached.set()
+            assert go_on.wait(SECONDS)
+        request(self, number)
+
+    monkeypatch.setattr(client_session.ClientSession, "_request", request_late)
+    remote, port = remote_forward(target)
+    first.start()
+    with socket.create_server(("127.0.0.1", port)):
+        client = start_client(tmp_path, (first,), stack, local_forward(target), remote)
+        sock = stack.enter_context(connection(client.local_ports[0]))
+        assert can_be_used(sock)
+        assert reached.wait(SECONDS)
+    session = client._links[0].session
+    assert session is not None
+
+    def change() -> None:
+        session.retire()
+        session.return_to_service()
+
+    changing = Background(change)
+    go_on.set()
+    changing.result()
+    wait_until(lambda: listener_of(first) == [port], "the first has the port")
+    assert can_be_used(sock)
+    assert not session.ended.is_set()
 
 
 # --- connect: all -----------------------------------------------------------------------------------

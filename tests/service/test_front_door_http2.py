@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -12,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from h2.events import ConnectionTerminated, ResponseReceived, StreamReset
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamReset
+from h2.settings import SettingCodes
 
 from base.deadline import Deadline
 from base.errors import TransportError
@@ -41,6 +43,14 @@ def status_of(peer: RawHttp2, stream_id: int) -> str:
     event = peer.read_until(lambda event: isinstance(event, ResponseReceived) and event.stream_id == stream_id)
     assert isinstance(event, ResponseReceived)
     return str(dict(event.headers)[":status"])
+
+
+def echoed(peer: RawHttp2, stream_id: int, message: bytes) -> bytes:
+    peer.h2.send_data(stream_id, framed(DIALECTS["http2"], message))
+    peer.flush()
+    event = peer.read_until(lambda event: isinstance(event, DataReceived) and event.stream_id == stream_id)
+    assert isinstance(event, DataReceived)
+    return bytes(event.data)[-len(message) :]
 
 
 def url_of(door: FrontDoor, path: str = "/tunnel", scheme: str = "ws") -> TunnelUrl:
@@ -154,6 +164,84 @@ def test_streams_are_counted_like_connections_of_their_client(stack: ExitStack) 
             assert status_of(peer, peer.request(**TUNNEL)) == "200", number
         assert time.monotonic() - started > 0.5
         peer.sock.close()
+
+
+def test_streams_that_wait_for_their_turn_are_few_for_each_address(stack: ExitStack) -> None:
+    """Each of them has a thread, and all together they would take the room of everybody else."""
+    limits = ServerLimits(per_address_rate=0.1, per_address_burst=1, header_timeout=20, handshakes=3, connections=8)
+    with front_door(limits=limits) as door:
+        greedy = raw(stack, door)
+        asked = [greedy.request(**TUNNEL) for _ in range(40)]
+        refused = [number for number in asked[4:] if status_of(greedy, number) == "503"]
+        assert len(refused) == len(asked) - 4  # one was served at once, three wait
+        greedy.sock.close()
+
+
+def test_bodies_of_requests_that_are_refused_count_for_nothing(stack: ExitStack) -> None:
+    """A proxy's connection carries strangers beside tunnels: what they send and reset must not end it."""
+    with front_door() as door:
+        peer = raw(stack, door)
+        tunnel = peer.request(**TUNNEL)
+        assert status_of(peer, tunnel) == "200"
+        for _ in range(200):
+            number = peer.request("/favicon.ico", "POST")
+            peer.h2.send_data(number, b"a=b", end_stream=True)
+            peer.flush()
+            assert status_of(peer, number) == "404"
+        for _ in range(300):
+            number = peer.request("/favicon.ico", "POST")
+            assert status_of(peer, number) == "404"
+            peer.h2.reset_stream(number)
+            peer.flush()
+        assert echoed(peer, tunnel, b"still here") == b"still here"
+        peer.sock.close()
+
+
+def test_a_pipe_that_ends_on_a_slow_path_ends_no_other(stack: ExitStack) -> None:
+    """Its writer waits for its turn, and so do all others; but what is sent does arrive."""
+    ended: queue.Queue[str] = queue.Queue()
+
+    def pour(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        slot.release()
+
+        def write() -> None:
+            with contextlib.suppress(TransportError):
+                while True:
+                    pipe.send(memoryview(bytearray(pipe.headroom + 131072)))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            while True:
+                pipe.recv()
+        except TransportError as error:
+            ended.put(str(error))
+            pipe.close("its reader has ended")
+            writer.join()
+
+    with front_door(pour) as door:
+        sock = stack.enter_context(socket.socket())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.connect(door.addresses[0])
+        peer = RawHttp2(sock, client=True)
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1 << 30})
+        peer.h2.increment_flow_control_window(1 << 29)
+        peer.flush()
+        for _ in range(20):
+            peer.request(**TUNNEL)
+        began, came, left = time.monotonic(), 0, False
+        while (elapsed := time.monotonic() - began) < 5:
+            data = sock.recv(65536)
+            assert data, "the connection was ended for all"
+            came += len(data)
+            threading.Event().wait(max(0.0, came / 2e6 - elapsed))  # 2 MB/s, steadily
+            if elapsed > 2.5 and not left:
+                left = True
+                for number in (1, 9, 17, 25):
+                    peer.h2.reset_stream(number)
+                peer.flush()
+        assert ended.qsize() == 4
+        sock.close()
 
 
 def test_a_connection_without_a_request_is_cut_in_time() -> None:

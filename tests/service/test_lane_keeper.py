@@ -29,10 +29,11 @@ from service.server import Server
 from service.settings import Reconnect
 from tests.applications import END, RESET, connection, ending_of, exchange
 from tests.mux.rig import read
-from tests.service.raw_peers import PARAMETERS, SECONDS
+from tests.service.raw_peers import PARAMETERS, SECONDS, RawClient
 from tests.service.raw_sessions import (
     LOCAL,
     QUICK,
+    TOKEN,
     Caller,
     Line,
     RawSession,
@@ -301,6 +302,35 @@ def test_where_nothing_is_resumed_there_are_lanes_all_the_same(tmp_path: Path) -
         second.cut("the network was cut")
         assert sorted(ending_or_echo(sock) for sock in socks) == ["echo", "echo", RESET, RESET]
         wait_until(lambda: lanes_up(path) == (2, 2), "there is another second one")
+
+
+def test_a_lane_that_is_over_is_forgotten(tmp_path: Path) -> None:
+    """A session may last for years, and each of its lanes only as long as a connection."""
+    with ExitStack() as stack:
+        path = Line(tmp_path, stack, server={"resume_for": 0}, lanes=2)
+        wait_until(lambda: lanes_up(path) == (2, 2), "both lanes are up")
+        session = path.client._links[0].session
+        assert session is not None
+        known = len(session._on_end)
+        for _ in range(4):
+            last = lanes_of(path.server)[-1]
+            last.cut("the network was cut")
+            wait_until(lambda: last not in lanes_of(path.server), "it is over")  # noqa: B023 - waited for here
+            wait_until(lambda: lanes_up(path) == (2, 2), "there is another")
+        assert session is path.client._links[0].session
+        assert len(session._on_end) == known
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_client_of_whose_connections_one_is_stuck_keeps_its_name(tmp_path: Path, stuck: int) -> None:
+    with ExitStack() as stack:
+        path = Line(tmp_path, stack, server={"takeover_timeout": 0.5}, lanes=2)
+        wait_until(lambda: lanes_up(path) == (2, 2), "both lanes are up")
+        path.relay.fall_silent(only=stuck)
+        with RawClient(path.server, "a", TOKEN, instance=b"o" * 16) as other:
+            kind, content = other.greet()
+            assert kind is RecordKind.CLOSE
+            assert Close.decode(content).reason is CloseReason.NAME_IN_USE
 
 
 def ending_or_echo(sock: socket.socket) -> str:

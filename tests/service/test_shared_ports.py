@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from base.errors import EndpointError
+from endpoints import tcp
 from mux.frames import Reason
 from service.shared_ports import SharedPorts
 from tests.harness import SECONDS
@@ -122,6 +123,18 @@ def test_one_that_leaves_gets_nothing_more_and_the_last_frees_the_port(rig: Rig)
         assert caught.value.code == Reason.LIMIT
     rig.join("c")
     assert rig.who(1) == ["c"]
+
+
+def test_a_port_that_got_no_thread_is_free_for_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(name: str, target: Callable[[], None]) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tcp, "start_thread", no_thread)
+        with pytest.raises(EndpointError, match="new thread"):
+            rig.join("a")
+    rig.join("b")
+    assert rig.connect()[0] == "b"
 
 
 def test_a_connection_that_ends_after_its_client_left_does_no_harm(rig: Rig) -> None:
