@@ -25,6 +25,7 @@ def test_the_limits_are_the_code_s() -> None:
         http2_limits.IDLE,
         http2_limits._BUDGET,
         http2_limits._STRANGERS_BUDGET,
+        http2_limits._BYTES_AN_UPDATE,
     ]
     costs = http2_limits._COSTS
     assert PAGE.says(
