@@ -21,6 +21,10 @@ class NameHeld(Exception):
     """Another live process holds this name; the message says where."""
 
 
+class TooLate(Exception):
+    """The client has begun another session since, over a connection that it made later."""
+
+
 class Full(Exception):
     """No room for another session."""
 
@@ -38,7 +42,7 @@ class Registry:
     def claim(self, session: ServerSession, deadline: Deadline) -> None:
         """Give `session` its client's name.  Blocks while an older holder is asked or ends.
 
-        When it returns, the older holder's ports are free.  Raises NameHeld, and Full.
+        When it returns, the older holder's ports are free.  Raises NameHeld, TooLate and Full.
         """
         while True:
             with self._lock:
@@ -50,6 +54,8 @@ class Registry:
                         raise Full(f"{self._limit} sessions are open")
                     self._sessions[session.name] = session
                     return
+            if holder.instance == session.instance and holder.order > session.order:
+                raise TooLate(f"{session.name} has begun a session over a later connection than this")
             if holder.instance == session.instance:
                 holder.replace("its client connected anew")
             elif holder.answers(self._takeover_timeout):

@@ -8,6 +8,7 @@ while, for the client to come back to.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -32,7 +33,7 @@ from .access import ConnectRules, ListenRules
 from .admission import ClientAddress, HandshakeSlot
 from .front_door import FrontDoor
 from .messages import printable
-from .registry import Full, NameHeld, Registry
+from .registry import Full, NameHeld, Registry, TooLate
 from .seldom import Seldom
 from .server_session import ServerSession
 from .session import affordable_streams, hello_parameters, lane_parameters, share
@@ -40,6 +41,8 @@ from .settings import ClientAccount, ServerSettings
 from .shared_ports import SharedPorts
 
 log = logging.getLogger("qanat.server")
+
+_REASONS = {NameHeld: CloseReason.NAME_IN_USE, TooLate: CloseReason.STALE, Full: CloseReason.BUSY}
 
 ENDING = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
@@ -59,6 +62,7 @@ class Server:
         self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._front_door = FrontDoor(settings, self._on_pipe)
+        self._orders = itertools.count()  # of connections, as they come
         self._absences = Absences(settings.resume_for)
         self._shared_ports = SharedPorts()
         self._seldom = Seldom()
@@ -106,11 +110,12 @@ class Server:
     def _on_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
         deadline = Deadline(self.settings.limits.handshake_timeout)
         carry: Callable[[], None] | None = None
+        order = next(self._orders)
         try:
             handshake = ServerHandshake(self.identity, self._find_tokens, self._front_door.admission.rsa_gate)
             sealed = server_handshake(pipe, handshake, deadline)
             with closed_at(deadline, pipe):
-                carry = self._admit(sealed, address, deadline)
+                carry = self._admit(sealed, address, deadline, order)
         except RefusedError as error:
             log.warning("refused %s: %s", address, error, extra={"event": "refused", "peer": str(address)})
         except (HandshakeError, ProtocolError) as error:
@@ -122,18 +127,20 @@ class Server:
             slot.release()
             carry()
 
-    def _admit(self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline) -> Callable[[], None] | None:
+    def _admit(
+        self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline, order: int
+    ) -> Callable[[], None] | None:
         """Judge HELLO and answer it; what to do with the pipe, or None when this client was told that it has to go."""
         kind, content = sealed.recv_record()
         if kind is not RecordKind.HELLO:
             raise ProtocolError(f"a {kind.name} record where HELLO was due")
         hello = Hello.decode(content)
         if hello.intent is Intent.NEW:
-            return self._begin(sealed, hello, address, deadline)
+            return self._begin(sealed, hello, address, deadline, order)
         return self._resume(sealed, hello, address, deadline)
 
     def _begin(
-        self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
+        self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline, order: int
     ) -> Callable[[], None] | None:
         """A new session."""
         settings, account = self.settings, self._accounts[sealed.result.name]
@@ -158,13 +165,13 @@ class Server:
             max_forwards=settings.limits.forwards,
             max_lanes=lanes,
             shared_ports=self._shared_ports,
+            order=order,
         )  # fmt: skip
         try:
             self.registry.claim(session, deadline)
-        except (NameHeld, Full) as error:
+        except tuple(_REASONS) as error:
             log.warning("turned %s away: %s", address, error)
-            reason = CloseReason.NAME_IN_USE if isinstance(error, NameHeld) else CloseReason.BUSY
-            self._say(sealed, RecordKind.CLOSE, Close(reason, str(error)).encode())
+            self._say(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
             return None
         session.on_end(lambda: self._ended(session))
         try:

@@ -41,7 +41,8 @@ class ServerSession(Session):
     """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name.
 
     `connecting` bounds the targets that are being connected to, over all sessions of this client: a session that
-    has ended leaves those behind until `connect_timeout`, and its client can be back at once for more.
+    has ended leaves those behind until `connect_timeout`, and its client can be back at once for more.  `order`
+    says which of a client's sessions began with the later connection.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class ServerSession(Session):
         max_forwards: int,
         max_lanes: int,
         shared_ports: SharedPorts,
+        order: int = 0,
     ) -> None:
         super().__init__(name, parameters, new_id(), secret, resume_for)
         self.instance = instance
         self.holder = holder
+        self.order = order
         self._connect_rules = connect_rules
         self._listen_rules = listen_rules
         self._connect_timeout = connect_timeout

@@ -608,3 +608,13 @@ def test_a_server_that_stops_waits_for_nobody_who_is_away(server: Server) -> Non
         assert time.monotonic() - began < 1.5  # of which 0.2 s are `drain`
         assert target.wait_endings(1) == [RESET]
         stream.release()
+
+
+def test_a_late_hello_does_not_end_the_session_that_its_client_has_begun_since(server: Server) -> None:
+    """The client has given that connection up, and does not wait for an answer."""
+    with RawClient(server, "a", TOKEN) as early, RawClient(server, "a", TOKEN) as later:
+        session = later.join()
+        kind, content = early.greet()
+        assert kind is RecordKind.CLOSE
+        assert Close.decode(content).reason is CloseReason.STALE
+        assert session.lane.ping(SECONDS)
