@@ -250,6 +250,15 @@ def ending_of(sock: socket.socket) -> str:
     return END
 
 
+def ending_at(port: int) -> str:
+    """Connect and read until the end; how it was.  A reset may be there as early as the connection."""
+    try:
+        with connection(port) as sock:
+            return ending_of(sock)
+    except ConnectionResetError:
+        return RESET
+
+
 class Conversation(threading.Thread):
     """Talks with an echo until the connection ends, and says how it did.  Fails when the echo is wrong."""
 

@@ -22,7 +22,7 @@ from service.client import Client, run_client
 from service.dialling import Dialling
 from service.messages import ConnectTcp, Listen, ListenFailed, Listening, ThroughForward, Unlisten, decode_control
 from service.settings import ClientSettings, Forward, Reconnect, RemoteServer
-from tests.applications import RESET, connection, ending_of
+from tests.applications import RESET, connection, ending_at, ending_of
 from tests.service.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, welcome
 
 TOKEN = os.urandom(32)
@@ -298,8 +298,7 @@ def test_a_connection_that_never_gets_a_session_is_reset(tmp_path: Path) -> None
     client = Client(settings)
     client.start()
     try:
-        with connection(client.local_ports[0]) as sock:
-            assert ending_of(sock) == RESET
+        assert ending_at(client.local_ports[0]) == RESET
     finally:
         client.stop()
 
