@@ -7,6 +7,7 @@ ended, since an end that an application sees (an orderly one, or a reset) is a p
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -111,8 +112,9 @@ class Target:
             ending = RESET
         except BrokenPipeError:
             ending = END  # Linux says EPIPE when a FIN had come before the reset
-        except OSError:
-            if not self.closing.is_set():  # otherwise it was `close` that ended it
+        except OSError as error:
+            # Likewise ENOTCONN, for who shuts down then; and with `closing` it was `close` that ended it.
+            if error.errno != errno.ENOTCONN and not self.closing.is_set():
                 raise
             ending = END
         with self._changed:
