@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -257,6 +256,8 @@ def init(options: argparse.Namespace) -> int:
 
 def _program() -> str:
     """How the user called this program, for commands to be typed next."""
+    import shutil
+
     called = sys.argv[0]
     if not called.endswith((".py", ".pyz")):
         return os.path.basename(called)

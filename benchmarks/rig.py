@@ -13,6 +13,7 @@ from types import TracebackType
 
 from base.deadline import Deadline
 from handshake.tokens import generate_token
+from tests.ports import unused_port
 
 from .programs import PROGRAMS
 
@@ -62,7 +63,7 @@ class Rig:
         servers = {resume_for: self._start_server(resume_for) for resume_for in {kept for _, kept in TUNNELS.values()}}
         for name, (transport, resume_for) in TUNNELS.items():
             port, fingerprint = servers[resume_for]
-            self.tunnelled[name] = {program: _unused_port() for program in self.direct}
+            self.tunnelled[name] = {program: unused_port() for program in self.direct}
             folder = self._folder / str(resume_for)
             client = {
                 "name": transport,
@@ -83,7 +84,7 @@ class Rig:
 
     def _start_server(self, resume_for: int) -> tuple[int, str]:
         """A server for every transport; its port and fingerprint."""
-        folder, port = self._folder / str(resume_for), _unused_port()
+        folder, port = self._folder / str(resume_for), unused_port()
         transports = sorted({transport for transport, _ in TUNNELS.values()})
         subprocess.run(
             [sys.executable, "tunnel.py", "init", str(folder), "--listen", f"127.0.0.1:{port}",
@@ -121,12 +122,6 @@ class Rig:
             if deadline.passed:
                 raise TimeoutError("the tunnel did not come up; see the lines above")
             retry.wait(0.05)
-
-
-def _unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _end(process: subprocess.Popen[str]) -> None:

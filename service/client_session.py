@@ -46,7 +46,7 @@ class ClientSession(Session):
         self._share = Share()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._asking = threading.Lock()
-        self._serving = threading.Lock()  # guards the next, and that what follows from it is said in its order
+        self._turning = threading.Lock()  # guards the next, and that what follows from it is said in its order
         self._turn = 0  # how often this one was taken into service
 
     def request_forwards(self) -> None:
@@ -56,7 +56,7 @@ class ClientSession(Session):
 
     def retire(self) -> None:
         """Another server is preferred: give the ports back, and say goodbye when the last stream has ended."""
-        with self._serving:
+        with self._turning:
             if self.retired:
                 return
             self.retired = True
@@ -66,7 +66,7 @@ class ClientSession(Session):
 
     def return_to_service(self) -> None:
         """The other server is gone again: ask for the ports anew."""
-        with self._serving:
+        with self._turning:
             if self.retired:
                 self.retired = False
                 self._turn += 1
@@ -116,7 +116,7 @@ class ClientSession(Session):
         def ask_again() -> None:
             # Not `_stopping`: a client that drains must not wait for this.
             if not self._draining.wait(wait):
-                with self._serving:
+                with self._turning:
                     if not self.retired and turn == self._turn:
                         self._request(number)
 
