@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos import SILENT, deck
-from tests.harness import ROOT
-from tests.scenarios import MEBI, Figures
-from tests.storm import Storm
+from tests.support.chaos import SILENT, deck
+from tests.support.harness import ROOT
+from tests.support.scenarios import MEBI, Figures
+from tests.support.storm import Storm
 
 from .report import made_on, number, table, write_section
 from .rig import TRANSPORTS
@@ -42,8 +42,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Cut connections under a running workload; writes docs/CHAOS.md.")
     parser.add_argument("--cuts", type=int, default=1000, help="connections that meet their end (default: 1000)")
     parser.add_argument("--seed", type=int, default=1, help="what happens to which connection (default: 1)")
-    parser.add_argument("--transport", action="append", choices=TRANSPORTS, help="may be repeated; the session then "
-                        "moves from one to the other (default: all of them)")  # fmt: skip
+    parser.add_argument(
+        "--transport",
+        action="append",
+        choices=TRANSPORTS,
+        help="may be repeated; the session then moves from one to the other (default: all of them)",
+    )
     parser.add_argument("--lanes", type=int, default=1, help="connections side by side (default: 1)")
     parser.add_argument("--leaks", action="store_true", help="check memory, threads and sockets after it too")
     parser.add_argument("--print", action="store_true", help="print the figures, and write nothing")

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
-from tests.chaos import ChaosRelay
-from tests.harness import ROOT, Tunnel
-from tests.ports import unused_port
-from tests.recovery import Heartbeat, recovery_times
+from tests.support.chaos import ChaosRelay
+from tests.support.harness import ROOT, Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.recovery import Heartbeat, recovery_times
 
 from .report import made_on
 from .rig import TRANSPORTS
@@ -75,8 +75,14 @@ def main() -> int:
     return 0
 
 
-def _measure(path: str, transport: str, options: argparse.Namespace, *, delay: float = 0.0,
-             prepare: Callable[[int], None] = lambda port: None) -> Result:  # fmt: skip
+def _measure(
+    path: str,
+    transport: str,
+    options: argparse.Namespace,
+    *,
+    delay: float = 0.0,
+    prepare: Callable[[int], None] = lambda port: None,
+) -> Result:
     """One tunnel and one stream; `prepare` gets the relay's port before anybody connects to it."""
     port = unused_port()
     with tempfile.TemporaryDirectory(prefix="qanat-recovery-") as directory, Heartbeat() as beat:
@@ -124,8 +130,25 @@ def _delay_port(port: int) -> None:
         _tell("tc", "class", "add", "dev", "lo", "parent", "1:", "classid", number, "htb", "rate", "10gbit")
     _tell("tc", "qdisc", "add", "dev", "lo", "parent", "1:2", "netem", "delay", f"{ONE_WAY}ms", "limit", "100000")
     for end in ("sport", "dport"):
-        _tell("tc", "filter", "add", "dev", "lo", "parent", "1:", "protocol", "ip", "u32",
-              "match", "ip", end, str(port), "0xffff", "flowid", "1:2")  # fmt: skip
+        _tell(
+            "tc",
+            "filter",
+            "add",
+            "dev",
+            "lo",
+            "parent",
+            "1:",
+            "protocol",
+            "ip",
+            "u32",
+            "match",
+            "ip",
+            end,
+            str(port),
+            "0xffff",
+            "flowid",
+            "1:2",
+        )
 
 
 def _tell(*command: str) -> None:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from base.version import __version__
-from tests.programs import find_program
+from qanat.base.version import __version__
+from tests.support.machine.programs import find_program
 
 
 def made_on(*, libraries: tuple[str, ...] = ("cryptography",), programs: Mapping[str, str] | None = None) -> str:

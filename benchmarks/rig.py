@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from base.deadline import Deadline
-from handshake.tokens import generate_token
-from tests.ports import unused_port
+from qanat.base.deadline import Deadline
+from qanat.handshake.tokens import generate_token
+from tests.support.machine.ports import unused_port
 
 from .programs import PROGRAMS
 
@@ -87,22 +87,40 @@ class Rig:
         folder, port = self._folder / str(resume_for), unused_port()
         transports = sorted({transport for transport, _ in TUNNELS.values()})
         subprocess.run(
-            [sys.executable, "tunnel.py", "init", str(folder), "--listen", f"127.0.0.1:{port}",
-             "--url", f"ws://127.0.0.1:{port}/tunnel", "--name", "unused"],
-            cwd=_ROOT, check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "tunnel.py",
+                "init",
+                str(folder),
+                "--listen",
+                f"127.0.0.1:{port}",
+                "--url",
+                f"ws://127.0.0.1:{port}/tunnel",
+                "--name",
+                "unused",
+            ],
+            cwd=_ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         fingerprint = subprocess.run(
             [sys.executable, "tunnel.py", "fingerprint", "-c", str(folder / "server.yaml")],
-            cwd=_ROOT, check=True, capture_output=True, text=True,
-        ).stdout.strip()  # fmt: skip
+            cwd=_ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
         for name in transports:
             token = folder / f"{name}.token"
             token.touch(mode=0o600)
             token.write_text(generate_token())
         clients = [{"name": n, "token_file": f"{n}.token", "allow_connect": ["127.0.0.1:*"]} for n in transports]
         server = {
-            "listen": f"127.0.0.1:{port}", "clients": clients, "resume_for": resume_for, "log": {"level": "warning"},
-        }  # fmt: skip
+            "listen": f"127.0.0.1:{port}",
+            "clients": clients,
+            "resume_for": resume_for,
+            "log": {"level": "warning"},
+        }
         (folder / "server.yaml").write_text(json.dumps({"server": server}))
         self._start("tunnel.py", "server", "-c", str(folder / "server.yaml"))
         self._wait_until_up(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"H")

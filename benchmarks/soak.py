@@ -1,6 +1,6 @@
 """`make soak`: what a tunnel must stand, at full counts; the figures go to docs/SOAK.md.
 
-The scenarios are those of the test suite (tests.scenarios), which runs them with smaller counts.  Takes
+The scenarios are those of the test suite (tests.support.scenarios), which runs them with smaller counts.  Takes
 about five minutes on two cores.  `--quick` runs the suite's counts and prints, writing nothing.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests import scenarios
-from tests.applications import Target, echo, stalled
-from tests.harness import ROOT, Tunnel
-from tests.ports import unused_port
-from tests.proxies import TunnelProxy
-from tests.web import file_server
+from tests.support import scenarios
+from tests.support.applications import Target, echo, stalled
+from tests.support.harness import ROOT, Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.machine.proxies import TunnelProxy
+from tests.support.machine.web import file_server
 
 from .report import made_on, number, table
 
@@ -109,10 +109,14 @@ class Soak:
             yield (
                 f"Readers that stop, behind a {kind} forward, while streams push at them",
                 lambda kind=kind: scenarios.stopped_readers(
-                    tunnel, ports[f"{kind} stalled"], self.stalled[kind], ports["local echo"],
-                    streams=counts.pushers, seconds=counts.stopped,
+                    tunnel,
+                    ports[f"{kind} stalled"],
+                    self.stalled[kind],
+                    ports["local echo"],
+                    streams=counts.pushers,
+                    seconds=counts.stopped,
                 ),
-            )  # fmt: skip
+            )
         for which in ("server", "client"):
             yield (
                 f"kill -9 of the {which} in the middle, again and again",

@@ -14,10 +14,10 @@ from typing import Final, Self
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from base.deadline import Deadline
-from base.errors import LocalError, TransportError
-from base.threads import start_thread
-from handshake import rsa_keys
+from qanat.base.deadline import Deadline
+from qanat.base.errors import LocalError, TransportError
+from qanat.base.threads import start_thread
+from qanat.handshake import rsa_keys
 
 REUSE_SECONDS: Final = 600.0
 """How long one key may serve again while no fresh one is ready."""

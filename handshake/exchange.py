@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from base.deadline import Deadline
-from base.errors import PipeEnded, ProtocolError, RefusedError, TransportError
-from base.threads import start_thread
-from handshake.hello import RecordKind
-from handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
-from handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
-from transports.pipe import Pipe
+from qanat.base.deadline import Deadline
+from qanat.base.errors import PipeEnded, ProtocolError, RefusedError, TransportError
+from qanat.base.threads import start_thread
+from qanat.handshake.hello import RecordKind
+from qanat.handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
+from qanat.handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
+from qanat.transports.pipe import Pipe
 
 REFUSAL_DELAY: Final = 0.1
 """Seconds from M3 to the refusal, so that its time tells nothing."""

@@ -6,7 +6,7 @@ that its caller names, so that a malformed handshake message and a malformed rec
 
 from __future__ import annotations
 
-from base.errors import ProtocolError
+from qanat.base.errors import ProtocolError
 
 
 def lp8(data: bytes) -> bytes:

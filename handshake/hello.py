@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, TypeVar
 
-from base.errors import LocalError, ProtocolError
-from handshake.fields import FieldReader, lp8, lp16
-from handshake.schedule import hmac_sha256, secrets_equal
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.handshake.fields import FieldReader, lp8, lp16
+from qanat.handshake.key_schedule import hmac_sha256, secrets_equal
 
 MAX_CLOSE_TEXT: Final = 512
 """Bytes of UTF-8."""

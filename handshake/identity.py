@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from base.errors import UsageError
-from handshake import rsa_keys
+from qanat.base.errors import UsageError
+from qanat.handshake import rsa_keys
 
 _LARGEST_FILE: Final = 65_536
 """Bytes; an RSA-3072 key in PEM has about 2,500."""

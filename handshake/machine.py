@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from base.errors import HandshakeError, LocalError, RefusedError
-from handshake import rsa_keys, schedule
-from handshake.client_keys import ClientKey
-from handshake.identity import ServerIdentity
-from handshake.messages import (
+from qanat.base.errors import HandshakeError, LocalError, RefusedError
+from qanat.handshake import key_schedule as schedule
+from qanat.handshake import rsa_keys
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.messages import (
     AUTH_LABEL,
     LARGEST_MESSAGE,
     M3_LIMIT,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from base.errors import HandshakeError
-from handshake.fields import FieldReader, lp, lp8
+from qanat.base.errors import HandshakeError
+from qanat.handshake.fields import FieldReader, lp, lp8
 
 M1_LIMIT: Final = 1024
 M2_LIMIT: Final = 387

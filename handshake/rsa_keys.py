@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from base.errors import HandshakeError
+from qanat.base.errors import HandshakeError
 
 SERVER_BITS: Final = 3072
 CLIENT_BITS: Final = 2048

@@ -14,9 +14,9 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from base.errors import LocalError, ProtocolError
-from handshake.hello import RecordKind
-from handshake.schedule import expand
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.handshake.hello import RecordKind
+from qanat.handshake.key_schedule import expand
 
 MAX_PLAINTEXT: Final = 262_144
 """Bytes in a record's plaintext, its kind included."""

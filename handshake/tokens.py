@@ -12,7 +12,7 @@ import hashlib
 import os
 from typing import Final
 
-from base.errors import UsageError
+from qanat.base.errors import UsageError
 
 PREFIX: Final = "qanat1-"
 SECRET_SIZE: Final = 32

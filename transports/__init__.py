@@ -1,1 +1,1 @@
-"""Pipes over HTTP: one module a transport, all behind the interface in `transports.pipe`."""
+"""Pipes over HTTP: one module a transport, all behind the interface in `qanat.transports.pipe`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from base.errors import PipeEnded
+from qanat.base.errors import PipeEnded
 
 
 class FirstCause:

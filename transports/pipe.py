@@ -14,7 +14,7 @@ from typing import Any
 MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
 
-MAX_GUARDED = 1024
+MAX_UNAUTHENTICATED = 1024
 """The largest message that a guarded pipe takes: the handshake's own limit (docs/PROTOCOL.md §1)."""
 
 
@@ -120,7 +120,7 @@ class Pipe(ABC):
     def set_guarded(self, guarded: bool) -> None:  # noqa: B027 - not every transport has something to guard
         """While guarded, `recv` takes no more than a handshake needs: the peer is a stranger.
 
-        A message above MAX_GUARDED ends the pipe before its bytes are waited for, and so do more of the
+        A message above MAX_UNAUTHENTICATED ends the pipe before its bytes are waited for, and so do more of the
         transport's own frames (pings, fragments) than honest proxies make.  By the thread that calls `recv`.
         """
 

@@ -8,7 +8,6 @@ network or a warm pip cache; what it builds needs neither.
 
 from __future__ import annotations
 
-import configparser
 import os
 import runpy
 import shutil
@@ -40,14 +39,11 @@ def build(target: Path) -> None:
 
 
 def _copy_source(to: Path) -> None:
-    """Copy what setup.cfg names and no more: setuptools would take stale files from build/ along."""
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg")
+    """Copy what a wheel is made of and no more: setuptools would take stale files from build/ along."""
     to.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "tunnel.py"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, to)
-    for package in settings["options"]["packages"].split(","):
-        shutil.copytree(ROOT / package.strip(), to / package.strip(), ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "qanat", to / "qanat", ignore=shutil.ignore_patterns("__pycache__", "pyz"))
 
 
 def _put_start_in(archive: Path, target: Path) -> None:

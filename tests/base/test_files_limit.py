@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from base.files_limit import raise_open_files_limit
+from qanat.base.files_limit import raise_open_files_limit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 _SCRIPT = """
 import resource
-from base.files_limit import raise_open_files_limit
+from qanat.base.files_limit import raise_open_files_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 print(raise_open_files_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """

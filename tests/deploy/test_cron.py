@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.deployed import DEPLOY, install_command
-from tests.processes import SECONDS, NotifySocket, Pair, process_handle, wait_for
-from tests.programs import require_program
+from tests.support.machine.deployed import DEPLOY, install_command
+from tests.support.machine.processes import SECONDS, NotifySocket, Pair, process_handle, wait_for
+from tests.support.machine.programs import require_program
 
 TO_THE_NEXT_MINUTE = 75.0
 

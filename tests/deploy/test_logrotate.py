@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.deploy.deployed import deployed, group, user
-from tests.processes import SECONDS, Pair, wait_for
-from tests.programs import require_program
+from tests.support.machine.deployed import deployed, group, user
+from tests.support.machine.processes import SECONDS, Pair, wait_for
+from tests.support.machine.programs import require_program
 
 
 def test_logrotate_moves_the_log_and_the_process_follows(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.deployed import deployed, install_command, user
-from tests.processes import SECONDS, NotifySocket, Pair
-from tests.programs import require_program
+from tests.support.machine.deployed import deployed, install_command, user
+from tests.support.machine.processes import SECONDS, NotifySocket, Pair
+from tests.support.machine.programs import require_program
 
 # What Debian's /etc/supervisor/supervisord.conf says, in a directory of the test's own.
 SUPERVISORD = """

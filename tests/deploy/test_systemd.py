@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.deployed import deployed, install_command, user
-from tests.processes import SECONDS, NotifySocket, Pair, wait_for
-from tests.programs import require_program
+from tests.support.machine.deployed import deployed, install_command, user
+from tests.support.machine.processes import SECONDS, NotifySocket, Pair, wait_for
+from tests.support.machine.programs import require_program
 
 UNITS = ("qanat-server.service", "qanat-client.service")
 

@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from base.sockets import set_reset_on_close
-from base.threads import start_thread
-from endpoints import pump
-from endpoints.pump import join_stream
-from endpoints.wakeable import WakeableSocket
-from mux.frames import Reason
-from mux.parameters import LaneParameters
-from mux.stream_io import StreamIO
-from tests.mux.rig import Pair
-from tests.transports.background import Background, wait_until
-from transports.memory import memory_pair
-
-from .sockets import SECONDS, read_to_end
+from qanat.base.sockets import set_reset_on_close
+from qanat.base.threads import start_thread
+from qanat.endpoints import pump
+from qanat.endpoints.pump import join_stream
+from qanat.endpoints.wakeable import WakeableSocket
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.stream_io import StreamIO
+from tests.support.background import Background, wait_until
+from tests.support.mux.rig import Pair
+from tests.support.sockets import SECONDS, read_to_end
+from tests.support.transports.memory import memory_pair
 
 MIB = 1 << 20
 WHAT_A_KERNEL_HOLDS = 16 * MIB

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import EndpointError
-from endpoints import tcp
-from endpoints.tcp import Listener, connect
-from mux.frames import Reason
-from tests.transports.background import wait_until
-
-from .sockets import SECONDS, read_to_end
+from qanat.base.deadline import Deadline
+from qanat.base.errors import EndpointError
+from qanat.endpoints import tcp
+from qanat.endpoints.tcp import Listener, connect
+from qanat.mux.frames import Reason
+from tests.support.background import wait_until
+from tests.support.sockets import SECONDS, read_to_end
 
 LOOPBACK4 = (socket.AF_INET, "127.0.0.1")
 LOOPBACK6 = (socket.AF_INET6, "::1")
@@ -92,9 +91,14 @@ def test_a_family_that_has_no_route_is_unreachable() -> None:
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(errno.EHOSTUNREACH, Reason.UNREACHABLE), (errno.ENETUNREACH, Reason.UNREACHABLE),
-     (errno.EACCES, Reason.NOT_ALLOWED), (errno.EPERM, Reason.NOT_ALLOWED), (errno.ECONNRESET, Reason.REFUSED)],
-)  # fmt: skip
+    [
+        (errno.EHOSTUNREACH, Reason.UNREACHABLE),
+        (errno.ENETUNREACH, Reason.UNREACHABLE),
+        (errno.EACCES, Reason.NOT_ALLOWED),
+        (errno.EPERM, Reason.NOT_ALLOWED),
+        (errno.ECONNRESET, Reason.REFUSED),
+    ],
+)
 def test_what_the_system_says_becomes_a_reason(monkeypatch: pytest.MonkeyPatch, number: int, reason: Reason) -> None:
     """These need networks that a test cannot have, so the one call that would meet them fails as it would there."""
 

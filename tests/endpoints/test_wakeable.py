@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from base.sockets import set_reset_on_close
-from endpoints.wakeable import Aborted, WakeableSocket
-from tests.transports.background import Background, wait_until
-
-from .sockets import SECONDS, connected, fill, nothing_has_come, read_to_end
+from qanat.base.sockets import set_reset_on_close
+from qanat.endpoints.wakeable import Aborted, WakeableSocket
+from tests.support.background import Background, wait_until
+from tests.support.sockets import SECONDS, connected, fill, nothing_has_come, read_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -147,8 +146,8 @@ def test_a_process_that_is_killed_resets_what_it_held() -> None:
     """kill -9 while one end has even said its FIN: the other sees a reset, never a finished answer."""
     program = (
         "import socket, sys, time\n"
-        "from endpoints.wakeable import WakeableSocket\n"
-        "from endpoints.tcp import Listener\n"
+        "from qanat.endpoints.wakeable import WakeableSocket\n"
+        "from qanat.endpoints.tcp import Listener\n"
         "held = []\n"
         "listener = Listener('127.0.0.1', 0, lambda sock, peer: (held.append(sock), print('raw', flush=True)), 'l')\n"
         "listener.start()\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from handshake.client_keys import ClientKey
-from handshake.identity import ServerIdentity
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.identity import ServerIdentity
 
 
 @pytest.fixture(scope="session")

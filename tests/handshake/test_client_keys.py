@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from base.errors import LocalError, TransportError
-from handshake.client_keys import ClientKey, ClientKeyPool
+from qanat.base.errors import LocalError, TransportError
+from qanat.handshake.client_keys import ClientKey, ClientKeyPool
 
 WAIT = 10.0
 

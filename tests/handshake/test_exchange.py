@@ -11,8 +11,8 @@ from functools import partial
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import (
+from qanat.base.deadline import Deadline
+from qanat.base.errors import (
     HandshakeError,
     LocalError,
     PipeEnded,
@@ -21,15 +21,15 @@ from base.errors import (
     RefusedError,
     TransportError,
 )
-from handshake.client_keys import ClientKey
-from handshake.exchange import SealedPipe, client_handshake, closed_at, server_handshake
-from handshake.hello import Close, CloseReason, RecordKind
-from handshake.identity import ServerIdentity
-from handshake.sealed import MAX_PLAINTEXT, Opener, Sealer
-from tests.handshake.pipes import SocketPipe, send, socket_pipes
-from tests.handshake.scenario import OTHER_TOKEN, FakeClock, make_client, make_server, seal
-from transports.memory import memory_pair
-from transports.pipe import Pipe
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at, server_handshake
+from qanat.handshake.hello import Close, CloseReason, RecordKind
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.sealed import MAX_PLAINTEXT, Opener, Sealer
+from qanat.transports.pipe import Pipe
+from tests.support.handshake.pipes import SocketPipe, send, socket_pipes
+from tests.support.handshake.scenario import OTHER_TOKEN, FakeClock, make_client, make_server, seal
+from tests.support.transports.memory import memory_pair
 
 LIMIT = 20.0
 SHORT = 0.3

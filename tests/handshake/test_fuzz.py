@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from base.errors import HandshakeError, ProtocolError, RefusedError
-from handshake.client_keys import ClientKey
-from handshake.fields import FieldReader, lp, lp8, lp16
-from handshake.identity import ServerIdentity
-from handshake.machine import ClientHandshake, ServerHandshake, State
-from handshake.messages import (
+from qanat.base.errors import HandshakeError, ProtocolError, RefusedError
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.fields import FieldReader, lp, lp8, lp16
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.machine import ClientHandshake, ServerHandshake, State
+from qanat.handshake.messages import (
     Auth,
     AuthPlaintext,
     ClientKeyMessage,
@@ -19,8 +19,8 @@ from handshake.messages import (
     ServerKey,
     SessionKey,
 )
-from tests.handshake.attackers import ForgingClient
-from tests.handshake.scenario import make_client, make_server
+from tests.support.handshake.attackers import ForgingClient
+from tests.support.handshake.scenario import make_client, make_server
 
 CODECS = (ServerKey, Auth, AuthPlaintext, ClientKeyMessage, SessionKey, Refusal)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.errors import LocalError, ProtocolError
-from handshake.fields import lp8
-from handshake.hello import (
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.handshake.fields import lp8
+from qanat.handshake.hello import (
     MAX_INITIAL_WINDOW,
     Answer,
     Close,

@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.errors import HandshakeError
-from handshake import rsa_keys
-from handshake.client_keys import ClientKey
-from handshake.identity import ServerIdentity
-from handshake.machine import ClientHandshake, ServerHandshake
-from handshake.messages import ServerKey
-from tests.handshake.attackers import ForgingClient
-from tests.handshake.scenario import make_client, make_server
+from qanat.base.errors import HandshakeError
+from qanat.handshake import rsa_keys
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.machine import ClientHandshake, ServerHandshake
+from qanat.handshake.messages import ServerKey
+from tests.support.handshake.attackers import ForgingClient
+from tests.support.handshake.scenario import make_client, make_server
 
 _ALGORITHM = bytes.fromhex("300d06092a864886f70d0101010500")
 _ALGORITHM_WITHOUT_NULL = bytes.fromhex("300b06092a864886f70d010101")

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from base.errors import UsageError
-from handshake.identity import ServerIdentity, fingerprint_of, load_or_create_identity
+from qanat.base.errors import UsageError
+from qanat.handshake.identity import ServerIdentity, fingerprint_of, load_or_create_identity
 
 
 def write_private(path: Path, content: bytes, mode: int = 0o600) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from base.errors import HandshakeError, RefusedError
-from handshake.client_keys import ClientKey
-from handshake.identity import ServerIdentity
-from handshake.machine import State
-from tests.handshake.attackers import ForgingClient, KeyHolderWithoutTheToken, TokenHolderWithoutTheKey
-from tests.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, complete, make_client, make_server, pinned
+from qanat.base.errors import HandshakeError, RefusedError
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.machine import State
+from tests.support.handshake.attackers import ForgingClient, KeyHolderWithoutTheToken, TokenHolderWithoutTheKey
+from tests.support.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, complete, make_client, make_server, pinned
 
 
 def test_both_ends_have_the_same_keys_when_nobody_interferes(identity: ServerIdentity, client_key: ClientKey) -> None:

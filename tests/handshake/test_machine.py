@@ -7,15 +7,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from base.errors import HandshakeError, LocalError, RefusedError
-from handshake import rsa_keys, schedule
-from handshake.client_keys import ClientKey
-from handshake.fields import lp
-from handshake.identity import ServerIdentity
-from handshake.machine import TRANSITIONS, ClientHandshake, Event, ServerHandshake, State
-from handshake.messages import ServerKey
-from tests.handshake.attackers import ForgingClient, forge_session_key
-from tests.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, complete, make_client, make_server
+from qanat.base.errors import HandshakeError, LocalError, RefusedError
+from qanat.handshake import key_schedule as schedule
+from qanat.handshake import rsa_keys
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.fields import lp
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.machine import TRANSITIONS, ClientHandshake, Event, ServerHandshake, State
+from qanat.handshake.messages import ServerKey
+from tests.support.handshake.attackers import ForgingClient, forge_session_key
+from tests.support.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, complete, make_client, make_server
 
 
 class Talk:

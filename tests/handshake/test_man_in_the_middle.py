@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import HandshakeError, QanatError, RefusedError, TransportError
-from handshake.client_keys import ClientKey
-from handshake.exchange import client_handshake, server_handshake
-from handshake.identity import ServerIdentity
-from tests.handshake.attackers import Answer, KeySwappingMan
-from tests.handshake.pipes import socket_pipes
-from tests.handshake.scenario import NAME, TOKEN, accept_any, make_client, make_server, pinned
-from transports.memory import memory_pair
-from transports.pipe import Pipe
+from qanat.base.deadline import Deadline
+from qanat.base.errors import HandshakeError, QanatError, RefusedError, TransportError
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.exchange import client_handshake, server_handshake
+from qanat.handshake.identity import ServerIdentity
+from qanat.transports.pipe import Pipe
+from tests.support.handshake.attackers import Answer, KeySwappingMan
+from tests.support.handshake.pipes import socket_pipes
+from tests.support.handshake.scenario import NAME, TOKEN, accept_any, make_client, make_server, pinned
+from tests.support.transports.memory import memory_pair
 
 Pair = Callable[[], tuple[Pipe, Pipe]]
 LIMIT = 10.0

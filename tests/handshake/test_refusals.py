@@ -9,17 +9,18 @@ from collections.abc import Callable
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import HandshakeError, LocalError, PipeEnded, RefusedError
-from handshake import rsa_keys, schedule
-from handshake.client_keys import ClientKey
-from handshake.exchange import REFUSAL_DELAY, client_handshake, server_handshake
-from handshake.identity import ServerIdentity
-from handshake.machine import ServerHandshake, State
-from handshake.messages import ClientKeyMessage
-from tests.handshake.attackers import ForgingClient, RefusalForger
-from tests.handshake.pipes import send, socket_pipes
-from tests.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, make_client, make_server
+from qanat.base.deadline import Deadline
+from qanat.base.errors import HandshakeError, LocalError, PipeEnded, RefusedError
+from qanat.handshake import key_schedule as schedule
+from qanat.handshake import rsa_keys
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.exchange import REFUSAL_DELAY, client_handshake, server_handshake
+from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.machine import ServerHandshake, State
+from qanat.handshake.messages import ClientKeyMessage
+from tests.support.handshake.attackers import ForgingClient, RefusalForger
+from tests.support.handshake.pipes import send, socket_pipes
+from tests.support.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, make_client, make_server
 
 LIMIT = 10.0
 
@@ -127,7 +128,7 @@ def test_our_own_log_learns_what_the_peer_does_not(identity: ServerIdentity, cli
 
 def test_the_stand_in_for_missing_tokens_lets_nobody_in(identity: ServerIdentity, client_key: ClientKey) -> None:
     """Even one who could read this process's memory gains nothing from it."""
-    from handshake.machine import _NO_TOKEN
+    from qanat.handshake.machine import _NO_TOKEN
 
     for name in (NAME, "stranger"):
         server = make_server(identity)

@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.errors import LocalError, ProtocolError
-from handshake.hello import RecordKind
-from handshake.schedule import expand
-from handshake.sealed import (
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.handshake.hello import RecordKind
+from qanat.handshake.key_schedule import expand
+from qanat.handshake.sealed import (
     KEY_UPDATE_RECORD,
     MAX_PLAINTEXT,
     ORDER,
@@ -24,7 +24,7 @@ from handshake.sealed import (
     Phase,
     Sealer,
 )
-from tests.handshake.scenario import FakeClock, seal
+from tests.support.handshake.scenario import FakeClock, seal
 
 SECRET = bytes(range(32))
 HELLO, READY, FRAMES, KEY_UPDATE, CLOSE = (bytes([kind]) for kind in RecordKind)

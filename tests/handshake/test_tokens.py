@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.errors import UsageError
-from handshake.tokens import format_token, generate_token, parse_token
+from qanat.base.errors import UsageError
+from qanat.handshake.tokens import format_token, generate_token, parse_token
 
 
 def test_a_token_that_was_generated_is_read_back() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
 from tests.conftest import SECTIONS
-from tests.harness import Tunnel
-from tests.integration.silence import Silence
-from tests.matrix import PATHS, PROMISES, TRANSPORTS, Cell, Matrix
-from tests.ports import unused_port
+from tests.support.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
+from tests.support.harness import Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.matrix import PATHS, PROMISES, TRANSPORTS, Cell, Matrix
+from tests.support.silence import Silence
 
 HANDLERS = {
     "echo": echo,

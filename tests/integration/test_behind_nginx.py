@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests import scenarios
-from tests.applications import Conversation, Target, connection, echo, wait_until_echoes
-from tests.harness import SECONDS, Tunnel
-from tests.ports import unused_port
-from tests.programs import require_program
-from tests.proxies import TunnelProxy
-from tests.terminal import Terminal
-from tests.web import Nginx, Sshd, file_server
+from tests.support import scenarios
+from tests.support.applications import Conversation, Target, connection, echo, wait_until_echoes
+from tests.support.harness import SECONDS, Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.machine.programs import require_program
+from tests.support.machine.proxies import TunnelProxy
+from tests.support.machine.terminal import Terminal
+from tests.support.machine.web import Nginx, Sshd, file_server
 
 GIGABYTE = 1_000_000_000
 
@@ -68,8 +68,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         nginx = stack.enter_context(front.start())
         stack.enter_context(tunnel).start()
         yield Site(
-            tunnel, nginx, bulk, bulk_target, bulk_port, (local, remote), files, web_port, sshd, ssh_port,
-        )  # fmt: skip
+            tunnel,
+            nginx,
+            bulk,
+            bulk_target,
+            bulk_port,
+            (local, remote),
+            files,
+            web_port,
+            sshd,
+            ssh_port,
+        )
 
 
 @pytest.mark.slow

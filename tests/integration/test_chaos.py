@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Fault, deck
-from tests.storm import Storm, chosen_seed
+from tests.support.chaos import Fault, deck
+from tests.support.storm import Storm, chosen_seed
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import scenarios
-from tests.applications import RESET, Target, connection, echo, echoes, ending_of, exchange, stalled
-from tests.harness import Relay, Tunnel
-from tests.ports import unused_port
+from tests.support import scenarios
+from tests.support.applications import RESET, Target, connection, echo, echoes, ending_of, exchange, stalled
+from tests.support.harness import Relay, Tunnel
+from tests.support.machine.ports import unused_port
 
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from base.sockets import set_reset_on_close
-from tests.applications import (
+from qanat.base.sockets import set_reset_on_close
+from tests.integration.conftest import Shared
+from tests.support.applications import (
     END,
     RESET,
     Target,
@@ -25,9 +26,8 @@ from tests.applications import (
     receive_all,
     receive_exactly,
 )
-from tests.harness import Tunnel
-from tests.integration.conftest import Shared
-from tests.ports import unused_port
+from tests.support.harness import Tunnel
+from tests.support.machine.ports import unused_port
 
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from handshake.tokens import generate_token
-from tests.applications import Target
-from tests.harness import Program, Tunnel, qanat
-from tests.ports import unused_port
-from tests.transports.certificates import Authority
+from qanat.handshake.tokens import generate_token
+from tests.support.applications import Target
+from tests.support.harness import Program, Tunnel, qanat
+from tests.support.machine.certificates import Authority
+from tests.support.machine.ports import unused_port
 
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 

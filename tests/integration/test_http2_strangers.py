@@ -22,22 +22,26 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from tests.applications import Target, connection, echo, exchange
-from tests.harness import SECONDS, Program, Tunnel
-from tests.ports import unused_port
+from tests.support.applications import Target, connection, echo, exchange
+from tests.support.harness import SECONDS, Program, Tunnel
+from tests.support.machine.ports import unused_port
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 MEBI = 1 << 20
 CONNECTIONS, HANDSHAKES = 128, 32
 LIMITS = {
-    "connections": CONNECTIONS, "handshakes": HANDSHAKES, "header_timeout": 2, "handshake_timeout": 2,
-    "per_address_burst": 10_000, "per_address_rate": 10_000,
-}  # fmt: skip
+    "connections": CONNECTIONS,
+    "handshakes": HANDSHAKES,
+    "header_timeout": 2,
+    "handshake_timeout": 2,
+    "per_address_burst": 10_000,
+    "per_address_rate": 10_000,
+}
 PER_CONNECTION = MEBI
 """Bytes that a stranger's connection may make the server hold, its threads and what allocators keep included."""
 THREADS = CONNECTIONS + CONNECTIONS + 2 * CONNECTIONS + HANDSHAKES + 8
-"""Readers, writers, streams (see Reception.has_room), the handshakes' deadlines, and a few that are always there."""
+"""Readers, writers, streams (see FrontDoorContext.has_room), handshake deadlines, and a few that are always there."""
 
 
 def a_preface_and_silence(_: random.Random) -> bytes:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import scenarios
-from tests.applications import Target, echo
-from tests.harness import Tunnel
-from tests.ports import unused_port
+from tests.support import scenarios
+from tests.support.applications import Target, echo
+from tests.support.harness import Tunnel
+from tests.support.machine.ports import unused_port
 
 
 @pytest.mark.parametrize("which", ["server", "client"])

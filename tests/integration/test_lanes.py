@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.applications import Target, connection, echo, exchange
-from tests.harness import Relay, Tunnel
-from tests.ports import unused_port
+from tests.support.applications import Target, connection, echo, exchange
+from tests.support.harness import Relay, Tunnel
+from tests.support.machine.ports import unused_port
 
 LANES = 3
 STREAMS = 9

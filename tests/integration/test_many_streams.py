@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import scenarios
-from tests.applications import Target, connection, echo, exchange, receive_exactly, source, stalled
-from tests.harness import Tunnel
 from tests.integration.conftest import Shared
-from tests.ports import unused_port
+from tests.support import scenarios
+from tests.support.applications import Target, connection, echo, exchange, receive_exactly, source, stalled
+from tests.support.harness import Tunnel
+from tests.support.machine.ports import unused_port
 
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 

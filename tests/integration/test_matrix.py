@@ -12,11 +12,11 @@ import socket
 
 import pytest
 
-from tests import scenarios
-from tests.applications import connection, exchange, receive_all, receive_exactly
-from tests.integration.silence import Silence
-from tests.matrix import DIRECT_PLAIN, DIRECT_TLS, PATHS, PROMISES, Cell, Matrix
-from tests.transports.background import Background
+from tests.support import scenarios
+from tests.support.applications import connection, exchange, receive_all, receive_exactly
+from tests.support.background import Background
+from tests.support.matrix import DIRECT_PLAIN, DIRECT_TLS, PATHS, PROMISES, Cell, Matrix
+from tests.support.silence import Silence
 
 pytestmark = pytest.mark.slow
 
@@ -57,12 +57,7 @@ def test_twenty_streams_at_once(cell: Cell) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    [
-        (transport, path)
-        for path in PATHS
-        for transport in ("http2", "grpc")
-        if path not in (DIRECT_PLAIN, DIRECT_TLS)
-    ],
+    [(transport, path) for path in PATHS for transport in ("http2", "grpc") if path not in (DIRECT_PLAIN, DIRECT_TLS)],
     indirect=True,
     ids="-".join,
 )

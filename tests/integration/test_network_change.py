@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.applications import Conversation, Target, connection, echo, receive_exactly, source
-from tests.harness import SECONDS, Tunnel
-from tests.networks import SERVER, TwoCables, within
-from tests.ports import unused_port
+from tests.support.applications import Conversation, Target, connection, echo, receive_exactly, source
+from tests.support.harness import SECONDS, Tunnel
+from tests.support.machine.networks import SERVER, TwoCables, within
+from tests.support.machine.ports import unused_port
 
 MOVED = r"moved to a fresh connection to .*, since (the way to .* is from \S+ now, not from .*)"
 SOON = 2.0

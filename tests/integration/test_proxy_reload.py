@@ -17,11 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.applications import RESET, Target, connection, echo, ending_of, exchange, receive_exactly, wait_until_echoes
-from tests.harness import SECONDS, Tunnel
-from tests.ports import unused_port
-from tests.proxies import ALL, Haproxy, Place, TunnelProxy, start_haproxy, start_nginx
-from tests.web import Nginx
+from tests.support.applications import (
+    RESET,
+    Target,
+    connection,
+    echo,
+    ending_of,
+    exchange,
+    receive_exactly,
+    wait_until_echoes,
+)
+from tests.support.harness import SECONDS, Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.machine.proxies import ALL, Haproxy, Place, TunnelProxy, start_haproxy, start_nginx
+from tests.support.machine.web import Nginx
 
 PART = 4_000_000
 PROXIES: dict[str, Callable[[Place], Nginx | Haproxy]] = {"nginx": start_nginx, "HAProxy": start_haproxy}
@@ -35,9 +44,13 @@ class Reloadable:
     """A tunnel through one of these proxies, with an echo behind a local forward."""
 
     def __init__(
-        self, directory: Path, transport: str, start: Callable[[Place], Nginx | Haproxy], stack: ExitStack,
+        self,
+        directory: Path,
+        transport: str,
+        start: Callable[[Place], Nginx | Haproxy],
+        stack: ExitStack,
         **server: object,
-    ) -> None:  # fmt: skip
+    ) -> None:
         target = stack.enter_context(Target(echo))
         self.port = unused_port()
         self.tunnel = Tunnel(

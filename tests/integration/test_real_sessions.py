@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests import scenarios
-from tests.cuts import Cuts
-from tests.harness import SECONDS, Relay, Tunnel
-from tests.ports import unused_port
-from tests.postgres import Postgres
-from tests.programs import require_program
-from tests.terminal import Terminal
-from tests.web import Sshd
+from tests.support import scenarios
+from tests.support.cuts import Cuts
+from tests.support.harness import SECONDS, Relay, Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.machine.postgres import Postgres
+from tests.support.machine.programs import require_program
+from tests.support.machine.terminal import Terminal
+from tests.support.machine.web import Sshd
 
 PROMPT = "ready> "
 

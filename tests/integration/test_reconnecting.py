@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.applications import (
+from tests.support.applications import (
     END,
     RESET,
     Target,
@@ -25,8 +25,8 @@ from tests.applications import (
     source,
     wait_until_echoes,
 )
-from tests.harness import Program, Relay, Tunnel
-from tests.ports import unused_port
+from tests.support.harness import Program, Relay, Tunnel
+from tests.support.machine.ports import unused_port
 
 LOST = r"the connection to \S+ was lost after"
 OVER = r"the connection to \S+ ended after .*; its streams were reset"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import ChaosRelay
-from tests.harness import Tunnel
-from tests.ports import unused_port
-from tests.recovery import Heartbeat, recovery_times
+from tests.support.chaos import ChaosRelay
+from tests.support.harness import Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.recovery import Heartbeat, recovery_times
 
 CUTS = 12
 

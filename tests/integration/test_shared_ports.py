@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from handshake.tokens import generate_token
-from tests.applications import END, Target, connection, echo, exchange, receive_exactly, wait_until_echoes
-from tests.harness import Program, Relay, Tunnel
-from tests.ports import unused_port
+from qanat.handshake.tokens import generate_token
+from tests.support.applications import END, Target, connection, echo, exchange, receive_exactly, wait_until_echoes
+from tests.support.harness import Program, Relay, Tunnel
+from tests.support.machine.ports import unused_port
 
 LISTENS = r"the server listens on 127\.0\.0\.1:(\d+) for"
 IN_USE = "the server cannot listen for .*: Address already in use .*; asking again in 10 s"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.applications import (
+from tests.support.applications import (
     RESET,
     Target,
     connection,
@@ -26,8 +26,8 @@ from tests.applications import (
     reply_after_end,
     stalled,
 )
-from tests.harness import SECONDS, Program, Tunnel
-from tests.ports import unused_port
+from tests.support.harness import SECONDS, Program, Tunnel
+from tests.support.machine.ports import unused_port
 
 both_ends = pytest.mark.parametrize("which", ["server", "client"])
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])

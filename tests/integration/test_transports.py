@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from handshake.tokens import generate_token
-from tests import scenarios
-from tests.applications import (
+from qanat.handshake.tokens import generate_token
+from tests.support import scenarios
+from tests.support.applications import (
     RESET,
     Target,
     connection,
@@ -22,9 +22,9 @@ from tests.applications import (
     reply_after_end,
     wait_until_echoes,
 )
-from tests.harness import Relay, Tunnel, qanat
-from tests.ports import unused_port
-from tests.transports.background import Background
+from tests.support.background import Background
+from tests.support.harness import Relay, Tunnel, qanat
+from tests.support.machine.ports import unused_port
 
 over_each = pytest.mark.parametrize("transport", ["http2", "grpc"])
 

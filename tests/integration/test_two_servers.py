@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from handshake.tokens import generate_token
-from tests.applications import RESET, Conversation, Target, connection, echo, wait_until_echoes
-from tests.cuts import RESUMED
-from tests.harness import SECONDS, Relay, Tunnel
-from tests.ports import unused_port
-from tests.proxies import ALL, TunnelProxy, start_haproxy_two_servers
-from tests.web import HOST
+from qanat.handshake.tokens import generate_token
+from tests.support.applications import RESET, Conversation, Target, connection, echo, wait_until_echoes
+from tests.support.cuts import RESUMED
+from tests.support.harness import SECONDS, Relay, Tunnel
+from tests.support.machine.ports import unused_port
+from tests.support.machine.proxies import ALL, TunnelProxy, start_haproxy_two_servers
+from tests.support.machine.web import HOST
 
 NODES = ("node-1", "node-2")
 SERVES = r"; the server is (node-\d),"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.applications import exchange
-from tests.harness import ROOT
-from tests.integration.silence import Silence
-from tests.matrix import BEGIN, END, PROMISES, Cell, Matrix
+from tests.support.applications import exchange
+from tests.support.harness import ROOT
+from tests.support.matrix import BEGIN, END, PROMISES, Cell, Matrix
+from tests.support.silence import Silence
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.errors import LocalError
-from mux.attachment import TRANSITIONS, Attachment, State, Step
+from qanat.base.errors import LocalError
+from qanat.mux.attachment import TRANSITIONS, Attachment, State, Step
 
 LEGAL = {
     ("detached", "attach"): "attached",

@@ -12,19 +12,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from base.errors import StreamReset
-from mux.frames import Reason
-from mux.parameters import LaneParameters
-from mux.stream import Stream
-from mux.stream_state import State
-
-from .cores import KIB, Peer, Rig
+from qanat.base.errors import StreamReset
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.stream import Stream
+from qanat.mux.stream_state import State
+from tests.support.mux.cores import KIB, Peer, Rig
 
 NUMBERS = st.integers(min_value=0, max_value=2**31)
 
 
 @dataclass(eq=False)
-class Way:
+class Endpoint:
     """One direction of one stream, as the model sees it."""
 
     writer: Peer
@@ -49,13 +48,13 @@ class Both:
 
     opener: Peer
     number: int
-    there: Way
-    back: Way
+    there: Endpoint
+    back: Endpoint
     reset: bool = False
     accepted: bool = False
 
     @property
-    def ways(self) -> tuple[Way, Way]:
+    def ways(self) -> tuple[Endpoint, Endpoint]:
         return self.there, self.back
 
 
@@ -99,13 +98,13 @@ class TwoLanes(RuleBasedStateMachine):
             return
         placeholder = stream  # Replaced as soon as the other end knows the stream.
         self.streams.append(
-            Both(opener, stream.id, Way(opener, stream, other), Way(other, placeholder, opener, stream))
+            Both(opener, stream.id, Endpoint(opener, stream, other), Endpoint(other, placeholder, opener, stream))
         )
 
-    def _known(self, way: Way, both: Both) -> bool:
+    def _known(self, way: Endpoint, both: Both) -> bool:
         return both.there.receiving is not None or way is both.there
 
-    def _way(self, pick: int) -> tuple[Both, Way] | None:
+    def _way(self, pick: int) -> tuple[Both, Endpoint] | None:
         ways = [(both, way) for both in self.streams for way in both.ways if self._known(way, both)]
         return ways[pick % len(ways)] if ways else None
 
@@ -154,7 +153,7 @@ class TwoLanes(RuleBasedStateMachine):
         if chosen is not None:
             self._read(chosen[1])
 
-    def _read(self, way: Way) -> None:
+    def _read(self, way: Endpoint) -> None:
         if way.receiving is None:
             return
         payload = way.reader.core.take(way.receiving)
@@ -170,7 +169,7 @@ class TwoLanes(RuleBasedStateMachine):
         if chosen is not None:
             self._consume(chosen[1], -(-chosen[1].taken // part))
 
-    def _consume(self, way: Way, count: int) -> None:
+    def _consume(self, way: Endpoint, count: int) -> None:
         if count and way.receiving is not None:
             way.taken -= count
             way.reader.core.consumed(way.receiving, count, self.now)

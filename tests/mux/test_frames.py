@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from base.errors import LocalError, ProtocolError
-from mux import frames as wire
-from mux.frames import Frame, parse_frames
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.mux import frames as wire
+from qanat.mux.frames import Frame, parse_frames
 
 U16 = st.integers(0, 2**16 - 1)
 U32 = st.integers(0, 2**32 - 1)

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 
-from base.errors import LocalError, ProtocolError
-from mux import frames as wire
-from mux.parameters import ControlReceived, LaneParameters, Opened
-from mux.receiving import CLOSED_GRACE
-from mux.stream import Stream
-
-from .cores import KIB, Peer
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.mux import frames as wire
+from qanat.mux.parameters import ControlReceived, LaneParameters, Opened
+from qanat.mux.receiving import CLOSED_GRACE
+from qanat.mux.stream import Stream
+from tests.support.mux.cores import KIB, Peer
 
 
 def data(stream: int, payload: bytes) -> bytes:
@@ -267,9 +266,15 @@ def test_rapid_reset_is_bounded_by_what_still_drains(server: Peer) -> None:
 
 @pytest.mark.parametrize(
     "flood",
-    [wire.Ping(7).encode(), wire.Ack(0).encode(), wire.Credit(1, 9).encode(), wire.Pong(3).encode(),
-     wire.Datagram(1, b"x" * 100).encode(), wire.Datagram(99, b"").encode()],
-)  # fmt: skip
+    [
+        wire.Ping(7).encode(),
+        wire.Ack(0).encode(),
+        wire.Credit(1, 9).encode(),
+        wire.Pong(3).encode(),
+        wire.Datagram(1, b"x" * 100).encode(),
+        wire.Datagram(99, b"").encode(),
+    ],
+)
 def test_a_flood_without_numbers_takes_no_memory(server: Peer, stream: Stream, flood: bytes) -> None:
     for _ in range(50):
         server.feed(*[flood] * 200)

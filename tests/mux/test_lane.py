@@ -8,24 +8,23 @@ from collections.abc import Callable
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import StreamReset
-from handshake.client_keys import ClientKey
-from handshake.exchange import SealedPipe, client_handshake, server_handshake
-from handshake.hello import RecordKind
-from handshake.identity import ServerIdentity
-from mux.frames import Reason
-from mux.parameters import LaneParameters
-from mux.slab import BLOCK_PAYLOAD
-from mux.stream_io import StreamIO
-from tests.handshake.pipes import socket_pipes
-from tests.handshake.scenario import make_client, make_server
-from tests.transports.background import Background, wait_until
-from transports.memory import memory_pair
-from transports.pipe import Pipe
-
-from .cores import KIB
-from .rig import DEADLINE, Pair, pattern, read, read_all, waiting, write_all
+from qanat.base.deadline import Deadline
+from qanat.base.errors import StreamReset
+from qanat.handshake.client_keys import ClientKey
+from qanat.handshake.exchange import SealedPipe, client_handshake, server_handshake
+from qanat.handshake.hello import RecordKind
+from qanat.handshake.identity import ServerIdentity
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.stream_io import StreamIO
+from qanat.transports.pipe import Pipe
+from tests.support.background import Background, wait_until
+from tests.support.handshake.pipes import socket_pipes
+from tests.support.handshake.scenario import make_client, make_server
+from tests.support.mux.cores import KIB
+from tests.support.mux.rig import DEADLINE, Pair, pattern, read, read_all, waiting, write_all
+from tests.support.transports.memory import memory_pair
 
 MIB = 1024 * KIB
 
@@ -81,6 +80,7 @@ def test_a_lane_runs_on_what_a_real_handshake_has_sealed() -> None:
 def test_a_thousand_streams_at_once_all_echo() -> None:
     parameters = LaneParameters(client=True), LaneParameters(client=False)
     with Pair(*parameters) as pair:
+
         def echo_loop() -> None:
             for _ in range(1000):
                 stream = pair.server.next_stream()
@@ -221,12 +221,11 @@ def test_a_refusal_reaches_whoever_waits_for_the_target() -> None:
 def test_streams_under_random_timing_all_end_and_leave_nothing(seed: int) -> None:
     """Small outbox, small slab, many streams that write, stop, reset and finish whenever they like."""
     parameters = [
-        LaneParameters(
-            client=client, outbox=6 * BLOCK_PAYLOAD, window_budget=MIB, max_streams=64, peer_max_streams=64
-        )
+        LaneParameters(client=client, outbox=6 * BLOCK_PAYLOAD, window_budget=MIB, max_streams=64, peer_max_streams=64)
         for client in (True, False)
     ]
     with Pair(*parameters, pipes=socket_pipes()) as pair:
+
         def serve_loop() -> None:
             for _ in range(120):
                 stream = pair.server.next_stream()
@@ -279,6 +278,7 @@ def test_streams_under_random_timing_all_end_and_leave_nothing(seed: int) -> Non
 
 def test_nothing_is_left_after_many_streams_in_turn() -> None:
     with Pair() as pair:
+
         def echo_loop() -> None:
             for _ in range(2000):
                 stream = pair.server.next_stream()

@@ -7,19 +7,18 @@ import time
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import ProtocolError, SessionEnded, StreamReset
-from handshake.hello import Close, CloseReason, RecordKind
-from mux import frames as wire
-from mux.carrying import Ending
-from mux.frames import Reason
-from mux.parameters import LaneParameters
-from mux.slab import BLOCK_PAYLOAD
-from tests.transports.background import Background, wait_until
-from transports.memory import memory_pair
-
-from .cores import KIB
-from .rig import DEADLINE, Pair, pattern, read_all, waiting, write_all
+from qanat.base.deadline import Deadline
+from qanat.base.errors import ProtocolError, SessionEnded, StreamReset
+from qanat.handshake.hello import Close, CloseReason, RecordKind
+from qanat.mux import frames as wire
+from qanat.mux.carrying import PipeResult
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.slab import BLOCK_PAYLOAD
+from tests.support.background import Background, wait_until
+from tests.support.mux.cores import KIB
+from tests.support.mux.rig import DEADLINE, Pair, pattern, read_all, waiting, write_all
+from tests.support.transports.memory import memory_pair
 
 MIB = 1024 * KIB
 
@@ -29,8 +28,10 @@ MIB = 1024 * KIB
 
 def test_the_end_wakes_every_blocked_thread() -> None:
     outbox = 4 * BLOCK_PAYLOAD
-    with Pair(LaneParameters(client=True, outbox=outbox, peer_initial_window=16 * MIB),
-              LaneParameters(client=False, initial_window=16 * MIB)) as pair:  # fmt: skip
+    with Pair(
+        LaneParameters(client=True, outbox=outbox, peer_initial_window=16 * MIB),
+        LaneParameters(client=False, initial_window=16 * MIB),
+    ) as pair:
         lane = pair.client.lane
         reading, _ = pair.open()
         full, _ = pair.open()
@@ -221,7 +222,7 @@ def test_a_lane_that_is_over_before_it_runs_leaves_its_pipe_without_a_word() -> 
     pair = Pair()
     pair.client.lane.end(Reason.SESSION_ENDED, "another took its place")
     with pair:
-        assert pair.client.join() == Ending("the session is over", by_us=True)
+        assert pair.client.join() == PipeResult("the session is over", by_us=True)
         assert pair.server.join().close is None
 
 
@@ -229,7 +230,7 @@ def test_a_cut_is_told_from_a_finished_session() -> None:
     with Pair() as pair:
         ours, theirs = pair.open()
         pair.client.lane.cut("the network is gone")
-        assert pair.client.join() == Ending("the network is gone")
+        assert pair.client.join() == PipeResult("the network is gone")
         ending = pair.server.join()
         assert ending.close is None
         assert not ending.fault
@@ -267,6 +268,7 @@ def test_a_protocol_error_of_the_peer_ends_the_pipe_and_says_so() -> None:
 
 def test_a_control_message_that_is_refused_ends_the_pipe() -> None:
     with Pair() as pair:
+
         def refuse(message: bytes) -> None:
             raise ProtocolError("not in this session")
 
@@ -279,6 +281,7 @@ def test_a_control_message_that_is_refused_ends_the_pipe() -> None:
 
 def test_a_writer_that_fails_does_not_leave_a_silent_pipe() -> None:
     with Pair() as pair:
+
         def fail(buffer: memoryview) -> None:
             raise ValueError("a bug")
 

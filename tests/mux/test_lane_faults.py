@@ -8,25 +8,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from base.errors import PipeEnded
-from handshake.exchange import SealedPipe
-from handshake.hello import Close, CloseReason, RecordKind
-from mux import frames as wire
-from mux.carrying import Ending
-from mux.frames import Reason
-from mux.parameters import LaneParameters
-from mux.slab import BLOCK_PAYLOAD
-from tests.transports.background import Background, wait_until
-from transports.memory import memory_pair
-
-from .resuming_rig import MIB, Bulk, End, Lanes
-from .rig import sealed_pair, waiting, write_all
+from qanat.base.errors import PipeEnded
+from qanat.handshake.exchange import SealedPipe
+from qanat.handshake.hello import Close, CloseReason, RecordKind
+from qanat.mux import frames as wire
+from qanat.mux.carrying import PipeResult
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.slab import BLOCK_PAYLOAD
+from tests.support.background import Background, wait_until
+from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
+from tests.support.mux.rig import sealed_pair, waiting, write_all
+from tests.support.transports.memory import memory_pair
 
 # --- what is kept -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def against_a_reader(parameters: LaneParameters) -> Iterator[tuple[End, SealedPipe, Background[Ending]]]:
+def against_a_reader(parameters: LaneParameters) -> Iterator[tuple[End, SealedPipe, Background[PipeResult]]]:
     """A lane whose other end only reads, and acknowledges nothing."""
     end = End(parameters)
     ours, theirs = sealed_pair(*memory_pair())

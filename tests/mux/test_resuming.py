@@ -9,19 +9,18 @@ import time
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import ProtocolError, SessionEnded
-from handshake.hello import Close, CloseReason
-from mux.attachment import State
-from mux.carrying import YIELD, Ending, Superseded
-from mux.frames import Reason
-from mux.parameters import LaneParameters
-from mux.slab import BLOCK_PAYLOAD
-from tests.transports.background import Background, wait_until
-from transports.memory import memory_pair
-
-from .resuming_rig import MIB, Bulk, End, Lanes
-from .rig import DEADLINE, pattern, read, read_all, sealed_pair, waiting, write_all
+from qanat.base.deadline import Deadline
+from qanat.base.errors import ProtocolError, SessionEnded
+from qanat.handshake.hello import Close, CloseReason
+from qanat.mux.attachment import State
+from qanat.mux.carrying import YIELD, PipeResult, Superseded
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.slab import BLOCK_PAYLOAD
+from tests.support.background import Background, wait_until
+from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
+from tests.support.mux.rig import DEADLINE, pattern, read, read_all, sealed_pair, waiting, write_all
+from tests.support.transports.memory import memory_pair
 
 # --- cuts -------------------------------------------------------------------------------------------
 
@@ -293,7 +292,7 @@ def test_of_two_that_take_it_at_once_the_higher_epoch_has_it_in_the_end(attempt:
             lower.result()
         stale, pipe = lanes.new_pipe(), lanes.new_pipe()
         late = lanes.server.run(stale.server, epoch=1, peer_expects=expects, receive_from=server_expects)
-        assert late.result() == Ending("a later connection has the lane", by_us=True)
+        assert late.result() == PipeResult("a later connection has the lane", by_us=True)
         lanes.server.run(pipe.server, epoch=2, peer_expects=expects, receive_from=server_expects)
         lanes.client.lane.take(2, server_expects, Deadline(DEADLINE))
         lanes.client.run(pipe.client, epoch=2, peer_expects=server_expects, receive_from=expects)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from base.errors import SessionEnded, StreamReset
-from mux import frames as wire
-from mux.parameters import LaneParameters
-from mux.slab import BLOCK_PAYLOAD
-from mux.stream_state import State
-
-from .cores import KIB, Rig, data_order, fill
+from qanat.base.errors import SessionEnded, StreamReset
+from qanat.mux import frames as wire
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.stream_state import State
+from tests.support.mux.cores import KIB, Rig, data_order, fill
 
 MIB = 1024 * KIB
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from base.deadline import Deadline
-from base.errors import ProtocolError, SessionEnded, TransportError
-from mux.carrying import Superseded
-from tests.transports.background import Background
-
-from .resuming_rig import MIB, Bulk, Lanes, Pipe
-from .rig import DEADLINE
+from qanat.base.deadline import Deadline
+from qanat.base.errors import ProtocolError, SessionEnded, TransportError
+from qanat.mux.carrying import Superseded
+from tests.support.background import Background
+from tests.support.mux.resuming_rig import MIB, Bulk, Lanes, Pipe
+from tests.support.mux.rig import DEADLINE
 
 TRIES = 120
 
@@ -88,16 +87,14 @@ class Switches:
             pipe.cut()
             return
         answered.set()
-        ending = server.run(
-            pipe.server, silence=DEADLINE, epoch=epoch, peer_expects=expects, receive_from=answer[0]
-        )  # fmt: skip
+        ending = server.run(pipe.server, silence=DEADLINE, epoch=epoch, peer_expects=expects, receive_from=answer[0])
         if ending.fault:
             self.faults.append(f"the server's epoch {epoch}: {ending.cause}")
 
     def _carry(self, pipe: Pipe, epoch: int, answer: int, expects: int) -> None:
         ending = self.lanes.client.lane.run(
             pipe.client, silence=DEADLINE, epoch=epoch, peer_expects=answer, receive_from=expects
-        )  # fmt: skip
+        )
         if ending.fault:
             self.faults.append(f"the client's epoch {epoch}: {ending.cause}")
 

@@ -6,27 +6,46 @@ import logging
 
 import pytest
 
-from mux import frames as wire
-from mux.trace import describe_frames
-
-from .rig import Pair, read, write_all
+from qanat.mux import frames as wire
+from qanat.mux.trace import describe_frames
+from tests.support.mux.rig import Pair, read, write_all
 
 SECRET = b"hunter2-hunter2"
 
 
 def test_each_kind_of_frame_is_named_and_no_content_is_shown() -> None:
-    encoded = b"".join((
-        wire.Open(1, SECRET).encode(), wire.data_header(1, len(SECRET)) + SECRET, wire.Fin(1, 15).encode(),
-        wire.Reset(3, wire.Reason.LIMIT, SECRET.decode()).encode(), wire.Accept(1, SECRET.decode()).encode(),
-        wire.Control(SECRET).encode(), wire.Ack(7).encode(), wire.Credit(1, 99).encode(), wire.Ping(1).encode(),
-        wire.Pong(1).encode(), wire.Datagram(1, SECRET).encode(),
-    ))  # fmt: skip
+    encoded = b"".join(
+        (
+            wire.Open(1, SECRET).encode(),
+            wire.data_header(1, len(SECRET)) + SECRET,
+            wire.Fin(1, 15).encode(),
+            wire.Reset(3, wire.Reason.LIMIT, SECRET.decode()).encode(),
+            wire.Accept(1, SECRET.decode()).encode(),
+            wire.Control(SECRET).encode(),
+            wire.Ack(7).encode(),
+            wire.Credit(1, 99).encode(),
+            wire.Ping(1).encode(),
+            wire.Pong(1).encode(),
+            wire.Datagram(1, SECRET).encode(),
+        )
+    )
     lines = list(describe_frames(memoryview(encoded)))
-    assert [line.partition(" ")[0] for line in lines] == [kind.name for kind in (
-        wire.FrameType.OPEN, wire.FrameType.DATA, wire.FrameType.FIN, wire.FrameType.RESET, wire.FrameType.ACCEPT,
-        wire.FrameType.CONTROL, wire.FrameType.ACK, wire.FrameType.CREDIT, wire.FrameType.PING, wire.FrameType.PONG,
-        wire.FrameType.DATAGRAM,
-    )]  # fmt: skip
+    assert [line.partition(" ")[0] for line in lines] == [
+        kind.name
+        for kind in (
+            wire.FrameType.OPEN,
+            wire.FrameType.DATA,
+            wire.FrameType.FIN,
+            wire.FrameType.RESET,
+            wire.FrameType.ACCEPT,
+            wire.FrameType.CONTROL,
+            wire.FrameType.ACK,
+            wire.FrameType.CREDIT,
+            wire.FrameType.PING,
+            wire.FrameType.PONG,
+            wire.FrameType.DATAGRAM,
+        )
+    ]
     assert lines[1] == "DATA stream 1, 15 bytes"
     assert not any("hunter" in line for line in lines)
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from mux import frames as wire
-from mux.parameters import LaneParameters
-from mux.sending import STREAM_QUEUE
-from mux.slab import BLOCK_PAYLOAD
-from mux.stream import Stream
-
-from .cores import KIB, Peer, Rig, data_order, fill
+from qanat.mux import frames as wire
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.sending import STREAM_QUEUE
+from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.stream import Stream
+from tests.support.mux.cores import KIB, Peer, Rig, data_order, fill
 
 MIB = 1024 * KIB
 

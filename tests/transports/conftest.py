@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.transports.certificates import Authority, Certificate
+from tests.support.machine.certificates import Authority, Certificate
 
 
 @pytest.fixture(scope="session")

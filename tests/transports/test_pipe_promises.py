@@ -10,12 +10,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from base.errors import LocalError, PipeEnded
-from tests.transports.background import Background
-from tests.transports.certificates import Authority, Certificate
-from tests.transports.loopback import send_bytes
-from tests.transports.pairs import PAIRS, Pair
-from transports.pipe import MAX_MESSAGE, Pipe
+from qanat.base.errors import LocalError, PipeEnded
+from qanat.transports.pipe import MAX_MESSAGE, Pipe
+from tests.support.background import Background
+from tests.support.machine.certificates import Authority, Certificate
+from tests.support.transports.loopback import send_bytes
+from tests.support.transports.pairs import PAIRS, Pair
 
 AT_ONCE = 1.0
 """Seconds; far below every timeout that could be at work instead."""
@@ -25,9 +25,7 @@ FULL = 64 * 1024 * 1024
 
 
 @pytest.fixture(params=PAIRS)
-def pair(
-    request: pytest.FixtureRequest, stack: ExitStack, authority: Authority, good_certificate: Certificate
-) -> Pair:
+def pair(request: pytest.FixtureRequest, stack: ExitStack, authority: Authority, good_certificate: Certificate) -> Pair:
     """A sender's and a receiver's pipe."""
     return PAIRS[request.param](stack, authority, good_certificate)
 

@@ -1,0 +1,136 @@
+"""Addresses as people write them: `HOST:PORT`, with IPv6 in brackets.
+
+Pure parsers.  What they refuse they refuse with a UsageError whose message never repeats the
+text itself, since that may have come from the environment; whoever asked knows where it stood.
+`qanat.config.load`, `qanat.config.command_line` and `qanat.server.access.rules` call this; nothing here resolves a
+name.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from qanat.base.errors import UsageError
+
+IpAddress = IPv4Address | IPv6Address
+IpNetwork = IPv4Network | IPv6Network
+
+MAX_NAME = 253
+"""Bytes in a host name at most (RFC 1035 §2.3.4, without the final dot)."""
+
+_PORT = re.compile(r"[0-9]{1,5}")
+_NOT_IN_A_NAME = re.compile(r"""[\x00-\x20\x7f/\\@\[\]:*?#%,;"'<>|{}$]""")
+_LOOKS_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+
+
+def split_host_port(text: str) -> tuple[str, str]:
+    """Cut `HOST:PORT` or `[IPV6]:PORT` in two, without looking at either.  Raises UsageError."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not rest.startswith(":"):
+            raise UsageError("is not [ADDRESS]:PORT")
+        if ":" not in host:
+            raise UsageError("has brackets round something that is not an IPv6 address")
+        return host, rest[1:]
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise UsageError("has no port", hint="write HOST:PORT")
+    if ":" in host:
+        raise UsageError("has too many colons", hint="write an IPv6 address in brackets: [::1]:8443")
+    return host, port
+
+
+def parse_port(text: str, *, lowest: int = 1) -> int:
+    """A decimal port from `lowest` to 65535.  Raises UsageError."""
+    if not _PORT.fullmatch(text):
+        raise UsageError("has a port that is not a number")
+    port = int(text)
+    if not lowest <= port <= 65535:
+        raise UsageError(f"has a port outside {lowest} to 65535")
+    return port
+
+
+def parse_address(text: str) -> IpAddress | None:
+    """The IP literal in `text`, in its one canonical spelling, or None when it is anything else."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def parse_network(text: str) -> IpNetwork:
+    """`10.0.0.0/8`, `fd00::/8`, or one address.  IPv4 mapped into IPv6 becomes IPv4.  Raises UsageError."""
+    if "%" in text:
+        raise UsageError("names an interface after %", hint="leave it out: a network has none")
+    try:
+        network = ip_network(text)
+    except ValueError:
+        try:
+            meant = ip_network(text, strict=False)
+        except ValueError:
+            raise UsageError("is not a network in CIDR form", hint="for example 10.0.0.0/8 or fd00::/8") from None
+        raise UsageError("has bits set behind its prefix length", hint=f"did you mean {meant}?") from None
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network
+
+
+def unmap(address: IpAddress) -> IpAddress:
+    """The IPv4 address that an address in ::ffff:0:0/96 stands for; any other as it is, without its scope."""
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or IPv6Address(int(address))
+    return address
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Where to listen: a literal address and a port, 0 for one that the system chooses.  Raises UsageError."""
+    host, port_text = split_host_port(text)
+    port = parse_port(port_text, lowest=0)
+    return check_bind_host(host, port), port
+
+
+def check_bind_host(host: str, port: int) -> str:
+    """`host` as it was, when it is a literal address that can be bound.  Raises UsageError."""
+    if host in ("", "*"):
+        raise UsageError(
+            "does not say on which address",
+            hint=f"write 0.0.0.0:{port} for every IPv4 address, [::]:{port} for every IPv6 address",
+        )
+    if parse_address(host) is None:
+        hint = f"write 127.0.0.1:{port} or [::1]:{port}" if host == "localhost" else "write the address itself"
+        raise UsageError("needs a literal address, not a name", hint=hint)
+    return host
+
+
+def parse_target(text: str) -> tuple[str, int]:
+    """Where to connect: a name or a literal address, and a port from 1.  Raises UsageError."""
+    host, port = split_host_port(text)
+    return check_target_host(host), parse_port(port)
+
+
+def check_target_host(host: str) -> str:
+    """`host` as it was, when it may be a host's name or is an address.  Raises UsageError."""
+    if not host:
+        raise UsageError("names no host")
+    if parse_address(host) is not None:
+        return host
+    if len(host.encode()) > MAX_NAME:
+        raise UsageError(f"has a host name of more than {MAX_NAME} bytes")
+    if _NOT_IN_A_NAME.search(host):
+        raise UsageError("has a character in its host that no host name can have")
+    return host
+
+
+def normalise_name(name: str) -> str | None:
+    """A host name in lower case, in IDNA's ASCII form and without its final dot; None when it is no name."""
+    try:
+        plain = name.removesuffix(".").encode("idna").decode("ascii").lower()
+    except UnicodeError:
+        return None
+    return plain if plain and not _NOT_IN_A_NAME.search(plain) else None
+
+
+def looks_numeric(name: str) -> bool:
+    """Whether resolvers would take `name` for an IPv4 address in an old spelling: 127.1, 0x7f.1, 2130706433."""
+    return _LOOKS_NUMERIC.fullmatch(name.removesuffix(".").rpartition(".")[2]) is not None

@@ -1,0 +1,195 @@
+"""The files that `init` writes: two configurations that fit together, a token and the server's key.
+
+With the defaults, `server -c server.yaml` and `client -c client.yaml` simply connect.  The nginx
+block is cut from deploy/nginx.conf, so that what is printed is what the tests run.  Not
+here: printing, and what the keys mean (config.example.yaml).  Called by tunnel.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from importlib import resources
+from ipaddress import ip_address
+from pathlib import Path
+
+from attrs import frozen
+
+from qanat.base.addresses import parse_listen
+from qanat.base.errors import UsageError
+from qanat.base.sockets import format_address
+from qanat.handshake.identity import load_or_create_identity
+from qanat.handshake.tokens import generate_token
+from qanat.transports.dial.urls import TunnelUrl
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PATH = re.compile(r"/[A-Za-z0-9/._~-]*")
+_SAMPLE_PORT = 18080
+
+_SERVER = """\
+# The server's end of the tunnel.  Every key is explained in config.example.yaml.
+server:
+  listen: {listen}
+  path: {path}
+  identity: server.key                  # its private key; never leaves this machine
+{trusted_proxies}\
+  clients:
+    - name: {name}
+      token_file: {token_file}
+      # What the client's `local` forwards may reach from here; nothing else is.
+      allow_connect: [{health}]
+      # Where the client's `remote` forwards may listen here.
+      # allow_listen: ["127.0.0.1:8080"]
+"""
+
+_TRUSTED_PROXIES = """\
+  trusted_proxies: ["127.0.0.1/32", "::1/128"]  # nginx on this machine: it says who is calling
+"""
+
+_CLIENT = """\
+# The client's end of the tunnel.  Every key is explained in config.example.yaml.
+client:
+  name: {name}
+  url: {url}
+  token_file: {token_file}
+  server_fingerprint: {fingerprint}
+  forwards:
+    # As ssh -L: listens here, connects from the server.  This one reaches the server's own health page:
+    #   curl http://{sample}/healthz
+    - {{local: "{sample}", to: {health}}}
+    # As ssh -R: listens on the server, where allow_listen must name the address, and connects from here.
+    # - {{remote: "127.0.0.1:8080", to: "127.0.0.1:80"}}
+"""
+
+
+@frozen
+class Written:
+    """What `write_files` has made, and what to tell the user about it."""
+
+    server_yaml: Path
+    client_yaml: Path
+    token_file: Path
+    identity: Path
+    fingerprint: str
+    sample: str  # HOST:PORT where the sample forward will listen
+    nginx_block: str
+
+
+def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> Written:
+    """Write server.yaml, client.yaml, NAME.token and server.key into `directory`; make it when missing.
+
+    Without `url` the client is to dial `listen` directly.  Raises UsageError, and leaves nothing
+    behind, when a file is there already, cannot be written, or a value cannot work.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"not a client name: {name!r}", hint="use 1 to 64 of A-Z a-z 0-9 . _ -")
+    host, port = _parse_listen(listen)
+    direct = format_address((_reachable(host), port))
+    sample = f"127.0.0.1:{_SAMPLE_PORT if port != _SAMPLE_PORT else _SAMPLE_PORT + 1}"
+    url = url or f"ws://{direct}/tunnel"
+    path = TunnelUrl.parse(url).path
+    if not _PATH.fullmatch(path):
+        raise UsageError(f"the path {path} in the URL needs quoting in nginx", hint="use letters, digits and / . _ ~ -")
+
+    server_yaml, client_yaml = directory / "server.yaml", directory / "client.yaml"
+    token_file, identity_file = directory / f"{name}.token", directory / "server.key"
+    _refuse_existing(server_yaml, client_yaml, token_file, identity_file)
+    with _undone_on_failure() as made:
+        directory.mkdir(parents=True, exist_ok=True)
+        made.append(identity_file)
+        fingerprint = load_or_create_identity(identity_file).fingerprint
+        _write(made, token_file, generate_token() + "\n", mode=0o600)
+        server = _SERVER.format(
+            listen=_quoted(format_address((host, port))),
+            path=_quoted(path),
+            trusted_proxies=_TRUSTED_PROXIES if _is_loopback(host) else "",
+            name=_quoted(name),
+            token_file=_quoted(token_file.name),
+            health=_quoted(direct),
+        )
+        _write(made, server_yaml, server, mode=0o644)
+        client = _CLIENT.format(
+            name=_quoted(name),
+            url=_quoted(url),
+            token_file=_quoted(token_file.name),
+            fingerprint=_quoted(fingerprint),
+            sample=sample,
+            health=_quoted(direct),
+        )
+        _write(made, client_yaml, client, mode=0o644)
+    return Written(
+        server_yaml,
+        client_yaml,
+        token_file,
+        identity_file,
+        fingerprint,
+        sample,
+        nginx_block(path=path, upstream=direct),
+    )
+
+
+def nginx_block(*, path: str, upstream: str) -> str:
+    """The `location` of deploy/nginx.conf for this path and this HOST:PORT of the server."""
+    whole = resources.files("qanat").joinpath("share", "deploy", "nginx.conf").read_text("utf-8")
+    _, _, rest = whole.partition("# The tunnel: from here\n")
+    block, _, _ = rest.partition("    # The tunnel: to here")
+    return block.replace("location = /tunnel {", f"location = {path} {{").replace("127.0.0.1:8443", upstream)
+
+
+def _parse_listen(listen: str) -> tuple[str, int]:
+    try:
+        host, port = parse_listen(listen)
+    except UsageError as error:
+        raise UsageError(f"--listen {listen} {error.message}", hint=error.hint) from error
+    if port == 0:
+        raise UsageError("--listen needs a port that the client can know", hint="choose one from 1 to 65535")
+    return host, port
+
+
+def _reachable(host: str) -> str:
+    """An address by which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _is_loopback(host: str) -> bool:
+    return ip_address(host).is_loopback
+
+
+def _quoted(text: str) -> str:
+    """`text` as a YAML string, whatever it looks like: a client may well be called `no` or `007`."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _refuse_existing(*paths: Path) -> None:
+    existing = [str(path) for path in paths if os.path.lexists(path)]
+    if existing:
+        raise UsageError(
+            f"already there, and not overwritten: {', '.join(existing)}",
+            hint="move them away, or name another directory: init DIR",
+        )
+
+
+@contextlib.contextmanager
+def _undone_on_failure() -> Iterator[list[Path]]:
+    """Remove the files that the caller put into the list, unless all went well."""
+    made: list[Path] = []
+    try:
+        yield made
+    except BaseException as error:
+        for path in made:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(
+                f"cannot write {error.filename}: {error.strerror}", hint="name another directory"
+            ) from error
+        raise
+
+
+def _write(made: list[Path], path: Path, text: str, *, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    made.append(path)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)

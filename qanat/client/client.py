@@ -1,0 +1,270 @@
+"""The running client: local listeners, and links to the servers, of which one or all are wanted.
+
+Threads: each link has its own (`qanat.client.server_connection`); each local forward has an accepting thread; each
+connection has two pumps; with several servers of which one is wanted, the *failover* thread decides which.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import EndpointError, QanatError
+from qanat.base.sockets import format_address
+from qanat.base.threads import ThreadGroup, start_thread
+from qanat.client.known_hosts import KnownHosts
+from qanat.client.network_watch import NetworkWatch
+from qanat.client.server_connection import ServerConnection
+from qanat.client.session import ClientSession
+from qanat.config.settings import ClientSettings, Forward
+from qanat.endpoints.tcp import Listener
+from qanat.endpoints.wakeable import WakeableSocket
+from qanat.handshake.client_keys import ClientKeyPool
+from qanat.handshake.hello import CloseReason
+from qanat.process.log_throttle import LogThrottle
+from qanat.session.messages import ConnectTcp
+from qanat.session.session import affordable_streams
+
+log = logging.getLogger("qanat.client")
+
+MAX_STREAMS = 4096
+"""Streams that a server may have open towards this client at once."""
+ENDING = 5.0
+"""Seconds, beyond `drain`, that sessions and threads get to end."""
+
+
+class Client:
+    """A client from `start` to `stop`.  `run_client` and tests use it."""
+
+    def __init__(self, settings: ClientSettings, ready: Callable[[], None] = lambda: None) -> None:
+        """`ready` is called once, when the first session is up.  Raises UsageError for a bad URL or bad TLS files."""
+        self.settings = settings
+        self.failure: QanatError | None = None
+        """Why the client gave up; None while it does not."""
+        self.over = threading.Event()
+        """Set when no link goes on, after `stop` or with `failure`."""
+        self._ready = ready
+        self._log_throttle = LogThrottle()
+        self._stopping = threading.Event()
+        self._max_streams = affordable_streams(MAX_STREAMS)
+        self._keys = ClientKeyPool()
+        self._watch = NetworkWatch()
+        self._changed = threading.Condition()
+        self._told_ready = False  # guarded by `_changed`
+        self._listeners: list[Listener] = []
+        self._waiting = ThreadGroup("client")
+        self._failover: threading.Thread | None = None
+        known, several = KnownHosts(settings.state_dir / "known_hosts"), len(settings.servers) > 1
+        self._links = [
+            ServerConnection(
+                f"connector {number}" if several else "connector",
+                settings,
+                server,
+                keys=self._keys,
+                known=known,
+                watch=self._watch,
+                max_streams=self._max_streams,
+                changed=self._look,
+            )
+            for number, server in enumerate(settings.servers, 1)
+        ]
+
+    # --- start and stop -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind the local forwards, then connect in the background.  Does not block.
+
+        Raises EndpointError when an address cannot be bound; nothing is left bound then.
+        """
+        try:
+            for number, forward in enumerate(self.settings.forwards):
+                if forward.kind == "local":
+                    self._listeners.append(self._listen(number, forward))
+        except EndpointError:
+            self._close_listeners()
+            raise
+        self._keys.start()
+        self._watch.start()
+        for listener in self._listeners:
+            listener.start()
+        chosen = self._links if self.settings.connect == "all" else self._links[:1]
+        for link in chosen:
+            link.want(True)
+        for link in self._links:
+            link.start()
+        if len(chosen) < len(self._links):
+            self._failover = start_thread("failover", self._failover_loop)
+
+    def stop(self) -> None:
+        """End gracefully: no new connection, `drain` seconds for open ones, then goodbye.  Blocks.  Idempotent."""
+        self._stopping.set()
+        for link in self._links:
+            link.stop_connecting()
+        self._close_listeners()
+        with self._changed:
+            self._changed.notify_all()
+        sessions = [link.session for link in self._links if link.session is not None]
+        deadline = Deadline(self.settings.drain)
+        for session in sessions:
+            session.drain(deadline)
+        self._waiting.join(deadline.remaining() or 0.0)
+        for session in sessions:
+            session.stop(CloseReason.SHUTDOWN, "the client is stopping")
+        deadline = Deadline(ENDING)
+        for session in sessions:
+            session.ended.wait(deadline.remaining())
+        for link in self._links:
+            link.close()
+        self._waiting.join(ENDING)
+        if self._failover is not None:
+            self._failover.join(ENDING)
+        self._watch.close()
+        self._keys.close()
+
+    @property
+    def local_ports(self) -> list[int]:
+        """The ports bound for the local forwards, in their order."""
+        return [listener.port for listener in self._listeners]
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    def _look(self) -> None:
+        """A link has changed: look at all of them, and wake who waits for one."""
+        links = self._links
+        failures = [link.failure for link in links if link.failure is not None]
+        refusals = [link.refused for link in links if link.refused is not None]
+        if self.failure is None and not self._stopping.is_set():
+            if failures:
+                self.failure = failures[0]
+            elif len(refusals) == len(links) and not any(link.succeeded for link in links):
+                self.failure = refusals[0]
+        if self.failure is not None or all(link.over for link in links):
+            self.over.set()
+        first = False
+        with self._changed:
+            if not self._told_ready and any(link.succeeded for link in links):
+                first = self._told_ready = True
+            self._changed.notify_all()
+        if first:
+            self._ready()
+
+    # --- local forwards -------------------------------------------------------------------------
+
+    def _listen(self, number: int, forward: Forward) -> Listener:
+        host, port = forward.to
+        listener = Listener(
+            *forward.listen,
+            lambda sock, peer: self._accepted(forward, ConnectTcp(host, port, peer).encode(), sock, peer),
+            f"listen-{number}",
+        )
+        log.info("listening on %s for %s at the server's end", listener.address, format_address(forward.to))
+        return listener
+
+    def _accepted(self, forward: Forward, request: bytes, sock: socket.socket, peer: str) -> None:
+        def carry_when_connected() -> None:
+            session = self._wait_for_session()
+            if session is not None:
+                session.carry_outgoing(sock, peer, request, str(forward))
+                return
+            WakeableSocket(sock, peer).close(orderly=False)
+            if self._log_throttle.due("no session"):
+                log.warning("%s: connections are reset while there is no session with the server", forward)
+
+        with self._changed:
+            session = self._choose_locked()
+        try:
+            if session is None:
+                if len(self._waiting) >= self._max_streams:
+                    raise RuntimeError(f"{self._max_streams} connections wait for a session already")
+                self._waiting.start(f"{peer}-down", carry_when_connected)
+            else:
+                carry = partial(session.carry_outgoing, sock, peer, request, str(forward))
+                session.start_outgoing(peer, carry)
+        except RuntimeError as error:
+            WakeableSocket(sock, peer).close(orderly=False)
+            if self._log_throttle.due("no thread"):
+                log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", forward, error)
+
+    def _wait_for_session(self) -> ClientSession | None:
+        """A session that is connected; when there is none, wait for one as long as a connection may take.
+
+        After that, one that may be so again; None when there is none at all.
+        """
+        deadline = Deadline(self.settings.connect_timeout)
+        with self._changed:
+            while (session := self._choose_locked()) is None and not self._stopping.is_set() and not deadline.passed:
+                self._changed.wait(deadline.remaining())
+            if session is None:
+                session = next((link.session for link in self._links if link.session is not None), None)
+            return session
+
+    def _choose_locked(self) -> ClientSession | None:
+        """Whom to give a new connection: the first server in order, or of all that are wanted the least loaded."""
+        sessions = [link.session for link in self._links]
+        live = [s for s in sessions if s is not None and s.attached and not s.retired]
+        if self.settings.connect == "all":
+            random.shuffle(live)  # among equals, not always the first
+            return min(live, key=lambda session: session.open_streams, default=None)
+        return live[0] if live else None
+
+    # --- which server ---------------------------------------------------------------------------
+
+    def _failover_loop(self) -> None:
+        with self._changed:
+            while not self._stopping.is_set():
+                self._changed.wait(self._arrange_locked(time.monotonic()))
+
+    def _arrange_locked(self, now: float) -> float | None:
+        """Want the servers that are needed, and only these; the seconds until this may have to be looked at again.
+
+        A server is needed while every one before it has been away for `failover_after`, or refuses us.
+        """
+        needed, again = True, None
+        for link in self._links:
+            link.want(needed)
+            session = link.session
+            if session is not None:
+                if needed:
+                    session.return_to_service()
+                else:
+                    session.retire()
+            if needed and link.refused is None:
+                away = link.away_since
+                remaining = None if away is None else away + self.settings.failover_after - now
+                if remaining is None or remaining > 0:
+                    needed, again = False, remaining
+        return again
+
+
+def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
+    """Keep the tunnel up until `stop` is set; `ready` is called once, when the first session is up.  Blocks.
+
+    After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for a local address
+    that cannot be bound, and RefusedError when the server refuses us before any session was ever up.
+    """
+    client = Client(settings, ready)
+    client.start()
+
+    def stop_when_over() -> None:
+        client.over.wait()
+        stop.set()
+
+    watcher = start_thread("stop-watcher", stop_when_over)
+    try:
+        stop.wait()
+        if client.failure is None:
+            log.info("stopping: open streams have %g s to finish", settings.drain)
+    finally:
+        client.stop()
+    watcher.join(ENDING)
+    if client.failure is not None:
+        raise client.failure
+    log.info("stopped")

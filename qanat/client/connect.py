@@ -1,0 +1,146 @@
+"""One connection to one server, as far as READY: dial, authenticate, greet.  Every wait in it can be cancelled.
+
+`Connector` knows the ways to a server (each URL over each transport) and who it is.  `qanat.client.server_connection`
+uses it for a session's first connection, `qanat.client.reconnector` for all others; what is done on failure is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import evolve, frozen
+
+from qanat.base.cancel import Cancel
+from qanat.base.deadline import Deadline
+from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.client.known_hosts import KnownHosts
+from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.handshake.client_keys import ClientKeyPool
+from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at
+from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
+from qanat.handshake.identity import fingerprint_of
+from qanat.handshake.machine import ClientHandshake
+from qanat.session.messages import printable
+from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.http2 import grpc
+from qanat.transports.http2 import octet_stream as http2
+from qanat.transports.pipe import Pipe
+from qanat.transports.websocket import upgrade as websocket
+
+_CONNECT: dict[str, Callable[..., Pipe]] = {
+    "websocket": websocket.connect,
+    "http2": http2.connect,
+    "grpc": grpc.connect,
+}
+
+
+@frozen
+class Endpoint:
+    """One way to a server."""
+
+    url: TunnelUrl
+    transport: str
+
+    def __str__(self) -> str:
+        return f"{self.url} over {self.transport}"
+
+
+class SessionOver(QanatError):
+    """The server said, where READY was due, that the session is over."""
+
+
+class Connector:
+    """See the module's docstring.  For any thread."""
+
+    def __init__(self, settings: ClientSettings, server: RemoteServer, keys: ClientKeyPool, known: KnownHosts) -> None:
+        """Raises UsageError for a bad URL or bad TLS files."""
+        urls = [TunnelUrl.parse(url) for url in server.urls]
+        self.ways = tuple(Endpoint(url, transport) for transport in settings.transports for url in urls)
+        self._settings = settings
+        self._server = server
+        self._keys = keys
+        self._known_hosts = known
+        self._route = settings.route
+        if any(url.tls for url in urls):
+            self._route.tls_context(())  # files that cannot be used end the start, not each try
+
+    def connect(self, way: Endpoint, cancel: Cancel, node: str | None = None) -> SealedPipe:
+        """Dial and authenticate; blocks.  `node` is the server, of several behind one URL, that is to be reached.
+
+        Raises RefusedError, TransportError, ProtocolError, and UsageError for files that can no longer be used.
+        """
+        settings = self._settings
+        pipe = _CONNECT[way.transport](
+            way.url, route=evolve(self._route, node=node), deadline=Deadline(settings.connect_timeout), cancel=cancel
+        )
+        with cancel.waking(lambda: pipe.close("the client is stopping")):
+            deadline = Deadline(settings.handshake_timeout)
+            try:
+                key = self._keys.take(deadline.remaining() or 0.0)
+            except QanatError:
+                pipe.close("there is no key for it")
+                raise
+            handshake = ClientHandshake(
+                settings.name, self._server.token, key, lambda spki: self._check_server(way.url, spki)
+            )
+            return client_handshake(pipe, handshake, deadline)
+
+    def greet(self, way: Endpoint, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel) -> Ready:
+        """Say HELLO and hear READY; blocks.  The pipe is closed when this raises.
+
+        Raises RefusedError (not final) when another process has our name, SessionOver, ProtocolError, TransportError.
+        """
+        try:
+            with cancel.waking(lambda: sealed.close("the client is stopping")), closed_at(deadline, sealed.pipe):
+                sealed.send_record(bytes((RecordKind.HELLO,)) + hello.encode())
+                kind, content = sealed.recv_record()
+            if kind is RecordKind.CLOSE:
+                raise _turned_away(Close.decode(content))
+            if kind is not RecordKind.READY:
+                raise ProtocolError(f"a {kind.name} record where READY was due")
+            ready = Ready.decode(content)
+            if self._server.fingerprint is None:
+                self._known_hosts.remember(way.url.address, fingerprint_of(sealed.result.server_spki))
+        except BaseException:
+            sealed.close("the session did not begin")
+            raise
+        return ready
+
+    def _check_server(self, url: TunnelUrl, spki: bytes) -> None:
+        """Raise RefusedError unless this is the server that we know, or we know none yet."""
+        fingerprint = fingerprint_of(spki)
+        pinned = self._server.fingerprint
+        if pinned is None:
+            self._known_hosts.check(url.address, fingerprint)
+        elif fingerprint != pinned:
+            raise RefusedError(
+                f"the server's key is {fingerprint}, but {pinned} is pinned",
+                hint="someone may be in between; if the server's key was really changed, run `tunnel.py fingerprint` "
+                "on the server and put what it prints into server_fingerprint",
+            )
+
+
+def describe_failure(way: Endpoint, error: QanatError) -> str:
+    """What happened, with the server named once."""
+    if way.url.host not in error.message:
+        return f"cannot connect to {way.url}: {error}"
+    return str(error) if error.message.startswith("cannot connect") else f"cannot connect: {error}"
+
+
+def describe_server(sealed: SealedPipe, ready: Ready) -> str:
+    """Who the server says that it is, and its key, for logs."""
+    node, agent = printable(ready.node), printable(ready.parameters.agent)
+    return f"the server is {node}, {agent}, with key {fingerprint_of(sealed.result.server_spki)}"
+
+
+def _turned_away(close: Close) -> QanatError:
+    text = printable(close.text)
+    if close.reason is CloseReason.NAME_IN_USE:
+        return RefusedError(
+            f"the server refuses this client's name: {text}",
+            hint="stop the other process, or give this one a name and token of its own",
+            final=False,
+        )
+    if close.reason in (CloseReason.PROTOCOL, CloseReason.REVOKED, CloseReason.REPLACED):
+        return SessionOver(f"the server ended the session: {text}")
+    return TransportError(f"the server turned us away: {text}")

@@ -1,0 +1,237 @@
+"""Notices that the way of a connection has changed: another Wi-Fi, a VPN that came up, a machine that slept.
+
+TCP itself finds out only after minutes of silence.  Here the kernel is asked which local address it would now use
+towards the connection's other end (a connected UDP socket: no packet is sent).  It is asked at regular intervals, and
+on Linux at once when the kernel says, over netlink, that links, addresses or routes have changed.
+
+What to do about it is up to who asked: the connection may still work, as it does when IPv6 has only begun to use
+another temporary address (RFC 8981).  Where routing tells TCP from UDP, a connection looks changed from the beginning,
+and that is told once.  Used by the running client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from qanat.base.errors import LocalError
+from qanat.base.threads import start_thread
+from qanat.transports.pipe import SockAddr
+
+log = logging.getLogger("qanat.network")
+
+ASLEEP = "the machine was asleep"
+BACK = "the network was gone and is back"
+
+_SLEPT = 5.0
+"""Seconds asleep between two looks that count; less may be a clock that was set."""
+_QUIET = 0.2
+"""Seconds without news after which a change is taken to be complete."""
+_PATIENCE = 1.0
+"""Seconds after the first news when it is looked at, though more still come."""
+
+
+class Watched:
+    """One connection; a handle for `NetworkWatch.remove`, and nothing else to anybody."""
+
+    def __init__(self, local: SockAddr, remote: SockAddr, on_change: Callable[[str], None]) -> None:
+        self.own = _host(local)
+        self.remote = remote
+        self.on_change = on_change
+        self.source: tuple[str, int] | None = self.own  # as last seen; None while there is no way at all
+
+    def look(self, source: SockAddr | None) -> str | None:
+        """Why its owner should be told, now that the kernel would send from `source`; None when it should not."""
+        if source is None:
+            self.source = None
+            return None
+        before, self.source = self.source, _host(source)
+        if before == self.source:
+            return None
+        if self.source != self.own:
+            there, here, own = _text(_host(self.remote)), _text(self.source), _text(self.own)
+            return f"the way to {there} is from {here} now, not from {own}"
+        return BACK if before is None else None
+
+
+class NetworkWatch:
+    """Watches connections with one thread, `network-watch`.  Safe to use from any thread."""
+
+    def __init__(
+        self,
+        interval: float = 5.0,
+        *,
+        source_for: Callable[[SockAddr], SockAddr | None] | None = None,
+        slept: Callable[[], float] | None = None,
+        netlink: bool = True,
+    ) -> None:
+        """`interval` is the number of seconds between two looks, when nothing announces a change.
+
+        `source_for` tells the local address on the way to a remote one, None without any way, OSError when it cannot
+        tell; `slept` how many seconds the machine has been asleep since some moment.  Without `netlink` nothing is
+        announced.
+        """
+        self._interval = interval
+        self._source_for = source_for or ask_kernel
+        self._slept = slept or seconds_asleep
+        self._use_netlink = netlink
+        self._lock = threading.Lock()  # guards the next; never held while asking or telling
+        self._watched: dict[Watched, None] = {}  # used as an ordered set
+        self._thread: threading.Thread | None = None
+        self._stop: tuple[socket.socket, socket.socket] | None = None
+
+    def start(self) -> None:
+        """Begin to watch.  Once; does not block."""
+        if self._thread is not None:
+            raise LocalError("the network is being watched already")
+        # The baselines are from before this returns, and so is what netlink tells.
+        news = _open_netlink() if self._use_netlink else None
+        asleep = self._slept()
+        stop, _ = self._stop = socket.socketpair()
+        self._thread = start_thread("network-watch", lambda: self._watch_loop(stop, news, asleep))
+
+    def close(self) -> None:
+        """End the thread, and wait for it.  Idempotent; blocks while an `on_change` runs, so never called by one."""
+        if self._thread is None or self._stop is None:
+            return
+        with contextlib.suppress(OSError):
+            self._stop[1].shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for end in self._stop:
+            end.close()
+
+    def add(self, addresses: tuple[SockAddr, SockAddr], on_change: Callable[[str], None]) -> Watched:
+        """Watch the connection with these (local, remote) addresses; returns what `remove` takes.  Does not block.
+
+        At each change of its way `on_change` is called once with the reason, in words for a log, by the watcher's
+        thread and without a lock; it must not block.  A change from before this call counts too.  When all ways
+        are gone, it is called as soon as there is one again.
+        """
+        watched = Watched(*addresses, on_change)
+        with self._lock:
+            self._watched[watched] = None
+        return watched
+
+    def remove(self, handle: Watched) -> None:
+        """Watch it no more.  Idempotent; does not block, so a call that has begun may still end after this."""
+        with self._lock:
+            self._watched.pop(handle, None)
+
+    # --- the thread
+
+    def _watch_loop(self, stop: socket.socket, news: socket.socket | None, asleep: float) -> None:
+        with selectors.DefaultSelector() as selector, news or contextlib.nullcontext():
+            selector.register(stop, selectors.EVENT_READ)
+            if news is not None:
+                selector.register(news, selectors.EVENT_READ)
+            while self._wait(selector, stop):
+                before, asleep = asleep, self._slept()
+                self._look(asleep - before > _SLEPT)
+
+    def _wait(self, selector: selectors.BaseSelector, stop: socket.socket) -> bool:
+        """Block until it is time to look; False when all is over."""
+        ready = selector.select(self._interval)
+        latest = time.monotonic() + _PATIENCE
+        while ready:
+            for key, _ in ready:
+                if key.fileobj is stop:
+                    return False
+                if isinstance(key.fileobj, socket.socket) and not _drain(key.fileobj):
+                    selector.unregister(key.fileobj)  # from now on, only at intervals
+            remaining = latest - time.monotonic()
+            ready = selector.select(min(_QUIET, remaining)) if remaining > 0 else []
+        return True
+
+    def _look(self, slept: bool) -> None:
+        with self._lock:
+            watched = list(self._watched)
+        for one in watched:
+            try:
+                why = one.look(self._source_for(one.remote))
+            except OSError as error:
+                log.debug("cannot ask for the way to %s: %s", _text(_host(one.remote)), error)
+                why = None
+            if slept:
+                why = ASLEEP
+            with self._lock:
+                wanted = one in self._watched
+            if why is not None and wanted:
+                self._tell(one, why)
+
+    def _tell(self, one: Watched, why: str) -> None:
+        log.debug("%s", why)
+        try:
+            one.on_change(why)
+        except Exception:
+            log.exception("what a change of the network called has failed; please report it")
+
+
+def ask_kernel(remote: SockAddr) -> SockAddr | None:
+    """The local address from which the kernel would now send to `remote`; None when there is no way to it.
+
+    Sends nothing and does not block.  Raises OSError when there is no socket to ask with.
+    """
+    with socket.socket(socket.AF_INET6 if len(remote) == 4 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(remote)
+        except OSError:
+            return None
+        address: SockAddr = sock.getsockname()
+        return address
+
+
+def seconds_asleep() -> float:
+    """How long the machine has slept since some moment.  Does not block.
+
+    Elsewhere than on Linux a wall clock that is set looks the same, and one that counts sleep in both shows nothing.
+    """
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    return time.time() - time.monotonic()
+
+
+def _open_netlink() -> socket.socket | None:
+    """A socket that can be read when links, addresses or routes change (rtnetlink(7)); None where there is none."""
+    if sys.platform != "linux":
+        return None
+    sock = None
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        sock.setblocking(False)
+        # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE of linux/rtnetlink.h
+        sock.bind((0, 0x1 | 0x10 | 0x40 | 0x100 | 0x400))
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        log.debug("changes of the network are not announced here: %s", error)
+        return None
+    return sock
+
+
+def _drain(news: socket.socket) -> bool:
+    """Take what has come, whatever it says; False when nothing more can come."""
+    while True:
+        try:
+            news.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # which is news too: more came than there was room for
+                log.debug("changes of the network are no longer announced: %s", error)
+                return False
+
+
+def _host(address: SockAddr) -> tuple[str, int]:
+    """Without the port.  IPv6's link-local addresses differ by their scope, too."""
+    return str(address[0]).partition("%")[0], int(address[3]) if len(address) == 4 else 0
+
+
+def _text(host: tuple[str, int]) -> str:
+    return f"{host[0]}%{host[1]}" if host[1] else host[0]

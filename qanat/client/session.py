@@ -1,0 +1,166 @@
+"""One session on the client: its remote forwards are asked for, and their streams reach their targets here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import ProtocolError
+from qanat.base.sockets import format_address
+from qanat.config.settings import Forward
+from qanat.endpoints.lookup import Share, resolve
+from qanat.endpoints.tcp import connect
+from qanat.endpoints.wakeable import WakeableSocket
+from qanat.handshake.hello import CloseReason
+from qanat.mux.frames import Reason, reason_name
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.stream_io import StreamIO
+from qanat.session.messages import (
+    Listen,
+    ListenFailed,
+    Listening,
+    ThroughForward,
+    Unlisten,
+    decode_control,
+    decode_request,
+)
+from qanat.session.session import Session
+
+log = logging.getLogger("qanat.session")
+
+RETRY_IN_USE = 10.0
+"""Seconds until a remote forward is asked for again whose port was in use."""
+RETRY_NOT_ALLOWED = 60.0
+"""The same when the server's rules refused it: they may change."""
+
+
+class ClientSession(Session):
+    """See the module's docstring.  `remotes` maps forward ids of our own to remote forwards."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: LaneParameters,
+        session_id: bytes,
+        secret: bytes,
+        resume_for: float,
+        *,
+        node: str,
+        remotes: dict[int, Forward],
+        connect_timeout: float,
+    ) -> None:
+        super().__init__(name, parameters, session_id, secret, resume_for)
+        self.node = node
+        """What the server calls itself: of several behind one address, this one has the session."""
+        self.retired = False
+        """Whether another server is preferred, and this one only keeps its streams until they end."""
+        self._remotes = remotes
+        self._connect_timeout = connect_timeout
+        self._share = Share()
+        self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
+        self._asking = threading.Lock()
+        self._turning = threading.Lock()  # guards the next, and that what follows from it is said in its order
+        self._turn = 0  # how often this one was taken into service
+
+    def request_forwards(self) -> None:
+        """Ask the server to listen for every remote forward.  Does not block."""
+        for number in self._remotes:
+            self._request(number)
+
+    def retire(self) -> None:
+        """Another server is preferred: give the ports back, and say goodbye when the last stream has ended."""
+        with self._turning:
+            if self.retired:
+                return
+            self.retired = True
+            for number in self._remotes:
+                self.send_control(Unlisten(number).encode())
+        self._stream_ended()
+
+    def return_to_service(self) -> None:
+        """The other server is gone again: ask for the ports anew."""
+        with self._turning:
+            if self.retired:
+                self.retired = False
+                self._turn += 1
+                self.request_forwards()
+
+    def _stream_ended(self) -> None:
+        if self.retired and not self._served:
+            self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
+
+    def _request(self, number: int) -> None:
+        host, port = self._remotes[number].listen
+        with self._asking:
+            self._asked[number] += 1
+        self.send_control(Listen(number, host, port).encode())
+
+    def _on_control(self, content: bytes) -> None:
+        message = decode_control(content)
+        if not isinstance(message, Listening | ListenFailed):
+            raise ProtocolError(f"a server may not send {type(message).__name__}")
+        forward = self._remotes.get(message.forward)
+        if forward is None:
+            raise ProtocolError(f"the server speaks of forward {message.forward}, which we do not have")
+        with self._asking:
+            if not self._asked[message.forward]:
+                # Each failure costs a thread that waits, so a server must not be able to make them up.
+                raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
+            self._asked[message.forward] -= 1
+            asked_again = self._asked[message.forward] > 0
+        if isinstance(message, Listening):
+            where = format_address((forward.listen[0], message.port))
+            log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
+            return
+        if asked_again:
+            return  # the answer to that counts
+        wait = RETRY_NOT_ALLOWED if message.reason == Reason.NOT_ALLOWED else RETRY_IN_USE
+        hint = (
+            "add it to this client's allow_listen, or shared_listen, on the server"
+            if message.reason == Reason.NOT_ALLOWED
+            else "stop what holds that port on the server, or choose another"
+        )
+        log.error(
+            "the server cannot listen for %s: %s: %s (%s); asking again in %.0f s",
+            forward,
+            reason_name(message.reason),
+            message.text,
+            hint,
+            wait,
+        )
+        number, turn = message.forward, self._turn
+
+        def ask_again() -> None:
+            # Not `_stopping`: a client that drains must not wait for this.
+            if not self._draining.wait(wait):
+                with self._turning:
+                    if not self.retired and turn == self._turn:
+                        self._request(number)
+
+        try:
+            self.threads.start(f"{self.name}-forward-{number}", ask_again)
+        except RuntimeError as error:  # The system gives no more threads.
+            log.warning(
+                "%s: %s; it is asked for again with the next session; raise the limit on threads (ulimit -u, TasksMax)",
+                forward,
+                error,
+            )
+
+    def _on_open(self, stream: StreamIO) -> None:
+        request = decode_request(stream.request)
+        forward = self._remotes.get(request.forward) if isinstance(request, ThroughForward) else None
+        if forward is None or not isinstance(request, ThroughForward):
+            log.warning("the server opened a stream that is for none of our forwards; it was refused")
+            self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
+            return
+        self.serve_incoming(stream, lambda: self._connect(forward), f"from {request.origin} for {forward}")
+
+    def _connect(self, forward: Forward) -> WakeableSocket:
+        deadline = Deadline(self._connect_timeout)
+        addresses = resolve(*forward.to, deadline, self._share)
+        return connect(addresses, deadline, cancelled=self._stopping.is_set)
+
+    def _release(self) -> None:
+        """Nothing is held here: the local listeners belong to the client, and outlive its sessions."""

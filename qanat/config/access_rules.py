@@ -1,0 +1,130 @@
+"""Access rules as people write them: `CIDR:PORTS`, `name:PORTS`, and where one may listen.
+
+Rules for connecting are `CIDR:PORTS`, `ADDRESS:PORTS` and `name:PORTS`, IPv6 in brackets; PORTS is
+a number, `LOW-HIGH` or `*`.  Parsing alone: the configuration uses these parsers to find faults, and
+`qanat.server.access.rules` judges with what they return.  Pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+from attrs import frozen
+
+from qanat.base.addresses import (
+    IpAddress,
+    IpNetwork,
+    check_bind_host,
+    looks_numeric,
+    normalise_name,
+    parse_address,
+    parse_network,
+    parse_port,
+    split_host_port,
+    unmap,
+)
+from qanat.base.errors import UsageError
+from qanat.config.address_ranges import NEVER, is_inside
+
+_NAME_RULE = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+
+
+@frozen
+class Ports:
+    """An inclusive range."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, text: str) -> Ports:
+        """`*` (1 to 65535), `N` or `LOW-HIGH`; port 0 only by itself.  Raises UsageError."""
+        if text == "*":
+            return cls(1, 65535)
+        first, dash, last = text.partition("-")
+        if not dash:
+            port = parse_port(first, lowest=0)
+            return cls(port, port)
+        low, high = parse_port(first), parse_port(last)
+        if low > high:
+            raise UsageError("has a range of ports that ends before it begins")
+        return cls(low, high)
+
+    def __contains__(self, port: int) -> bool:
+        return self.low <= port <= self.high
+
+
+@frozen
+class NetworkRule:
+    """Allows the addresses of one network."""
+
+    network: IpNetwork
+    ports: Ports
+
+
+@frozen
+class NameRule:
+    """Allows what one name, or every name below `*.name`, resolves to, as long as that is not special."""
+
+    name: str
+    below: bool
+    ports: Ports
+
+    def matches(self, name: str) -> bool:
+        return name.endswith("." + self.name) if self.below else name == self.name
+
+
+ConnectRule = NetworkRule | NameRule
+
+
+@frozen
+class ListenRule:
+    address: IpAddress
+    ports: Ports
+
+
+def parse_connect_rule(text: str) -> ConnectRule:
+    """One rule of `allow_connect`.  Raises UsageError."""
+    host, port_text = split_host_port(text)
+    ports = Ports.parse(port_text)
+    if ports.low == 0:
+        raise UsageError("has a port outside 1 to 65535")
+    if not host or host == "*":
+        raise UsageError(
+            "does not say for which addresses",
+            hint=f"write 0.0.0.0/0:{port_text} for all of IPv4, [::/0]:{port_text} for all of IPv6",
+        )
+    if "/" in host or ":" in host or parse_address(host) is not None:
+        return NetworkRule(_checked_network(host), ports)
+    return _parse_name_rule(host, ports)
+
+
+def _checked_network(text: str) -> IpNetwork:
+    network = parse_network(text)
+    if any(is_inside(network, never) for never in NEVER):
+        raise UsageError("names unspecified, multicast or broadcast addresses, which nothing can open")
+    return network
+
+
+def _parse_name_rule(text: str, ports: Ports) -> NameRule:
+    below = text.startswith("*.")
+    name = normalise_name(text.removeprefix("*."))
+    if name is None or not _NAME_RULE.fullmatch(name):
+        raise UsageError(
+            "is neither a network nor a host name", hint="for example 10.0.0.0/8:5432 or *.example.com:443"
+        )
+    if looks_numeric(name):
+        raise UsageError("has an address in a short or old spelling", hint="write all four numbers: 127.0.0.1")
+    if name == "localhost" or name.endswith(".localhost"):
+        raise UsageError("names this machine, which a name never opens", hint="write 127.0.0.1 or [::1] instead")
+    return NameRule(name, below, ports)
+
+
+def parse_listen_rule(text: str) -> ListenRule:
+    """One rule of `allow_listen`: a literal address, and ports.  Raises UsageError."""
+    host, port_text = split_host_port(text)
+    ports = Ports.parse(port_text)
+    address = parse_address(check_bind_host(host, ports.low))
+    if address is None or "%" in host:
+        raise UsageError("names an interface after %", hint="leave it out: the rule holds for every interface")
+    return ListenRule(unmap(address), ports)

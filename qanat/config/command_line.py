@@ -1,0 +1,250 @@
+"""A client without a configuration file: a server's URLs, and forwards in ssh's syntax, as settings.
+
+tunnel.py calls `client_from_options` with what stood on the command line; nothing here parses that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from qanat.base.addresses import check_bind_host, check_target_host, parse_port, parse_target
+from qanat.base.errors import UsageError
+from qanat.config.fingerprints import check_fingerprint
+from qanat.config.parts import MAX_LANES, check_name, check_url, environment_state_dir
+from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
+from qanat.config.route import AnyProxy, parse_proxy, parse_transport
+from qanat.config.secret_files import check_private, check_readable, read_secret_file, read_token_file, token_secret
+from qanat.config.settings import ClientSettings, ClientTls, Forward, RemoteServer
+from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
+from qanat.transports.dial.urls import TunnelUrl
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+TOKEN_VARIABLE = "QANAT_TOKEN"
+NAME_VARIABLE = "QANAT_NAME"
+DEFAULT_NAME = "client"
+
+_FORM = "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets"
+_FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
+_USER = re.compile(r"^(\w+://)([^@/?#:]*)@")
+
+
+def client_from_options(
+    *,
+    urls: Sequence[str],
+    local: Sequence[str] = (),
+    remote: Sequence[str] = (),
+    name: str | None = None,
+    token_file: Path | None = None,
+    fingerprint: str | None = None,
+    ca_file: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    proxy: str | None = None,
+    proxy_password_file: Path | None = None,
+    connect_to: str | None = None,
+    headers: Sequence[str] = (),
+    header_files: Sequence[str] = (),
+    transports: Sequence[str] = (),
+    lanes: int | None = None,
+    state_dir: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ClientSettings:
+    """The settings of a client that has no file.  Blocks on the disk only.
+
+    All of `urls`, of which there is one at least, lead to the one server.
+    The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
+    part before @ in a URL, $QANAT_NAME, the token file's name without its ending, and "client".
+    `headers` are NAME:VALUE, and `header_files` NAME:FILE; neither `proxy` nor `headers` may hold a secret.
+    `transports` are those of a configuration file, in order; each text may name several, with commas.
+    `state_dir` defaults to $STATE_DIRECTORY, then to the user's own directory for state.  Raises
+    UsageError for the first thing that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    user, urls = _split_users(urls)
+    if fingerprint is not None:
+        _named("--fingerprint", check_fingerprint, fingerprint)
+    chosen = name or user or environ.get(NAME_VARIABLE) or (token_file.stem if token_file else "") or DEFAULT_NAME
+    return ClientSettings(
+        name=_named("the client's name", check_name, chosen),
+        servers=(RemoteServer(urls, _token(token_file, environ), fingerprint),),
+        forwards=_forwards(local, remote),
+        tls=_tls(urls, ca_file, certificate, key),
+        proxy=_proxy(urls, proxy, proxy_password_file, environ),
+        connect_to=None if connect_to is None else _named("--connect-to", parse_target, connect_to),
+        headers=_headers(headers, header_files),
+        transports=_transports(transports),
+        lanes=_lanes(lanes),
+        state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
+    )
+
+
+def parse_ssh_forward(kind: str, text: str) -> Forward:
+    """`[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
+
+    ADDRESS is 127.0.0.1 when left out or `localhost`, and 0.0.0.0 when `*` or empty, as ssh has it
+    for IPv4; to listen on IPv6 say so: `[::1]:8080:…`.  PORT 0 lets the system choose.
+    """
+    if "/" in text:
+        raise UsageError("has a Unix socket, which is not available in this version", hint=_FORM)
+    fields = _split_fields(text)
+    if len(fields) in (1, 2):
+        raise UsageError("has no target; a dynamic forward is not available in this version", hint=_FORM)
+    if len(fields) == 3:
+        fields = ["127.0.0.1", *fields]
+    if len(fields) != 4:
+        raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
+    bind, port_text, host, host_port = fields
+    bind = {"": "0.0.0.0", "*": "0.0.0.0", "localhost": "127.0.0.1"}.get(bind, bind)
+    port = parse_port(port_text, lowest=0)
+    return Forward(kind, (check_bind_host(bind, port), port), (check_target_host(host), parse_port(host_port)))
+
+
+def _split_fields(text: str) -> list[str]:
+    """Cut at the colons outside brackets, and take the brackets off."""
+    fields: list[str] = []
+    position = 0
+    while True:
+        match = _FIELD.match(text, position)
+        assert match is not None  # the second form matches nothing, too
+        fields.append(match[1] if match[1] is not None else match[2])
+        position = match.end()
+        if position == len(text):
+            return fields
+        if text[position] != ":":
+            raise UsageError("has a bracket in the wrong place", hint=_FORM)
+        position += 1
+
+
+def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...]:
+    forwards: list[Forward] = []
+    for kind, option, texts in (("local", "-L", local), ("remote", "-R", remote)):
+        for text in texts:
+            what = f"{option} {text}"
+            forward = _named(what, partial(parse_ssh_forward, kind), text.strip())
+            if forward.listen[1] and any(f.kind == kind and f.listen == forward.listen for f in forwards):
+                raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
+            forwards.append(forward)
+    return tuple(forwards)
+
+
+def _transports(texts: Sequence[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for text in ",".join(texts).split(",") if texts else ("websocket",):
+        found.append(_named("--transport", partial(parse_transport, before=found), text.strip()))
+    return tuple(found)
+
+
+def _lanes(lanes: int | None) -> int:
+    if lanes is not None and not 1 <= lanes <= MAX_LANES:
+        raise UsageError(f"--lanes must be a whole number from 1 to {MAX_LANES}")
+    return lanes or 1
+
+
+def _tls(urls: Sequence[str], ca_file: Path | None, certificate: Path | None, key: Path | None) -> ClientTls:
+    for option, path, check in (
+        ("--ca-file", ca_file, check_readable),
+        ("--cert", certificate, check_readable),
+        ("--key", key, check_private),
+    ):
+        if path is not None:
+            _named(option, check, path)
+            if not any(TunnelUrl.parse(url).tls for url in urls):
+                raise UsageError(f"{option} has no effect on a URL without TLS", hint="write wss://, or leave it out")
+    if (certificate is None) != (key is None):
+        raise UsageError("--cert and --key go together", hint="both may name one file that holds both")
+    return ClientTls(ca_file, certificate, key)
+
+
+def _proxy(urls: Sequence[str], text: str | None, password_file: Path | None, environ: Mapping[str, str]) -> AnyProxy:
+    environment = EnvironmentProxies.read(environ)
+    if text is None:
+        proxy: AnyProxy = environment
+    else:
+        follows = password_file is not None
+        proxy = _named("--proxy", lambda value: parse_proxy(value, environment, password_follows=follows), text)
+    if isinstance(proxy, EnvironmentProxies):
+        for url in urls:
+            proxy.proxy_for(TunnelUrl.parse(url))  # what cannot be used is to be said now
+    if isinstance(proxy, Proxy) and proxy.password is not None:
+        raise UsageError(
+            "--proxy has a password, which every user of this machine can read on a command line",
+            hint="give --proxy-password-file FILE, or the whole URL in the environment variable ALL_PROXY",
+        )
+    if password_file is None:
+        return proxy
+    if not isinstance(proxy, Proxy) or proxy.user is None:
+        raise UsageError("--proxy-password-file needs a user in --proxy", hint="write --proxy http://USER@HOST:PORT")
+    password = _named("--proxy-password-file", read_secret_file, password_file)
+    return _named("--proxy-password-file", proxy.with_password, password)
+
+
+def _headers(texts: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    headers: dict[str, tuple[str, str]] = {}
+    for option, form, entries in (("--header", "NAME:VALUE", texts), ("--header-file", "NAME:FILE", files)):
+        for entry in entries:
+            name, colon, value = (part.strip() for part in entry.partition(":"))
+            if not colon or not value:
+                raise UsageError(f"{option} must be {form}", hint="give it once for each header")
+            what = f"{option} {name}"  # never the value
+            _named(what, check_header_name, name)
+            if name.lower() in headers:
+                raise UsageError(f"{what} is given twice")
+            if option == "--header-file":
+                value = _named(what, read_secret_file, Path(value))
+            elif looks_secret(name):
+                raise UsageError(
+                    f"{what} looks like a secret, which every user of this machine can read on a command line",
+                    hint=f"put the value into a file that only you can read, and give --header-file {name}:FILE",
+                )
+            _named(what, check_header_value, value)
+            headers[name.lower()] = (name, value)
+    return tuple(headers.values())
+
+
+def _named(what: str, parse: Callable[[S], T], value: S) -> T:
+    """`parse(value)`, with `what` in front of its complaint."""
+    try:
+        return parse(value)
+    except UsageError as error:
+        raise UsageError(f"{what} {error.message}", hint=error.hint) from error
+
+
+def _split_users(urls: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The name before the @ in any of `urls`, or "", and the URLs without it."""
+    user, plain = "", []
+    for url in urls:
+        match = _USER.match(url)
+        if match:
+            if user and match[2] and match[2] != user:
+                raise UsageError("the URLs have different names before the @", hint="they are ways to one server")
+            user, url = match[2] or user, match[1] + url[match.end() :]
+        plain.append(_named("the URL", check_url, url))
+    return user, tuple(plain)
+
+
+def _token(token_file: Path | None, environ: Mapping[str, str]) -> bytes:
+    if token_file is not None:
+        return _named("--token-file", read_token_file, token_file)
+    text = environ.get(TOKEN_VARIABLE)
+    if not text:
+        raise UsageError("there is no token", hint=f"give --token-file FILE, or set {TOKEN_VARIABLE}")
+    return token_secret(text, f"{TOKEN_VARIABLE} holds no token")
+
+
+def _user_state_dir(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_STATE_HOME") or environ.get("LOCALAPPDATA")
+    if base:
+        return Path(base) / "qanat"
+    try:
+        return Path.home() / ".local" / "state" / "qanat"
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home directory to keep known hosts in", hint="set STATE_DIRECTORY to one"
+        ) from error

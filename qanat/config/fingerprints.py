@@ -1,0 +1,24 @@
+"""The form of a server's fingerprint as people write it; how one is made stands in `qanat.handshake.identity`.
+
+`qanat.config.load`, `qanat.config.command_line` and `qanat.client.known_hosts` check with this what a person or a
+file gave them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from qanat.base.errors import UsageError
+
+# 43 characters for 32 bytes leave two bits over, which are zero.
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")
+
+
+def check_fingerprint(text: str) -> str:
+    """`text` as it was, when it is `SHA256:` and 43 characters of base64.  Raises UsageError."""
+    if not _FINGERPRINT.fullmatch(text):
+        raise UsageError(
+            "is not a fingerprint: SHA256: and 43 characters of base64",
+            hint="`tunnel.py fingerprint` on the server prints it; copy the whole line",
+        )
+    return text

@@ -1,0 +1,154 @@
+"""A connected socket whose blocked threads can be woken without sending anything to its peer.
+
+`shutdown` would wake them, but it sends FIN, and an application must never see a clean end that its
+stream did not have.  So: SO_LINGER 0 from the start (a close, or the death of this process, is a RST);
+a reader is woken by shutting down the receiving side alone, which sends nothing; a writer sends without
+blocking, and waits in `poll` for the socket or for a wake-up.  Only the orderly end turns lingering off.
+
+The reverse holds too: a RST must never look like a clean end.  The kernel reports it to one call only, and
+when that is a `send`, the `recv` of the other thread returns as if the peer had finished.  So an end is
+believed only after asking whether a send has failed meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import threading
+
+from qanat.base.sockets import format_address, set_no_delay, set_reset_on_close
+
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+
+
+class Aborted(Exception):
+    """This socket was aborted by `WakeableSocket.abort` while a call was waiting."""
+
+
+class WakeableSocket:
+    """A blocking TCP or Unix socket.  One thread reads, one writes, any thread aborts."""
+
+    def __init__(self, sock: socket.socket, peer: str = "") -> None:
+        sock.setblocking(True)
+        set_no_delay(sock)
+        set_reset_on_close(sock, True)
+        self._sock = sock
+        self.peer = peer or _peer_of(sock)
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._send_error: OSError | None = None
+        self._aborted = False
+        self._closed = False
+        self._wake: tuple[socket.socket, socket.socket] | None = None
+
+    def recv(self, limit: int) -> bytes:
+        """Block for at least one byte; b"" at the peer's orderly end.  Raises OSError, Aborted."""
+        data = self._sock.recv(limit)
+        if not data:
+            self._check_end()
+        return data
+
+    def recv_available_into(self, buffer: memoryview) -> int:
+        """Read what is there without blocking.  Raises BlockingIOError when nothing is, OSError, Aborted.
+
+        0 is the peer's orderly end.
+        """
+        if not _DONT_WAIT and not select.select([self._sock], [], [], 0)[0]:
+            raise BlockingIOError
+        count = self._sock.recv_into(buffer, 0, _DONT_WAIT)
+        if not count:
+            self._check_end()
+        return count
+
+    def _check_end(self) -> None:
+        """Return when the peer has really finished."""
+        if _DONT_WAIT:
+            with self._sending:  # A send that was told of the RST has left its error here when it lets go.
+                error = self._send_error
+            # EPIPE is what a send gets after the peer's FIN, which is an end (Linux, tcp_reset).
+            if error is not None and error.errno != errno.EPIPE:
+                raise error
+        if self._aborted:
+            raise Aborted
+
+    def send_all(self, data: memoryview) -> None:
+        """Block until the kernel has taken all.  Raises OSError, Aborted.
+
+        After `abort` it goes on as long as the kernel takes bytes at once, so that what a stream
+        received before its reset is still delivered, and gives up where it would wait.
+        """
+        while data:
+            try:
+                data = data[self._send(data) :]
+            except BlockingIOError:
+                self._wait_writable()
+
+    def _send(self, data: memoryview) -> int:
+        if not _DONT_WAIT:  # Windows: it may block, so not under the lock; its errors are told to every call.
+            return self._sock.send(data)
+        with self._sending:
+            try:
+                return self._sock.send(data, _DONT_WAIT)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self._send_error = error
+                raise
+
+    def half_close(self) -> None:
+        """Send FIN: the stream's peer has finished.  Raises OSError."""
+        self._sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """Wake both threads; sends nothing.  Idempotent, from any thread, does not block."""
+        with self._lock:
+            if self._closed or self._aborted:
+                return
+            self._aborted = True
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RD)
+            if self._wake is not None:
+                self._wake[1].send(b"\0")
+
+    def close(self, *, orderly: bool) -> None:
+        """Close once both threads are done with it: FIN when `orderly`, RST otherwise.  Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if orderly:
+                set_reset_on_close(self._sock, False)
+            self._sock.close()
+            for end in self._wake or ():
+                end.close()
+
+    def _wait_writable(self) -> None:
+        with self._lock:
+            if self._aborted:
+                raise Aborted
+            if self._wake is None:
+                # Made only for a target that is slower than the tunnel, so that thousands of streams
+                # do not need thousands of descriptors more.
+                self._wake = socket.socketpair()
+            wake = self._wake[0]
+        if not _wait_writable_or_woken(self._sock, wake):
+            raise Aborted
+
+
+def _wait_writable_or_woken(sock: socket.socket, wake: socket.socket) -> bool:
+    """Block until `sock` takes bytes or has failed (True), or `wake` alone is readable (False)."""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([wake], [sock], [sock])[1])
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    poller.register(wake, select.POLLIN)
+    return any(fd == sock.fileno() for fd, _ in poller.poll())
+
+
+def _peer_of(sock: socket.socket) -> str:
+    try:
+        return format_address(sock.getpeername())
+    except OSError:
+        return "unknown"

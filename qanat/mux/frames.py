@@ -1,0 +1,260 @@
+"""The frames inside a FRAMES record: their layout, and a strict parser (docs/PROTOCOL.md §4).
+
+Pure: bytes in, values out.  Nothing here knows what a stream or a lane is.  `qanat.mux.core` calls it.
+The parser gives a value for each frame or raises ProtocolError; it never copies DATA, whose
+payload is a view into the record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+from qanat.base.errors import LocalError, ProtocolError
+
+MAX_TEXT = 1024
+"""Bytes in a stream request, a text or a control message at most."""
+MAX_PLAINTEXT = 262_144
+"""Bytes in one record's plaintext at most, its kind byte included."""
+
+
+class FrameType(IntEnum):
+    OPEN = 1
+    DATA = 2
+    FIN = 3
+    RESET = 4
+    ACCEPT = 5
+    CONTROL = 6
+    ACK = 16
+    CREDIT = 17
+    PING = 18
+    PONG = 19
+    DATAGRAM = 20
+
+
+class Reason(IntEnum):
+    """Why a stream was reset, or a remote forward could not be bound."""
+
+    CANCELLED = 1
+    REFUSED = 2
+    UNREACHABLE = 3
+    NOT_ALLOWED = 4
+    LIMIT = 5
+    SESSION_ENDED = 6
+    INTERNAL = 7
+
+
+def reason_name(code: int) -> str:
+    """The reason in words; a number for one that this version does not know."""
+    try:
+        return Reason(code).name.lower().replace("_", " ")
+    except ValueError:
+        return f"reason {code}"
+
+
+_DATA_HEADER = struct.Struct("!BII")
+_OPEN_HEADER = struct.Struct("!BIH")
+_FIN = struct.Struct("!BIQ")
+_RESET_HEADER = struct.Struct("!BIHH")
+_CONTROL_HEADER = struct.Struct("!BH")
+_VALUE = struct.Struct("!BQ")
+
+DATA_HEADER_SIZE = _DATA_HEADER.size
+MAX_DATA = MAX_PLAINTEXT - 1 - DATA_HEADER_SIZE
+"""Bytes in one DATA frame at most: what fits into a record alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    stream: int
+    request: bytes
+
+    def encode(self) -> bytes:
+        return _OPEN_HEADER.pack(FrameType.OPEN, self.stream, _size(self.request)) + self.request
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    stream: int
+    payload: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Fin:
+    stream: int
+    offset: int
+
+    def encode(self) -> bytes:
+        return _FIN.pack(FrameType.FIN, self.stream, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    stream: int
+    reason: int
+    text: str
+
+    def encode(self) -> bytes:
+        text = encode_text(self.text)
+        return _RESET_HEADER.pack(FrameType.RESET, self.stream, self.reason, len(text)) + text
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    stream: int
+    text: str
+
+    def encode(self) -> bytes:
+        text = encode_text(self.text)
+        return _OPEN_HEADER.pack(FrameType.ACCEPT, self.stream, len(text)) + text
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    message: bytes
+
+    def encode(self) -> bytes:
+        return _CONTROL_HEADER.pack(FrameType.CONTROL, _size(self.message)) + self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    expected: int
+    SIZE: ClassVar[int] = _VALUE.size
+
+    def encode(self) -> bytes:
+        return _VALUE.pack(FrameType.ACK, self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    stream: int
+    offset: int
+    SIZE: ClassVar[int] = _FIN.size
+
+    def encode(self) -> bytes:
+        return _FIN.pack(FrameType.CREDIT, self.stream, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    value: int
+
+    def encode(self) -> bytes:
+        return _VALUE.pack(FrameType.PING, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    value: int
+
+    def encode(self) -> bytes:
+        return _VALUE.pack(FrameType.PONG, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    stream: int
+    payload: bytes
+
+    def encode(self) -> bytes:
+        return _OPEN_HEADER.pack(FrameType.DATAGRAM, self.stream, len(self.payload)) + self.payload
+
+
+Frame = Open | Data | Fin | Reset | Accept | Control | Ack | Credit | Ping | Pong | Datagram
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8, cut at a character so that it fits into MAX_TEXT."""
+    return text.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore").encode()
+
+
+def data_header(stream: int, length: int) -> bytes:
+    """The header of a DATA frame, for payload that is already where it should be."""
+    return _DATA_HEADER.pack(FrameType.DATA, stream, length)
+
+
+def pack_data_header(buffer: bytearray, offset: int, stream: int, length: int) -> None:
+    """The same, written in place."""
+    _DATA_HEADER.pack_into(buffer, offset, FrameType.DATA, stream, length)
+
+
+def parse_frames(content: memoryview) -> Iterator[Frame]:
+    """Yield the frames of one FRAMES record, in order.  Raises ProtocolError at the first fault.
+
+    Frames before a fault have been yielded by then; the fault ends the pipe, so that they took
+    effect is harmless: the sender's ACK state covers exactly them.
+    """
+    position, end = 0, len(content)
+    if not end:
+        raise ProtocolError("a FRAMES record without a frame")
+    try:
+        while position < end:
+            kind = content[position]
+            if kind == FrameType.DATA:
+                _, stream, length = _DATA_HEADER.unpack_from(content, position)
+                position += DATA_HEADER_SIZE
+                if not length or length > end - position:
+                    raise ProtocolError(f"DATA of {length} bytes where {end - position} are left")
+                yield Data(stream, content[position : position + length])
+                position += length
+            elif kind in (FrameType.ACK, FrameType.PING, FrameType.PONG):
+                _, value = _VALUE.unpack_from(content, position)
+                position += _VALUE.size
+                yield _VALUE_FRAMES[kind](value)
+            elif kind in (FrameType.CREDIT, FrameType.FIN):
+                _, stream, offset = _FIN.unpack_from(content, position)
+                position += _FIN.size
+                yield Credit(stream, offset) if kind == FrameType.CREDIT else Fin(stream, offset)
+            elif kind in (FrameType.OPEN, FrameType.ACCEPT, FrameType.DATAGRAM):
+                _, stream, length = _OPEN_HEADER.unpack_from(content, position)
+                limit = MAX_PLAINTEXT if kind == FrameType.DATAGRAM else MAX_TEXT
+                body, position = _take(content, position + _OPEN_HEADER.size, length, limit)
+                if kind == FrameType.OPEN:
+                    yield Open(stream, body)
+                elif kind == FrameType.ACCEPT:
+                    yield Accept(stream, _decode_text(body))
+                else:
+                    yield Datagram(stream, body)
+            elif kind == FrameType.RESET:
+                _, stream, reason, length = _RESET_HEADER.unpack_from(content, position)
+                body, position = _take(content, position + _RESET_HEADER.size, length, MAX_TEXT)
+                yield Reset(stream, reason, _decode_text(body))
+            elif kind == FrameType.CONTROL:
+                _, length = _CONTROL_HEADER.unpack_from(content, position)
+                body, position = _take(content, position + _CONTROL_HEADER.size, length, MAX_TEXT)
+                yield Control(body)
+            else:
+                raise ProtocolError(f"unknown frame type {kind}")
+    except struct.error as error:
+        raise ProtocolError("a frame ends in the middle of its header") from error
+
+
+_VALUE_FRAMES: dict[int, type[Ack] | type[Ping] | type[Pong]] = {
+    FrameType.ACK: Ack,
+    FrameType.PING: Ping,
+    FrameType.PONG: Pong,
+}
+
+
+def _take(content: memoryview, position: int, length: int, limit: int) -> tuple[bytes, int]:
+    end = position + length
+    if length > limit or end > len(content):
+        raise ProtocolError(f"a frame of {length} bytes where {len(content) - position} are left")
+    return bytes(content[position:end]), end
+
+
+def _decode_text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise ProtocolError("a text that is not UTF-8") from error
+
+
+def _size(body: bytes) -> int:
+    if len(body) > MAX_TEXT:
+        raise LocalError(f"{len(body)} bytes in a frame that takes {MAX_TEXT}")
+    return len(body)

@@ -1,0 +1,46 @@
+"""Frames in words, for the log of somebody who looks for a fault (`-v`).  Never payload, never a request's content.
+
+The lane asks for it only when debug is on, so that nothing is paid for it otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qanat.base.errors import ProtocolError
+from qanat.mux import frames as wire
+
+
+def describe_frames(content: memoryview) -> Iterator[str]:
+    """One line for each frame of a FRAMES record's content; ends in silence at a malformed one."""
+    try:
+        for frame in wire.parse_frames(content):
+            yield _describe(frame)
+    except ProtocolError:
+        return
+
+
+def _describe(frame: wire.Frame) -> str:
+    match frame:
+        case wire.Data(stream, payload):
+            return f"DATA stream {stream}, {len(payload)} bytes"
+        case wire.Open(stream, _):
+            return f"OPEN stream {stream}"
+        case wire.Fin(stream, offset):
+            return f"FIN stream {stream} at {offset}"
+        case wire.Reset(stream, reason, _):
+            return f"RESET stream {stream}, {wire.reason_name(reason)}"
+        case wire.Accept(stream, _):
+            return f"ACCEPT stream {stream}"
+        case wire.Control(message):
+            return f"CONTROL {len(message)} bytes"
+        case wire.Ack(expected):
+            return f"ACK {expected}"
+        case wire.Credit(stream, offset):
+            return f"CREDIT stream {stream} to {offset}"
+        case wire.Ping(value):
+            return f"PING {value}"
+        case wire.Pong(value):
+            return f"PONG {value}"
+        case wire.Datagram(stream, payload):
+            return f"DATAGRAM stream {stream}, {len(payload)} bytes"

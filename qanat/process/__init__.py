@@ -1,0 +1,1 @@
+"""What the operating system expects of a process that stays: signals, locks, logs."""

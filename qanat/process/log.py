@@ -1,0 +1,233 @@
+"""Logging: text for people or JSON for machines, to stderr or to a file that logrotate may move.
+
+Every module logs to a logger called `qanat.…`; structured facts ride along as `extra={"event": …}`
+and become keys of the JSON object.  Whatever reaches an output here has lost anything that looks
+like a token: the program never logs one on purpose, and this is the last defence should it happen
+by accident, in a traceback or in what the other end sent.
+
+Not here: what is logged, and the signal that asks for `reopen` (qanat.process.daemon).  Called by
+tunnel.py, once for each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from qanat.base.errors import UsageError
+from qanat.config.settings import LogSettings
+
+log = logging.getLogger("qanat.log")
+
+LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+
+# A whole token is longer; eight characters of one are already too many to print.
+_TOKEN = re.compile(r"qanat1-[A-Za-z0-9_-]{8,}")
+_HIDDEN = "qanat1-[hidden]"
+
+# Texts of the other end are logged too: a line break in one must not forge a line of ours, and an
+# escape sequence must not reach a terminal, nor what turns the direction of its text round.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
+_CONTROL.update({0x0A: "\\n", 0x0D: "\\r"})
+_TURNING = (*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0x061C, 0xFEFF)
+_CONTROL.update({code: f"\\u{code:04x}" for code in _TURNING})
+
+# What every record has by itself; all else came in through `extra`.
+_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+FLOOD = 1000
+"""Lines of one kind an interval.  Debug lines are not counted: who asks for all gets all."""
+INTERVAL = 60.0
+"""Seconds."""
+
+_installed: logging.Handler | None = None
+
+
+def setup_logging(settings: LogSettings) -> None:
+    """Send what this process logs to where `settings` says; a second call replaces the first.
+
+    Raises UsageError when the file cannot be opened.  Other libraries' loggers are heard from
+    `warning` upward only: their chatter is not ours to explain.
+    """
+    global _installed
+    handler: logging.Handler
+    if settings.file is None:
+        handler = ForgivingHandler(sys.stderr)
+    else:
+        handler = ReopeningFileHandler(settings.file)
+    handler.addFilter(FloodFilter())
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    root = logging.getLogger()
+    if _installed is not None:
+        root.removeHandler(_installed)
+        _installed.close()
+    root.addHandler(handler)
+    _installed = handler
+    logging.getLogger("qanat").setLevel(LEVELS[settings.level])
+    logging.captureWarnings(True)
+
+
+def reopen() -> bool:
+    """Open the log file by its name again, after logrotate moved it; False when that was not to be done.
+
+    It is not when the log goes to stderr, or when the name cannot be opened: then logging goes on
+    into the file that is open already, and says so.
+    """
+    handler = _installed
+    if not isinstance(handler, ReopeningFileHandler):
+        return False
+    try:
+        handler.reopen()
+    except OSError as error:
+        log.error("cannot open the log file %s again, the old one stays in use: %s", handler.path, error.strerror)
+        return False
+    return True
+
+
+def scrub(text: str) -> str:
+    """`text` without anything that looks like a token."""
+    return _TOKEN.sub(_HIDDEN, text)
+
+
+class FloodFilter(logging.Filter):
+    """Leaves lines out when the same place in the code has logged FLOOD of them within INTERVAL.
+
+    Whoever can make us log, a client that is refused a million times or a stranger who comes so often, must not
+    fill the disk.  The last line of an interval says that others are missing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, int], tuple[float, int]] = {}  # place: since when, how many
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO:
+            return True
+        place = (record.pathname, record.lineno)
+        with self._lock:
+            since, count = self._counts.get(place, (record.created, 0))
+            if not 0 <= record.created - since < INTERVAL:
+                since, count = record.created, 0
+            self._counts[place] = (since, count + 1)
+        if count == FLOOD - 1:
+            left = since + INTERVAL - record.created
+            record.msg = f"{record.msg} [too many: others like this are left out for {left:.0f} s]"
+        return count < FLOOD
+
+
+class ForgivingHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream that may fail, as on a full disk: lines are lost then, and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._complain_at = 0.0
+
+    @property
+    def where(self) -> str:
+        return "stderr"
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say so, once an INTERVAL, where that can be read; whatever is no failure to write is logging's to show."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self.stream is not sys.stderr and time.monotonic() >= self._complain_at:
+            self._complain_at = time.monotonic() + INTERVAL
+            with contextlib.suppress(OSError, ValueError):
+                print(
+                    f"qanat: warning: cannot write the log {self.where}: {error.strerror}; lines are lost until it can "
+                    "be written again (make room there, or name another file)",
+                    file=sys.stderr,
+                )
+
+
+class ReopeningFileHandler(ForgivingHandler):
+    """Appends to a file, and follows its name to a new file when told to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            stream = self._open()
+        except OSError as error:
+            raise UsageError(
+                f"cannot open the log file {path}: {error.strerror}",
+                hint="create its directory, and let this user write there",
+            ) from error
+        super().__init__(stream)
+
+    def _open(self) -> TextIO:
+        return open(self.path, "a", encoding="utf-8", errors="backslashreplace")
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def reopen(self) -> None:
+        """Go over to the file that bears the name now.  Raises OSError and changes nothing on failure."""
+        opened = self._open()
+        old = self.setStream(opened)
+        if old is not None:
+            old.close()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        super().close()
+        with contextlib.suppress(OSError):  # of what could not be written before
+            self.stream.close()
+
+
+class _ScrubbingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(self.line(record))
+
+    def line(self, record: logging.LogRecord) -> str:
+        raise NotImplementedError
+
+    def traceback_of(self, record: logging.LogRecord) -> str:
+        """The record's traceback, or ""."""
+        parts = []
+        if record.exc_info and record.exc_info[0] is not None:
+            parts.append(self.formatException(record.exc_info))
+        if record.stack_info:
+            parts.append(self.formatStack(record.stack_info))
+        return "\n".join(parts)
+
+
+class TextFormatter(_ScrubbingFormatter):
+    """`2026-01-31 12:00:00.123 info    connected to …`, in local time; tracebacks follow, indented."""
+
+    def line(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created).isoformat(sep=" ", timespec="milliseconds")
+        line = f"{moment} {record.levelname.lower():<7} {record.getMessage().translate(_CONTROL)}"
+        traceback = self.traceback_of(record)
+        if traceback:
+            line += "".join(f"\n    {part.translate(_CONTROL)}" for part in traceback.split("\n"))
+        return line
+
+
+class JsonFormatter(_ScrubbingFormatter):
+    """One object a line: ts (UTC), level, logger, message, the extras, and traceback where there is one."""
+
+    def line(self, record: logging.LogRecord) -> str:
+        facts = {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry: dict[str, object] = {
+            "ts": moment.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {key: value for key, value in facts.items() if key not in entry}
+        traceback = self.traceback_of(record)
+        if traceback:
+            entry["traceback"] = traceback
+        return json.dumps(entry, default=str)

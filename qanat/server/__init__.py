@@ -1,0 +1,1 @@
+"""The running server: sessions, their access rules, admission and the front door."""

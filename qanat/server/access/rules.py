@@ -1,0 +1,155 @@
+"""What a client may reach and where it may listen: the rules, parsed and asked.
+
+The name in a request is resolved once, every address is checked, and
+those very addresses are handed back to be connected to, so that no second look-up can answer
+otherwise (DNS rebinding).  Checks look at the address that the resolver gave, never at the text
+that was asked for: `0x7f.1`, `localhost` and `::ffff:127.0.0.1` are all 127.0.0.1.
+
+The server asks for every stream and every listener; `qanat.config.load` uses the parsers to find
+faults.  The ranges that need more than an ordinary rule are in `qanat.config.address_ranges`, looking names up
+is `qanat.endpoints.lookup`.  An empty set of rules allows nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+
+from qanat.base.addresses import (
+    IpAddress,
+    check_target_host,
+    normalise_name,
+    parse_address,
+    unmap,
+)
+from qanat.base.deadline import Deadline
+from qanat.base.errors import EndpointError, UsageError
+from qanat.base.sockets import format_address
+from qanat.config.access_rules import NameRule, NetworkRule, parse_connect_rule, parse_listen_rule
+from qanat.config.address_ranges import is_inside, is_never, special_ranges
+from qanat.endpoints.lookup import Address, Share, resolve
+from qanat.mux.frames import Reason
+
+log = logging.getLogger("qanat.access")
+
+
+class ConnectRules:
+    """What one client may reach.  Immutable, and safe to use from any thread."""
+
+    def __init__(self, rules: Sequence[str]) -> None:
+        """Raises UsageError for a rule that cannot be read."""
+        parsed = [parse_connect_rule(rule) for rule in rules]
+        self._networks = [rule for rule in parsed if isinstance(rule, NetworkRule)]
+        self._names = [rule for rule in parsed if isinstance(rule, NameRule)]
+        self._share = Share()
+
+    def resolve(self, host: str, port: int, deadline: Deadline) -> list[Address]:
+        """The addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
+
+        Blocks until `deadline` at most.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
+        name has no address, LIMIT when too many names are being looked up.  What is refused is not
+        said in detail, since that would tell a client about names it may not reach; the log has it.
+        """
+        name = self._checked_name(host, port)
+        if not self._may_match(name, port):
+            raise self._not_allowed(host, port, "no rule has this port and name, nor this port and any address")
+        allowed: list[Address] = []
+        refused: list[str] = []
+        for family, sockaddr in resolve(host, port, deadline, self._share):
+            text = sockaddr[0]
+            address = parse_address(text)
+            if address is None or not self.allows(address, port, name):
+                refused.append(text)
+                continue
+            plain = unmap(address)
+            if plain.version != address.version:
+                family, sockaddr = socket.AF_INET, (str(plain), port)
+            allowed.append((family, sockaddr))
+        if not allowed:
+            raise self._not_allowed(host, port, f"no rule allows {', '.join(refused)}")
+        return allowed
+
+    def allows(self, address: IpAddress, port: int, name: str | None = None) -> bool:
+        """Whether `address` may be connected to, asked for as `name` (normalised) or as itself.  Pure."""
+        address = unmap(address)
+        if is_never(address):
+            return False
+        special = special_ranges(address)
+        for rule in self._networks:
+            if port in rule.ports and address in rule.network and all(is_inside(rule.network, s) for s in special):
+                return True
+        return not special and name is not None and self._name_allowed(name, port)
+
+    def _name_allowed(self, name: str, port: int) -> bool:
+        return any(port in rule.ports and rule.matches(name) for rule in self._names)
+
+    def _may_match(self, name: str | None, port: int) -> bool:
+        """Whether looking the name up is worth it: a client must not use us to ask after names at will."""
+        if any(port in rule.ports for rule in self._networks):
+            return True
+        return name is not None and self._name_allowed(name, port)
+
+    def _checked_name(self, host: str, port: int) -> str | None:
+        try:
+            check_target_host(host)
+        except UsageError as error:
+            raise EndpointError(f"a target that {error.message}", code=Reason.NOT_ALLOWED) from error
+        if not 1 <= port <= 65535:
+            raise EndpointError(f"port {port} cannot be connected to", code=Reason.NOT_ALLOWED)
+        return None if parse_address(host) is not None else normalise_name(host)
+
+    @staticmethod
+    def _not_allowed(host: str, port: int, why: str) -> EndpointError:
+        what = format_address((host, port))
+        log.info("%s is not allowed: %s", what, why)
+        return EndpointError(
+            f"{what} is not allowed", code=Reason.NOT_ALLOWED, hint="see this client's allow_connect on the server"
+        )
+
+
+class ListenRules:
+    """Where one client's remote forwards may listen.  Immutable, and safe to use from any thread."""
+
+    def __init__(self, rules: Sequence[str], shared: Sequence[str] = ()) -> None:
+        """`shared` are those that allow to listen together with other clients.
+
+        Raises UsageError for a rule that cannot be read.
+        """
+        self._shared = [parse_listen_rule(rule) for rule in shared]
+        self._rules = [*(parse_listen_rule(rule) for rule in rules), *self._shared]
+
+    def is_shared(self, host: str, port: int) -> bool:
+        """Whether an address that `check` allows is to be shared with other clients who ask for it."""
+        address = parse_address(host)
+        return address is not None and any(
+            unmap(address) == rule.address and port in rule.ports for rule in self._shared
+        )
+
+    def check(self, host: str, port: int) -> Address:
+        """The address to bind for `host`, a literal, when a rule lists that very address.  Does not block.
+
+        `0.0.0.0` in a rule allows `0.0.0.0` and not `127.0.0.1`; port 0 (any free one) is allowed
+        only by a rule with port 0.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE for an interface
+        (`fe80::1%eth0`) that does not exist.
+        """
+        what = format_address((host, port))
+        address = parse_address(host)
+        if address is None:
+            raise EndpointError(
+                f"{what} cannot be listened on", code=Reason.NOT_ALLOWED, hint="it needs a literal address"
+            )
+        plain = unmap(address)
+        if not any(plain == rule.address and port in rule.ports for rule in self._rules):
+            log.info("listening on %s is not allowed: no rule has this very address and port", what)
+            raise EndpointError(
+                f"listening on {what} is not allowed",
+                code=Reason.NOT_ALLOWED,
+                hint="see this client's allow_listen and shared_listen on the server",
+            )
+        if plain.version != address.version:
+            return socket.AF_INET, (str(plain), port)
+        return resolve(host, port, Deadline(0), _NO_SHARE)[0]
+
+
+_NO_SHARE = Share(1)  # never taken: a literal is not looked up

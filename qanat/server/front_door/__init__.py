@@ -1,0 +1,1 @@
+"""The server's listening sockets, and each connection until it is a pipe."""

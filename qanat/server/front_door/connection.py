@@ -1,0 +1,274 @@
+"""One accepted connection, from its first byte until it is a pipe or has had its answer.
+
+    socket -> (TLS) -> first bytes -> request head -> route: /healthz | tunnel path | 404
+
+Everything up to the upgrade happens under one deadline (`limits.header_timeout`), at which the front door
+calls `cut`; so no read here has a timeout of its own.  What is HTTP/2 goes on in `qanat.server.front_door.http2`.
+Used by `qanat.server.front_door.front_door` alone, which runs `serve` in a thread for each connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import QanatError, TransportError
+from qanat.base.sockets import format_address
+from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.front_door.context import HEALTH_PATH, FrontDoorContext
+from qanat.server.front_door.http2 import Http2Front
+from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
+from qanat.transports.http2.server import Http2Server
+from qanat.transports.pipe import Wire
+from qanat.transports.websocket.upgrade import UpgradeRefused, UpgradeRequest, accept, is_upgrade
+from qanat.transports.wire.tcp import TcpWire
+from qanat.transports.wire.tls import TlsWire
+
+log = logging.getLogger("qanat.front_door")
+
+_PLAIN_ON_TLS = (
+    "plain HTTP from %s on a port that speaks TLS: use https:// or wss://, "
+    "or leave `tls` out of the configuration behind a proxy that terminates TLS"
+)
+_TLS_ON_PLAIN = (
+    "TLS from %s on a port that speaks plain HTTP: set `tls` with a certificate and key, "
+    "or let the proxy in front terminate TLS and come here with http://"
+)
+
+_NO_UPGRADE = (
+    "a WebSocket request from %s came without its upgrade: a proxy in front drops the Upgrade and Connection headers, "
+    "or speaks HTTP/1.0.  nginx needs: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+    'proxy_set_header Connection "upgrade";'
+)
+
+_FIRST_READ = 4096
+_TLS_FIRST_BYTE = b"\x16"  # a handshake record, RFC 8446 §5.1
+_LINGER = 1.0
+"""Seconds to go on reading after an answer to somebody who is still sending: an unread byte would turn our
+close into a reset, which can destroy the answer on its way (RFC 9112 §9.6)."""
+_LINGER_BYTES = 256 * 1024
+
+
+class _NotServed(Exception):
+    """This connection is over, and the reason has been dealt with."""
+
+
+class FrontConnection:
+    """`serve` runs in the connection's own thread; `cut` may come from any other."""
+
+    def __init__(self, context: FrontDoorContext, sock: socket.socket, address: tuple[object, ...]) -> None:
+        self._context = context
+        self.deadline = Deadline(context.settings.limits.header_timeout)
+        self.peer = format_address(address)
+        self.ip = str(address[0]).partition("%")[0]
+        self._sock = sock
+        self._wire: Wire = TcpWire(sock, self.peer)
+        self._lock = threading.Lock()
+        self._ours = True  # until handed to on_pipe, or closed
+        self._ending = threading.Event()  # tells who is slowed down
+        self._http2: Http2Server | None = None
+
+    def serve(self) -> None:
+        """Serve the connection to its end.  Blocks as long as the tunnel lives."""
+        try:
+            self._open_wire()
+            self._serve_wire()
+        except _NotServed:
+            pass
+        except (QanatError, OSError) as error:
+            log.debug("connection from %s ended: %s", self.peer, error)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._ours = False
+        self._wire.close()
+
+    def cut(self) -> None:
+        """The deadline is over: let `serve` end, unless a request or a pipe has come of it.  Does not block."""
+        with self._lock:
+            http2 = self._http2
+            if http2 is None and self._ours:
+                self._ending.set()
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+        if http2 is not None and not http2.requests:
+            http2.leave()
+
+    def give_way(self) -> None:
+        """Let `serve` end, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
+        self._ending.set()
+        with self._lock:
+            http2 = self._http2
+        if http2 is None:
+            self.cut()
+        else:
+            http2.leave()
+
+    # --- from the socket to a request head
+
+    def _open_wire(self) -> None:
+        """Finish the TLS handshake, if this server speaks TLS.
+
+        An address that comes too often is slowed down here, before TLS costs anything; those behind a trusted
+        proxy are known, and slowed down, only when their request has been read.
+        """
+        _, from_proxy = self._context.account(self.ip)
+        if not from_proxy:
+            self._slow_down(self.ip)
+        if self._context.tls is None:
+            return
+        first = self._sock.recv(1, socket.MSG_PEEK)  # left where it is, for TLS to read
+        if first == _TLS_FIRST_BYTE:
+            context = self._context.tls.context()
+            self._wire = TlsWire(self._wire, context, server_side=True, deadline=self.deadline)
+        elif first.isalpha():
+            self._report("plain HTTP on a TLS port", _PLAIN_ON_TLS)
+            self._answer(answer(400, "This port speaks TLS: use https:// or wss://.\n"), linger=True)
+            raise _NotServed
+        else:
+            raise _NotServed
+
+    def _serve_wire(self) -> None:
+        """Tell the protocol from the first bytes, and serve it.
+
+        They tell as much as ALPN would: an HTTP/2 client sends its preface over TLS too (RFC 9113 §3.4).
+        """
+        size = min(_FIRST_READ, self._context.settings.limits.header_bytes)
+        first = bytearray()
+        opening = Opening.UNDECIDED
+        while opening is Opening.UNDECIDED:
+            first += self._receive(size)
+            opening = classify_opening(first)
+        if opening is Opening.HTTP1:
+            self._serve_http1(bytes(first))
+        elif opening is Opening.TLS:
+            if self._context.tls is None:
+                self._report("TLS on a plain port", _TLS_ON_PLAIN)
+        else:
+            self._serve_http2(bytes(first))
+
+    def _serve_http2(self, first: bytes) -> None:
+        """Serve every request of the connection.  Its deadline is over with the first."""
+        server = Http2Front(self._context, self._wire, first, self.ip, self, self.give_way, self._ending).server
+        with self._lock:
+            self._http2 = server
+        if self._context.closing.is_set():
+            server.leave()
+        server.serve()
+
+    def _serve_http1(self, first: bytes) -> None:
+        """Read the rest of one request head, and serve the request."""
+        reader = HeadReader(self._context.settings.limits.header_bytes)
+        try:
+            head = reader.feed(first)
+            while head is None:
+                head = reader.feed(self._receive(reader.room))
+        except BadRequest as error:
+            log.debug("bad request from %s: %s", self.peer, error)
+            self._answer(answer(error.status), linger=True)
+            return
+        self._serve_request(head)
+
+    def _receive(self, size: int) -> bytes:
+        """Block for 1 to `size` bytes.  Raises _NotServed at the end: nobody is waiting for an answer then."""
+        buffer = bytearray(size)
+        count = self._wire.recv_into(memoryview(buffer))
+        if count == 0:
+            raise _NotServed
+        return bytes(buffer[:count])
+
+    # --- from a request head to an answer or a pipe
+
+    def _serve_request(self, head: RequestHead) -> None:
+        to_head = head.method == "HEAD"
+        linger = head.has_body or bool(head.rest)
+        upgrade = UpgradeRequest(head.target, head.headers, head.method)
+        if head.path == self._context.settings.path and head.may_be_upgraded and is_upgrade(upgrade):
+            self._serve_tunnel(head, upgrade)
+        elif head.path == self._context.settings.path and _lost_its_upgrade(head):
+            self._report("lost upgrade", _NO_UPGRADE)
+            # Not 426, which demands an Upgrade header that a proxy would copy into an HTTP/2 answer.
+            self._answer(answer(400), linger=linger)
+        elif head.path == HEALTH_PATH and head.method in ("GET", "HEAD"):
+            self._answer(answer(200, "ok\n", to_head=to_head), linger=linger)
+        else:
+            log.debug("404 for %s from %s", head.method, self.peer)
+            self._answer(answer(404, to_head=to_head), linger=linger)
+
+    def _serve_tunnel(self, head: RequestHead, upgrade: UpgradeRequest) -> None:
+        client, via_proxy = self._context.account(self.ip, head.values("x-forwarded-for"))
+        address = ClientAddress(peer=self.peer, client=client, via_proxy=via_proxy)
+        _, is_proxy = self._context.account(client)
+        if via_proxy and not is_proxy:
+            self._slow_down(client)
+        slot = self._context.enter(address, self._wire.close)
+        if slot is None:
+            busy = answer(503, retry_after=self._context.admission.retry_after(client))
+            self._answer(busy, linger=bool(head.rest))
+            return
+        try:
+            self._hand_over(upgrade, head.rest, address, slot)
+        finally:
+            slot.release()
+
+    def _hand_over(self, upgrade: UpgradeRequest, rest: bytes, address: ClientAddress, slot: HandshakeSlot) -> None:
+        """Make the connection a pipe and give it to `on_pipe`, which owns it until it returns."""
+        self._context.admission.unfinished.forget(self)  # before the client can know, and count on it
+        try:
+            pipe = accept(upgrade, self._wire, rest)
+        except UpgradeRefused as refused:
+            log.debug("unacceptable upgrade from %s: %s", address, refused.reason)
+            self._answer(answer(refused.status), linger=True)
+            return
+        try:
+            with self._lock:
+                if self._context.closing.is_set():
+                    return
+                self._ours = False
+            self._context.on_pipe(pipe, address, slot)
+        finally:
+            slot.release()  # before the peer can see the end, and come again at once
+            pipe.close("the server has ended this connection")
+
+    # --- small things
+
+    def _slow_down(self, ip: str) -> None:
+        """Wait for as long as this address has to; ends early when this connection is to end."""
+        if not self._context.slow_down(ip, self.deadline, self._ending):
+            raise _NotServed
+
+    def _report(self, subject: str, text: str) -> None:
+        """Tell the operator about a mistake in the set-up, but seldom."""
+        if self._context.log_throttle.due(subject):
+            log.warning(text, self.peer)
+
+    def _answer(self, data: bytes, *, linger: bool) -> None:
+        """Send a whole answer, and take in for a moment what the peer is still sending.  The deadline still holds."""
+        self._wire.send_all(data)
+        if not linger:
+            return
+        if isinstance(self._wire, TcpWire):  # inside TLS, the end is said with close_notify
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+        pause = Deadline(_LINGER)
+        buffer = memoryview(bytearray(16384))
+        taken = 0
+        while taken < _LINGER_BYTES and not pause.passed:
+            self._wire.set_read_timeout(pause.remaining())
+            try:
+                count = self._wire.recv_into(buffer)
+            except TransportError:
+                return
+            if count == 0:
+                return
+            taken += count
+
+
+def _lost_its_upgrade(head: RequestHead) -> bool:
+    """Whether this was a WebSocket request: its other headers are for the end, and pass every proxy."""
+    return head.method == "GET" and not head.has_body and bool(head.values("sec-websocket-key"))

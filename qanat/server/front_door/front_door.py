@@ -1,0 +1,235 @@
+"""The server's listening sockets: binds them, accepts, and gives each connection a thread of its own.
+
+What happens on a connection is `qanat.server.front_door.connection`; who is let in is
+`qanat.server.admission.admission`.  The runtime (`qanat.server.server`) owns one FrontDoor, and the pipes that it
+hands over.
+
+Threads: `accept HOST:PORT`, one for each listener, blocks in accept() or, when the process can hold no more
+connections, on a condition; `front HOST:PORT`, one for each connection, named after the other end; `front door
+deadlines`, which cuts connections that take too long to become a pipe.  `close` ends all but those that serve a
+pipe; `join` waits for all.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from functools import partial
+
+from qanat.base.deadline import Deadline
+from qanat.base.deadline_watch import DeadlineWatch
+from qanat.base.errors import QanatError, TransportError, UsageError
+from qanat.base.sockets import close_socket, format_address
+from qanat.base.threads import ThreadGroup
+from qanat.config.settings import ServerSettings
+from qanat.process.log_throttle import LogThrottle
+from qanat.server.admission.admission import Admission
+from qanat.server.front_door.connection import FrontConnection
+from qanat.server.front_door.context import FrontDoorContext, OnPipe
+from qanat.transports.wire.tls_contexts import ReloadingServerContext
+
+log = logging.getLogger("qanat.front_door")
+
+ALPN = ("h2", "http/1.1")
+"""What is offered over TLS, in order of preference."""
+
+_BACKLOG = 1024
+"""Connections the kernel keeps for us while we are busy; it applies its own ceiling (net.core.somaxconn)."""
+
+_GONE = frozenset(
+    {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
+)
+"""What accept() reports about one connection that went away again, or that a firewall took (accept(2))."""
+
+_PAUSE = 1.0
+"""Seconds after which accept is tried again though no connection of ours has ended: others free resources, too."""
+
+
+class FrontDoor:
+    """Accepts connections from `start` until `close`.
+
+    `on_pipe(pipe, address, slot)` is called in the connection's own thread once a client has upgraded, before any
+    handshake message; it owns the pipe until it returns, and the pipe is closed then.  It calls `slot.release()`
+    when the client is authenticated; otherwise the slot is released when it returns.
+    """
+
+    def __init__(self, settings: ServerSettings, on_pipe: OnPipe) -> None:
+        """Loads the certificate, if there is one; raises UsageError when it cannot be used."""
+        self._settings = settings
+        self.admission = Admission(settings.limits)
+        self._closing = threading.Event()
+        self._log_throttle = LogThrottle()
+        self._threads = ThreadGroup("front door")
+        tls = settings.tls
+        context = None
+        if tls is not None:
+            context = ReloadingServerContext(tls.certificate, tls.key, ALPN, client_ca=tls.client_ca)
+        self._context = FrontDoorContext(
+            settings=settings,
+            tls=context,
+            admission=self.admission,
+            on_pipe=on_pipe,
+            closing=self._closing,
+            log_throttle=self._log_throttle,
+            threads=self._threads,
+        )
+        self._deadlines = DeadlineWatch("front door deadlines")
+        self._listeners: list[socket.socket] = []
+        self.addresses: tuple[tuple[str, int], ...] = ()
+        """What is listened on, with the ports that were really bound; empty before `start`."""
+        self._changed = threading.Condition()  # guards _connections; notified when one ends, and by close
+        self._connections: set[FrontConnection] = set()
+
+    def start(self) -> None:
+        """Bind every address of `settings.listen`, then accept.  Does not block; all or nothing.
+
+        Raises TransportError when an address cannot be bound, and UsageError when it is no address at all.
+        """
+        try:
+            for host, port in self._settings.listen:
+                self._listeners.append(_listen(host, port))
+        except QanatError:
+            self.close()
+            raise
+        self.addresses = tuple((str(name[0]), int(name[1])) for name in (s.getsockname() for s in self._listeners))
+        self._deadlines.start()
+        for listener, address in zip(self._listeners, self.addresses, strict=True):
+            self._threads.start(f"accept {format_address(address)}", partial(self._accept_loop, listener))
+
+    def close(self) -> None:
+        """Stop accepting, then end the connections that are no pipes yet.  Idempotent; does not block.
+
+        Pipes that were handed over are their owner's to end.
+        """
+        self._closing.set()
+        for listener in self._listeners:
+            close_socket(listener)
+        with self._changed:
+            self._changed.notify_all()
+            for connection in self._connections:
+                connection.give_way()
+        self._deadlines.close()
+
+    def join(self, timeout: float) -> list[str]:
+        """Wait at most `timeout` seconds for every thread; return the names of those still running."""
+        deadline = Deadline(timeout)
+        return self._threads.join(timeout) + self._deadlines.join(deadline.remaining() or 0.0)
+
+    # --- accepting
+
+    def _accept_loop(self, listener: socket.socket) -> None:
+        while not self._closing.is_set():
+            try:
+                sock, address = listener.accept()
+            except OSError as error:
+                if self._closing.is_set():
+                    return
+                self._accept_failed(error)
+                continue
+            if not self._wait_for_room():
+                close_socket(sock)
+                return
+            self._admit(sock, address)
+
+    def _wait_for_room(self) -> bool:
+        """Block while `limits.connections` are open; False once closing.
+
+        One that is no pipe yet gives way: the oldest of the address that has most of them, so that nobody can
+        keep others out by doing nothing.  When all are pipes, newcomers wait in the kernel's backlog.
+        """
+        limit = self._settings.limits.connections
+        with self._changed:
+            if len(self._connections) >= limit:
+                if self._log_throttle.due("connections"):
+                    log.warning("%d connections are open (limits.connections): others wait until one ends", limit)
+                self.admission.unfinished.displace()
+            self._changed.wait_for(lambda: self._closing.is_set() or len(self._connections) < limit)
+        return not self._closing.is_set()
+
+    def _accept_failed(self, error: OSError) -> None:
+        """Without files or memory, wait until something ends; trying again at once would only burn the processor."""
+        if error.errno in _GONE:
+            log.debug("accept failed: %s", error)
+            return
+        if self._log_throttle.due("accept"):
+            advice = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+            log.error("cannot accept connections: %s%s", error.strerror or error, advice)
+        self._wait_for_an_end()
+
+    def _wait_for_an_end(self) -> None:
+        with self._changed:
+            if not self._closing.is_set():
+                self._changed.wait(_PAUSE)
+
+    def _admit(self, sock: socket.socket, address: tuple[object, ...]) -> None:
+        connection = FrontConnection(self._context, sock, address)
+        with self._changed:
+            self._connections.add(connection)
+            self.admission.unfinished.add(connection, connection.ip, connection.give_way)
+            closing = self._closing.is_set()
+        if closing:
+            connection.cut()
+        self._deadlines.add(connection)
+        try:
+            self._threads.start(f"front {connection.peer}", partial(self._serve, connection))
+        except RuntimeError as error:  # the system gives us no more threads
+            self._forget(connection)
+            connection.close()
+            if self._log_throttle.due("threads"):
+                log.error("cannot serve connections: %s; raise the limit of threads (ulimit -u)", error)
+            self._wait_for_an_end()
+
+    def _serve(self, connection: FrontConnection) -> None:
+        try:
+            connection.serve()
+        finally:
+            self._forget(connection)
+
+    def _forget(self, connection: FrontConnection) -> None:
+        self._deadlines.forget(connection)
+        self.admission.unfinished.forget(connection)
+        with self._changed:
+            self._connections.discard(connection)
+            self._changed.notify_all()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on one literal address."""
+    try:
+        flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
+        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(
+            f"cannot listen on {format_address((host, port))}: {host!r} is not an IP address",
+            hint="write the address itself, such as 127.0.0.1 or 0.0.0.0",
+        ) from error
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    try:
+        # After a restart the port is ours at once, though old connections linger in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" and "0.0.0.0" can then stand side by side, and no peer is seen as ::ffff:192.0.2.1.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _cannot_listen(host, port, error) from error
+    return sock
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> TransportError:
+    if error.errno == errno.EADDRINUSE:
+        hint = f"another process has this port; `ss -ltnp 'sport = :{port}'` shows which"
+    elif error.errno == errno.EACCES:
+        hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; take a higher port, or run behind a proxy"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        hint = "this machine has no such address; `ip address` lists those it has"
+    else:
+        hint = "see `listen` in the configuration"
+    return TransportError(f"cannot listen on {format_address((host, port))}: {error.strerror or error}", hint=hint)

@@ -1,0 +1,353 @@
+"""The running server: front door, handshake, sessions, and an end that keeps its word.
+
+`run_server` is the whole of it.  A connection's thread comes in through `_on_pipe`, authenticates the
+client, and then is the reader of a lane of that client's session until the pipe ends.  The session stays, for a
+while, for the client to come back to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
+from qanat.base.sockets import format_address
+from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
+from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
+from qanat.handshake.identity import load_or_create_identity
+from qanat.handshake.machine import ServerHandshake
+from qanat.mux.carrying import Superseded
+from qanat.mux.lane import Lane
+from qanat.process.log_throttle import LogThrottle
+from qanat.server.access.rules import ConnectRules, ListenRules
+from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.front_door.front_door import FrontDoor
+from qanat.server.resume_timeouts import ResumeTimeouts
+from qanat.server.session import ServerSession
+from qanat.server.sessions import Full, NameHeld, Registry, TooLate
+from qanat.server.shared_ports import SharedPorts
+from qanat.session.messages import printable
+from qanat.session.session import affordable_streams, hello_parameters, lane_parameters, share
+from qanat.transports.pipe import Pipe
+
+log = logging.getLogger("qanat.server")
+
+_REASONS = {NameHeld: CloseReason.NAME_IN_USE, TooLate: CloseReason.STALE, Full: CloseReason.BUSY}
+
+ENDING = 5.0
+"""Seconds, beyond `drain`, that sessions and connections get to end."""
+
+_NO_SECRET = os.urandom(PROOF_SIZE)
+"""Stands in for the secret of a session that there is not."""
+
+
+class Server:
+    """A server from `start` to `stop`.  `run_server` and tests use it."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Loads or makes the identity; raises UsageError when it cannot be used."""
+        self.settings = settings
+        self.identity = load_or_create_identity(settings.identity)
+        # A host's name need not be ASCII, and READY's node name must.
+        self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
+        self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
+        self._front_door = FrontDoor(settings, self._on_pipe)
+        self._orders = itertools.count()  # of connections, as they come
+        self._resume_timeouts = ResumeTimeouts(settings.resume_for)
+        self._shared_ports = SharedPorts()
+        self._log_throttle = LogThrottle()
+        self._max_streams = affordable_streams(settings.limits.streams)
+        self._accounts = {account.name: _Account(account, self._max_streams) for account in settings.clients}
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """What is listened on, with the real ports."""
+        return self._front_door.addresses
+
+    def start(self) -> None:
+        """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
+        self._front_door.start()
+        self._resume_timeouts.start()
+        where = ", ".join(format_address(address) for address in self.addresses)
+        log.info("listening on %s", where, extra={"event": "listening"})
+        log.info("server key fingerprint %s", self.identity.fingerprint)
+
+    def stop(self) -> None:
+        """End gracefully: no new connection or stream, `drain` seconds for open ones, then goodbye. Blocks."""
+        self._front_door.close()
+        sessions = self.registry.close()
+        for session in sessions:
+            session.stop_listening()
+            session.refuse_streams()
+        deadline = Deadline(self.settings.drain)
+        for session in sessions:
+            session.drain(deadline)
+        for session in sessions:
+            session.stop(CloseReason.SHUTDOWN, f"{self.node} is shutting down")
+        deadline = Deadline(ENDING)
+        for session in sessions:
+            if not session.ended.wait(deadline.remaining()):
+                session.end("the server is shutting down")
+        self._resume_timeouts.close()
+        stuck = [*self._front_door.join(ENDING), *self._resume_timeouts.join(ENDING)]
+        for session in sessions:
+            stuck += session.threads.join(ENDING)
+        if stuck:
+            log.warning("still running at the end: %s", ", ".join(stuck))
+
+    # --- one connection -------------------------------------------------------------------------
+
+    def _on_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        deadline = Deadline(self.settings.limits.handshake_timeout)
+        carry: Callable[[], None] | None = None
+        order = next(self._orders)
+        try:
+            handshake = ServerHandshake(self.identity, self._find_tokens, self._front_door.admission.rsa_gate)
+            sealed = server_handshake(pipe, handshake, deadline)
+            with closed_at(deadline, pipe):
+                carry = self._admit(sealed, address, deadline, order)
+        except RefusedError as error:
+            log.warning("refused %s: %s", address, error, extra={"event": "refused", "peer": str(address)})
+        except (HandshakeError, ProtocolError) as error:
+            log.warning("handshake with %s failed: %s", address, error)
+        except QanatError as error:
+            if self._log_throttle.due("cut in handshake"):
+                log.info("%s left in the handshake: %s", address, error)
+        if carry is not None:  # also when the time was up just after READY: its lane is waiting for somebody
+            slot.release()
+            carry()
+
+    def _admit(
+        self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline, order: int
+    ) -> Callable[[], None] | None:
+        """Judge HELLO and answer it; what to do with the pipe, or None when this client was told that it has to go."""
+        kind, content = sealed.recv_record()
+        if kind is not RecordKind.HELLO:
+            raise ProtocolError(f"a {kind.name} record where HELLO was due")
+        hello = Hello.decode(content)
+        if hello.intent is Intent.NEW:
+            return self._begin(sealed, hello, address, deadline, order)
+        return self._resume(sealed, hello, address, deadline)
+
+    def _begin(
+        self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline, order: int
+    ) -> Callable[[], None] | None:
+        """A new session."""
+        settings, account = self.settings, self._accounts[sealed.result.name]
+        lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
+        ours, theirs = self._parameters(lanes), hello.parameters
+        # A stream costs two threads and a file here, whoever opens it: what the client allows is not all that counts.
+        theirs = replace(theirs, max_streams=min(theirs.max_streams, ours.max_streams))
+        session = ServerSession(
+            account.name,
+            lane_parameters(
+                settings.flow,
+                settings.keepalive,
+                ours.max_streams,
+                theirs,
+                client=False,
+                lanes=lanes,
+                resumable=settings.resume_for > 0,
+            ),
+            secret=sealed.result.resume,
+            resume_for=settings.resume_for,
+            instance=hello.instance,
+            holder=_holder(sealed, address),
+            connect_rules=account.connect_rules,
+            listen_rules=account.listen_rules,
+            connect_timeout=settings.connect_timeout,
+            connecting=account.connecting,
+            max_forwards=settings.limits.forwards,
+            max_lanes=lanes,
+            shared_ports=self._shared_ports,
+            order=order,
+        )
+        try:
+            self.registry.claim(session, deadline)
+        except tuple(_REASONS) as error:
+            log.warning("turned %s away: %s", address, error)
+            self._say(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
+            return None
+        session.on_end(lambda: self._ended(session))
+        try:
+            ready = Ready(Answer.NEW, self.node, ours, session=session.id)
+            sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
+        except BaseException:
+            session.end("its connection was lost before it began")
+            raise
+        log.info(
+            "%s connected from %s over %s, %s",
+            session.name,
+            address,
+            sealed.pipe.transport,
+            printable(hello.parameters.agent),
+            extra={"event": "connected", "client": session.name, "peer": str(address)},
+        )
+        lane = session.add_lane(0)
+        return lambda: self._carry(session, 0, lane, sealed, address)
+
+    def _resume(
+        self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
+    ) -> Callable[[], None] | None:
+        """Another pipe for a session.  A stolen, foreign, expired or unknown one gets the same answer."""
+        name = sealed.result.name
+        session = self.registry.find(name, hello.session)
+        proven = hello.proof_holds(_NO_SECRET if session is None else session.secret, sealed.result.transcript)
+        lane = None
+        with contextlib.suppress(SessionEnded):
+            lane = session.lane_for(hello) if session is not None and proven else None
+        if session is None or lane is None:
+            log.info("%s from %s asked for a session that is over", name, address)
+            self._say(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
+            return None
+        try:
+            expected = lane.take(hello.epoch, hello.expected, deadline)
+        except Superseded as error:
+            log.info("%s from %s came too late: %s", name, address, error)
+            self._say(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
+            return None
+        except ProtocolError as error:
+            close = Close(CloseReason.PROTOCOL, error.message)
+            session.end(f"the client broke the protocol: {error.message}", close)
+            self._say(sealed, RecordKind.CLOSE, close.encode())
+            return None
+        self._resume_timeouts.ended(lane)
+        session.holder = _holder(sealed, address)
+        ready = Ready(Answer.RESUMED, self.node, self._parameters(len(session.lanes)), session.id, expected)
+        try:
+            ready = ready.proven(session.secret, sealed.result.transcript)
+            sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
+        except BaseException:
+            self._resume_timeouts.began(session, hello.lane, lane)
+            raise
+        log.info(
+            "%s %s from %s over %s, %s",
+            lane.name,
+            "resumed" if hello.intent is Intent.RESUME else "joined",
+            address,
+            sealed.pipe.transport,
+            printable(hello.parameters.agent),
+            extra={"event": "resumed", "client": name, "lane": hello.lane, "peer": str(address)},
+        )
+        return lambda: self._carry(
+            session,
+            hello.lane,
+            lane,
+            sealed,
+            address,
+            epoch=hello.epoch,
+            peer_expects=hello.expected,
+            receive_from=expected,
+        )
+
+    def _carry(
+        self,
+        session: ServerSession,
+        number: int,
+        lane: Lane,
+        sealed: SealedPipe,
+        address: ClientAddress,
+        *,
+        epoch: int = 0,
+        peer_expects: int = 0,
+        receive_from: int | None = None,
+    ) -> None:
+        started = time.monotonic()
+        ending = session.carry(
+            number,
+            lane,
+            sealed,
+            silence=self.settings.keepalive.timeout,
+            epoch=epoch,
+            peer_expects=peer_expects,
+            receive_from=receive_from,
+        )
+        lived, cause = time.monotonic() - started, printable(ending.cause)
+        extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
+        if session.ended.is_set() or session.find_lane(number) is not lane:
+            log.info("%s from %s ended after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
+            if session.ended.is_set() and (stuck := session.threads.join(self.settings.connect_timeout + ENDING)):
+                log.warning("%s: still ending: %s", session.name, ", ".join(stuck))
+            return
+        if not lane.attached:  # also when another pipe is about to have it, should that come to nothing
+            self._resume_timeouts.began(session, number, lane)
+        if lane.epoch != epoch:
+            log.info("%s left %s after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
+        else:
+            log.info(
+                "%s from %s was lost after %.0f s: %s; its streams wait %g s for it",
+                lane.name,
+                address,
+                lived,
+                cause,
+                session.resume_for,
+                extra=extra,
+            )
+
+    def _ended(self, session: ServerSession) -> None:
+        self.registry.release(session)
+        for lane in session.lanes.values():
+            self._resume_timeouts.ended(lane)
+        if not session.carried:
+            log.info("the session of %s is over: %s", session.name, session.why)
+
+    def _parameters(self, lanes: int) -> Parameters:
+        settings = self.settings
+        streams = share(self._max_streams, lanes)
+        return hello_parameters(settings.flow, settings.keepalive, streams, lanes=lanes, resume_for=settings.resume_for)
+
+    def _say(self, sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
+        """Send a last record and wait for the client to end, so that a reset does not overtake it."""
+        sealed.send_record(bytes((kind,)) + content)
+        sealed.set_read_timeout(2.0)
+        try:
+            while True:
+                sealed.recv_record()
+        except QanatError:
+            sealed.close("turned away")
+
+    def _find_tokens(self, name: str) -> tuple[bytes, ...] | None:
+        account = self._accounts.get(name)
+        return None if account is None else account.tokens
+
+
+def _holder(sealed: SealedPipe, address: ClientAddress) -> str:
+    """Where a client is, in words, for whoever wants its name."""
+    return f"{address} ({sealed.pipe.transport}) since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+class _Account:
+    """A client's account with its rules read once, and what all its sessions share."""
+
+    def __init__(self, account: ClientAccount, max_streams: int) -> None:
+        self.name = account.name
+        self.tokens = account.tokens
+        self.connect_rules = ConnectRules(account.allow_connect)
+        self.listen_rules = ListenRules(account.allow_listen, account.shared_listen)
+        self.connecting = threading.BoundedSemaphore(max_streams)
+
+
+def run_server(settings: ServerSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
+    """Serve until `stop` is set; `ready` is called once connections are accepted.  Blocks.
+
+    After `stop` it returns within `drain` and about ten seconds.  Raises UsageError for an identity or
+    certificate that cannot be used, TransportError for an address that cannot be bound.
+    """
+    server = Server(settings)
+    server.start()
+    try:
+        ready()
+        stop.wait()
+        log.info("stopping: open streams have %g s to finish", settings.drain)
+    finally:
+        server.stop()
+        log.info("stopped")

@@ -1,0 +1,182 @@
+"""One client's session on the server: its streams reach what its rules allow, its listeners bind where they may."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import EndpointError, ProtocolError
+from qanat.base.sockets import format_address
+from qanat.endpoints.tcp import Listener, connect
+from qanat.endpoints.wakeable import WakeableSocket
+from qanat.handshake.hello import Close, CloseReason, Hello, Intent
+from qanat.mux.frames import Reason
+from qanat.mux.lane import Lane
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.stream_io import StreamIO
+from qanat.process.log_throttle import LogThrottle
+from qanat.server.access.rules import ConnectRules, ListenRules
+from qanat.server.shared_ports import Membership, SharedPorts
+from qanat.session.messages import (
+    ConnectTcp,
+    Listen,
+    ListenFailed,
+    Listening,
+    ThroughForward,
+    Unlisten,
+    decode_control,
+    decode_request,
+)
+from qanat.session.session import Session, new_id
+
+log = logging.getLogger("qanat.session")
+
+
+class ServerSession(Session):
+    """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name.
+
+    `connecting` bounds the targets that are being connected to, over all sessions of this client: a session that
+    has ended leaves those behind until `connect_timeout`, and its client can be back at once for more.  `order`
+    says which of a client's sessions began with the later connection.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: LaneParameters,
+        *,
+        secret: bytes,
+        resume_for: float,
+        instance: bytes,
+        holder: str,
+        connect_rules: ConnectRules,
+        listen_rules: ListenRules,
+        connect_timeout: float,
+        connecting: threading.Semaphore,
+        max_forwards: int,
+        max_lanes: int,
+        shared_ports: SharedPorts,
+        order: int = 0,
+    ) -> None:
+        super().__init__(name, parameters, new_id(), secret, resume_for)
+        self.instance = instance
+        self.holder = holder
+        self.order = order
+        self._connect_rules = connect_rules
+        self._listen_rules = listen_rules
+        self._connect_timeout = connect_timeout
+        self._connecting = connecting
+        self._max_forwards = max_forwards
+        self._log_throttle = LogThrottle()
+        self._max_lanes = max_lanes
+        self._joining = threading.Lock()  # so that those who join at once are counted one by one
+        self._shared_ports = shared_ports
+        self._listeners: dict[int, Listener | Membership] = {}
+
+    def stop_listening(self) -> None:
+        """Take no new connection for the remote forwards; those that are open go on."""
+        for listener in tuple(self._listeners.values()):
+            listener.close()
+
+    # --- streams towards us ---------------------------------------------------------------------
+
+    def _on_open(self, stream: StreamIO) -> None:
+        request = decode_request(stream.request)
+        if not isinstance(request, ConnectTcp):
+            self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
+            return
+        if not self._connecting.acquire(blocking=False):
+            self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
+        elif not self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}"):
+            self._connecting.release()
+
+    def _connect(self, request: ConnectTcp) -> WakeableSocket:
+        try:
+            deadline = Deadline(self._connect_timeout)
+            addresses = self._connect_rules.resolve(request.host, request.port, deadline)
+            return connect(addresses, deadline, cancelled=self._stopping.is_set)
+        finally:
+            self._connecting.release()
+
+    # --- remote forwards ------------------------------------------------------------------------
+
+    def _on_control(self, content: bytes) -> None:
+        message = decode_control(content)
+        if isinstance(message, Listen):
+            self.send_control(self._listen(message).encode())
+        elif isinstance(message, Unlisten):
+            listener = self._listeners.pop(message.forward, None)
+            if listener is not None:
+                listener.close()
+                log.info("%s: stopped listening on %s", self.name, listener.address)
+        else:
+            raise ProtocolError(f"a client may not send {type(message).__name__}")
+
+    def _listen(self, message: Listen) -> Listening | ListenFailed:
+        """Bind at once: none of this blocks, since the address is a literal."""
+        number = message.forward
+        if number in self._listeners:
+            raise ProtocolError(f"forward {number} listens already")
+        try:
+            if len(self._listeners) >= self._max_forwards:
+                raise EndpointError(f"{self._max_forwards} remote forwards are in use", code=Reason.LIMIT)
+            listener = self._bind(number, message.host, message.port)
+        except EndpointError as error:
+            log.warning("%s: %s", self.name, error)
+            return ListenFailed(number, error.code, error.message)
+        self._listeners[number] = listener
+        if self._stopping.is_set():  # perhaps since `_release` went through them
+            listener.close()
+        log.info("%s: listening on %s", self.name, listener.address)
+        return Listening(number, listener.port)
+
+    def _bind(self, number: int, host: str, port: int) -> Listener | Membership:
+        """Listen where the rules allow it.  Raises EndpointError."""
+        _, address = self._listen_rules.check(host, port)
+        if self._listen_rules.is_shared(host, port):
+            return self._shared_ports.join(address[0], address[1], self, partial(self._accepted, number))
+        accept = partial(self._accepted, number)
+        listener = Listener(address[0], address[1], accept, f"{self.name}-listen-{number}")
+        listener.start()
+        return listener
+
+    def _accepted(self, number: int, sock: socket.socket, peer: str, done: Callable[[], None] = lambda: None) -> None:
+        """A connection came for a remote forward; `done` is called once, when it has ended."""
+
+        def carry() -> None:
+            try:
+                self.carry_outgoing(sock, peer, ThroughForward(number, peer).encode(), what)
+            finally:
+                done()
+
+        what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
+        try:
+            self.start_outgoing(peer, carry)
+        except RuntimeError as error:
+            WakeableSocket(sock, peer).close(orderly=False)
+            done()
+            if self._log_throttle.due("no thread"):
+                log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, error)
+
+    def _release(self) -> None:
+        self.stop_listening()
+        self._listeners.clear()
+
+    def replace(self, why: str) -> None:
+        """The client started anew, or another one took its name: end this session."""
+        self.end(why, Close(CloseReason.REPLACED, why))
+
+    def lane_for(self, hello: Hello) -> Lane | None:
+        """The lane that a HELLO of this session's own client asks for; None when it cannot have it.
+
+        A lane that a client joins is made now, unless that has happened before.  Raises SessionEnded.
+        """
+        with self._joining:
+            lane = self.find_lane(hello.lane)
+            if lane is not None or hello.intent is not Intent.JOIN or len(self.lanes) >= self._max_lanes:
+                return lane
+            return self.add_lane(hello.lane)

@@ -1,0 +1,108 @@
+"""Ports that several clients' remote forwards share: each connection goes to the least loaded client that is there.
+
+A port is bound when the first client asks for it and freed when the last one has left.  Who may share which port
+is `qanat.server.access.rules`'s to say.  One `SharedPorts` serves all sessions of a server.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from qanat.endpoints.tcp import Listener
+
+Accept = Callable[[socket.socket, str, Callable[[], None]], None]
+
+
+class Taker(Protocol):
+    """Who takes connections: a session."""
+
+    name: str
+
+    @property
+    def attached(self) -> bool: ...  # whether its client is connected right now
+
+
+class Membership:
+    """One forward's share of a port.  As a `Listener`, it has `address` and `port`, and is closed once."""
+
+    def __init__(self, ports: SharedPorts, shared: _SharedPort, taker: Taker, accept: Accept) -> None:
+        self._ports = ports
+        self._shared = shared
+        self.taker = taker
+        self.accept = accept
+        self.open = 0  # connections given to it that have not ended; guarded by the shared port's lock
+        self.turn = 0  # when it got its last one
+        self.address = shared.listener.address
+        self.port = shared.listener.port
+
+    def done(self) -> None:
+        """A connection that `accept` was called with has ended."""
+        with self._shared.lock:
+            self.open -= 1
+
+    def close(self) -> None:
+        """Take no more connections; the last member to leave frees the port.  Idempotent, from any thread."""
+        self._ports.leave(self._shared, self)
+
+
+class _SharedPort:
+    """One listener and its members, who come and go under the lock of `SharedPorts` as well as this one's."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.lock = threading.Lock()
+        self.members: list[Membership] = []
+        self.asked_for = (host, port)
+        self._write_lock = itertools.count(1)
+        self.listener = Listener(host, port, self._accepted, f"listen-shared-{port}")
+
+    def _accepted(self, sock: socket.socket, peer: str) -> None:
+        with self.lock:
+            # One that is not connected is left out, unless all are: then it is for whoever comes back.
+            member = min(self.members, key=lambda m: (not m.taker.attached, m.open, m.turn), default=None)
+            if member is not None:
+                member.open += 1
+                member.turn = next(self._write_lock)
+        if member is None:
+            sock.close()  # which resets it: the last member has just left
+        else:
+            member.accept(sock, peer, member.done)
+
+
+class SharedPorts:
+    """See the module's docstring.  Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ports: dict[tuple[str, int], _SharedPort] = {}
+
+    def join(self, host: str, port: int, taker: Taker, accept: Accept) -> Membership:
+        """Share this address.  `accept(socket, peer, done)` must not block; `done` is called when that has ended.
+
+        Does not block.  Raises EndpointError when the port cannot be bound.
+        """
+        with self._lock:
+            shared = self._ports.get((host, port))
+            if shared is None:
+                shared = _SharedPort(host, port)
+                shared.listener.start()
+                self._ports[host, port] = shared
+            member = Membership(self, shared, taker, accept)
+            with shared.lock:
+                shared.members.append(member)
+        return member
+
+    def leave(self, shared: _SharedPort, member: Membership) -> None:
+        """For `Membership.close`."""
+        with self._lock:
+            with shared.lock:
+                if member not in shared.members:
+                    return
+                shared.members.remove(member)
+                if shared.members:
+                    return
+            del self._ports[shared.asked_for]
+            shared.listener.close()  # before anybody can ask for the port again

@@ -1,0 +1,146 @@
+"""What client and server say to each other through the mux: stream requests and control messages.
+
+Their layouts are in docs/PROTOCOL.md §4.  Frozen values with `encode`, and two strict parsers that
+accept or raise ProtocolError.  Pure; used by `qanat.server.session` and `qanat.client.session`.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from qanat.base.errors import ProtocolError
+from qanat.handshake.fields import FieldReader, lp16
+
+MAX_NAME = 255
+"""Bytes in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
+MAX_REASON = 512
+"""Bytes of the text that says why the server cannot listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectTcp:
+    """Client to server: connect this stream to `host` (a name, or a literal without brackets)."""
+
+    host: str
+    port: int
+    origin: str = ""
+
+    def encode(self) -> bytes:
+        return struct.pack("!BH", 1, self.port) + lp16(self.host.encode()) + lp16(_cut(self.origin))
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughForward:
+    """Server to client: someone connected to this remote forward of yours."""
+
+    forward: int
+    origin: str = ""
+
+    def encode(self) -> bytes:
+        return struct.pack("!BI", 2, self.forward) + lp16(_cut(self.origin))
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Client to server: listen here for my remote forward of this number."""
+
+    forward: int
+    host: str
+    port: int
+
+    def encode(self) -> bytes:
+        return struct.pack("!BIH", 1, self.forward, self.port) + lp16(self.host.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Server to client: it listens, on this port."""
+
+    forward: int
+    port: int
+
+    def encode(self) -> bytes:
+        return struct.pack("!BIH", 2, self.forward, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenFailed:
+    """Server to client: it cannot listen there; `reason` is a qanat.mux.frames.Reason."""
+
+    forward: int
+    reason: int
+    text: str
+
+    def encode(self) -> bytes:
+        return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(_cut(self.text, MAX_REASON))
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisten:
+    """Client to server: stop listening for this forward."""
+
+    forward: int
+
+    def encode(self) -> bytes:
+        return struct.pack("!BI", 4, self.forward)
+
+
+StreamRequest = ConnectTcp | ThroughForward
+ControlMessage = Listen | Listening | ListenFailed | Unlisten
+
+
+def decode_request(content: bytes) -> StreamRequest:
+    """The stream request of an OPEN frame.  Raises ProtocolError."""
+    reader = FieldReader(content, "stream request")
+    kind = reader.u8()
+    request: StreamRequest
+    if kind == 1:
+        port = reader.u16()
+        request = ConnectTcp(_text(reader), port, _text(reader))
+    elif kind == 2:
+        request = ThroughForward(reader.u32(), _text(reader))
+    else:
+        raise ProtocolError(f"unknown stream request {kind}")
+    reader.end()
+    return request
+
+
+def decode_control(content: bytes) -> ControlMessage:
+    """The message of a CONTROL frame.  Raises ProtocolError."""
+    reader = FieldReader(content, "control message")
+    kind, forward = reader.u8(), reader.u32()
+    message: ControlMessage
+    if kind == 1:
+        port = reader.u16()
+        message = Listen(forward, _text(reader), port)
+    elif kind == 2:
+        message = Listening(forward, reader.u16())
+    elif kind == 3:
+        message = ListenFailed(forward, reader.u16(), _text(reader, MAX_REASON))
+    elif kind == 4:
+        message = Unlisten(forward)
+    else:
+        raise ProtocolError(f"unknown control message {kind}")
+    reader.end()
+    return message
+
+
+def printable(text: str) -> str:
+    """`text` from the peer, safe for logs and terminals."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def _text(reader: FieldReader, limit: int = MAX_NAME) -> str:
+    content = reader.lp16()
+    if len(content) > limit:
+        raise ProtocolError(f"a text of {len(content)} bytes where {limit} are allowed")
+    try:
+        return printable(content.decode())
+    except UnicodeDecodeError as error:
+        raise ProtocolError("a text that is not UTF-8") from error
+
+
+def _cut(text: str, limit: int = MAX_NAME) -> bytes:
+    """At most `limit` bytes of `text`, whole characters."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore").encode()

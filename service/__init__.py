@@ -1,1 +1,0 @@
-"""The running client and server: configuration, sessions, reconnecting, access, front door."""

@@ -1,0 +1,232 @@
+"""Promises of the command line: what each command prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qanat.base.version import __version__
+from qanat.cli.init_files import Written, write_files
+from qanat.handshake.tokens import generate_token, parse_token
+from tests.support.machine.ports import unused_port
+from tests.support.machine.processes import TUNNEL, run_qanat
+
+COMMANDS = ("server", "client", "init", "token", "fingerprint", "check", "demo")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write_files(tmp_path_factory.mktemp("pair"), name="client", url=None, listen=f"127.0.0.1:{unused_port()}")
+
+
+def said_no(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The message of a refusal, which is one line, perhaps with a hint below it, and never a traceback."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    *_, last = done.stderr.splitlines()
+    errors = [line for line in done.stderr.splitlines() if line.startswith("qanat: error: ")]
+    assert len(errors) == 1
+    assert last == errors[0] or last.startswith("hint: ")
+    return done.stderr
+
+
+# --- help, version, mistakes ------------------------------------------------------------------------
+
+
+def test_version_names_the_program_and_its_version() -> None:
+    done = run_qanat("--version")
+    assert (done.returncode, done.stdout) == (0, f"qanat {__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself_and_its_exit_codes(command: str) -> None:
+    done = run_qanat(command, "--help")
+    assert done.returncode == 0
+    assert "exit codes:" in done.stdout
+    assert all(f"  {code}  " in done.stdout for code in range(4))
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_the_help_lists_every_command() -> None:
+    done = run_qanat("--help")
+    assert all(f"    {command}" in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("unknown",),
+        ("server",),
+        ("check",),
+        ("server", "--conf", "x"),
+        ("token", "--token", "x"),
+        ("client", "-c", "x", "--token", "qanat1-x"),
+        ("client", "-c", "x", "--log-format", "xml"),
+        ("client", "ws://127.0.0.1/", "--lanes", "many"),
+    ],
+)
+def test_a_mistake_in_the_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    done = run_qanat(*arguments)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [("token",), ("--version",), ("check", "-c", "server.yaml")])
+def test_small_commands_do_not_load_the_tunnel(command: tuple[str, ...], pair: Written) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", TUNNEL, *command],
+        cwd=pair.server_yaml.parent,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"qanat.server.server", "qanat.client.client", "websocket", "simple_websocket", "rich"}
+
+
+# --- token, fingerprint, init ---------------------------------------------------------------------
+
+
+def test_each_token_is_new_and_whole() -> None:
+    first, second = run_qanat("token").stdout, run_qanat("token").stdout
+    assert first != second
+    assert len(parse_token(first.strip())) == 32
+
+
+def test_the_fingerprint_is_the_one_that_init_pinned(pair: Written) -> None:
+    done = run_qanat("fingerprint", "-c", pair.server_yaml)
+    assert (done.returncode, done.stdout) == (0, pair.fingerprint + "\n")
+    assert pair.fingerprint in pair.client_yaml.read_text()
+
+
+def test_asking_for_a_fingerprint_makes_no_key(tmp_path: Path) -> None:
+    written = write_files(tmp_path, name="client", url=None, listen="127.0.0.1:8443")
+    written.identity.unlink()
+    assert "there is no server key" in said_no(run_qanat("fingerprint", "-c", written.server_yaml))
+    assert not written.identity.exists()
+
+
+def test_init_prints_the_nginx_block_and_what_to_type_next(tmp_path: Path) -> None:
+    done = run_qanat("init", "--name", "office", "--url", "wss://example.com/in", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "location = /in {" in done.stdout
+    python = "python3" if shutil.which("python3") == sys.executable else sys.executable
+    assert f"{python} {TUNNEL} server -c server.yaml\n" in done.stdout
+    assert f"{python} {TUNNEL} client -c client.yaml\n" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "client.yaml",
+        "office.token",
+        "server.key",
+        "server.yaml",
+    ]
+    assert (tmp_path / "office.token").read_text().strip() not in done.stdout
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "client.yaml").write_text("precious")
+    assert "client.yaml" in said_no(run_qanat("init", tmp_path))
+    assert (tmp_path / "client.yaml").read_text() == "precious"
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+def test_check_says_ok_of_what_init_wrote(pair: Written) -> None:
+    for path in (pair.server_yaml, pair.client_yaml):
+        done = run_qanat("check", "-c", path, cwd=Path("/"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+def test_check_takes_both_sections_in_one_file(pair: Written) -> None:
+    both = pair.server_yaml.with_name("both.yaml")
+    both.write_text(pair.server_yaml.read_text() + pair.client_yaml.read_text())
+    assert run_qanat("check", "-c", both).stdout == "ok\n"
+
+
+def test_check_reports_the_faults_of_both_sections_at_once(pair: Written) -> None:
+    both = pair.server_yaml.with_name("faulty.yaml")
+    server = pair.server_yaml.read_text().replace("identity:", "identiti:")
+    client = pair.client_yaml.read_text().replace("url:", "uri:").replace("to:", "too:")
+    both.write_text(server + client)
+    errors = said_no(run_qanat("check", "-c", both))
+    faults = [line for line in errors.splitlines() if line.startswith(f"{both}:")]
+    assert len(faults) >= 3
+    line_of_fault = 1 + server.split("\n").index(next(line for line in server.split("\n") if "identiti" in line))
+    assert any(fault.startswith(f"{both}:{line_of_fault}:3:") and "identity" in fault for fault in faults)
+
+
+def test_a_file_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    for command in ("check", "server", "client", "fingerprint"):
+        assert "missing.yaml" in said_no(run_qanat(command, "-c", tmp_path / "missing.yaml"))
+
+
+# --- client from a URL ----------------------------------------------------------------------------
+
+
+def test_a_client_needs_a_file_or_a_url() -> None:
+    assert "either -c FILE or a URL" in said_no(run_qanat("client"))
+    for urls in (("ws://127.0.0.1/",), ("ws://127.0.0.1/", "ws://127.0.0.2/")):
+        assert "either -c FILE or a URL" in said_no(run_qanat("client", *urls, "-c", "x"))
+
+
+@pytest.mark.parametrize("option", ["-L", "-R", "--name", "--token-file", "--fingerprint", "--ca-file", "--transport"])
+def test_options_for_a_url_do_not_go_with_a_file(option: str, pair: Written) -> None:
+    errors = said_no(run_qanat("client", "-c", pair.client_yaml, option, "x"))
+    assert f"{option} goes with a URL" in errors
+
+
+def test_lanes_do_not_go_with_a_file_either_however_few(pair: Written) -> None:
+    for lanes in ("0", "4"):
+        assert "--lanes goes with a URL" in said_no(run_qanat("client", "-c", pair.client_yaml, "--lanes", lanes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("ftp://example.com/", "-L", "1:x:2"), "ftp"),
+        (("-L", "1:x:2", "ws://127.0.0.1:1/tunnel", "ftp://example.com/"), "ftp"),
+        (("ws://127.0.0.1:1/tunnel", "--transport", "grpc", "--transport", "http2,quic"), "--transport"),
+        (("ws://127.0.0.1:1/tunnel", "--lanes", "17"), "--lanes"),
+        (("ws://127.0.0.1:1/tunnel", "-L", "nonsense"), "-L"),
+        (("ws://127.0.0.1:1/tunnel", "-R", "1:2"), "-R"),
+        (("ws://127.0.0.1:1/tunnel", "-L", "1:x:2", "--fingerprint", "SHA256:short"), "fingerprint"),
+        (("ws://127.0.0.1:1/tunnel", "-L", "1:x:2", "--name", "a b"), "name"),
+        (("ws://127.0.0.1:1/tunnel", "-L", "1:x:2", "--token-file", "missing.token"), "missing.token"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(arguments: tuple[str, ...], fault: str, tmp_path: Path) -> None:
+    assert fault in said_no(run_qanat("client", *arguments, cwd=tmp_path, HOME=tmp_path, QANAT_TOKEN=generate_token()))
+
+
+def test_a_client_without_a_token_is_told_where_to_put_it(tmp_path: Path) -> None:
+    errors = said_no(run_qanat("client", "ws://127.0.0.1:1/tunnel", "-L", "1:x:2", cwd=tmp_path, HOME=tmp_path))
+    assert "--token-file" in errors
+    assert "QANAT_TOKEN" in errors
+
+
+def test_a_token_that_is_none_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    wrong = generate_token()[:-1] + "!"
+    done = run_qanat("client", "ws://127.0.0.1:1/tunnel", "-L", "1:x:2", cwd=tmp_path, HOME=tmp_path, QANAT_TOKEN=wrong)
+    assert wrong[7:20] not in said_no(done)
+
+
+def test_without_its_packages_it_says_which_python_has_them() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", TUNNEL, "check", "-c", "config.example.yaml"],
+        cwd=TUNNEL.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "is not installed for" in done.stderr
+    assert ".venv/bin/python" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,335 @@
+"""Promises of the client, tested with servers that pass the handshake and then do as they like."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from qanat.base.errors import EndpointError, QanatError, RefusedError, StreamReset
+from qanat.client.client import Client, run_client
+from qanat.client.connect import Connector
+from qanat.config.settings import ClientSettings, Forward, Reconnect, RemoteServer
+from qanat.handshake.exchange import SealedPipe
+from qanat.handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
+from qanat.mux.frames import Reason
+from qanat.session.messages import ConnectTcp, Listen, ListenFailed, Listening, ThroughForward, Unlisten, decode_control
+from tests.support.applications import RESET, connection, ending_at, ending_of
+from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, welcome
+
+TOKEN = os.urandom(32)
+QUICK = Reconnect(first=0.01, min=0.01, max=0.02)
+NOWHERE = RemoteServer(("ws://127.0.0.1:1/tunnel",), TOKEN)
+
+
+class Sessions:
+    """What a RawServer does: it welcomes every client, and hands its sessions to the test."""
+
+    def __init__(self) -> None:
+        self.began: queue.SimpleQueue[Carried] = queue.SimpleQueue()
+
+    def __call__(self, sealed: SealedPipe) -> None:
+        carried = welcome(sealed)
+        self.began.put(carried)
+        carried.thread.join()
+
+    def next(self) -> Carried:
+        return self.began.get(timeout=SECONDS)
+
+
+def say(kind: RecordKind, content: bytes) -> Callable[[SealedPipe], None]:
+    """Behaviour: answer HELLO with this record, and wait for the client to go."""
+
+    def behave(sealed: SealedPipe) -> None:
+        sealed.recv_record()
+        sealed.send_record(bytes((kind,)) + content)
+        try:
+            sealed.recv_record()
+        except QanatError:
+            return
+
+    return behave
+
+
+@contextmanager
+def client_of(
+    directory: Path, behave: Callable[[SealedPipe], None], *forwards: Forward, pinned: bool = True, **settings: object
+) -> Iterator[tuple[Client, RawServer]]:
+    """A started client whose server behaves like that."""
+    with ExitStack() as stack:
+        server = stack.enter_context(RawServer(directory, TOKEN, behave))
+        values: dict[str, object] = {"reconnect": QUICK, "drain": 0.2, "state_dir": directory, **settings}
+        remote = RemoteServer((server.url,), TOKEN, server.fingerprint if pinned else None)
+        client = Client(ClientSettings("a", (remote,), forwards, **values))  # type: ignore[arg-type]
+        stack.callback(client.stop)
+        client.start()
+        yield client, server
+
+
+def wait_for_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while text not in caplog.text:
+        assert time.monotonic() < deadline, f"{text!r} is not in:\n{caplog.text}"
+        time.sleep(0.005)  # the log has no condition to wait on
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qanat")
+
+
+# --- what a server may ask for ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [ConnectTcp("127.0.0.1", 22).encode(), ThroughForward(1).encode(), ThroughForward(7).encode()],
+    ids=["an address", "a local forward", "no forward"],
+)
+def test_a_server_reaches_nothing_but_the_clients_own_remote_forwards(tmp_path: Path, request_bytes: bytes) -> None:
+    sessions = Sessions()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        to = ("127.0.0.1", listening.getsockname()[1])
+        forwards = Forward("remote", ("127.0.0.1", 80), to), Forward("local", ("127.0.0.1", 0), to)
+        with client_of(tmp_path, sessions, *forwards):
+            stream = sessions.next().lane.open_stream(request_bytes)
+            with pytest.raises(StreamReset) as caught:
+                stream.receive()
+            assert caught.value.code == Reason.NOT_ALLOWED
+            stream.release()
+
+
+def test_a_remote_forwards_stream_reaches_its_target(tmp_path: Path) -> None:
+    sessions = Sessions()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        forward = Forward("remote", ("127.0.0.1", 80), listening.getsockname()[:2])
+        with client_of(tmp_path, sessions, forward):
+            stream = sessions.next().lane.open_stream(ThroughForward(0, "someone").encode())
+            target, _ = listening.accept()
+            with target:
+                stream.write(b"hello")
+                assert target.recv(5) == b"hello"
+                stream.reset(Reason.CANCELLED, "")
+                with pytest.raises(ConnectionResetError):
+                    target.recv(1)
+            stream.release()
+
+
+def test_every_remote_forward_is_asked_for_by_its_number(tmp_path: Path) -> None:
+    sessions = Sessions()
+    forwards = [Forward("remote", ("127.0.0.1", port), ("localhost", 1)) for port in (8001, 8002)]
+    with client_of(tmp_path, sessions, *forwards):
+        carried = sessions.next()
+        asked = [decode_control(carried.control.get(timeout=SECONDS)) for _ in forwards]
+        assert asked == [Listen(0, "127.0.0.1", 8001), Listen(1, "127.0.0.1", 8002)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\xff",
+        Listen(0, "127.0.0.1", 1).encode(),
+        Unlisten(0).encode(),
+        Listening(7, 80).encode(),
+        ListenFailed(7, 1, "").encode(),
+    ],
+    ids=["junk", "LISTEN", "UNLISTEN", "LISTENING for no forward", "LISTEN_FAILED for no forward"],
+)
+def test_a_control_message_that_no_server_may_send_ends_the_session(tmp_path: Path, message: bytes) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+        carried = sessions.next()
+        carried.lane.send_control(message)
+        carried.end()
+        assert sessions.next().lane.ping(SECONDS)
+
+
+@pytest.mark.parametrize("answer", [Listening(0, 80), ListenFailed(0, Reason.LIMIT, "no")], ids=["yes", "no"])
+def test_a_second_answer_to_one_question_ends_the_session(tmp_path: Path, answer: Listening | ListenFailed) -> None:
+    """Otherwise a server could start a waiting thread with each."""
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+        carried = sessions.next()
+        carried.control.get(timeout=SECONDS)
+        carried.lane.send_control(answer.encode())
+        assert carried.lane.ping(SECONDS)
+        before = threading.active_count()
+        for _ in range(100):
+            carried.lane.send_control(answer.encode())
+        carried.end()
+        assert threading.active_count() < before + 20
+
+
+# --- what a server may answer -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "words"),
+    [
+        (RecordKind.READY, b"junk", "cannot connect"),
+        (RecordKind.READY, Ready(Answer.EXPIRED, "raw", PARAMETERS).encode(), "answered NEW with something else"),
+        (RecordKind.CLOSE, Close(CloseReason.BUSY, "full\n up").encode(), "the server turned us away: full"),
+        (RecordKind.CLOSE, Close(CloseReason.NAME_IN_USE, "by b").encode(), "refuses this client's name: by b"),
+    ],
+    ids=["junk", "an answer to another question", "no room", "the name is in use"],
+)
+def test_after_an_answer_that_is_no_welcome_it_tries_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: RecordKind, content: bytes, words: str
+) -> None:
+    with client_of(tmp_path, say(kind, content)) as (client, server):
+        for _ in range(3):
+            assert server.greeted.acquire(timeout=SECONDS)
+        wait_for_log(caplog, words)
+        assert client.failure is None
+        assert not client.over.is_set()
+
+
+def test_a_server_that_never_answers_hello_is_left_in_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def silent(sealed: SealedPipe) -> None:
+        try:
+            while True:
+                sealed.recv_record()
+        except QanatError:
+            return
+
+    with client_of(tmp_path, silent, handshake_timeout=0.3) as (_, server):
+        for _ in range(2):
+            assert server.greeted.acquire(timeout=SECONDS)
+        wait_for_log(caplog, "did not finish the handshake in time")
+
+
+def test_a_server_with_another_key_than_the_pinned_one_ends_it(tmp_path: Path) -> None:
+    wrong = "SHA256:" + "A" * 43
+    with RawServer(tmp_path, TOKEN, Sessions()) as server:
+        settings = ClientSettings("a", (RemoteServer((server.url,), TOKEN, wrong),), state_dir=tmp_path)
+        with pytest.raises(RefusedError, match="is pinned"):
+            run_client(settings, threading.Event(), lambda: None)
+        assert not server.greeted.acquire(blocking=False)
+
+
+def test_a_server_is_remembered_once_it_has_welcomed_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = tmp_path / "known_hosts"
+    with client_of(tmp_path, say(RecordKind.CLOSE, Close(CloseReason.BUSY, "").encode()), pinned=False) as (_, server):
+        for _ in range(2):
+            assert server.greeted.acquire(timeout=SECONDS)
+        assert not known.exists()
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, pinned=False) as (_, server):
+        wait_for_log(caplog, "connected to")
+        assert server.fingerprint in known.read_text()
+
+
+# --- the life of a client ---------------------------------------------------------------------------
+
+
+def test_ready_is_told_once_however_often_it_connects(tmp_path: Path) -> None:
+    sessions = Sessions()
+    told: list[float] = []
+    with RawServer(tmp_path, TOKEN, sessions) as server:
+        remote = RemoteServer((server.url,), TOKEN, server.fingerprint)
+        settings = ClientSettings("a", (remote,), state_dir=tmp_path, reconnect=QUICK)
+        stop = threading.Event()
+        running = threading.Thread(target=run_client, args=(settings, stop, lambda: told.append(time.monotonic())))
+        running.start()
+        for _ in range(3):
+            sessions.next().lane.cut("the test cuts it")
+        sessions.next()
+        stop.set()
+        running.join(SECONDS)
+        assert not running.is_alive()
+    assert len(told) == 1
+
+
+def test_several_urls_are_tried_in_turn(tmp_path: Path) -> None:
+    sessions = Sessions()
+    with RawServer(tmp_path, TOKEN, sessions) as server, socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody = f"ws://127.0.0.1:{unused.getsockname()[1]}/tunnel"
+        unused.close()
+        remote = RemoteServer((nobody, server.url), TOKEN, server.fingerprint)
+        settings = ClientSettings("a", (remote,), state_dir=tmp_path, reconnect=QUICK)
+        client = Client(settings)
+        client.start()
+        sessions.next()
+        client.stop()
+
+
+def test_a_local_address_in_use_leaves_nothing_bound(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            free = probe.getsockname()[1]
+        forwards = tuple(
+            Forward("local", ("127.0.0.1", port), ("localhost", 1)) for port in (free, taken.getsockname()[1])
+        )
+        client = Client(ClientSettings("a", (NOWHERE,), forwards, state_dir=tmp_path))
+        with pytest.raises(EndpointError, match="Address already in use"):
+            client.start()
+        socket.create_server(("127.0.0.1", free)).close()
+
+
+def test_a_connection_made_before_the_session_waits_for_it(tmp_path: Path) -> None:
+    held = threading.Event()
+    sessions = Sessions()
+
+    def slow(sealed: SealedPipe) -> None:
+        held.wait(SECONDS)
+        sessions(sealed)
+
+    forward = Forward("local", ("127.0.0.1", 0), ("db.internal", 5432))
+    with client_of(tmp_path, slow, forward) as (client, _), connection(client.local_ports[0]) as sock:
+        sock.sendall(b"early")
+        held.set()
+        stream = sessions.next().opened.get(timeout=SECONDS)
+        payload = stream.receive()
+        assert payload is not None
+        assert bytes(payload) == b"early"
+        stream.reset(Reason.REFUSED, "")
+        assert ending_of(sock) == RESET
+        stream.release()
+
+
+def test_a_connection_that_never_gets_a_session_is_reset(tmp_path: Path) -> None:
+    forward = Forward("local", ("127.0.0.1", 0), ("db.internal", 5432))
+    settings = ClientSettings("a", (NOWHERE,), (forward,), state_dir=tmp_path, connect_timeout=0.3)
+    client = Client(settings)
+    client.start()
+    try:
+        assert ending_at(client.local_ports[0]) == RESET
+    finally:
+        client.stop()
+
+
+@pytest.mark.parametrize("state", ["connector", "waiting", "connected"])
+def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: str) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, reconnect=Reconnect(first=60, min=60, max=60)) as (client, _):
+        if state != "connector":
+            carried = sessions.next()
+            if state == "waiting":
+                carried.lane.cut("the test cuts it")
+                carried.end()
+        began = time.monotonic()
+        client.stop()
+        client.stop()
+        assert time.monotonic() - began < 2.0
+
+
+def test_an_unexpected_error_of_the_connector_is_a_failure_and_not_a_quiet_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service manager must see that it failed, and start it again."""
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Connector, "connect", broken)
+    settings = ClientSettings("a", (NOWHERE,), state_dir=tmp_path)
+    with pytest.raises(QanatError, match="unexpected error"):
+        run_client(settings, threading.Event(), lambda: None)

@@ -1,0 +1,72 @@
+"""A client that is stopped while it dials does not wait for the network."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from qanat.base.errors import UsageError
+from qanat.client.client import Client
+from qanat.config.settings import ClientSettings, ClientTls, RemoteServer
+from qanat.transports.dial.proxies import Proxy
+from tests.support.background import wait_until
+from tests.support.machine.forward_proxies import CrookedProxy
+from tests.transports.dial.test_cancelling import black_hole
+
+
+def settings(directory: Path, url: str, **changes: object) -> ClientSettings:
+    remote = RemoteServer((url,), os.urandom(32))
+    values = {"name": "a", "servers": (remote,), "connect_timeout": 30.0, "state_dir": directory}
+    return ClientSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def seconds_to_stop(client: Client, connector: Callable[[], bool]) -> float:
+    client.start()
+    wait_until(connector, "it dials")
+    started = time.monotonic()
+    client.stop()
+    assert client.over.is_set()
+    return time.monotonic() - started
+
+
+def is_waiting(client: Client) -> Callable[[], bool]:
+    """Whether there is something that `stop` would wake."""
+    return lambda: bool(client._links[0]._new._wakeups)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
+def test_connecting_to_a_black_hole_ends_within_a_second(tmp_path: Path, transport: str) -> None:
+    with ExitStack() as stack:
+        url = f"ws://127.0.0.1:{black_hole(stack)}/tunnel"
+        client = Client(settings(tmp_path, url, transports=(transport,)))
+        assert seconds_to_stop(client, is_waiting(client)) < 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
+def test_a_silent_proxy_holds_nobody(tmp_path: Path, scheme: str) -> None:
+    heard: list[bytes] = []
+    with CrookedProxy(lambda sock: (heard.append(sock.recv(1)), sock.makefile("rb").read())) as silent:
+        proxy = Proxy.parse(f"{scheme}://127.0.0.1:{silent.port}")
+        client = Client(settings(tmp_path, "wss://server.example/tunnel", proxy=proxy))
+        assert seconds_to_stop(client, lambda: bool(heard)) < 1
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_silent_server_holds_nobody(tmp_path: Path, scheme: str) -> None:
+    heard: list[bytes] = []
+    with CrookedProxy(lambda sock: (heard.append(sock.recv(1)), sock.makefile("rb").read())) as silent:
+        client = Client(settings(tmp_path, f"{scheme}://127.0.0.1:{silent.port}/tunnel"))
+        assert seconds_to_stop(client, lambda: bool(heard)) < 1
+
+
+def test_files_that_cannot_be_used_are_said_before_anything_begins(tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("hello")
+    bad = tmp_path / "bad.pem"
+    for tls in (ClientTls(ca_file=bad), ClientTls(certificate=bad, key=bad)):
+        with pytest.raises(UsageError, match=r"bad\.pem"):
+            Client(settings(tmp_path, "wss://server.example/tunnel", tls=tls))

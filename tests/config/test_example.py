@@ -1,0 +1,185 @@
+"""Promises of config.example.yaml: it works as it stands, it names every key, and its defaults are the code's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from attrs import fields
+
+from qanat.config.load import check_config, load_config
+from qanat.config.settings import (
+    ClientAccount,
+    ClientSettings,
+    ClientTls,
+    Flow,
+    Forward,
+    Keepalive,
+    LogSettings,
+    Reconnect,
+    RemoteServer,
+    ServerLimits,
+    ServerSettings,
+    ServerTls,
+)
+from qanat.handshake.tokens import generate_token, parse_token
+from qanat.transports.dial.proxies import Proxy
+from tests.support.config_rig import FINGERPRINT
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "config.example.yaml"
+
+_ONE_SERVER = re.compile(r"^  (?:url|token_file|server_fingerprint): .*\n", re.MULTILINE)
+_SEVERAL_SERVERS = re.compile(r"^  (?:servers:\n(?:    .*\n)+|failover_after: .*\n)", re.MULTILINE)
+_COMMENTED_OUT = re.compile(
+    r"^( *)# ((?:(?: {2})?(?:[a-z_]+:|- )| {4}(?:token_file|server_fingerprint):).*)$", re.MULTILINE
+)
+WITHOUT_DEFAULT = {
+    "tls",
+    "certificate",
+    "key",
+    "node",
+    "token",
+    "pid_file",
+    "state_dir",
+    "file",
+    "server_fingerprint",
+    "ca_file",
+    "client_ca",
+    "server_name",
+    "proxy_password_file",
+    "connect_to",
+    "host",
+    "headers",
+    "servers",
+    "max_pipe_age",
+    "failover_after",
+}
+"""Keys that may be commented out, the last since it may not stand beside one server; every other one must stand there
+with its default."""
+
+TOKEN = generate_token()
+FILES = {
+    **dict.fromkeys(("office.token", "net.token"), TOKEN),
+    **dict.fromkeys(("privkey.pem", "fullchain.pem", "clients-ca.pem"), ""),
+    **dict.fromkeys(("company-ca.pem", "client.pem", "client.key"), ""),
+    "proxy.password": "a secret\n",
+    "access.secret": "another\n",
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o600)
+    return tmp_path
+
+
+def everything(*, several: bool = False) -> str:
+    """The example with all that is commented out brought in, but for the second way to give a token.
+
+    Of a client with one server and a client with several, the one that is wanted.
+    """
+    text = _COMMENTED_OUT.sub(
+        lambda match: "" if match[2].startswith("token:") else match[1] + match[2], EXAMPLE.read_text()
+    )
+    text = text.replace("  forwards: []\n", "").replace("  proxy: environment\n", "")
+    return (_ONE_SERVER if several else _SEVERAL_SERVERS).sub("", text)
+
+
+def key_names(settings: type) -> set[str]:
+    renamed = {"urls": {"url"}, "transports": {"transport"}, "fingerprint": {"server_fingerprint"}}
+    renamed["tokens"] = renamed["token"] = {"token_file"}
+    renamed["proxy"] = {"proxy", "proxy_password_file"}
+    return set().union(*(renamed.get(field.name, {field.name}) for field in fields(settings)))
+
+
+def test_the_example_works_as_it_stands_and_states_the_codes_own_defaults(directory: Path) -> None:
+    file = directory / "config.yaml"
+    file.write_text(EXAMPLE.read_text())
+    file.chmod(0o644)  # it holds no token itself
+    check_config(file, {})
+    secret = parse_token(TOKEN)
+    server = load_config(file, want="server", environ={})
+    assert server == ServerSettings(
+        clients=(ClientAccount("office", (secret,)),), identity=directory / "server.key", state_dir=directory
+    )
+    client = load_config(file, want="client", environ={})
+    assert client == ClientSettings(
+        "office", (RemoteServer(("wss://tunnel.example.com/tunnel",), secret),), state_dir=directory
+    )
+
+
+def test_every_setting_is_a_key_of_the_example_and_every_key_a_setting() -> None:
+    tree: dict[str, Any] = yaml.safe_load(everything(several=True))
+    server, client = tree["server"], tree["client"]
+    for section, settings in (
+        (server, ServerSettings),
+        (server["clients"][0], ClientAccount),
+        (server["tls"], ServerTls),
+        (server["limits"], ServerLimits),
+        (server["keepalive"], Keepalive),
+        (server["flow"], Flow),
+        (server["log"], LogSettings),
+        (client, ClientSettings),
+        (client["servers"][1], RemoteServer),
+        (client["tls"], ClientTls),
+        (client["keepalive"], Keepalive),
+        (client["reconnect"], Reconnect),
+        (client["flow"], Flow),
+        (client["log"], LogSettings),
+    ):
+        assert set(section) == key_names(settings), settings.__name__
+    one = yaml.safe_load(everything())["client"]
+    assert set(one) == set(client) - {"servers", "failover_after"} | key_names(RemoteServer)
+
+
+def test_only_what_has_no_default_is_commented_out() -> None:
+    matches = _COMMENTED_OUT.finditer(EXAMPLE.read_text())
+    keys = {match[2].strip().split(":")[0] for match in matches if not match[2].strip().startswith("- ")}
+    assert keys - {"forwards", "proxy", "token_file"} == WITHOUT_DEFAULT
+
+
+def test_what_is_commented_out_works_too(directory: Path) -> None:
+    file = directory / "config.yaml"
+    file.write_text(everything())
+    check_config(file, {})
+    server = load_config(file, want="server", environ={})
+    assert server.tls == ServerTls(*(directory / name for name in ("fullchain.pem", "privkey.pem", "clients-ca.pem")))
+    assert server.node == "tunnel-1"
+    client = load_config(file, want="client", environ={})
+    assert client.servers == (RemoteServer(("wss://tunnel.example.com/tunnel",), parse_token(TOKEN), FINGERPRINT),)
+    files = (directory / name for name in ("company-ca.pem", "client.pem", "client.key"))
+    assert client.tls == ClientTls(*files, "tunnel.example.com")
+    assert client.proxy == Proxy("http", "proxy.example.com", 3128, "me", "a secret")
+    assert client.connect_to == ("192.0.2.7", 443)
+    assert client.max_pipe_age == 3000
+    assert client.host == "tunnel.internal.example"
+    assert client.headers == (("User-Agent", "Mozilla/5.0"), ("CF-Access-Client-Secret", "another"))
+    assert client.forwards == (
+        Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),
+        Forward("remote", ("0.0.0.0", 8080), ("127.0.0.1", 80)),
+    )
+
+
+def test_the_list_of_servers_that_is_commented_out_works_too(directory: Path) -> None:
+    file = directory / "config.yaml"
+    file.write_text(everything(several=True))
+    assert load_config(file, want="client", environ={}).servers == (
+        RemoteServer(("wss://tunnel.example.com/tunnel",), parse_token(TOKEN)),
+        RemoteServer(
+            ("wss://tunnel.example.net/tunnel", "wss://cdn.example.net/tunnel"), parse_token(TOKEN), FINGERPRINT
+        ),
+    )
+
+
+def test_the_other_way_to_give_a_token_works_too(directory: Path) -> None:
+    file = directory / "config.yaml"
+    text = re.sub(r"token_file: office.token\n *# (?=token:)", "", EXAMPLE.read_text())
+    file.write_text(text)
+    environ = {"OFFICE_TOKEN": TOKEN, "QANAT_TOKEN": TOKEN}
+    assert load_config(file, want="server", environ=environ).clients[0].tokens == (parse_token(TOKEN),)
+    assert load_config(file, want="client", environ=environ).servers[0].token == parse_token(TOKEN)

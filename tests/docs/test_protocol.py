@@ -1,0 +1,453 @@
+"""docs/PROTOCOL.md and the code say the same: every code, every limit, every example.
+
+One part for each section of the page.  A new example needs an entry in one of the `*_EXAMPLES`
+dictionaries, which makes its bytes with the code; an example that none of them knows is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from enum import IntEnum
+
+import pytest
+
+from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
+from qanat.handshake import hello, machine, messages, rsa_keys, sealed
+from qanat.handshake import key_schedule as schedule
+from qanat.handshake.exchange import REFUSAL_DELAY
+from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, ParameterId, Parameters, Ready, RecordKind
+from qanat.handshake.identity import fingerprint_of
+from qanat.handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
+from qanat.handshake.tokens import format_token, parse_token
+from qanat.mux import attachment, carrying
+from qanat.mux import frames as wire
+from qanat.mux.core import LaneCore
+from qanat.mux.lane_state import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM
+from qanat.mux.owed import ACK_DELAY
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.sending import FRAMES_KIND
+from qanat.mux.stream_state import TRANSITIONS, State, Step
+from qanat.session.messages import (
+    ConnectTcp,
+    ControlMessage,
+    Listen,
+    ListenFailed,
+    Listening,
+    StreamRequest,
+    ThroughForward,
+    Unlisten,
+    decode_control,
+    decode_request,
+)
+from qanat.transports.pipe import MAX_MESSAGE
+from tests.support.protocol_page import load_page, number
+
+PAGE = load_page()
+
+
+def codes(kind: type[IntEnum]) -> dict[str, int]:
+    return {member.name: member.value for member in kind}
+
+
+# --- section 1: the handshake ---------------------------------------------------------------------------------------
+
+
+def test_the_clear_messages_have_the_types_and_limits_of_the_page() -> None:
+    table = PAGE.table("type", "whole message at most")
+    limits = {row[""]: number(row["whole message at most"]) for row in table.rows}
+    assert limits == {
+        "M1": messages.M1_LIMIT,
+        "M2": messages.M2_LIMIT,
+        "M3": messages.M3_LIMIT,
+        "M4": messages.M4_LIMIT,
+        "R": messages.REFUSED_LIMIT,
+    }
+    assert max(limits.values()) == messages.LARGEST_MESSAGE
+    types = {row["type"].split("`")[1]: number(row["type"]) for row in table.rows}
+    assert types == codes(MessageType)
+    assert f"`{messages.AUTH_LABEL.decode()}`" in table.rows[1]["content"]
+    assert f"`{messages.SESSION_LABEL.decode()}`" in table.rows[3]["content"]
+    assert f"(1…{messages.MAX_VERSIONS})" in table.rows[0]["content"]
+
+
+def test_the_handshake_s_numbers_in_the_text_are_the_code_s() -> None:
+    assert PAGE.says(
+        f"exactly {rsa_keys.SERVER_BITS} bits for the server and {rsa_keys.CLIENT_BITS} for the client",
+        f"e = {rsa_keys.EXPONENT}",
+        "`name` is 1 to 64 of `[A-Za-z0-9._-]`",
+        f"is sent {REFUSAL_DELAY * 1000:g} ms after M3 came",
+        f"Codes: {RefusalCode.REFUSED} refused",
+        "Up to two tokens a client are accepted",
+    )
+    assert messages.NAME.pattern == "[A-Za-z0-9._-]{1,64}"
+    assert machine.MAX_TOKENS == 2
+    assert machine.VERSIONS == (1,)
+
+
+def test_the_handshake_s_transitions_are_the_table_s() -> None:
+    table = PAGE.table("state", "event", "next state", under="Handshake states")
+    listed = {
+        (machine.State[row["state"]], machine.Event[row["event"].split(":")[0]]): machine.State[row["next state"]]
+        for row in table.rows
+    }
+    assert listed == machine.TRANSITIONS
+
+
+TOKEN = bytes(range(32))
+CLIENT_SECRET, SERVER_SECRET = b"\xc5" * 32, b"\x55" * 32
+M2, M3, M4_BEFORE_PROOF = b"\x02" * 3, b"\x03" * 3, b"\x04" * 3  # OAEP is random, so these stand in
+
+
+@functools.cache
+def key_schedule() -> dict[str, bytes]:
+    """The derived values of the page's example."""
+    m1 = PAGE.examples["M1"]
+    k_tok = schedule.token_key("office", TOKEN)
+    auth = AuthPlaintext(1, "office", CLIENT_SECRET, bytes(32)).before_proof()
+    transcript = schedule.transcript_hash(m1, M2, M3, M4_BEFORE_PROOF)
+    secrets = schedule.session_secrets(k_tok, transcript, CLIENT_SECRET, SERVER_SECRET)
+    return {
+        "M2 plaintext before proof_c": auth,
+        "K_tok": k_tok,
+        "proof_c": schedule.client_proof(k_tok, m1, M3, auth),
+        "TH": transcript,
+        "proof_s": secrets.server_proof,
+        "c2s": secrets.c2s,
+        "s2c": secrets.s2c,
+        "resume": secrets.resume,
+        "split": secrets.split,
+        "R": Refusal(RefusalCode.REFUSED, schedule.refusal_mac(m1, M2, M3, CLIENT_SECRET, 1)).encode(),
+    }
+
+
+def example_m1() -> bytes:
+    """M1 from its parts; the key in it is the page's, since a key cannot be made again."""
+    spki = ServerKey.decode(PAGE.examples["M1"]).spki
+    assert PAGE.says(f"``` {fingerprint_of(spki)} ```")
+    rsa_keys.load_public_key(spki, rsa_keys.SERVER_BITS)
+    return ServerKey((1,), bytes(range(0x40, 0x60)), spki).encode()
+
+
+def derived(name: str) -> bytes:
+    return key_schedule()[name]
+
+
+_DERIVED = ("M2 plaintext before proof_c", "K_tok", "proof_c", "TH", "proof_s", "c2s", "s2c", "resume", "split", "R")
+
+HANDSHAKE_EXAMPLES: dict[str, Callable[[], bytes]] = {
+    "M1": example_m1,
+    **{name: functools.partial(derived, name) for name in _DERIVED},
+}
+
+
+def test_the_example_of_a_token_is_one() -> None:
+    text = format_token(TOKEN)
+    assert PAGE.says(f"``` {text} ```")
+    assert parse_token(text) == TOKEN
+
+
+# --- section 2: the sealed channel ----------------------------------------------------------------------------------
+
+
+def test_the_records_have_the_kinds_and_reasons_of_the_page() -> None:
+    assert PAGE.table("kind", "name").codes("kind", "name") == codes(RecordKind)
+    assert PAGE.table("CLOSE reason", "name").codes("CLOSE reason", "name") == codes(CloseReason)
+
+
+def test_the_order_of_records_is_the_table_s() -> None:
+    listed = {}
+    for row in PAGE.table("phase", "record", "next phase").rows:
+        for word in row["record"].split(", "):
+            listed[sealed.Phase[row["phase"]], RecordKind[word.split()[0]]] = sealed.Phase[row["next phase"]]
+    assert listed == sealed.ORDER
+
+
+def test_the_sealed_channel_s_numbers_in_the_text_are_the_code_s() -> None:
+    assert PAGE.says(
+        f"The plaintext is 1 byte to {sealed.MAX_PLAINTEXT:,} bytes",
+        f"ciphertext ‖ tag[{sealed.TAG_SIZE}]",
+        f"{sealed.REKEY_BYTES // 2**30} GiB, 2^{sealed.REKEY_RECORDS.bit_length() - 1} records or 1 hour",
+        f"more than 2^{sealed.RECEIVE_RECORDS.bit_length() - 1} records under one key",
+        f"lp16(text, UTF-8, at most {hello.MAX_CLOSE_TEXT} bytes)",
+        f"one above {MAX_MESSAGE:,} bytes",
+    )
+    assert (sealed.REKEY_RECORDS, sealed.RECEIVE_RECORDS, sealed.REKEY_SECONDS) == (2**24, 2**25, 3600)
+    assert sealed.MAX_RECORD <= MAX_MESSAGE
+
+
+# --- section 3: HELLO and READY -------------------------------------------------------------------------------------
+
+
+def test_hello_and_ready_have_the_codes_of_the_page() -> None:
+    both = PAGE.table("intent", "answer")
+    assert both.codes("intent", "intent name") == codes(Intent)
+    assert both.codes("answer", "answer name") == codes(Answer)
+
+
+def test_the_parameters_have_the_ids_and_defaults_of_the_page() -> None:
+    table = PAGE.table("parameter", "id", "default")
+    assert table.codes("id", "parameter") == codes(ParameterId)
+    defaults = Parameters()
+    assert table.codes("default", "parameter") == {
+        "INITIAL_WINDOW": defaults.initial_window,
+        "MAX_STREAMS": defaults.max_streams,
+        "KEEPALIVE": defaults.keepalive,
+        "LANES": defaults.lanes,
+        "RESUME_FOR": defaults.resume_for,
+    }
+    assert PAGE.says(f"an INITIAL_WINDOW above {hello.MAX_INITIAL_WINDOW // 2**20} MiB")
+
+
+NEW = Hello(bytes(range(0x10, 0x20)), Parameters("qanat/0.1.0"))
+SERVER = replace(NEW.parameters, resume_for=300)
+STARTED = Ready(Answer.NEW, "node-1", SERVER, session=bytes(range(0x20, 0x30)))
+CLOSE = Close(CloseReason.SHUTDOWN, "bye")
+
+
+def hello_to_resume() -> Hello:
+    asked = Hello(NEW.instance, NEW.parameters, Intent.RESUME, STARTED.session, lane=0, epoch=3, expected=1000)
+    return asked.proven(key_schedule()["resume"], key_schedule()["TH"])
+
+
+def ready_resumed() -> Ready:
+    answered = Ready(Answer.RESUMED, "node-1", SERVER, STARTED.session, expected=2000)
+    return answered.proven(key_schedule()["resume"], key_schedule()["TH"])
+
+
+def plaintext(kind: RecordKind, message: Hello | Ready | Close) -> bytes:
+    return bytes([kind]) + message.encode()
+
+
+@functools.cache
+def records() -> tuple[bytes, ...]:
+    """The client's three records of the page's example."""
+    sealer = sealed.Sealer(key_schedule()["c2s"], lambda: 0.0, opening=RecordKind.HELLO)
+    made = []
+    for content in (plaintext(RecordKind.HELLO, NEW), sealed.KEY_UPDATE_RECORD, plaintext(RecordKind.CLOSE, CLOSE)):
+        out = bytearray(len(content) + sealed.TAG_SIZE)
+        sealer.seal_into(content, memoryview(out))
+        made.append(bytes(out))
+    return tuple(made)
+
+
+CHANNEL_EXAMPLES: dict[str, Callable[[], bytes]] = {
+    "HELLO": lambda: plaintext(RecordKind.HELLO, NEW),
+    "READY": lambda: plaintext(RecordKind.READY, STARTED),
+    "HELLO RESUME": lambda: plaintext(RecordKind.HELLO, hello_to_resume()),
+    "READY RESUMED": lambda: plaintext(RecordKind.READY, ready_resumed()),
+    "CLOSE": lambda: plaintext(RecordKind.CLOSE, CLOSE),
+    "record HELLO": lambda: records()[0],
+    "record KEY_UPDATE": lambda: records()[1],
+    "record CLOSE": lambda: records()[2],
+}
+
+
+def test_the_example_records_are_opened_in_their_order() -> None:
+    opener = sealed.Opener(PAGE.examples["c2s"], opening=RecordKind.HELLO)
+    opened = [opener.open(PAGE.examples[f"record {name}"]) for name in ("HELLO", "KEY_UPDATE", "CLOSE")]
+    assert opened == [PAGE.examples["HELLO"], b"\x04", PAGE.examples["CLOSE"]]
+    assert Hello.decode(opened[0][1:]) == NEW
+    assert Close.decode(opened[2][1:]) == CLOSE
+    assert opener.ended
+
+
+def test_the_examples_of_hello_and_ready_are_read() -> None:
+    assert Ready.decode(PAGE.examples["READY"][1:]) == STARTED
+    resuming = Hello.decode(PAGE.examples["HELLO RESUME"][1:])
+    assert resuming.proof_holds(PAGE.examples["resume"], PAGE.examples["TH"])
+    resumed = Ready.decode(PAGE.examples["READY RESUMED"][1:])
+    assert resumed.proof_holds(PAGE.examples["resume"], PAGE.examples["TH"])
+
+
+def test_the_states_of_a_lane_are_the_table_s() -> None:
+    table = PAGE.table("lane's state", "step", "next state", under="Resuming")
+    listed = {
+        (attachment.State[row["lane's state"]], attachment.Step[row["step"].split(":")[0]]): attachment.State[
+            row["next state"]
+        ]
+        for row in table.rows
+    }
+    assert listed == attachment.TRANSITIONS
+
+
+def test_the_numbers_of_resuming_are_the_code_s() -> None:
+    assert PAGE.says("where that is possible in half a second")
+    assert carrying.YIELD == 0.5
+    limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
+    assert number(limits["lanes of a session"]) == ServerLimits().lanes
+    kept = number(limits["seconds that a lane is kept without a pipe (RESUME_FOR)"])
+    assert kept == ServerSettings(clients=()).resume_for
+
+
+# --- section 4: frames ----------------------------------------------------------------------------------------------
+
+
+def test_the_frames_have_the_types_of_the_page_and_those_are_numbered_that_it_numbers() -> None:
+    table = PAGE.table("type", "name", "numbered")
+    assert table.codes("type", "name") == codes(wire.FrameType)
+    for row in table.rows:
+        core = LaneCore(LaneParameters(client=False), 0.0)
+        core.attach(0.0)
+        core.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
+        assert core.open_stream(b"", 0.0).id == 2
+        core.receive(memoryview(SIMPLEST_FRAMES[row["name"]]), 0.0)
+        assert core.received - 1 == (row["numbered"] == "yes"), row["name"]
+
+
+SIMPLEST_FRAMES = {
+    "OPEN": wire.Open(3, b"").encode(),
+    "DATA": wire.data_header(1, 1) + b"x",
+    "FIN": wire.Fin(1, 0).encode(),
+    "RESET": wire.Reset(1, 1, "").encode(),
+    "ACCEPT": wire.Accept(2, "").encode(),
+    "CONTROL": wire.Control(b"").encode(),
+    "ACK": wire.Ack(0).encode(),
+    "CREDIT": wire.Credit(1, 1).encode(),
+    "PING": wire.Ping(1).encode(),
+    "PONG": wire.Pong(1).encode(),
+    "DATAGRAM": wire.Datagram(1, b"").encode(),
+}
+"""Each as a server with streams 1 and 2 may get it."""
+
+
+def test_the_reasons_of_a_reset_are_the_page_s() -> None:
+    assert PAGE.table("RESET reason", "name").codes("RESET reason", "name") == codes(wire.Reason)
+
+
+def test_the_states_of_a_stream_are_the_table_s() -> None:
+    listed: dict[tuple[State, Step], State] = {}
+    for row in PAGE.table("state", "we send FIN", "peer sends FIN").rows:
+        state = State[row["state"]]
+        for column, steps in (
+            ("we send FIN", [Step.SEND_FIN]),
+            ("peer sends FIN", [Step.RECV_FIN]),
+            ("RESET, either way", [Step.SEND_RESET, Step.RECV_RESET]),
+        ):
+            # A dash is no transition; and what is closed is forgotten, so that nothing advances it.
+            if row[column] in State.__members__ and state is not State.CLOSED:
+                listed.update({(state, step): State[row[column]] for step in steps})
+    assert listed == {key: after for key, after in TRANSITIONS.items() if "DATA" not in key[1].name}
+    for step, allowed in (
+        (Step.SEND_DATA, (State.OPEN, State.HALF_CLOSED_REMOTE)),
+        (Step.RECV_DATA, (State.OPEN, State.HALF_CLOSED_LOCAL)),
+    ):
+        assert {state: after for (state, at), after in TRANSITIONS.items() if at is step} == {s: s for s in allowed}
+
+
+def test_the_frames_numbers_in_the_text_are_the_code_s() -> None:
+    assert PAGE.says(
+        f"so DATA's header is {wire.DATA_HEADER_SIZE} bytes",
+        f"at most {wire.MAX_TEXT:,} bytes; DATA carries 1 byte or more",
+        f"a quarter of the outbox ({LaneParameters(client=True).outbox // 4 // 2**20} MiB)",
+        f"or {ACK_DELAY * 1000:g} ms after the first unacknowledged",
+    )
+    assert wire.MAX_PLAINTEXT == sealed.MAX_PLAINTEXT
+    assert FRAMES_KIND == RecordKind.FRAMES
+
+
+REQUESTS: dict[str, StreamRequest] = {
+    "CONNECT_TCP": ConnectTcp("db.internal", 5432, "127.0.0.1:50000"),
+    "FORWARD": ThroughForward(2, "192.0.2.7:40000"),
+}
+CONTROLS: dict[str, ControlMessage] = {
+    "LISTEN": Listen(2, "0.0.0.0", 8080),
+    "LISTENING": Listening(2, 8080),
+    "LISTEN_FAILED": ListenFailed(2, wire.Reason.NOT_ALLOWED, "not allowed"),
+    "UNLISTEN": Unlisten(2),
+}
+
+
+def test_requests_and_control_messages_have_the_first_bytes_of_the_page() -> None:
+    requests = PAGE.table("first byte", "name", under="Stream requests").codes("first byte", "name")
+    assert requests == {name: request.encode()[0] for name, request in REQUESTS.items()}
+    controls = PAGE.table("first byte", "name", under="Control messages").codes("first byte", "name")
+    assert controls == {name: message.encode()[0] for name, message in CONTROLS.items()}
+
+
+def first_record_of_a_stream() -> bytes:
+    """What a client's core sends first when an application connects, speaks and finishes at once."""
+    core = LaneCore(LaneParameters(client=True), 0.0)
+    core.attach(0.0)
+    stream = core.open_stream(REQUESTS["CONNECT_TCP"].encode(), 0.0)
+    core.send(stream, b"hello")
+    core.finish(stream)
+    record = core.next_record(0.0)
+    assert record is not None
+    return bytes(record)
+
+
+FRAME_EXAMPLES: dict[str, Callable[[], bytes]] = {
+    "OPEN": lambda: wire.Open(1, REQUESTS["CONNECT_TCP"].encode()).encode(),
+    "OPEN FORWARD": lambda: wire.Open(2, REQUESTS["FORWARD"].encode()).encode(),
+    "DATA": lambda: wire.data_header(1, 5) + b"hello",
+    "FIN": lambda: wire.Fin(1, 5).encode(),
+    "RESET": lambda: wire.Reset(1, wire.Reason.REFUSED, "Connection refused").encode(),
+    "ACCEPT": lambda: wire.Accept(1, "10.0.0.5:5432").encode(),
+    **{f"CONTROL {name}": lambda m=message: wire.Control(m.encode()).encode() for name, message in CONTROLS.items()},
+    "ACK": lambda: wire.Ack(3).encode(),
+    "CREDIT": lambda: wire.Credit(1, 196_608).encode(),
+    "PING": lambda: wire.Ping(7).encode(),
+    "PONG": lambda: wire.Pong(7).encode(),
+    "DATAGRAM": lambda: wire.Datagram(1, b"query").encode(),
+    "FRAMES": first_record_of_a_stream,
+}
+
+
+def test_every_example_of_a_frame_is_read() -> None:
+    for name in FRAME_EXAMPLES.keys() - {"FRAMES"}:
+        (frame,) = wire.parse_frames(memoryview(PAGE.examples[name]))
+        assert type(frame).__name__.upper() == name.split()[0]
+        if isinstance(frame, wire.Open):
+            assert decode_request(frame.request) in REQUESTS.values()
+        elif isinstance(frame, wire.Control):
+            assert decode_control(frame.message) == CONTROLS[name.split()[1]]
+
+
+# --- section 5: limits ----------------------------------------------------------------------------------------------
+
+
+def test_the_handshake_s_rows_of_the_limits_are_the_code_s() -> None:
+    limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
+    assert number(limits["record's plaintext"]) == sealed.MAX_PLAINTEXT
+
+
+def test_the_mux_s_rows_of_the_limits_are_the_code_s() -> None:
+    limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
+    ours = LaneParameters(client=True)
+    assert number(limits["a frame's text, request or control message"]) == wire.MAX_TEXT
+    assert number(limits["DATA bytes kept for acknowledgement, a lane and direction (outbox)"]) == ours.outbox
+    others = limits["other frames kept for it, beyond that, before an OPEN or CONTROL is an error"]
+    assert [number(part) for part in others.split(", and ")] == [CONTROL_ROOM, CONTROL_ROOM_PER_STREAM]
+    stream = limits["DATA bytes received and not consumed, a stream"]
+    assert [number(part) for part in stream.split(", at most ")] == [ours.initial_window, ours.max_window]
+    session = limits["the same, a session"]
+    assert [number(part) for part in session.split(" + ")] == [ours.initial_window, ours.window_budget]
+    assert number(limits["streams a peer may have open in a session"]) == ours.max_streams
+    assert number(limits["seconds between PINGs, until a silent pipe is dead"]) == ours.keepalive
+
+
+def test_the_mux_s_defaults_are_the_configuration_s() -> None:
+    ours, flow, limits = LaneParameters(client=True), Flow(), ServerLimits()
+    assert (ours.initial_window, ours.max_window, ours.window_budget, ours.outbox) == (
+        flow.initial_window,
+        flow.max_window,
+        flow.window_budget,
+        flow.outbox,
+    )
+    assert (ours.max_streams, ours.keepalive) == (limits.streams, Keepalive().interval)
+
+
+# --- section 7: the examples ----------------------------------------------------------------------------------------
+
+EXAMPLES = HANDSHAKE_EXAMPLES | CHANNEL_EXAMPLES | FRAME_EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_code_makes_the_example(name: str) -> None:
+    assert EXAMPLES[name]().hex() == PAGE.examples[name].hex()
+
+
+def test_no_example_on_the_page_is_unchecked() -> None:
+    assert set(PAGE.examples) == set(EXAMPLES)

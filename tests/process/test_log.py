@@ -1,0 +1,195 @@
+"""Promises of qanat.process.log: readable, one JSON object a line, never a token, and logrotate may move the file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qanat.base.errors import UsageError
+from qanat.config.settings import LogSettings
+from qanat.process import log as log_module
+from qanat.process.log import FLOOD, INTERVAL, reopen, setup_logging
+
+TOKEN = "qanat1-" + "A" * 43 + "-" + "b" * 6
+
+logger = logging.getLogger("qanat.test")
+
+
+@pytest.fixture(autouse=True)
+def _put_logging_back() -> Iterator[None]:
+    level = logging.getLogger("qanat").level
+    yield
+    handler = log_module._installed
+    if handler is not None:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        log_module._installed = None
+    logging.getLogger("qanat").setLevel(level)
+    logging.captureWarnings(False)
+
+
+def json_log(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_text_has_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(LogSettings())
+    logger.warning("connected to %s", "wss://example.com/tunnel")
+    day, clock, level, message = capsys.readouterr().err.rstrip("\n").split(maxsplit=3)
+    assert (len(day), len(clock)) == (len("2026-01-31"), len("12:00:00.123"))
+    assert (level, message) == ("warning", "connected to wss://example.com/tunnel")
+
+
+def test_json_is_one_object_a_line_with_the_extras(tmp_path: Path) -> None:
+    setup_logging(LogSettings(format="json", file=tmp_path / "log"))
+    logger.info("connected\nwell", extra={"event": "connected", "peer": ("127.0.0.1", 1), "path": Path("/x")})
+    (entry,) = json_log(tmp_path / "log")
+    assert entry["message"] == "connected\nwell"
+    assert entry["level"] == "info"
+    assert entry["logger"] == "qanat.test"
+    assert str(entry["ts"]).endswith("Z")
+    assert (entry["event"], entry["peer"], entry["path"]) == ("connected", ["127.0.0.1", 1], "/x")
+
+
+def test_extras_cannot_replace_what_every_line_has(tmp_path: Path) -> None:
+    setup_logging(LogSettings(format="json", file=tmp_path / "log"))
+    logger.info("true", extra={"ts": "never", "level": "none", "logger": "other"})
+    (entry,) = json_log(tmp_path / "log")
+    assert (entry["level"], entry["logger"]) == ("info", "qanat.test")
+    assert entry["ts"] != "never"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_token_never_reaches_the_log(form: str, tmp_path: Path) -> None:
+    setup_logging(LogSettings(format=form, file=tmp_path / "log"))
+    logger.info("the token %s", TOKEN, extra={"fact": TOKEN})
+    logger.info("cut short: %s", TOKEN[:20])
+    try:
+        raise ValueError(TOKEN)
+    except ValueError:
+        logger.exception("failed")
+    text = (tmp_path / "log").read_text()
+    assert "AAAAAA" not in text
+    assert "bbbbbb" not in text
+    assert "qanat1-[hidden]" in text
+    assert "ValueError" in text
+
+
+def test_text_from_outside_can_neither_forge_a_line_nor_reach_the_terminal(tmp_path: Path) -> None:
+    setup_logging(LogSettings(file=tmp_path / "log"))
+    logger.info("the proxy says %s", "no\n2026-01-31 12:00:00.000 info    all is well\r\x1b[2J\x9b2J\u2028")
+    (line,) = (tmp_path / "log").read_text().split("\n")[:-1]
+    assert "no\\n2026" in line
+    assert "\\x1b[2J\\x9b2J\\u2028" in line
+
+
+def test_a_traceback_is_kept_and_indented(tmp_path: Path) -> None:
+    setup_logging(LogSettings(file=tmp_path / "log"))
+    try:
+        raise ValueError("one\ntwo")
+    except ValueError:
+        logger.exception("failed")
+    first, *rest = (tmp_path / "log").read_text().splitlines()
+    assert first.endswith("error   failed")
+    assert all(line.startswith("    ") for line in rest)
+    assert rest[-2:] == ["    ValueError: one", "    two"]
+
+
+def test_the_level_decides_what_is_heard(tmp_path: Path) -> None:
+    setup_logging(LogSettings(level="warning", file=tmp_path / "log"))
+    logger.info("too quiet")
+    logger.warning("loud enough")
+    logging.getLogger("some.library").info("chatter")
+    setup_logging(LogSettings(level="debug", file=tmp_path / "log"))
+    logger.debug("frames")
+    logging.getLogger("some.library").info("chatter")
+    messages = [line.split(maxsplit=3)[3] for line in (tmp_path / "log").read_text().splitlines()]
+    assert messages == ["loud enough", "frames"]
+
+
+def test_logging_follows_the_name_after_a_real_rename(tmp_path: Path) -> None:
+    path = tmp_path / "qanat.log"
+    setup_logging(LogSettings(file=path))
+    logger.info("before")
+    path.rename(tmp_path / "qanat.log.1")
+    logger.info("between")
+    assert reopen()
+    logger.info("after")
+    assert [line.split()[-1] for line in (tmp_path / "qanat.log.1").read_text().splitlines()] == ["before", "between"]
+    assert [line.split()[-1] for line in path.read_text().splitlines()] == ["after"]
+
+
+def test_a_log_that_cannot_be_opened_again_goes_on_in_the_old_file(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    setup_logging(LogSettings(file=folder / "qanat.log"))
+    folder.rename(tmp_path / "moved")
+    assert not reopen()
+    logger.info("still here")
+    text = (tmp_path / "moved" / "qanat.log").read_text()
+    assert "the old one stays in use" in text
+    assert "still here" in text
+
+
+def test_reopening_without_a_file_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(LogSettings())
+    assert not reopen()
+    logger.info("here")
+    assert capsys.readouterr().err.endswith("info    here\n")
+
+
+def test_a_log_file_that_cannot_be_made_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="missing/log: No such file") as caught:
+        setup_logging(LogSettings(file=tmp_path / "missing" / "log"))
+    assert caught.value.hint
+
+
+def test_a_flood_of_one_line_leaves_room_for_all_others(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    for number in range(FLOOD + 500):
+        logger.info("refused %d", number)
+    logger.info("something else")
+    *lines, last_of_kind, other = path.read_text().splitlines()
+    assert len(lines) == FLOOD - 1
+    assert "refused 999 [too many: others like this are left out for 60 s]" in last_of_kind
+    assert other.endswith("something else")
+
+
+def test_after_a_while_a_line_that_was_left_out_is_heard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    moment = time.time()
+    for later in (*[0.0] * (FLOOD + 1), INTERVAL - 1, INTERVAL, INTERVAL + 1):
+        monkeypatch.setattr(time, "time", lambda later=later: moment + later)
+        logger.info("at %.0f", later)
+    assert [line.split("at ")[1] for line in path.read_text().splitlines()[FLOOD:]] == ["60", "61"]
+
+
+def test_debug_lines_are_never_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(level="debug", file=path))
+    for number in range(FLOOD + 500):
+        logger.debug("frame %d", number)
+    assert len(path.read_text().splitlines()) == FLOOD + 500
+
+
+def test_a_peers_text_cannot_turn_a_line_round_on_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    logger.warning("the other end says: %s", "\u202eesrever\u2066\u200b")
+    assert path.read_text().endswith("says: \\u202eesrever\\u2066\\u200b\n")
+
+
+def test_a_full_disk_costs_lines_and_one_word_about_it(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(LogSettings(file=Path("/dev/full")))
+    for number in range(5):
+        logging.getLogger("qanat.test").warning("line %d", number)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot write the log /dev/full: No space left on device" in said

@@ -1,0 +1,150 @@
+"""Every transport over every path, all at once: one client process for each cell, two servers, and the proxies.
+
+`Matrix` starts all of it and collects which promises each cell has kept; `table` is what README.md shows and the run
+prints.  The promises themselves are in tests/integration/test_matrix.py.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from attrs import field, frozen
+
+from qanat.handshake.tokens import generate_token
+from tests.support.applications import Target, echo, greeting, reply_after_end
+from tests.support.harness import ROOT, Program, Tunnel, qanat
+from tests.support.machine.certificates import Authority
+from tests.support.machine.ports import unused_port
+from tests.support.machine.proxies import ALL, DEPLOYMENTS, Place
+from tests.support.machine.web import HOST
+from tests.support.scenarios import Bulk
+
+TRANSPORTS = ALL
+DIRECT_TLS, DIRECT_PLAIN = "direct TLS", "direct plain"
+PATHS = (DIRECT_TLS, DIRECT_PLAIN, *dict.fromkeys(deployment.proxy for deployment in DEPLOYMENTS))
+PROMISES = (
+    "the server speaks first",
+    "20 turns of ping-pong",
+    "8 MB both ways at once",
+    "a reply after FIN arrives whole",
+    "20 streams at once",
+    "90 s of silence",
+)
+BULK = 8_000_000
+BEGIN, END = "<!-- the matrix: from here -->\n", "<!-- the matrix: to here -->\n"
+
+
+@frozen
+class Cell:
+    """One transport over one path: a running client, and the ports where its forwards listen, by target."""
+
+    transport: str
+    path: str
+    client: Program
+    ports: dict[str, int]
+    bulk: Target
+    kept: list[str] = field(factory=list)
+
+    @property
+    def connections(self) -> int:
+        """How many connections the client has had: its session's first, and all others by which it was resumed."""
+        return self.client.count(f"connected to .* over {self.transport} as") + self.client.count("was lost after")
+
+
+class Matrix:
+    """Starts every cell; ends all with `stack`.  The cells by transport and path are in `cells`."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self._directory = directory
+        self._stack = stack
+        self.bulk = Bulk(BULK)
+        self._authority = Authority(directory)
+        issued = self._authority.issue(HOST)
+        issued.key.chmod(0o600)
+        self._targets = {
+            name: stack.enter_context(Target(handler))
+            for name, handler in (("greeting", greeting), ("echo", echo), ("reply", reply_after_end))
+        }
+        for name in self._names():
+            self._token_file(name).touch(mode=0o600)
+            self._token_file(name).write_text(generate_token() + "\n")
+        plain = self._server("plain", {"trusted_proxies": ["127.0.0.1/32"]})
+        tls = self._server("tls", {"tls": {"certificate": str(issued.certificate), "key": str(issued.key)}})
+        urls = {(transport, DIRECT_PLAIN): (plain, f"http://{HOST}:{plain.port}/tunnel") for transport in TRANSPORTS}
+        urls |= {(transport, DIRECT_TLS): (tls, f"https://{HOST}:{tls.port}/tunnel") for transport in TRANSPORTS}
+        for number, deployment in enumerate(DEPLOYMENTS):
+            place = Place(directory / f"proxy-{number}", unused_port(), plain.port, issued)
+            place.directory.mkdir()
+            stack.enter_context(deployment.start(place))
+            for transport in deployment.transports:
+                urls[transport, deployment.proxy] = (plain, f"https://{HOST}:{place.port}/tunnel")
+        self.cells = {
+            (transport, path): self._client(transport, path, *urls[transport, path])
+            for transport in TRANSPORTS
+            for path in PATHS
+        }
+        for cell in self.cells.values():
+            cell.client.wait_for(f"connected to .* over {cell.transport} as")
+            cell.client.wait_for("the server listens on")
+
+    def table(self) -> str:
+        """Markdown: for each cell how many of the promises it has kept."""
+        rows = [["", *PATHS], ["---"] * (len(PATHS) + 1)]
+        for transport in TRANSPORTS:
+            kept = [len(self.cells[transport, path].kept) for path in PATHS]
+            rows.append([f"`{transport}`", *(f"{count} of {len(PROMISES)}" for count in kept)])
+        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+    def check_output(self) -> None:
+        """No log may hold a traceback."""
+        for cell in self.cells.values():
+            assert "Traceback" not in cell.client.output, cell.client.output
+
+    def _server(self, name: str, settings: dict[str, Any]) -> Tunnel:
+        accounts = [
+            {
+                "name": client,
+                "token_file": str(self._token_file(client)),
+                "allow_connect": ["127.0.0.1:*"],
+                "allow_listen": ["127.0.0.1:1-65535"],
+            }
+            for client in self._names()
+        ]
+        tunnel = Tunnel(self._directory / name, server={"clients": accounts, **settings})
+        self._stack.enter_context(tunnel).start_server()
+        return tunnel
+
+    def _client(self, transport: str, path: str, server: Tunnel, url: str) -> Cell:
+        name = _name(transport, path)
+        bulk = self._stack.enter_context(Target(self.bulk.handler))
+        targets = {**self._targets, "bulk": bulk}
+        ports = {target: unused_port() for target in (*targets, "remote echo")}
+        tls = {"tls": {"ca_file": str(self._authority.ca_file)}} if url.startswith("https:") else {}
+        settings = {
+            **tls,
+            "name": name,
+            "url": url,
+            "transport": transport,
+            "token_file": str(self._token_file(name)),
+            "server_fingerprint": server.fingerprint,
+            "forwards": [
+                *({"local": f"127.0.0.1:{ports[key]}", "to": target.address} for key, target in targets.items()),
+                {"remote": f"127.0.0.1:{ports['remote echo']}", "to": self._targets["echo"].address},
+            ],
+        }
+        file = self._directory / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({"client": settings}))
+        return Cell(transport, path, self._stack.enter_context(qanat("client", "-c", file, cwd=ROOT)), ports, bulk)
+
+    def _names(self) -> list[str]:
+        return [_name(transport, path) for transport in TRANSPORTS for path in PATHS]
+
+    def _token_file(self, name: str) -> Path:
+        return self._directory / f"{name}.token"
+
+
+def _name(transport: str, path: str) -> str:
+    return f"{transport}-{path.replace(' ', '-')}"

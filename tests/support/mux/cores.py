@@ -1,0 +1,165 @@
+"""Two cores and the wire between them, driven by hand: records lie on the wire until the test delivers them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from qanat.mux.core import LaneCore
+from qanat.mux.frames import Data, Frame, parse_frames
+from qanat.mux.parameters import Event, LaneParameters, Opened
+from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.stream import Stream
+
+KIB = 1024
+
+
+class Peer:
+    """One core, what it has put on the wire, and the streams that were opened towards it."""
+
+    def __init__(self, parameters: LaneParameters, now: float = 0.0) -> None:
+        self.core = LaneCore(parameters, now)
+        self.wire: deque[bytes] = deque()
+        self.events: list[Event] = []
+
+    @property
+    def opened(self) -> list[Stream]:
+        """The streams that the other end opened, in order."""
+        return [event.stream for event in self.events if isinstance(event, Opened)]
+
+    def send(self, now: float = 0.0) -> bool:
+        """Put the next record on the wire; False when there is none."""
+        record = self.core.next_record(now)
+        if record is None:
+            return False
+        self.wire.append(bytes(record[1:]))
+        return True
+
+    def send_all(self, now: float = 0.0) -> None:
+        while self.send(now):
+            pass
+
+    def feed(self, *frames: bytes, now: float = 0.0) -> list[Event]:
+        """Receive a record of `frames`, whoever made them."""
+        events = self.core.receive(memoryview(b"".join(frames)), now)
+        self.events += events
+        return events
+
+    def next_frames(self, now: float = 0.0) -> list[Frame]:
+        """The frames of the next record, which goes nowhere; nothing when there is none."""
+        record = self.core.next_record(now)
+        return [] if record is None else list(parse_frames(memoryview(bytes(record[1:]))))
+
+    def all_frames(self, now: float = 0.0) -> list[Frame]:
+        """The frames of all records that there are to send now."""
+        found: list[Frame] = []
+        while frames := self.next_frames(now):
+            found += frames
+        return found
+
+    def read(self, stream: Stream, now: float = 0.0) -> bytes:
+        """What is in the stream's inbox, consumed."""
+        parts = []
+        while (payload := self.core.take(stream)) is not None:
+            parts.append(bytes(payload))
+            self.core.consumed(stream, len(payload), now)
+        return b"".join(parts)
+
+    def write_block(self, stream: Stream, data: bytes) -> int:
+        """Queue as much of `data` as fits into one block and is sendable; return how much that was."""
+        size = min(self.core.sendable(stream), len(data), BLOCK_PAYLOAD)
+        block = self.core.slab.take() if size else None
+        if block is None:
+            return 0
+        block.length = size
+        block.payload[:size] = data[:size]
+        self.core.send(stream, block)
+        return size
+
+
+class Rig:
+    """A client's core and a server's, attached to each other."""
+
+    def __init__(self, client: LaneParameters | None = None, server: LaneParameters | None = None) -> None:
+        self.client = Peer(client or LaneParameters(client=True))
+        self.server = Peer(
+            server or replace(client, client=False) if client else server or LaneParameters(client=False)
+        )
+        self.ends = (self.client, self.server)
+        for peer in self.ends:
+            peer.core.attach(0.0)
+
+    def other(self, peer: Peer) -> Peer:
+        return self.server if peer is self.client else self.client
+
+    def deliver(self, peer: Peer, now: float = 0.0) -> None:
+        """Hand the oldest record that `peer` sent to the other end."""
+        self.other(peer).feed(peer.wire.popleft(), now=now)
+
+    def settle(self, now: float = 0.0) -> None:
+        """Send and deliver until both ends have nothing to say."""
+        moved = True
+        while moved:
+            moved = False
+            for peer in self.ends:
+                peer.send_all(now)
+                while peer.wire:
+                    self.deliver(peer, now)
+                    moved = True
+
+    def open(self, request: bytes = b"") -> tuple[Stream, Stream]:
+        """A stream from client to server, known to both."""
+        ours = self.client.core.open_stream(request, 0.0)
+        self.settle()
+        return ours, self.server.opened[-1]
+
+    def cut(self, now: float = 0.0, *, stale: tuple[int, int] = (0, 0)) -> None:
+        """Lose what is on the wire; go on over a new pipe.
+
+        Each end goes on `stale` frames (the client's, the server's) before what the other expects, as far
+        as it still has them: the receiver must drop those.
+        """
+        for peer in self.ends:
+            peer.wire.clear()
+            peer.core.detach()
+        expected = {peer: peer.core.received for peer in self.ends}
+        starts = {}
+        for peer, back in zip(self.ends, stale, strict=True):
+            starts[peer] = max(peer.core.outbox.first, expected[self.other(peer)] - back)
+        for peer in self.ends:
+            peer.core.attach(now, peer_expects=starts[peer], receive_from=starts[self.other(peer)])
+
+    def hand_over(self, now: float, *, before: int, during: int, after: int) -> None:
+        """Move to a new pipe while the old one works, as docs/PROTOCOL.md §3 has it.
+
+        The client begins no record any more and says HELLO.  `before` of its records still reach the server before
+        that; `during` and `after` of the server's reach the client until the server yields, and until READY comes.
+        """
+        client, server = self.client, self.server
+        expected = client.core.received
+        for _ in range(min(before, len(client.wire))):
+            self.deliver(client, now)
+        for _ in range(min(during, len(server.wire))):
+            self.deliver(server, now)
+        assert expected >= server.core.outbox.first, "more was acknowledged than HELLO says"
+        ready = server.core.received
+        server.core.detach()
+        server.core.attach(now, peer_expects=expected, receive_from=ready)
+        for _ in range(min(after, len(server.wire))):
+            self.deliver(server, now)
+        for peer in self.ends:
+            peer.wire.clear()
+        client.core.detach()
+        client.core.attach(now, peer_expects=ready, receive_from=expected)
+
+
+def fill(peer: Peer, stream: Stream) -> int:
+    """Queue blocks until no more may be; return the bytes."""
+    total = 0
+    while written := peer.write_block(stream, bytes(BLOCK_PAYLOAD)):
+        total += written
+    return total
+
+
+def data_order(frames: list[Frame]) -> list[int]:
+    return [frame.stream for frame in frames if isinstance(frame, Data)]

@@ -1,0 +1,170 @@
+"""Two lanes on a real pipe with real sealing, for tests of what threads promise.
+
+The secrets are fixed: the handshake that would make them has its own tests.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from qanat.handshake.exchange import SealedPipe
+from qanat.handshake.hello import RecordKind
+from qanat.handshake.machine import HandshakeResult
+from qanat.handshake.sealed import Opener, Sealer
+from qanat.mux.carrying import PipeResult
+from qanat.mux.frames import Reason
+from qanat.mux.lane import Lane
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.stream_io import StreamIO
+from qanat.transports.pipe import Pipe
+from tests.support.transports.memory import memory_pair
+
+DEADLINE = 20.0
+"""Seconds after which a test gives up; never waited for when all is well."""
+
+_RESULT = HandshakeResult("office", 1, b"c" * 32, b"s" * 32, b"r" * 32, b"p" * 32, b"t" * 32, b"")
+
+
+def sealed_pair(client_pipe: Pipe, server_pipe: Pipe) -> tuple[SealedPipe, SealedPipe]:
+    """The client's and the server's end after HELLO and READY."""
+
+    def seal(pipe: Pipe, ours: bytes, theirs: bytes, first: RecordKind, expected: RecordKind) -> SealedPipe:
+        sealer = Sealer(ours, lambda: 0.0, opening=first)
+        return SealedPipe(pipe, _RESULT, sealer, Opener(theirs, opening=expected))
+
+    client = seal(client_pipe, _RESULT.c2s, _RESULT.s2c, RecordKind.HELLO, RecordKind.READY)
+    server = seal(server_pipe, _RESULT.s2c, _RESULT.c2s, RecordKind.READY, RecordKind.HELLO)
+    client.send_record(bytes((RecordKind.HELLO,)))
+    server.send_record(bytes((RecordKind.READY,)))
+    assert client.recv_record()[0] is RecordKind.READY
+    assert server.recv_record()[0] is RecordKind.HELLO
+    return client, server
+
+
+class End:
+    """One lane with the thread that runs it."""
+
+    def __init__(self, name: str, parameters: LaneParameters, sealed: SealedPipe, silence: float = DEADLINE) -> None:
+        self.opened: queue.Queue[StreamIO] = queue.Queue()
+        self.controls: queue.Queue[bytes] = queue.Queue()
+        self.on_control: Callable[[bytes], None] = self.controls.put
+        self.lane = Lane(name, parameters, on_open=self.opened.put, on_control=lambda m: self.on_control(m))
+        self.sealed = sealed
+        self.ending: PipeResult | None = None
+        self._silence = silence
+        self.thread = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
+
+    def _run(self) -> None:
+        self.ending = self.lane.run(self.sealed, silence=self._silence)
+        self.lane.end(Reason.SESSION_ENDED, "the connection is gone")
+
+    def next_stream(self) -> StreamIO:
+        """The next stream that the peer opened."""
+        return self.opened.get(timeout=DEADLINE)
+
+    def join(self) -> PipeResult:
+        """How the pipe ended."""
+        self.thread.join(DEADLINE)
+        assert not self.thread.is_alive(), "the lane still runs"
+        assert self.ending is not None
+        return self.ending
+
+
+class Pair:
+    """A client's lane and a server's, joined.  A context manager that ends both and checks what is left."""
+
+    def __init__(
+        self,
+        client: LaneParameters | None = None,
+        server: LaneParameters | None = None,
+        *,
+        pipes: tuple[Pipe, Pipe] | None = None,
+        silence: float = DEADLINE,
+    ) -> None:
+        client_pipe, server_pipe = pipes or memory_pair()
+        ends = sealed_pair(client_pipe, server_pipe)
+        self.client = End("client", client or LaneParameters(client=True), ends[0], silence)
+        self.server = End("server", server or LaneParameters(client=False), ends[1], silence)
+
+    def __enter__(self) -> Self:
+        self.client.thread.start()
+        self.server.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for end in (self.client, self.server):
+            end.sealed.close("the test is over")
+        for end in (self.client, self.server):
+            end.join()
+            with end.lane.lock:
+                end.lane.core.check_invariants()
+        if kind is None:
+            self.check_nothing_is_held()
+
+    def check_nothing_is_held(self) -> None:
+        """Every block is back, and once every stream has been released, every byte of the budget."""
+        for end in (self.client, self.server):
+            with end.lane.lock:
+                core = end.lane.core
+                assert core.slab.lent == 0, f"{end.lane.name}: {core.slab.lent} blocks are missing"
+                assert core.draining or core.budget.used == 0, f"{end.lane.name}: the budget is not back"
+
+    def open(self, request: bytes = b"") -> tuple[StreamIO, StreamIO]:
+        """A stream from the client and the server's end of it, accepted."""
+        ours = self.client.lane.open_stream(request)
+        theirs = self.server.next_stream()
+        theirs.accept("there")
+        return ours, theirs
+
+
+def write_all(stream: StreamIO, data: bytes, *, blocks: bool = True) -> None:
+    """Write all of `data`, in blocks or in small payloads; blocks for credit as a pump does."""
+    view = memoryview(data)
+    while view:
+        room = stream.wait_writable()
+        if blocks:
+            block = stream.take_block()
+            block.length = min(room, len(block.payload), len(view))
+            block.payload[: block.length] = view[: block.length]
+            size = block.length
+            stream.write_block(block)
+        else:
+            size = min(room, 16 * 1024, len(view))
+            stream.write(bytes(view[:size]))
+        view = view[size:]
+
+
+def read_all(stream: StreamIO) -> bytes:
+    """Everything until the stream's orderly end, consumed as it comes."""
+    parts: list[bytes] = []
+    while (payload := stream.receive()) is not None:
+        parts.append(bytes(payload))
+        stream.consumed(len(payload))
+    return b"".join(parts)
+
+
+def read(stream: StreamIO, size: int) -> bytes:
+    """At least `size` bytes, consumed as they come."""
+    parts: list[bytes] = []
+    while size > 0:
+        payload = stream.receive()
+        assert payload is not None, "the stream ended early"
+        parts.append(bytes(payload))
+        stream.consumed(len(payload))
+        size -= len(payload)
+    return b"".join(parts)
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes in which a shift by anything but 256 KiB shows."""
+    unit = bytes((at * 31 + (at >> 8) + seed) % 251 for at in range(64 * 1024))
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+def waiting(condition: threading.Condition) -> Callable[[], bool]:
+    """Whether a thread waits on `condition`: the only way to know that a call blocks, without sleeping."""
+    return lambda: bool(condition._waiters)  # type: ignore[attr-defined]

@@ -1,0 +1,67 @@
+"""Every kind of pipe, as joined pairs: what `test_pipe_promises` holds each of them to.
+
+A new transport adds its pairs here, in both roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from qanat.transports.http2 import grpc
+from qanat.transports.http2 import octet_stream as http2
+from qanat.transports.http2.dialect import Dialect
+from qanat.transports.pipe import Pipe
+from tests.support.machine.certificates import Authority, Certificate
+from tests.support.transports.http2_loopback import http2_pair
+from tests.support.transports.loopback import websocket_pair
+from tests.support.transports.memory import memory_pair
+
+Pair = tuple[Pipe, Pipe]
+PairMaker = Callable[[ExitStack, Authority, Certificate], Pair]
+
+
+def _memory(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    one, other = memory_pair()
+    stack.callback(one.close, "the test is over")
+    stack.callback(other.close, "the test is over")
+    return one, other
+
+
+def _websocket(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return websocket_pair(stack, None)
+
+
+def _websocket_tls(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return websocket_pair(stack, certificate, authority.ca_file)
+
+
+def _http2(dialect: Dialect) -> PairMaker:
+    return lambda stack, authority, certificate: http2_pair(stack, dialect)
+
+
+def _http2_tls(dialect: Dialect) -> PairMaker:
+    return lambda stack, authority, certificate: http2_pair(stack, dialect, certificate, authority.ca_file)
+
+
+def _reversed(maker: PairMaker) -> PairMaker:
+    def make(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+        client, server = maker(stack, authority, certificate)
+        return server, client
+
+    return make
+
+
+PAIRS: dict[str, PairMaker] = {
+    "memory": _memory,
+    "websocket": _websocket,
+    "websocket reversed": _reversed(_websocket),
+    "websocket tls": _websocket_tls,
+    "websocket tls reversed": _reversed(_websocket_tls),
+    "http2": _http2(http2.DIALECT),
+    "http2 reversed": _reversed(_http2(http2.DIALECT)),
+    "http2 tls": _http2_tls(http2.DIALECT),
+    "http2 tls reversed": _reversed(_http2_tls(http2.DIALECT)),
+    "grpc": _http2(grpc.DIALECT),
+    "grpc reversed": _reversed(_http2(grpc.DIALECT)),
+}

@@ -1,0 +1,1 @@
+"""The way out: URLs, proxies, and the one dialer for every transport."""

@@ -1,0 +1,92 @@
+"""One way to reach a server, for every transport: TCP, a proxy if there is one, TLS.
+
+    resolve, connect (tcp_connect) -> proxy: TLS to it, CONNECT or SOCKS5 -> TLS to the server
+
+Which way to go stands in the `Route`.  Every step obeys one deadline, can be cancelled from another thread, and
+explains what went wrong in one TransportError.  Used by each transport's client.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from qanat.base.cancel import Cancel
+from qanat.base.deadline import Deadline
+from qanat.base.errors import TransportError
+from qanat.base.sockets import format_address
+from qanat.transports.dial import http_connect, socks5, tcp_connect
+from qanat.transports.dial.proxies import Proxy
+from qanat.transports.dial.route import DIRECT, Route
+from qanat.transports.dial.tcp_connect import Place
+from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.pipe import Wire
+from qanat.transports.wire.tcp import TcpWire
+from qanat.transports.wire.tls import TlsWire
+from qanat.transports.wire.tls_contexts import client_tls_context
+
+log = logging.getLogger("qanat.dialer")
+
+
+def dial(
+    url: TunnelUrl, *, alpn: Sequence[str], deadline: Deadline, route: Route = DIRECT, cancel: Cancel | None = None
+) -> Wire:
+    """Connect to `url`'s server by `route`; for a URL with TLS, do that handshake, offering `alpn`.
+
+    Blocks until `deadline`, or until `cancel` is cancelled.  The wire's `peer` is the URL's address.  Raises
+    TransportError whose hint says what to do, and UsageError for files or variables that cannot be used.
+    """
+    cancel = cancel or Cancel()
+    # Files first: what is wrong with them is ours, and must not cost a connection.
+    context = route.tls_context(alpn) if url.tls else None
+    proxy = route.proxy_for(url)
+    try:
+        if proxy is None:
+            wire = _connect_directly(url, route, deadline, cancel)
+        else:
+            wire = _connect_through(proxy, url, route, deadline, cancel)
+        if context is None:
+            return wire
+        with cancel.waking(wire.close):
+            return TlsWire(wire, context, server_hostname=route.tls_name(url), deadline=deadline)
+    except TransportError as error:
+        if cancel.cancelled:
+            raise TransportError(f"connecting to {url.address} was stopped") from error
+        raise
+
+
+def _connect_directly(url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
+    host, port = route.target(url)
+    place = Place(host, port, where="the URL" if route.connect_to is None else "`connect_to`")
+    return TcpWire(tcp_connect.connect(place, deadline, cancel), url.address)
+
+
+def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
+    host, port = route.target(url)
+    log.debug("reaching %s through %s, which %s names", format_address((host, port)), proxy, proxy.origin)
+    place = Place(proxy.host, proxy.port, what="proxy", where=proxy.origin)
+    wire: Wire = TcpWire(tcp_connect.connect(place, deadline, cancel), url.address)
+    try:
+        with cancel.waking(wire.close):
+            if proxy.scheme == "https":
+                wire = _tls_to_proxy(proxy, wire, route, deadline)
+            through = socks5.connect if proxy.scheme == "socks5h" else http_connect.connect
+            through(proxy, wire, host, port, deadline)
+            wire.set_read_timeout(None)
+    except BaseException:
+        wire.close()
+        raise
+    return wire
+
+
+def _tls_to_proxy(proxy: Proxy, wire: Wire, route: Route, deadline: Deadline) -> Wire:
+    # Beside the server's own authority, which `ca_file` may be, a proxy may well have a public certificate.  Our
+    # client certificate is for the server alone.
+    context = client_tls_context(route.ca_file, ("http/1.1",), system_too=True)
+    try:
+        return TlsWire(wire, context, server_hostname=proxy.host, deadline=deadline)
+    except TransportError as error:
+        raise TransportError(
+            f"TLS to the proxy {proxy} failed: {error.message}",
+            hint=f"check {proxy.origin}: write http:// for a proxy without TLS; tls.ca_file may name its authority",
+        ) from error

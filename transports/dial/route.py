@@ -1,0 +1,76 @@
+"""How to reach a server: everything about the way that is not in its URL.
+
+A frozen value, made once from the configuration and given to every transport's `connect`.  `dialer` goes that
+way.  Nothing here blocks but `tls_context`, which reads files.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import field, frozen
+
+from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
+from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.wire.tls_contexts import client_tls_context
+
+NODE_COOKIE = "qanat-node"
+"""The cookie's name, for the load balancer's configuration."""
+
+_NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@frozen
+class Route:
+    """The straight way, verified by the system's authorities, unless something else is said."""
+
+    ca_file: Path | None = None  # PEM; replaces the system's authorities
+    certificate: Path | None = None  # PEM chain that we show when the server asks (mTLS)
+    key: Path | None = None  # PEM, its private key
+    server_name: str | None = None  # sent in SNI and expected in the certificate; the URL's host when None
+    connect_to: tuple[str, int] | None = None  # dial this though the URL names another host
+    proxy: Proxy | EnvironmentProxies | None = None
+    host: str | None = None  # the Host header, or :authority; the URL's when None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # further ones; may be secrets
+    node: str | None = None  # of several servers behind one address, the one that a load balancer is to choose
+
+    def proxy_for(self, url: TunnelUrl) -> Proxy | None:
+        """The proxy that leads to `url`.  Raises UsageError for a variable that names none that can be used."""
+        return self.proxy.proxy_for(url) if isinstance(self.proxy, EnvironmentProxies) else self.proxy
+
+    def target(self, url: TunnelUrl) -> tuple[str, int]:
+        """The host and port to connect to, from here or from the proxy."""
+        return self.connect_to or (url.host, url.port)
+
+    def tls_name(self, url: TunnelUrl) -> str:
+        """The name that the server's certificate must have."""
+        return self.server_name or url.host
+
+    def authority(self, url: TunnelUrl) -> str:
+        """What belongs into the Host header, or into :authority."""
+        return self.host or url.authority
+
+    def with_headers(self, defaults: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """`defaults` and the route's own headers, which come instead of defaults of the same name.
+
+        A `node` is named in a cookie, after those of the route's headers, which become one header (RFC 6265 §5.4).  One
+        that is not 1 to 64 of A-Z a-z 0-9 . _ - is not sent: it came from the other end.
+        """
+        own = list(self.headers)
+        if self.node is not None and _NODE.fullmatch(self.node):
+            cookies = [value.strip(" ;") for name, value in own if name.lower() == "cookie"]
+            cookies.append(f"{NODE_COOKIE}={self.node}")
+            own = [header for header in own if header[0].lower() != "cookie"]
+            own.append(("Cookie", "; ".join(filter(None, cookies))))
+        replaced = {name.lower() for name, _ in own}
+        return [header for header in defaults if header[0].lower() not in replaced] + own
+
+    def tls_context(self, alpn: Sequence[str]) -> ssl.SSLContext:
+        """A context for the server's TLS.  Raises UsageError when a file cannot be used."""
+        return client_tls_context(self.ca_file, alpn, certificate=self.certificate, key=self.key)
+
+
+DIRECT = Route()

@@ -1,0 +1,1 @@
+"""The http2 and grpc transports (RFC 9113)."""

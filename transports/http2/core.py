@@ -1,0 +1,401 @@
+"""What an HTTP/2 connection does with bytes: h2's state machine, and the bulk that goes round it.
+
+    control frames:  h2 decides; what it wants to say is kept in `owed`, in its order
+    DATA, inwards:   views into the receive buffer, put together by the stream's inbox; h2 sees only END_STREAM
+    DATA, outwards:  within the windows that h2 knows (`charge`)
+    GOAWAY:          ours: h2 takes any for the end, but streams up to its last id go on (RFC 9113 §6.8)
+
+Does no I/O and starts no thread; whom a change concerns is notified through the conditions of `Http2Stream`, so every
+method needs the lock that these share.  Used by `http2_engine` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+import time
+from collections.abc import Iterable
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    Event,
+    RequestReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from h2.exceptions import H2Error
+from h2.exceptions import ProtocolError as H2ProtocolError
+from h2.settings import SettingCodes, Settings
+from h2.stream import StreamState
+from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
+
+from qanat.base.errors import ProtocolError
+from qanat.transports.dial.errors import printable
+from qanat.transports.http2.dialect import Dialect, Headers
+from qanat.transports.http2.frames import (
+    MAX_CONTROL,
+    MAX_FRAME,
+    PREFACE,
+    ControlFrame,
+    DataPart,
+    FrameReader,
+    FrameType,
+    Http2Error,
+    empty_data,
+)
+from qanat.transports.http2.limits import MAX_HEADER_LIST, MAX_OWED, MAX_STREAMS, TURN, WINDOW, Calm
+from qanat.transports.http2.request import Http2Request, Plain, Route, Tunnel
+from qanat.transports.http2.stream import Http2Stream
+
+_DEFAULT_WINDOW = 65535  # RFC 9113 §6.9.2
+_OPENING = 16
+
+
+class Http2Core:
+    """See the module's docstring."""
+
+    def __init__(self, lock: threading.Lock, *, window: int, first: bytes, route: Route | None) -> None:
+        """A server when there is a `route`.  The rest is as for `Http2Engine`."""
+        client = route is None
+        self.streams: dict[int, Http2Stream] = {}
+        """Those that have, or are to have, a pipe, until it is over for both ends."""
+        self.requests: list[tuple[Http2Request, Plain | Tunnel, Http2Stream | None]] = []
+        """A server's new requests and what becomes of them; the owner empties it."""
+        self.owed = bytearray()
+        """What is to be sent before any DATA."""
+        self.leaving = False
+        """The peer has sent GOAWAY: what runs may finish, nothing new may begin."""
+        self.farewell = ""
+        """Why the peer gave up the connection, if its GOAWAY said so."""
+        self.opening = b""
+        """The first few bytes, to tell what spoke when it was not HTTP/2."""
+        self.last_received = time.monotonic()
+        self._lock = lock
+        self._route = route
+        self._client = client
+        self._window = window
+        self._connection_due = 0  # bytes that came since the connection's window was last reopened
+        self._calm = Calm(time.monotonic)
+        self._h2 = H2Connection(H2Configuration(client_side=client, header_encoding=None))
+        self._h2.local_settings = _settings(client, window)
+        self._h2.decoder.max_header_list_size = MAX_HEADER_LIST
+        self._h2.max_inbound_frame_size = MAX_FRAME
+        self._h2.initiate_connection()
+        if not client:
+            if not first.startswith(PREFACE):
+                raise ProtocolError("not HTTP/2")
+            self._h2.receive_data(PREFACE)
+            first = first[len(PREFACE) :]
+        self.unread = bool(first)
+        """Whether `receive` has something to do though nothing new came."""
+        self._frames = FrameReader(first)
+        if client:
+            self._calm.trust()
+        self._collect()
+        self._owe_window(0, WINDOW - _DEFAULT_WINDOW)
+
+    # --- streams
+
+    def request(self, headers: Headers, dialect: Dialect) -> Http2Stream:
+        """As a client: open a stream; its HEADERS are owed."""
+        stream_id = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream_id, headers)
+        self._collect()
+        return self._add_stream(stream_id, dialect)
+
+    def _add_stream(self, stream_id: int, dialect: Dialect) -> Http2Stream:
+        """From now on, DATA for this stream is kept for its pipe; without one, it is ignored."""
+        stream = self.streams[stream_id] = Http2Stream(stream_id, dialect, self._lock, self._window)
+        return stream
+
+    def answer(self, stream_id: int, headers: Headers, body: bytes | None) -> None:
+        """As a server: owe the head of an answer, and with `body` the whole of it.
+
+        A peer whose window does not take the body gets none.  What still comes of the request is ignored, and its
+        window not reopened.  It is not reset, though RFC 9113 §8.1 allows that with NO_ERROR: curl 7.88 takes it for a
+        failure.
+        """
+        with contextlib.suppress(H2ProtocolError):  # the peer has ended it meanwhile
+            self._h2.send_headers(stream_id, headers, end_stream=body == b"")
+            if body and self._h2.local_flow_control_window(stream_id) < len(body):
+                self._h2.reset_stream(stream_id, ErrorCodes.FLOW_CONTROL_ERROR)
+            elif body:
+                self._h2.send_data(stream_id, body, end_stream=True)
+        self._collect()
+
+    def reset(self, stream_id: int, code: ErrorCodes) -> None:
+        """Owe RST_STREAM, unless it is over already."""
+        with contextlib.suppress(H2ProtocolError):
+            self._h2.reset_stream(stream_id, code)
+        self._collect()
+
+    def finish(self, stream: Http2Stream) -> None:
+        """End our side of a stream, in an orderly way if no message would be cut by that."""
+        self.streams.pop(stream.id, None)
+        if stream.ended_here:
+            return
+        stream.ended_here = True
+        if stream.in_message or not stream.answered:
+            self.reset(stream.id, ErrorCodes.CANCEL)
+            return
+        trailers = stream.dialect.trailers()
+        with contextlib.suppress(H2ProtocolError):  # the peer has reset it meanwhile
+            if trailers:
+                self._h2.send_headers(stream.id, trailers, end_stream=True)
+            else:
+                self._h2.end_stream(stream.id)
+            if not stream.ended_there:
+                self._h2.reset_stream(stream.id, ErrorCodes.NO_ERROR)
+        self._collect()
+
+    def last_words(self, code: int) -> bytes:
+        """What to say when the connection ends here: what is owed, a client's END_STREAM, GOAWAY."""
+        words = bytes(self.owed)
+        if self._client:
+            whole = (s for s in self.streams.values() if not s.in_message and not s.ended_here)
+            words += b"".join(empty_data(stream.id) for stream in whole)
+        return words + self._goaway(code)
+
+    def go_away(self) -> None:
+        """Owe GOAWAY, so that the peer begins nothing new; what runs may finish."""
+        self.owed += self._goaway(ErrorCodes.NO_ERROR)
+
+    def _goaway(self, code: int) -> bytes:
+        return GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=code).serialize()
+
+    # --- outwards
+
+    @property
+    def frame_size(self) -> int:
+        """The largest DATA that the peer takes."""
+        return self._h2.max_outbound_frame_size
+
+    def charge(self, stream: Http2Stream, wanted: int) -> int:
+        """How many bytes of DATA may be sent now, at most `wanted` and one turn's; they count as sent."""
+        size = min(self._h2.local_flow_control_window(stream.id), wanted, TURN)
+        if size <= 0:
+            return 0
+        self._h2.outbound_flow_control_window -= size
+        self._h2.streams[stream.id].outbound_flow_control_window -= size
+        self._calm.earn(size)
+        stream.in_message = size < wanted
+        return size
+
+    def may_send(self, stream: Http2Stream) -> bool:
+        """Whether `charge` would give anything.  Only while the stream is not over."""
+        return self._h2.local_flow_control_window(stream.id) > 0
+
+    def widen(self, stream: Http2Stream) -> None:
+        """The peer of this stream is no stranger: open its whole window, and be patient."""
+        if stream.full_window < WINDOW:
+            self._calm.trust()
+            stream.widen()
+            self.credit(stream)
+
+    def credit(self, stream: Http2Stream, released: int = 0) -> None:
+        """Give back to the peer what `stream` has no more need of."""
+        released += stream.inbox.released
+        stream.inbox.released = 0
+        due = stream.credit(released)
+        if due:
+            self._owe_window(stream.id, due)
+
+    def _owe_window(self, stream_id: int, increment: int) -> None:
+        self.owed += WindowUpdateFrame(stream_id, window_increment=increment).serialize()
+
+    def _collect(self) -> None:
+        self.owed += self._h2.data_to_send()
+
+    # --- inwards
+
+    def space(self) -> memoryview:
+        """Where to receive the next bytes.  The lock is not needed while they are received."""
+        return self._frames.space()
+
+    def receive(self, count: int) -> None:
+        """Act on `count` more bytes.  Raises Http2Error when the connection cannot go on."""
+        if count:
+            self.last_received = time.monotonic()
+            self._frames.filled(count)
+            if len(self.opening) < _OPENING:
+                self.opening += self._frames.peek(_OPENING)
+        self.unread = False
+        try:
+            while (frame := self._frames.next()) is not None:
+                if isinstance(frame, DataPart):
+                    self._data(frame)
+                else:
+                    self._control(frame)
+        except H2ProtocolError as error:
+            self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `last_words` has one that says the same
+            raise Http2Error(error.error_code, str(error)) from error
+        except H2Error as error:
+            raise Http2Error(ErrorCodes.PROTOCOL_ERROR, str(error)) from error
+        if len(self.owed) > MAX_OWED:
+            raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "it asks for answers and does not read them")
+
+    def _data(self, part: DataPart) -> None:
+        stream = self.streams.get(part.stream_id)
+        if part.charged:
+            self._connection_due += part.charged
+            if self._connection_due >= WINDOW // 8:
+                self._owe_window(0, self._connection_due)
+                self._connection_due = 0
+        if stream is None or stream.ended_there or stream.over:
+            self._stray_data(part, stream)
+            return
+        if part.empty and not part.ended:
+            self._calm.spend(FrameType.DATA)
+        stream.window -= part.charged
+        if stream.window < 0:
+            self.fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
+            return
+        stream.last_received = self.last_received
+        if part.data:
+            try:
+                if stream.inbox.feed(part.data):
+                    stream.readable.notify()
+            except ProtocolError as error:
+                self.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
+                return
+        self.credit(stream, part.charged - len(part.data))
+        if part.ended:
+            self._feed_h2(empty_data(stream.id))
+
+    def _stray_data(self, part: DataPart, stream: Http2Stream | None) -> None:
+        """DATA for a stream that is over here, or that we never kept: on its way when we ended it."""
+        known = self._h2.streams.get(part.stream_id)
+        if part.ended and stream is None and known is not None and not known.closed:
+            known._expected_content_length = None  # h2 has not seen the body
+            self._feed_h2(empty_data(part.stream_id))  # or the stream counts as open for ever
+        if not part.first:
+            return
+        self._calm.spend(FrameType.DATA)
+        if stream is not None or part.stream_id > self._h2.highest_inbound_stream_id:
+            # After END_STREAM, or before HEADERS: h2 knows how bad that is (RFC 9113 §5.1).
+            self._feed_h2(empty_data(part.stream_id))
+
+    def fail_stream(self, stream: Http2Stream, code: ErrorCodes, text: str) -> None:
+        """Reset a stream, and end its pipe, for what the other end did on it."""
+        self.streams.pop(stream.id, None)
+        stream.ended_here = True
+        self.reset(stream.id, code)
+        cause = f"the other end broke the {stream.dialect.name} protocol: {text}"
+        stream.end(cause, ProtocolError(cause))
+
+    def _control(self, frame: ControlFrame) -> None:
+        if frame.kind == FrameType.HEADERS:
+            if self._client:
+                self._calm.spend(frame.kind)
+        elif frame.kind == FrameType.RST_STREAM and self._is_answered(frame.stream_id):
+            self._calm.spend(FrameType.DATA)
+        else:
+            self._calm.spend(frame.kind)
+        if frame.kind == FrameType.GOAWAY:
+            self._hear_goaway(frame)
+        else:
+            self._feed_h2(frame.raw)
+
+    def _is_answered(self, stream_id: int) -> bool:
+        """Whether the peer has our whole answer: its reset, as proxies send for a body left open, costs us nothing."""
+        known = self._h2.streams.get(stream_id)
+        return known is not None and known.state_machine.state is StreamState.HALF_CLOSED_LOCAL
+
+    def _feed_h2(self, data: bytes | memoryview) -> None:
+        for event in self._h2.receive_data(bytes(data)):
+            self._event(event)
+        self._collect()
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, WindowUpdated):
+            concerned: Iterable[Http2Stream | None] = (
+                (self.streams.get(event.stream_id),) if event.stream_id else self.streams.values()
+            )
+            for stream in concerned:
+                if stream is not None:
+                    stream.writable.notify_all()
+        elif isinstance(event, RequestReceived):
+            self._decide(Http2Request(event.stream_id, tuple(_decode(event.headers)), event.stream_ended is not None))
+        elif isinstance(event, ResponseReceived | TrailersReceived | StreamReset | StreamEnded):
+            known = self.streams.get(event.stream_id)
+            if known is not None:
+                self._stream_event(known, event)
+        else:  # SETTINGS may have changed every window; the rest needs nothing
+            for stream in self.streams.values():
+                stream.writable.notify_all()
+
+    def _decide(self, request: Http2Request) -> None:
+        assert self._route is not None
+        decision = self._route(request)
+        stream = self._add_stream(request.stream_id, decision.dialect) if isinstance(decision, Tunnel) else None
+        self.requests.append((request, decision, stream))
+
+    def _stream_event(self, stream: Http2Stream, event: Event) -> None:
+        if isinstance(event, ResponseReceived):
+            headers = dict(_decode(event.headers))
+            status = headers.pop(":status", "")
+            stream.response = (int(status) if status.isascii() and status.isdigit() else 0, headers)
+            stream.readable.notify_all()
+        elif isinstance(event, TrailersReceived):
+            stream.trailers = stream.dialect.describe_trailers(dict(_decode(event.headers)))
+        elif isinstance(event, StreamReset):
+            stream.ended_here = stream.ended_there = True
+            self.streams.pop(stream.id, None)
+            name = _name_of(int(event.error_code))
+            who = "it or a proxy on the way" if event.remote_reset else "this end"
+            stream.end(f"{who} reset the stream: {name}" + (f" ({self.farewell})" if self.farewell else ""))
+        elif isinstance(event, StreamEnded):
+            stream.ended_there = True
+            if stream.inbox.in_the_middle:
+                stream.end("the other end or a proxy on the way ended the stream in the middle of a message")
+            else:
+                words = f": {stream.trailers}" if stream.trailers else ""
+                stream.end(f"the other end or a proxy on the way ended the stream{words}")
+
+    def _hear_goaway(self, frame: ControlFrame) -> None:
+        if frame.stream_id or len(frame.payload) < 8:
+            raise Http2Error(ErrorCodes.PROTOCOL_ERROR, "a malformed GOAWAY")
+        last, code = struct.unpack_from("!II", frame.payload)
+        self.leaving = True
+        if code != ErrorCodes.NO_ERROR:
+            words = printable(bytes(frame.payload[8:]).decode("utf-8", "replace"))
+            self.farewell = f"the other end gave up the connection: {_name_of(code)}" + (f", {words}" if words else "")
+        if self._client:
+            for stream in list(self.streams.values()):
+                if stream.id > last & 0x7FFF_FFFF:
+                    self.streams.pop(stream.id)
+                    stream.end(self.farewell or "the other end is going away and did not take the request")
+
+
+def _settings(client: bool, window: int) -> Settings:
+    values = {
+        SettingCodes.INITIAL_WINDOW_SIZE: window,
+        SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
+        SettingCodes.MAX_HEADER_LIST_SIZE: MAX_CONTROL,
+    }
+    if client:
+        values[SettingCodes.ENABLE_PUSH] = 0
+    else:
+        values[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
+    return Settings(client=client, initial_values=values)
+
+
+def _decode(headers: Iterable[tuple[bytes | str, bytes | str]]) -> Headers:
+    return [(_text(name), _text(value)) for name, value in headers]
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")
+
+
+def _name_of(code: int) -> str:
+    try:
+        return ErrorCodes(code).name
+    except ValueError:
+        return f"error {code}"

@@ -1,0 +1,63 @@
+"""What the transports over one HTTP/2 stream differ in: headers, trailers, and how DATA is cut into messages.
+
+`Dialect` is the interface; `http2` and `grpc` each have one, and everything else is theirs in common: `http2_engine`
+(the connection), `http2_pipe` (a stream as a Pipe), `http2_client` and `http2_server`.   `http2_inbox` puts
+messages together again, the dialect telling where they end.  Sans-IO.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from qanat.base.errors import TransportError
+from qanat.transports.dial.urls import TunnelUrl
+
+Headers = list[tuple[str, str]]
+
+
+class Dialect(ABC):
+    """One way to speak over a stream.  Has no state: one for all connections."""
+
+    name: str
+    """The transport's name in configs and logs."""
+    prefix_size: int
+    """Bytes in front of each message that tell how long it is."""
+    overhead: int
+    """Bytes that framing adds to a message at most, the prefix included."""
+
+    @abstractmethod
+    def body_size(self, prefix: bytes | memoryview) -> int:
+        """How many bytes follow this prefix.  Raises ProtocolError."""
+
+    @abstractmethod
+    def unwrap(self, body: memoryview) -> memoryview:
+        """The message inside `body`.  Raises ProtocolError."""
+
+    @abstractmethod
+    def wrap(self, buffer: memoryview, at: int) -> int:
+        """Write the framing of the message `buffer[at:]` in front of it; return where it now begins."""
+
+    @abstractmethod
+    def request_headers(self) -> Headers:
+        """A client's headers beside the pseudo-headers."""
+
+    @abstractmethod
+    def response_headers(self) -> Headers:
+        """A server's headers, `:status` included, that open the pipe."""
+
+    @abstractmethod
+    def trailers(self) -> Headers:
+        """What a server says at an orderly end; nothing when DATA ends the stream."""
+
+    @abstractmethod
+    def refusal(self, status: int, retry_after: int | None) -> Headers | None:
+        """A whole answer that opens no pipe; None where a plain one with `status` will do."""
+
+    @abstractmethod
+    def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
+        """None when this answer opens the pipe; otherwise what it most likely means."""
+
+    @abstractmethod
+    def describe_trailers(self, headers: Mapping[str, str]) -> str:
+        """Why the stream ended, as the trailers say it; "" when they do not.  For our log: unprintables are gone."""

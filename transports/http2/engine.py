@@ -1,0 +1,372 @@
+"""One HTTP/2 connection for pipes, as a client or as a server: who reads it, who writes it, how it ends.
+
+What bytes mean is `http2_core`'s.  One lock guards that and every stream, and is never held during I/O.
+
+Nobody reads who must not wait: whichever thread waits for the connection reads it, unless another one does already
+(`wait_locked`), so that a client needs no thread for it and a server has one.  **Who reads never writes**: what is
+owed to the peer is announced (`on_owed`) to a thread that may.  Bytes leave in turns (`FairLock`): taken from the core
+under the lock, handed to the wire under the turn, so that their order is that in which they were made.  A
+writer waits, with neither, for a window *or* something owed *or* the end.
+
+Used by `http2_pipe`, `http2_client` and `http2_server`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from h2.errors import ErrorCodes
+
+from qanat.base.errors import PipeEnded, ProtocolError, TransportError
+from qanat.transports.cause import FirstCause
+from qanat.transports.dial.errors import printable
+from qanat.transports.http2.core import Http2Core
+from qanat.transports.http2.dialect import Headers
+from qanat.transports.http2.fair_lock import FairLock
+from qanat.transports.http2.frames import HEADER_SIZE, Http2Error, data_frames, write_data_header
+from qanat.transports.http2.request import Http2Request, Plain, Route, plain_answer
+from qanat.transports.http2.stream import Http2Stream
+from qanat.transports.pipe import Wire
+
+log = logging.getLogger("qanat.http2")
+
+_CUT = "the connection was closed by the other end or the path"
+_LAST_WORDS = 0.5
+"""Seconds that a writer gets to finish, so that GOAWAY can say what the other end did wrong."""
+_EARLY = 0.005  # seconds by which the system may wake us before the time is up
+
+
+class Http2Engine:
+    """Owns `wire`.  Methods that end in `_locked` need `lock`; the others take it."""
+
+    def __init__(self, wire: Wire, *, window: int, first: bytes = b"", route: Route | None = None) -> None:
+        """A server when there is a `route`, else a client.  `window` is how much a new stream's peer may send.
+        `first` came already, a client's preface included.
+
+        Sends nothing: our own preface or SETTINGS are owed.
+        """
+        self.wire = wire
+        self.lock = threading.Lock()
+        self.core = Http2Core(self.lock, window=window, first=first, route=route)
+        self.cause = FirstCause()
+        self._on_owed: Callable[[], None] = _nothing
+        self._on_leaving: Callable[[], None] | None = None
+        self._write_lock = FairLock()
+        self._told = False  # somebody was told to send what is owed, and nothing has been sent since
+        self._work = threading.Condition(self.lock)  # for `writer_loop`
+        self._flush_due = False
+        self._send_failure: str | None = None
+        self.sends = 0
+        """How often the kernel has taken something; only the thread that has the turn counts."""
+        self._has_reader = route is not None  # a server's pipes never read: closing one could not wake it
+        self._reading = False
+        self._read_timeout: float | None = None  # as the wire has it
+        self._followers: list[threading.Condition] = []  # of those who wait while another reads
+
+    @property
+    def over(self) -> bool:
+        return self.cause.text is not None
+
+    # --- streams
+
+    def answer(self, request: Http2Request, answer: Plain | Headers) -> None:
+        """As a server: owe a whole answer; a bare list of headers has no body.  Does not block."""
+        headers, body = (answer, b"") if isinstance(answer, list) else plain_answer(request, answer)
+        with self.lock:
+            if not self.over:
+                self.core.answer(request.stream_id, headers, body)
+        self.tell()
+
+    def answer_head(self, request: Http2Request, headers: Headers) -> None:
+        """As a server: owe the head of an answer whose body stays open.  Does not block."""
+        with self.lock:
+            if not self.over:
+                self.core.answer(request.stream_id, headers, None)
+        self.tell()
+
+    def refuse(self, stream_id: int, code: ErrorCodes) -> None:
+        """As a server: owe a reset.  Does not block."""
+        with self.lock:
+            self.core.streams.pop(stream_id, None)
+            if not self.over:
+                self.core.reset(stream_id, code)
+        self.tell()
+
+    def end_stream(self, stream: Http2Stream, cause: str) -> None:
+        """End our side of a stream, and its pipe.  Idempotent; does not block."""
+        with self.lock:
+            stream.end(cause)
+            stream.inbox.clear()
+            if not self.over:
+                self.core.finish(stream)
+        self.tell()
+
+    # --- the end
+
+    def end(self, cause: str) -> None:
+        """End the connection and wake everybody.  Idempotent; the first cause counts; does not block."""
+        with self.lock:
+            self._end_locked(cause)
+
+    def _end_locked(self, cause: str) -> None:
+        if self.cause.set(cause):
+            self._close_locked(cause, ErrorCodes.NO_ERROR, None, in_turn=self._write_lock.try_enter())
+
+    def _give_up_locked(self, error: Http2Error) -> None:
+        """End the connection because the other end broke HTTP/2, and say so to it.
+
+        By the thread that reads.  Waits a moment, without the lock, for what is half sent.
+        """
+        cause = f"the other end broke HTTP/2: {printable(str(error))}"
+        if not self.cause.set(cause):
+            return
+        self.lock.release()
+        try:
+            in_turn = self._write_lock.enter_within(_LAST_WORDS)
+        finally:
+            self.lock.acquire()
+        self._close_locked(cause, error.code, ProtocolError(cause), in_turn=in_turn)
+
+    def _close_locked(self, cause: str, code: int, fault: ProtocolError | None, *, in_turn: bool) -> None:
+        """Once, by whoever has set the cause.  Without the turn something is half sent, so there are no last words."""
+        self.wire.close(self.core.last_words(code) if in_turn and self._send_failure is None else b"")
+        if in_turn:
+            self._write_lock.leave()
+        for stream in self.core.streams.values():
+            stream.end(cause, fault)
+        self.core.streams.clear()
+        self._wake_followers_locked()
+        self._work.notify_all()
+
+    # --- sending
+
+    def send(self, stream: Http2Stream, buffer: memoryview, at: int) -> None:
+        """Block until `buffer[at:]` has been handed to the kernel as DATA.  The nine bytes before `at` are scratch.
+
+        Raises PipeEnded.  For one thread at a time of each stream.
+        """
+        blocked: float | None = None  # since when no window is open
+        with self.lock:
+            stream.sending = True
+        try:
+            while at < len(buffer):
+                size = self._send_turn(stream, buffer, at)
+                at += size
+                if size:
+                    blocked = None
+                else:
+                    blocked = blocked or time.monotonic()
+                    self._await_window(stream, blocked)
+        finally:
+            with self.lock:
+                stream.sending = False
+                stream.writable.notify_all()
+
+    def _send_turn(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
+        """Send what is owed, and what the windows allow.  Returns how much of DATA that was."""
+        with self._write_lock:
+            with self.lock:
+                self._check_locked(stream)
+                size = self.core.charge(stream, len(buffer) - at)
+                owed = self._take_owed_locked()
+                frame_size = self.core.frame_size
+            if owed:
+                self._send_now(owed)
+            if 0 < size <= frame_size:
+                write_data_header(buffer, at - HEADER_SIZE, size, stream.id)
+                self._send_now(buffer[at - HEADER_SIZE : at + size])
+            elif size:
+                self._send_now(data_frames(stream.id, buffer[at : at + size], frame_size))
+        return size
+
+    def _await_window(self, stream: Http2Stream, since: float) -> None:
+        """Wait until there is something to do for who found no window open at the time `since`, or it is too late."""
+        timeout = stream.write_timeout
+        with self.lock:
+            remaining = None if timeout is None else since + timeout - time.monotonic()
+            if not self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), remaining):
+                cause = f"nothing could be sent for {timeout:g} s"
+                stream.end(cause)
+                if not self._has_reader:  # a client's pipe reads, and has the connection for itself
+                    self._end_locked(cause)
+
+    def _check_locked(self, stream: Http2Stream) -> None:
+        if stream.over:
+            raise stream.cause.error()
+        if self._send_failure is not None:
+            raise PipeEnded(self._send_failure)
+
+    def _may_act_locked(self, stream: Http2Stream) -> bool:
+        return stream.over or self._send_failure is not None or bool(self.core.owed) or self.core.may_send(stream)
+
+    def flush(self) -> None:
+        """Send what is owed.  Blocks and raises as `send` does; never by a thread that reads."""
+        with self._write_lock:
+            with self.lock:
+                owed = self._take_owed_locked()
+                if self.over:
+                    raise self.cause.error()
+            if owed:
+                self._send_now(owed)
+            try:
+                self.wire.flush()
+            except TransportError as error:
+                raise self._failed(error) from error
+
+    def tell(self) -> None:
+        """Have what is owed sent: by a writer that waits for a window, by `writer_loop`, by whom `on_owed` wakes."""
+        with self.lock:
+            due = bool(self.core.owed) and not self._told
+            self._told |= due
+            if due:
+                for stream in self.core.streams.values():
+                    stream.writable.notify_all()
+        if due:
+            self.wake_writer()
+            self._on_owed()
+
+    def on_owed(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, without the lock, by the thread that reads, when something is owed; now, if it is."""
+        self._on_owed = callback
+        with self.lock:
+            self._told = False
+        self.tell()
+
+    def on_leaving(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once, as in `on_owed`, when the peer is going away and still serves what runs."""
+        with self.lock:
+            self._on_leaving = callback
+        self._tell_leaving()
+
+    def _tell_leaving(self) -> None:
+        with self.lock:
+            callback = self._on_leaving
+            if not self.core.leaving or self.core.farewell or all(s.over for s in self.core.streams.values()):
+                return
+            self._on_leaving = None
+        if callback is not None:
+            callback()
+
+    def wake_writer(self) -> None:
+        """Have `writer_loop`, if it runs, send what connection and wire owe.  Does not block."""
+        with self.lock:
+            self._flush_due = True
+            self._work.notify_all()
+
+    def writer_loop(self) -> None:
+        """Send what is owed whenever something is, in a thread for that alone, until the connection is over."""
+        while True:
+            with self.lock:
+                self._work.wait_for(lambda: self._flush_due or self.over)
+                self._flush_due = False
+                if self.over:
+                    return
+            try:
+                self.flush()
+            except TransportError as error:  # the reader finds out, too, and has more to say about it
+                log.debug("sending to %s failed: %s", self.wire.peer, error)
+
+    def _take_owed_locked(self) -> bytes:
+        owed = bytes(self.core.owed)
+        self.core.owed.clear()
+        self._told = False
+        return owed
+
+    def _send_now(self, data: bytes | memoryview) -> None:
+        if self._send_failure is not None:
+            raise PipeEnded(self._send_failure)
+        try:
+            self.wire.send_all(data)
+        except TransportError as error:
+            raise self._failed(error) from error
+        self.sends += 1
+
+    def _failed(self, error: TransportError) -> PipeEnded:
+        """The path failed while sending.  Reading goes on until its own end: the peer may have said why."""
+        with self.lock:
+            if self.cause.text is not None:
+                return self.cause.error()
+            self._send_failure = error.message
+            for stream in self.core.streams.values():
+                stream.writable.notify_all()
+        return PipeEnded(error.message)
+
+    # --- reading
+
+    def wait_locked(self, condition: threading.Condition, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `ready`, which is asked under the lock; False after `timeout` seconds.
+
+        `condition` is notified when `ready` may have changed.  Reads the connection meanwhile if nobody does.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        waited = False
+        try:
+            while not ready():
+                remaining = None if until is None else until - time.monotonic()
+                if remaining is not None and remaining <= (_EARLY if waited else 0):
+                    return False
+                waited = True
+                if self._has_reader or self._reading or self.over:
+                    self._followers.append(condition)
+                    condition.wait(remaining)
+                    self._followers.remove(condition)
+                else:
+                    self.read_locked(remaining)
+            return True
+        finally:
+            if not self._reading:
+                self._wake_followers_locked()  # one of them reads from now on
+
+    def read_locked(self, timeout: float | None) -> None:
+        """Block for more bytes, without the lock, and act on them; return also after `timeout` seconds of silence."""
+        count = 0
+        if not self.core.unread:
+            received = self._receive_locked(timeout)
+            if received is None:
+                return
+            count = received
+        try:
+            self.core.receive(count)
+        except Http2Error as error:
+            self._give_up_locked(error)
+        if (self.core.owed and not self._told) or (self._on_leaving is not None and self.core.leaving):
+            self.lock.release()
+            try:
+                self.tell()
+                self._tell_leaving()
+            finally:
+                self.lock.acquire()
+
+    def _receive_locked(self, timeout: float | None) -> int | None:
+        """How many bytes came; None after the time was up, and when the connection is over."""
+        self._reading = True
+        space = self.core.space()
+        count, failure, began = 0, "", time.monotonic()
+        self.lock.release()
+        try:
+            if timeout != self._read_timeout:
+                self.wire.set_read_timeout(timeout)
+                self._read_timeout = timeout
+            count = self.wire.recv_into(space)
+        except TransportError as error:
+            failure = error.message
+        finally:
+            self.lock.acquire()
+            self._reading = False
+        if self.over or (failure and timeout is not None and time.monotonic() - began >= timeout - _EARLY):
+            return None
+        if count == 0:
+            self._end_locked(self.core.farewell or failure or _CUT)
+            return None
+        return count
+
+    def _wake_followers_locked(self) -> None:
+        for condition in self._followers:
+            condition.notify_all()
+
+
+def _nothing() -> None:
+    """Whoever sends next will send what is owed, too."""

@@ -1,0 +1,146 @@
+"""One HTTP/2 stream as a `Pipe`, whatever dialect is spoken on it.
+
+A client's pipe has its connection for itself and ends with it; a server's shares it with other streams, and the
+connection's owner (`http2_server`) sends what is owed.  Made by `http2_client` and `http2_server`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from h2.errors import ErrorCodes
+
+from qanat.base.errors import LocalError, ProtocolError, TransportError
+from qanat.base.threads import start_thread
+from qanat.transports.http2.engine import Http2Engine
+from qanat.transports.http2.frames import HEADER_SIZE
+from qanat.transports.http2.limits import WINDOW
+from qanat.transports.http2.stream import Http2Stream
+from qanat.transports.pipe import MAX_MESSAGE, Pipe
+
+
+class Http2Pipe(Pipe):
+    """See the module's docstring.  `end` ends what the pipe owns, with the cause that it is given."""
+
+    def __init__(self, engine: Http2Engine, stream: Http2Stream, end: Callable[[str], None], *, alone: bool) -> None:
+        """`alone` is whether the connection serves this pipe only, so that the lane's writer sends what is owed."""
+        self.transport = stream.dialect.name
+        self.peer = engine.wire.peer
+        self.addresses = engine.wire.addresses
+        self.headroom = HEADER_SIZE + stream.dialect.overhead
+        self.max_message = MAX_MESSAGE
+        self._engine = engine
+        self._stream = stream
+        self._end = end
+        self._alone = alone
+        if alone:
+            engine.on_owed(self._start_writer)
+        self._read_timeout: float | None = None
+        self._guarded = False
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the other end, or a proxy, has announced that the connection will not last (GOAWAY)."""
+        return self._engine.core.leaving
+
+    def send(self, buffer: memoryview) -> None:
+        length = len(buffer) - self.headroom
+        if not 0 <= length <= self.max_message:
+            raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
+        self._engine.send(self._stream, buffer, self._stream.dialect.wrap(buffer, self.headroom))
+
+    def recv(self) -> memoryview:
+        engine, stream = self._engine, self._stream
+        if stream.full_window < WINDOW and not self._guarded:
+            self.set_guarded(False)
+        with engine.lock:
+            message = self._next_locked()
+            if message is not None:
+                engine.core.credit(stream)
+            owes = bool(engine.core.owed)
+        if message is None:
+            self._end("the pipe has ended")  # which keeps the cause that there is
+            raise stream.error()
+        if owes:
+            engine.tell()
+        return message
+
+    def _next_locked(self) -> memoryview | None:
+        """Block for a message; None when the pipe is over."""
+        engine, stream = self._engine, self._stream
+        began = time.monotonic()
+        while True:
+            try:
+                message = stream.inbox.take()
+            except ProtocolError as error:
+                engine.core.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
+                return None
+            if message is not None or stream.over:
+                return message
+            timeout = self._read_timeout
+            remaining = None
+            if timeout is not None:
+                remaining = max(began, stream.last_received) + timeout - time.monotonic()
+                if remaining <= 0:
+                    stream.end(f"nothing received for {timeout:g} s")
+                    return None
+            engine.wait_locked(stream.readable, lambda: stream.inbox.waiting or stream.over, remaining)
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        self._read_timeout = seconds  # heeded from the next wait on
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Counts the time without a window, too.  For what is below a shared connection, the last word counts."""
+        self._stream.write_timeout = seconds
+        with contextlib.suppress(TransportError):  # the connection is closed, and the next recv says why
+            self._engine.wire.set_write_timeout(seconds)
+
+    def set_guarded(self, guarded: bool) -> None:
+        """While guarded, a server's stream keeps the small window with which it began."""
+        with self._engine.lock:
+            self._guarded = guarded
+            try:
+                self._stream.inbox.set_guarded(guarded)
+            except ProtocolError as error:
+                self._engine.core.fail_stream(self._stream, ErrorCodes.PROTOCOL_ERROR, error.message)
+            if not guarded:
+                self._engine.core.widen(self._stream)
+        self._engine.tell()
+
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        if not self._alone:
+            return  # the connection's own writer does it
+        self._engine.wire.set_wakeup(wakeup)
+        self._engine.on_owed(wakeup)
+
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:
+        """For GOAWAY without an error on a client's connection (RFC 9113 §6.8)."""
+        if self._alone:
+            self._engine.on_leaving(callback)
+
+    def flush(self) -> None:
+        self._engine.flush()
+
+    def close(self, cause: str) -> None:
+        with self._engine.lock:
+            self._stream.end(cause)
+            self._stream.inbox.clear()
+        self._end(cause)
+
+    def _start_writer(self) -> None:
+        """Something is owed before anybody offered to flush: from now on a thread does it, until the end."""
+        self._engine.on_owed(_nothing)
+        start_thread(f"h2-writer {self.peer}", self._engine.writer_loop)
+
+    @property
+    def cause(self) -> str | None:
+        return self._stream.cause.text
+
+    def seconds_since_received(self) -> float:
+        return time.monotonic() - self._stream.last_received
+
+
+def _nothing() -> None:
+    """The connection has a writer of its own."""

@@ -1,0 +1,222 @@
+"""A server's HTTP/2 connection: reads it, answers what is plain, and gives every tunnel stream a thread of its own.
+
+A proxy carries the streams of several clients on one connection and uses it again, so nothing here may let one
+stream hold up another: who reads the connection waits for nothing else, and what is owed has a writer of its own.
+
+Threads: the caller of `serve` reads; `h2-writer PEER` sends what nobody else does; `h2 PEER/STREAM`, one for each
+tunnel stream, runs the handler, which as a rule becomes the reader of a session.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from h2.errors import ErrorCodes
+
+from qanat.base.errors import QanatError
+from qanat.base.threads import ThreadGroup, start_thread
+from qanat.transports.http2.dialect import Headers
+from qanat.transports.http2.engine import Http2Engine
+from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, STRANGER_WINDOW
+from qanat.transports.http2.pipe import Http2Pipe
+from qanat.transports.http2.request import Http2Request, Plain, Route, Tunnel
+from qanat.transports.http2.stream import Http2Stream
+from qanat.transports.pipe import Pipe, Wire
+
+log = logging.getLogger("qanat.http2")
+
+_RETRY_AFTER = 5
+"""Seconds that a client is asked to stay away when there is no room."""
+
+_STUCK = 0.5
+"""Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended."""
+
+
+class Http2Server:
+    """One connection, from the client's preface to its end."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        first: bytes,
+        route: Route,
+        threads: ThreadGroup,
+        *,
+        has_room: Callable[[], bool] = lambda: True,
+        idle: float = IDLE,
+    ) -> None:
+        """`first` are the bytes that have been read, the whole preface at least.  Owns `wire`.
+
+        The streams' threads are of the group `threads`, and begin only while it `has_room`; otherwise the answer is
+        503.  `idle` is the number of seconds that the connection may be without a request that runs.
+        """
+        self._engine = Http2Engine(wire, window=STRANGER_WINDOW, first=first, route=route)
+        self._peer = wire.peer
+        self._idle = idle
+        self._threads = threads
+        self._has_room = has_room
+        self.requests = 0
+        """How many have come."""
+        self._changed = threading.Condition(self._engine.lock)  # `_running` has become less
+        self._running = 0  # exchanges; guarded by the engine's lock
+        self._idle_since = time.monotonic()  # likewise
+        self._leaving = False  # likewise
+
+    def serve(self) -> None:
+        """Serve until the connection has ended, and the handlers of its streams too.  Blocks."""
+        self._engine.wire.set_wakeup(self._engine.wake_writer)
+        writer = start_thread(f"h2-writer {self._peer}", self._engine.writer_loop)
+        self._engine.tell()  # our SETTINGS
+        try:
+            self._read_loop()
+        finally:
+            self._engine.end("the server has ended this connection")
+            writer.join()
+            with self._changed:
+                self._changed.wait_for(lambda: not self._running)
+
+    def leave(self) -> None:
+        """Take no new request; end when none runs any more, which may be at once.  Idempotent; does not block."""
+        self._go_away()
+        with self._engine.lock:
+            running = self._running
+        if not running:
+            self._engine.end("the server is closing")
+
+    def _go_away(self) -> None:
+        """Have the peer use another connection for what comes; end when none runs and all has been said."""
+        with self._engine.lock:
+            if self._leaving:
+                return
+            self._leaving = True
+            self._engine.core.go_away()
+        self._engine.tell()
+
+    def end(self, cause: str) -> None:
+        """End the connection, and with it every stream.  Idempotent; does not block."""
+        self._engine.end(cause)
+
+    # --- the reader
+
+    def _read_loop(self) -> None:
+        engine = self._engine
+        with engine.lock:
+            while not engine.over:
+                engine.read_locked(self._idle)
+                requests, engine.core.requests = engine.core.requests, []
+                if requests:
+                    engine.lock.release()
+                    try:
+                        for request, decision, stream in requests:
+                            self._follow(request, decision, stream)
+                    finally:
+                        engine.lock.acquire()
+                elif not self._running:
+                    idle = time.monotonic() - self._idle_since
+                    if self._leaving or engine.core.leaving or idle >= self._idle:
+                        break
+
+    def _follow(self, request: Http2Request, decision: Plain | Tunnel, stream: Http2Stream | None) -> None:
+        engine = self._engine
+        with engine.lock:
+            self.requests += 1
+            welcome = self._running < MAX_STREAMS and not self._leaving
+            self._idle_since = time.monotonic()
+        if not welcome:
+            engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
+        elif isinstance(decision, Plain):
+            engine.answer(request, decision)
+            if self.requests >= MAX_PLAIN:
+                self._go_away()
+        elif stream is not None:
+            exchange = Exchange(engine, request, decision, stream, self._threads)
+            if not self._has_room():
+                exchange.refuse(503, retry_after=_RETRY_AFTER)
+                return
+            with engine.lock:
+                self._running += 1
+            try:
+                self._threads.start(f"h2 {self._peer}/{request.stream_id}", partial(self._handle, exchange, decision))
+            except RuntimeError as error:  # the system gives us no more threads
+                log.error("cannot serve a request: %s; raise the limit of threads (ulimit -u)", error)
+                engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
+                self._handled()
+
+    # --- the handlers' threads
+
+    def _handle(self, exchange: Exchange, decision: Tunnel) -> None:
+        try:
+            decision.handle(exchange)
+        except (QanatError, OSError) as error:
+            log.debug("a request from %s ended: %s", self._peer, error)
+        finally:
+            exchange.close("the server has ended this stream")
+            self._handled()
+
+    def _handled(self) -> None:
+        with self._engine.lock:
+            self._running -= 1
+            self._changed.notify_all()
+            self._idle_since = time.monotonic()
+            last = not self._running and (self._leaving or self._engine.core.leaving)
+        if last:
+            self._engine.end("the connection is no longer needed")
+
+
+class Exchange:
+    """A request that may become a pipe, in the hands of its handler."""
+
+    def __init__(
+        self, engine: Http2Engine, request: Http2Request, tunnel: Tunnel, stream: Http2Stream, threads: ThreadGroup
+    ) -> None:
+        self.request = request
+        self._engine = engine
+        self._dialect = tunnel.dialect
+        self._stream = stream
+        self._threads = threads
+
+    def accept(self) -> Pipe:
+        """Answer 200, at once, though the request's body is open; return the pipe.  Does not block."""
+        self._stream.answered = True
+        self._engine.answer_head(self.request, self._dialect.response_headers())
+        return Http2Pipe(self._engine, self._stream, self.close, alone=False)
+
+    def refuse(self, status: int, body: str = "", *, retry_after: int | None = None) -> None:
+        """Answer that there will be no pipe, in the dialect's own words where it has some.  Does not block."""
+        headers: Headers = [] if retry_after is None else [("retry-after", str(retry_after))]
+        self._stream.ended_here = True
+        words = self._dialect.refusal(status, retry_after)
+        self._engine.answer(self.request, Plain(status, body, headers) if words is None else words)
+        self.close("the request was refused")
+
+    def close(self, cause: str) -> None:
+        """End the stream, and the pipe if there is one.  Idempotent; does not block."""
+        engine, stream = self._engine, self._stream
+        engine.end_stream(stream, cause)
+        with engine.lock:
+            stuck = stream.sending and not engine.over
+            alone = not engine.core.streams
+        if stuck and alone:
+            engine.end(cause)
+        elif stuck:
+            try:
+                self._threads.start(f"h2-stuck {engine.wire.peer}", partial(self._watch_stuck, cause))
+            except RuntimeError as error:  # the system gives us no more threads
+                engine.end(f"{cause}, and there is no thread to see whether the path takes anything: {error}")
+
+    def _watch_stuck(self, cause: str) -> None:
+        """A pipe's writer that is inside the kernel cannot be woken but by ending the connection for everyone.
+
+        One that only waits for its turn, while others send, will see by itself that its stream is over.
+        """
+        engine, before = self._engine, -1
+        while before != engine.sends:
+            before = engine.sends
+            with engine.lock:
+                if self._stream.writable.wait_for(lambda: not self._stream.sending or engine.over, _STUCK):
+                    return
+        engine.end(f"the path takes nothing: {cause}")

@@ -1,0 +1,74 @@
+"""One stream of an HTTP/2 connection that carries, or is to carry, a pipe: its state, and nothing that acts.
+
+Everything here is guarded by the lock of the connection (`http2_engine`), which also moves it.  Used by that and by
+`http2_pipe`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from qanat.base.errors import PipeEnded, ProtocolError
+from qanat.transports.cause import FirstCause
+from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.inbox import Inbox
+from qanat.transports.http2.limits import WINDOW
+
+
+class Http2Stream:
+    """See the module's docstring."""
+
+    def __init__(self, stream_id: int, dialect: Dialect, lock: threading.Lock, window: int) -> None:
+        """`window` is how much the peer may send before we say more."""
+        self.id = stream_id
+        self.dialect = dialect
+        self.inbox = Inbox(dialect)
+        self.readable = threading.Condition(lock)
+        """A message is there, the answer's head is, or the stream is over."""
+        self.writable = threading.Condition(lock)
+        """The peer has opened a window, the connection owes something, or the stream is over."""
+        self.cause = FirstCause()
+        self.fault: ProtocolError | None = None  # what the peer broke, for `recv` to raise once
+        self.response: tuple[int, dict[str, str]] | None = None  # a client's: the answer's status and headers
+        self.trailers = ""  # what the trailers said, in words
+        self.answered = False  # a server's: the head of our answer was sent
+        self.ended_here = False  # we have sent END_STREAM or RST_STREAM
+        self.ended_there = False  # the peer has
+        self.in_message = False  # part of a message has been sent, and not all of it
+        self.sending = False  # a thread is inside `send`
+        self.write_timeout: float | None = None  # seconds that a sender waits for a window; None is for ever
+        self.window = window  # what the peer may still send
+        self.full_window = window
+        self._due = 0  # bytes that the peer may be told to send again
+        self.last_received = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        return self.cause.text is not None
+
+    def end(self, cause: str, fault: ProtocolError | None = None) -> None:
+        """Wake everybody; the first cause counts.  What has come can still be taken."""
+        if self.cause.set(cause):
+            self.fault = fault
+        self.readable.notify_all()
+        self.writable.notify_all()
+
+    def error(self) -> PipeEnded | ProtocolError:
+        """What to raise now that it is over."""
+        fault, self.fault = self.fault, None
+        return fault if fault is not None else self.cause.error()
+
+    def widen(self) -> None:
+        """Open the whole window: the peer is no stranger.  The next `credit` says by how much."""
+        self._due += WINDOW - self.full_window
+        self.full_window = WINDOW
+
+    def credit(self, released: int) -> int:
+        """Count bytes that need no more room; return by how much the peer's window is to grow now, mostly 0."""
+        self._due += released
+        if self._due < self.full_window // 8 or self.ended_there or self.over:
+            return 0
+        due, self._due = self._due, 0
+        self.window += due
+        return due

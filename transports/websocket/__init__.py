@@ -1,0 +1,1 @@
+"""The websocket transport (RFC 6455)."""

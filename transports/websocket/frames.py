@@ -1,0 +1,203 @@
+"""WebSocket frames (RFC 6455 §5.2): finding them in a stream of bytes, and writing their headers.
+
+Sans-IO.  `FrameReader` owns the one receive buffer of a pipe.  What it recognises by itself is what bulk
+is made of: a binary message in a single frame, unmasked in place and never copied.  It also refuses, before
+any of the body is waited for, what is too long, wrongly masked or text.  Every other frame is cut out whole and
+left to the library's protocol machine (`websocket_machine`).  Used by `websocket_pipe`.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from qanat.transports.websocket.mask import xor_mask
+
+CLIENT_HEADROOM = 14
+SERVER_HEADROOM = 10
+"""The longest headers: 2 bytes, 8 of length and, from a client, 4 of mask."""
+
+MAX_FRAGMENTS = 4096
+"""Frames that one message may come in.  Joining fragments costs the square of their number."""
+
+_BUFFER_SIZE = 1024 * 1024
+"""Several whole messages, so that seldom is a part of one moved to the front.  Untouched pages cost nothing."""
+
+_CHEAP_TO_MOVE = 4096
+_FIN = 0x80
+_CONTROL = 0x08
+_MAX_CONTROL = 125
+
+
+class Opcode(IntEnum):
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+
+class CloseCode(IntEnum):
+    """The codes that we send (RFC 6455 §7.4.1)."""
+
+    NORMAL = 1000
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    MESSAGE_TOO_BIG = 1009
+
+
+_WHOLE_BINARY = _FIN | Opcode.BINARY
+
+
+class FrameError(Exception):
+    """The peer broke RFC 6455 or this program's limits; `code` is what a close frame says about it."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Frame(NamedTuple):
+    """One whole frame.  The views are valid until the next call of the reader that made it."""
+
+    opcode: int
+    is_message: bool  # an unfragmented binary message: `payload` is unmasked, `raw` is not to be used
+    payload: memoryview
+    raw: memoryview  # header and payload as they came
+
+
+class FrameReader:
+    """Bytes in, frames out.  For one thread."""
+
+    def __init__(self, *, masked: bool, max_message: int, first: bytes = b"") -> None:
+        """`masked` is whether the peer must mask, so true on a server.  `first` are bytes read too early."""
+        size = max(_BUFFER_SIZE, 2 * (max_message + CLIENT_HEADROOM), 2 * len(first))
+        self._buffer = bytearray(size)
+        self._view = memoryview(self._buffer)
+        self._masked = masked
+        self.max_message = max_message
+        """May be changed at any time; holds for the frames that have not been returned."""
+        self._start = 0  # of what has not been returned
+        self._end = len(first)
+        self._view[: self._end] = first
+        self._needed = 2  # bytes from _start, so that `next` can get further
+        self._fragments = 0  # of the message that is coming in pieces; 0 when none is
+        self._fragmented_bytes = 0
+
+    def space(self) -> memoryview:
+        """Where to receive the next bytes: at least as many as are needed, usually far more.
+
+        Whatever frame was returned before is gone after this.
+        """
+        have = self._end - self._start
+        if self._start and (have <= _CHEAP_TO_MOVE or self._start + self._needed > len(self._buffer)):
+            self._view[:have] = self._view[self._start : self._end]
+            self._start, self._end = 0, have
+        return self._view[self._end :]
+
+    def filled(self, count: int) -> None:
+        """Say that `count` bytes have been put into `space`."""
+        self._end += count
+
+    @property
+    def in_the_middle(self) -> bool:
+        """Whether an end now would cut a message."""
+        return self._end > self._start or self._fragments > 0
+
+    def next(self) -> Frame | None:
+        """The next whole frame, or None when more bytes are needed.  Raises FrameError."""
+        buffer, start = self._buffer, self._start
+        have = self._end - start
+        if have < 2:
+            self._needed = 2
+            return None
+        first, second = buffer[start], buffer[start + 1]
+        if second >> 7 != self._masked:
+            raise FrameError(CloseCode.PROTOCOL_ERROR, "a frame that should be masked is not, or the other way round")
+        length = second & 0x7F
+        header = 2
+        if length >= 126:
+            header = 4 if length == 126 else 10
+            if have < header:
+                self._needed = header
+                return None
+            length = self._long_length(start + 2, header - 2)
+        if self._masked:
+            header += 4
+        self._check(first, length)
+        total = header + length
+        if have < total:
+            self._needed = total
+            return None
+        self._start = start + total
+        payload = self._view[start + header : start + total]
+        if first == _WHOLE_BINARY and not self._fragments:
+            if self._masked:
+                xor_mask(payload, bytes(buffer[start + header - 4 : start + header]))
+            return Frame(Opcode.BINARY, True, payload, payload)
+        self._count_fragment(first, length)
+        return Frame(first & 0x0F, False, payload, self._view[start : start + total])
+
+    def _long_length(self, position: int, size: int) -> int:
+        length = int.from_bytes(self._view[position : position + size], "big")
+        if length <= (_MAX_CONTROL if size == 2 else 0xFFFF):
+            raise FrameError(CloseCode.PROTOCOL_ERROR, "a frame's length is not in its shortest form")
+        return length
+
+    def _check(self, first: int, length: int) -> None:
+        """What must not be waited for is refused by its header."""
+        if first & _CONTROL:
+            if length > _MAX_CONTROL or not first & _FIN:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented or too long")
+            return
+        if first & 0x0F == Opcode.TEXT:
+            raise FrameError(CloseCode.UNSUPPORTED_DATA, "a text message, where only binary ones are spoken")
+        if self._fragmented_bytes + length > self.max_message or self._fragments >= MAX_FRAGMENTS:
+            raise FrameError(
+                CloseCode.MESSAGE_TOO_BIG,
+                f"a message of more than {self.max_message} bytes or {MAX_FRAGMENTS} frames",
+            )
+
+    def _count_fragment(self, first: int, length: int) -> None:
+        if first & _CONTROL:
+            return
+        if first & _FIN:
+            self._fragments = self._fragmented_bytes = 0
+        else:
+            self._fragments += 1
+            self._fragmented_bytes += length
+
+
+def write_header(buffer: memoryview, headroom: int, key: bytes | None) -> int:
+    """Write the header of the binary message `buffer[headroom:]` right in front of it; return where it begins.
+
+    `key` is a client's mask, which is not applied here.
+    """
+    length = len(buffer) - headroom
+    start = headroom
+    masked = 0
+    if key is not None:
+        start -= 4
+        buffer[start:headroom] = key
+        masked = 0x80
+    if length <= _MAX_CONTROL:
+        start -= 2
+        struct.pack_into("!BB", buffer, start, _WHOLE_BINARY, masked | length)
+    elif length <= 0xFFFF:
+        start -= 4
+        struct.pack_into("!BBH", buffer, start, _WHOLE_BINARY, masked | 126, length)
+    else:
+        start -= 10
+        struct.pack_into("!BBQ", buffer, start, _WHOLE_BINARY, masked | 127, length)
+    return start
+
+
+def close_frame(code: int, key: bytes | None) -> bytes:
+    """A close frame with `code` and no reason: what we know is for our own log (RFC 6455 §5.5.1)."""
+    payload = bytearray(struct.pack("!H", code))
+    if key is None:
+        return bytes((_FIN | Opcode.CLOSE, len(payload))) + payload
+    xor_mask(memoryview(payload), key)
+    return bytes((_FIN | Opcode.CLOSE, 0x80 | len(payload))) + key + payload

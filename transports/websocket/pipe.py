@@ -1,0 +1,201 @@
+"""A WebSocket connection as a `Pipe`, once its opening handshake is done.
+
+    send:  header into the headroom, mask in place, one `send_all`
+    recv:  large reads into one buffer, a whole binary message returned as a view into it
+
+A frame that is anything but a whole binary message goes through the library's machine.  What the library
+wants to answer becomes state here, never a queue: the last ping's pong.  The writing thread sends it (`flush`, or
+in front of its next message), because a reader that writes can wait for its peer's reader for ever.
+Made by `websocket.connect` and `websocket.accept`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from qanat.base.errors import LocalError, PipeEnded, ProtocolError, TransportError
+from qanat.transports.cause import FirstCause
+from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED, Pipe, Wire
+from qanat.transports.websocket.frames import (
+    CLIENT_HEADROOM,
+    SERVER_HEADROOM,
+    CloseCode,
+    Frame,
+    FrameError,
+    FrameReader,
+    Opcode,
+    close_frame,
+    write_header,
+)
+from qanat.transports.websocket.machine import Machine
+from qanat.transports.websocket.mask import MaskKeys, xor_mask
+
+GUARDED_FRAMES = 64
+"""Frames that are no whole message, and cost a hundred times more than their bytes, which a stranger may send."""
+
+
+class WebSocketPipe(Pipe):
+    """Owns `wire`.  The lock is held for the whole of a write, so that nothing can get into a frame half sent."""
+
+    transport = "websocket"
+
+    def __init__(self, wire: Wire, machine: Machine, *, is_client: bool, first: bytes = b"") -> None:
+        """`first` are bytes that were read together with the HTTP head.  Sends nothing."""
+        self.peer = wire.peer
+        self.addresses = wire.addresses
+        self.headroom = CLIENT_HEADROOM if is_client else SERVER_HEADROOM
+        self.max_message = MAX_MESSAGE
+        self._wire = wire
+        self._machine = machine
+        self._reader = FrameReader(masked=not is_client, max_message=self.max_message, first=first)
+        self._keys = MaskKeys() if is_client else None
+        self._cause = FirstCause()
+        self._unusual_left: int | None = None
+        self._last_received = time.monotonic()
+        self._send_lock = threading.Lock()
+        self._send_failure: str | None = None  # the path failed for sending; there may be something to receive
+        self._owed_lock = threading.Lock()  # guards the next line; held for moments
+        self._owed = b""  # the pong for the last ping
+        self._wakeup: Callable[[], None] | None = None
+
+    def send(self, buffer: memoryview) -> None:
+        headroom = self.headroom
+        length = len(buffer) - headroom
+        if not 0 <= length <= self.max_message:
+            raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
+        with self._send_lock:
+            key = None
+            if self._keys is not None:
+                key = self._keys.next()
+                xor_mask(buffer[headroom:], key)
+            start = write_header(buffer, headroom, key)
+            if self._owed:
+                self._send_owed_locked()
+            self._send_locked(buffer[start:])
+
+    def recv(self) -> memoryview:
+        try:
+            while self._cause.text is None:
+                frame = self._reader.next()
+                if frame is None:
+                    self._receive()
+                elif frame.is_message:
+                    return frame.payload
+                else:
+                    message = self._receive_unusual(frame)
+                    if message is not None:
+                        return message
+        except FrameError as error:
+            text = f"the other end broke the WebSocket protocol: {error}"
+            if self._end(text, self._close_frame(error.code)):
+                raise ProtocolError(text) from error
+        except TransportError as error:
+            self._end(error.message, b"")
+        raise self._cause.error()
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        with contextlib.suppress(TransportError):  # the wire is closed, and the next recv says why
+            self._wire.set_read_timeout(seconds)
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        with contextlib.suppress(TransportError):  # likewise
+            self._wire.set_write_timeout(seconds)
+
+    def set_guarded(self, guarded: bool) -> None:
+        self._reader.max_message = MAX_UNAUTHENTICATED if guarded else self.max_message
+        self._unusual_left = GUARDED_FRAMES if guarded else None
+
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        self._wire.set_wakeup(wakeup)
+        with self._owed_lock:
+            self._wakeup = wakeup
+            owed = bool(self._owed)
+        if owed:
+            wakeup()
+
+    def flush(self) -> None:
+        with self._send_lock:
+            if self._owed:
+                self._send_owed_locked()
+            try:
+                self._wire.flush()
+            except TransportError as error:
+                self._fail(error)
+
+    def close(self, cause: str) -> None:
+        self._end(cause, self._close_frame(CloseCode.NORMAL))
+
+    @property
+    def cause(self) -> str | None:
+        return self._cause.text
+
+    def seconds_since_received(self) -> float:
+        return time.monotonic() - self._last_received
+
+    def _receive(self) -> None:
+        count = self._wire.recv_into(self._reader.space())
+        if count == 0:
+            where = " in the middle of a message" if self._reader.in_the_middle else ""
+            raise TransportError(f"the connection was closed by the other end or the path{where}")
+        self._last_received = time.monotonic()
+        self._reader.filled(count)
+
+    def _receive_unusual(self, frame: Frame) -> memoryview | None:
+        """Let the library decide what `frame` means; return a message if one is now whole."""
+        if self._unusual_left is not None:
+            if not self._unusual_left:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, f"more than {GUARDED_FRAMES} pings or fragments at once")
+            self._unusual_left -= 1
+        outcome = self._machine.receive(bytes(frame.raw))
+        if outcome.closed is not None:
+            self._end(outcome.closed, outcome.answer)
+        elif outcome.answer and frame.opcode == Opcode.PING:
+            with self._owed_lock:
+                self._owed = outcome.answer
+                wakeup = self._wakeup
+            if wakeup is not None:
+                wakeup()
+        return None if outcome.message is None else memoryview(bytearray(outcome.message))
+
+    def _send_owed_locked(self) -> None:
+        with self._owed_lock:
+            owed, self._owed = self._owed, b""
+        self._send_locked(owed)
+
+    def _send_locked(self, data: bytes | memoryview) -> None:
+        if self._cause.text is not None:
+            raise self._cause.error()
+        if self._send_failure is not None:
+            raise PipeEnded(self._send_failure)
+        try:
+            self._wire.send_all(data)
+        except TransportError as error:
+            self._fail(error)
+
+    def _fail(self, error: TransportError) -> NoReturn:
+        """The path failed while sending.  `recv` goes on until its own end: the peer may have said why."""
+        self._send_failure = error.message
+        if self._cause.text is not None:
+            raise self._cause.error() from error
+        raise PipeEnded(error.message) from error
+
+    def _close_frame(self, code: int) -> bytes:
+        return close_frame(code, None if self._keys is None else os.urandom(4))
+
+    def _end(self, cause: str, last_words: bytes) -> bool:
+        """Close the wire if `cause` is the first; `last_words` only if no frame is half sent.  Does not block."""
+        if not self._cause.set(cause):
+            return False
+        if self._send_lock.acquire(blocking=False):
+            try:
+                self._wire.close(b"" if self._send_failure is not None else last_words)
+            finally:
+                self._send_lock.release()
+        else:
+            self._wire.close()
+        return True

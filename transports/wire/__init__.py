@@ -1,0 +1,1 @@
+"""Wires: a byte stream over TCP, a Unix socket or TLS."""

@@ -1,0 +1,252 @@
+"""A TCP (or Unix) socket as a `Wire`.
+
+What lives here: reading and writing one connected socket from two threads, a timeout for silence and another
+one for writes that get nowhere, and one way to close.  Connecting is `dialer`, TLS is `tls` on top of this.
+Used by the dialer and by the front door for every accepted connection.
+
+A descriptor is given back to the system only when no thread is inside a call on it: another socket
+could get the same number, and a reader that was just about to call `recv` would read a stranger's bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from qanat.base.errors import TransportError
+from qanat.base.sockets import format_address, set_no_delay, set_not_sent_low_watermark
+from qanat.transports.pipe import SockAddr, Wire
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+NOT_SENT_LIMIT = 128 * 1024
+"""Bytes left unsent in the kernel; more would only be in the way of what becomes urgent later."""
+
+_SENDING_IS_OVER = (errno.EPIPE, errno.ECONNRESET)
+"""After these the peer's last bytes can still be read, and reading ends by itself."""
+
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
+_USER_TIMEOUTS = 4
+"""How many write timeouts the kernel goes on trying for (RFC 5482)."""
+
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", None)
+
+_LOOKS = 1 if sys.platform == "win32" else 8
+"""How often within a write timeout a blocked writer looks whether anything moves.  Windows: a socket whose send has
+timed out is of no more use."""
+
+
+class TcpWire(Wire):
+    """A connected socket.  Owns `sock` from now on; sets its options."""
+
+    def __init__(self, sock: socket.socket, peer: str | None = None) -> None:
+        """`peer` is for logs; asked from the socket when None."""
+        sock.settimeout(None)
+        set_no_delay(sock)
+        set_not_sent_low_watermark(sock, NOT_SENT_LIMIT)
+        self.peer = peer if peer is not None else _peer_of(sock)
+        self.addresses = _addresses_of(sock)
+        self._sock = sock
+        self._lock = threading.Lock()  # guards the two below
+        self._users = 0
+        self._closed = False
+        self._gone: str | None = None  # why nothing can be sent any more; what has come can still be read
+        self._read_timeout: float | None = None
+        self._write_timeout: float | None = None
+        self._accepted = 0  # bytes that the kernel has taken; this and the rest are the writer's
+        self._through: int | None = None  # how many of them had come through at the last look
+        self._looked_at = self._moved_at = 0.0
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self._enter()
+        try:
+            count = self._sock.recv_into(buffer)
+        except (BlockingIOError, TimeoutError) as error:
+            if error.errno == errno.ETIMEDOUT:  # the kernel gave up on the connection
+                raise self._failure("receiving failed", error) from error
+            raise TransportError(f"nothing received for {self._read_timeout or 0:g} s") from error
+        except OSError as error:
+            raise self._failure("receiving failed", error) from error
+        finally:
+            self._leave()
+        if count == 0 and self._closed:
+            raise TransportError("the connection was closed here")
+        if count == 0 and self._gone is not None:
+            raise TransportError(self._gone)
+        return count
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._enter()
+        try:
+            self._send(memoryview(data))
+        except OSError as error:
+            failure = self._failure("sending failed", error)
+            if error.errno not in _SENDING_IS_OVER and self._gone is None:
+                self.close()
+            raise failure from error
+        finally:
+            self._leave()
+
+    def _send(self, rest: memoryview) -> None:
+        """As `sendall`, which does not tell how far it came when the time is up."""
+        blocked = False
+        while True:
+            if self._write_timeout is not None:
+                self._look(self._write_timeout, blocked)
+            try:
+                count = self._sock.send(rest)
+            except BlockingIOError:
+                count = 0
+            except TimeoutError:  # Windows' word for the same, or the kernel's last one
+                self._give_up()
+                raise
+            self._accepted += count
+            if count == len(rest):
+                return
+            rest = rest[count:]
+            blocked = True
+
+    def _look(self, timeout: float, blocked: bool) -> None:
+        """Raise TimeoutError when no byte has come through for `timeout` seconds.
+
+        What the kernel takes from us would not do as a measure: it sleeps on until there is a large piece of room, and
+        takes many small writes for a path that is dead.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < timeout / _LOOKS / 2:
+            return
+        self._looked_at = now
+        waiting = _unacknowledged(self._sock)
+        through = self._accepted - (waiting or 0)
+        if through != self._through or not (blocked if waiting is None else waiting):
+            self._through, self._moved_at = through, now
+        elif now - self._moved_at >= timeout:
+            self._give_up()
+            raise TimeoutError
+
+    def _give_up(self) -> None:
+        """Nothing goes out any more.  Wakes the reader too, who gets what has come, and then the reason."""
+        if self._write_timeout is not None and self._gone is None:
+            self._gone = f"nothing could be sent for {self._write_timeout:g} s"
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        # SO_RCVTIMEO and not settimeout(), which would apply to the writing thread too.
+        self._enter()
+        try:
+            self._read_timeout = seconds
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _pack_timeout(seconds))
+        except OSError as error:
+            raise self._failure("setting the read timeout failed", error) from error
+        finally:
+            self._leave()
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """On Linux also ends what the kernel took long ago and nobody has acknowledged: noticed by the next write.
+
+        TCP_USER_TIMEOUT is several times as long: Linux 6.18, measured, counts on from the first probe of a closed
+        window while small windows open and are filled, and so would cut who is only slow.  It is for what nobody
+        here watches: an idle connection, and the kernel's tries to deliver what a closed one has left.
+        """
+        self._enter()
+        try:
+            look = None if seconds is None else seconds / _LOOKS
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _pack_timeout(look))
+            if _USER_TIMEOUT is not None and self._sock.family in (socket.AF_INET, socket.AF_INET6):
+                kernel = 0 if seconds is None else round(_USER_TIMEOUTS * seconds * 1000)
+                self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, kernel)
+            self._through, self._write_timeout = None, seconds
+        except OSError as error:
+            raise self._failure("setting the write timeout failed", error) from error
+        finally:
+            self._leave()
+
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """A plain socket owes nothing for having been read."""
+
+    def flush(self) -> None:
+        """A plain socket owes nothing for having been read."""
+
+    def close(self, last_words: bytes = b"") -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            unused = self._users == 0
+        if last_words and _DONT_WAIT is not None:
+            with contextlib.suppress(OSError):
+                self._sock.send(last_words, _DONT_WAIT)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes whoever is inside; the last to leave closes
+        if unused:
+            self._sock.close()
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise TransportError("the connection was closed here")
+            self._users += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._closed and self._users == 0
+        if last:
+            self._sock.close()
+
+    def _failure(self, what: str, error: OSError) -> TransportError:
+        if self._closed:
+            return TransportError("the connection was closed here")
+        if self._gone is not None:
+            return TransportError(self._gone)
+        return TransportError(f"{what}: {describe_os_error(error)}")
+
+
+def describe_os_error(error: OSError) -> str:
+    """The system's words for `error`, without the number that Python puts in front."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
+
+
+def _peer_of(sock: socket.socket) -> str:
+    try:
+        return format_address(sock.getpeername())
+    except OSError:
+        return "unknown"
+
+
+def _addresses_of(sock: socket.socket) -> tuple[SockAddr, SockAddr] | None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        return sock.getsockname(), sock.getpeername()
+    except OSError:
+        return None
+
+
+def _unacknowledged(sock: socket.socket) -> int | None:
+    """How many bytes the kernel has taken and the other end has not acknowledged; None where that cannot be asked."""
+    if sys.platform != "linux":
+        return None
+    try:
+        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ by another name, tcp(7)
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _pack_timeout(seconds: float | None) -> bytes:
+    """The value of SO_RCVTIMEO and SO_SNDTIMEO; zero means for ever, so nothing is rounded down to that."""
+    milliseconds = 0 if seconds is None else max(1, round(seconds * 1000))
+    if sys.platform == "win32":
+        return struct.pack("L", milliseconds)
+    return struct.pack("ll", milliseconds // 1000, milliseconds % 1000 * 1000)

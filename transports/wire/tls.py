@@ -1,0 +1,214 @@
+"""TLS in two directions at once, over any other `Wire`.
+
+OpenSSL does not allow one SSL object in two threads at the same time.  Here it works on memory buffers
+under a short lock, and all raw input and output happens outside that lock, so a blocked writer never
+stops the reader.  The order of the ciphertext is kept because whoever takes bytes out of OpenSSL holds
+the send lock until the wire below has them.
+
+The reading thread never writes.  What OpenSSL wants to send because of what was read (answers to
+KeyUpdate, RFC 8446 §4.6.3) stays in its buffer, goes out in its place before the next thing sent, and
+`wakeup` is called so that this happens soon.  (OpenSSL itself puts off the answer to a single KeyUpdate
+until it next encrypts, which the RFC allows.)
+
+Contexts are made in `tls_contexts`; words for what can go wrong are in `tls_errors`.  Used by the
+dialer and the front door.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable
+from typing import cast
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import TransportError
+from qanat.transports.pipe import Wire
+from qanat.transports.wire.tls_errors import explain_handshake_failure, hint_for_refusal, reason_of
+
+READ_SIZE = 256 * 1024
+"""Bytes of ciphertext asked for at once."""
+
+_WRITE_SIZE = 64 * 1024  # plaintext encrypted under one hold of the lock: four TLS records
+_MAX_OWED = 64 * 1024  # bytes OpenSSL may owe for having read; only a flood of KeyUpdates gets there
+
+
+class TlsWire(Wire):
+    """A finished TLS handshake over `wire`, which it owns from now on."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        deadline: Deadline,
+    ) -> None:
+        """Do the handshake, blocking until `deadline`.
+
+        `server_hostname` is what a client expects in the certificate.  On failure `wire` is closed and
+        TransportError raised, with a hint when we are the client.
+        """
+        self.peer = wire.peer
+        self.addresses = wire.addresses
+        self._wire = wire
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._lock = threading.Lock()  # guards the three above; never held during raw I/O
+        self._send_lock = threading.Lock()  # held from OpenSSL's output until the wire has it
+        self._raw = memoryview(bytearray(READ_SIZE))
+        self._wakeup: Callable[[], None] | None = None
+        self._read_failure: TransportError | None = None
+        self._shake_hands(server_hostname, deadline)
+
+    @property
+    def alpn(self) -> str | None:
+        """The application protocol that was negotiated (RFC 7301), if any."""
+        return self._ssl.selected_alpn_protocol()
+
+    @property
+    def version(self) -> str:
+        """For example "TLSv1.3"."""
+        return self._ssl.version() or "unknown"
+
+    def recv_into(self, buffer: memoryview) -> int:
+        while True:
+            count = self._decrypt_into(buffer)
+            if count is not None:
+                return count
+            received = self._wire.recv_into(self._raw)
+            if received == 0:
+                raise TransportError("the connection was cut without TLS's close_notify (truncated)")
+            with self._lock:
+                self._incoming.write(self._raw[:received])
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with memoryview(data) as view, self._send_lock:
+            position = 0
+            while position < len(view):
+                with self._lock:
+                    part = view[position : position + _WRITE_SIZE]
+                    position += len(part)
+                    self._encrypt_locked(part)
+                    ciphertext = self._outgoing.read()
+                self._wire.send_all(ciphertext)
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        self._wire.set_read_timeout(seconds)
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        self._wire.set_write_timeout(seconds)
+
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        self._wakeup = wakeup
+        self._wire.set_wakeup(wakeup)
+
+    def flush(self) -> None:
+        with self._send_lock:
+            with self._lock:
+                ciphertext = self._outgoing.read()
+            if ciphertext:
+                self._wire.send_all(ciphertext)
+            self._wire.flush()
+
+    def close(self, last_words: bytes = b"") -> None:
+        # With a writer inside, nothing can be added behind what it has half sent.
+        if not self._send_lock.acquire(blocking=False):
+            self._wire.close()
+            return
+        try:
+            with self._lock:
+                farewell = self._farewell_locked(last_words)
+            self._wire.close(farewell)
+        finally:
+            self._send_lock.release()
+
+    def _farewell_locked(self, last_words: bytes) -> bytes:
+        """Ciphertext of `last_words` and close_notify (RFC 8446 §6.1)."""
+        try:
+            if last_words:
+                self._ssl.write(last_words)
+            self._ssl.unwrap()
+        except ssl.SSLError:
+            pass  # unwrap() says so when the peer's own close_notify is still to come: not waited for
+        return self._outgoing.read()
+
+    def _decrypt_into(self, buffer: memoryview) -> int | None:
+        """Fill `buffer` with what is there already; None when nothing is, 0 at an orderly end."""
+        if self._read_failure is not None:
+            raise self._read_failure
+        count = 0
+        ended = False
+        with self._lock:
+            try:
+                while count < len(buffer) and not ended:
+                    # With a buffer, read() returns a number, which typeshed does not know.
+                    got = cast(int, self._ssl.read(len(buffer) - count, buffer[count:]))
+                    count += got
+                    ended = got == 0
+            except ssl.SSLWantReadError:
+                pass  # all that came has been decrypted
+            except ssl.SSLZeroReturnError:
+                ended = True  # close_notify, after we sent ours
+            except ssl.SSLError as error:
+                hint = "" if self._ssl.server_side else hint_for_refusal(error)
+                self._read_failure = TransportError(f"TLS failed while receiving: {reason_of(error)}", hint=hint)
+            owed = self._outgoing.pending
+        if owed > _MAX_OWED:
+            self._read_failure = TransportError("the other end floods TLS with messages that demand answers")
+        elif owed and self._wakeup is not None:
+            self._wakeup()
+        if count == 0 and self._read_failure is not None:
+            raise self._read_failure
+        return count if count or ended else None
+
+    def _encrypt_locked(self, part: memoryview) -> None:
+        try:
+            done = 0
+            while done < len(part):  # OpenSSL takes one record at a time
+                done += self._ssl.write(part[done:])
+        except ssl.SSLError as error:
+            self._wire.close()  # unlike a broken socket, this would not end the reader
+            raise TransportError(f"TLS failed while sending: {reason_of(error)}") from error
+
+    def _shake_hands(self, server_hostname: str | None, deadline: Deadline) -> None:
+        try:
+            while not self._step_of_handshake():
+                self._wire.set_read_timeout(deadline.remaining())
+                received = self._wire.recv_into(self._raw)
+                if received == 0:
+                    raise TransportError(
+                        "the other end closed the connection during the TLS handshake",
+                        hint="it may not know this host name, something on the way may forbid TLS to it, or, if the "
+                        "port has no TLS: write ws:// instead of wss://",
+                    )
+                self._incoming.write(self._raw[:received])
+            self._wire.set_read_timeout(None)
+        except ssl.SSLError as error:
+            self._wire.close(self._outgoing.read())  # the alert that says why
+            if server_hostname is None:
+                raise TransportError(f"the TLS handshake failed: {reason_of(error)}") from error
+            raise explain_handshake_failure(error, server_hostname) from error
+        except TransportError as error:
+            self._wire.close()
+            if deadline.passed:
+                raise TransportError(
+                    "the TLS handshake took too long", hint="check that the port speaks TLS, and the path to it"
+                ) from error
+            raise
+
+    def _step_of_handshake(self) -> bool:
+        """Whether the handshake is done.  One thread only, so no lock."""
+        try:
+            self._ssl.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        ciphertext = self._outgoing.read()
+        if ciphertext:
+            self._wire.send_all(ciphertext)
+        return done
