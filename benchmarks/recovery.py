@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from attrs import asdict, frozen
 
 from tests.support.chaos import ChaosRelay
 from tests.support.harness import ROOT, Tunnel
@@ -35,7 +34,7 @@ BY_KERNEL = "100 ms round trip, by netem"
 BY_RELAY = "100 ms round trip, by the relay"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Result:
     path: str
     transport: str

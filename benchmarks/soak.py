@@ -12,9 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-
-from attrs import frozen
 
 from tests.support import scenarios
 from tests.support.applications import Target, echo, stalled
@@ -29,7 +28,7 @@ REPORT = ROOT / "docs" / "SOAK.md"
 LIBRARIES = ("cryptography", "websocket-client", "simple-websocket", "h2")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Counts:
     bulk: int = 1_000_000_000
     download: int = 1_000_000_000

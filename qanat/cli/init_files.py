@@ -12,11 +12,10 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from ipaddress import ip_address
 from pathlib import Path
-
-from attrs import frozen
 
 from qanat.base.addresses import parse_listen
 from qanat.base.errors import UsageError
@@ -65,7 +64,7 @@ client:
 """
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Written:
     """What `write_files` has made, and what to tell the user about it."""
 

@@ -143,12 +143,12 @@ def complain(error: QanatError) -> None:
 
 def serve(options: argparse.Namespace) -> int:
     """`server`: run until a signal stops it."""
-    from attrs import evolve
+    from dataclasses import replace
 
     from qanat.config.load import load_config
 
     settings = load_config(options.config, want="server")
-    settings = evolve(
+    settings = replace(
         settings, log=_log_settings(options, settings.log), pid_file=options.pid_file or settings.pid_file
     )
 
@@ -162,7 +162,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def dial(options: argparse.Namespace) -> int:
     """`client`: run until a signal stops it, or until the server refuses us for good."""
-    from attrs import evolve
+    from dataclasses import replace
 
     from qanat.process.daemon import take_lock
 
@@ -170,7 +170,7 @@ def dial(options: argparse.Namespace) -> int:
     if options.lock is not None and take_lock(options.lock) is None:
         return DONE
     settings = _client_settings(options)
-    settings = evolve(
+    settings = replace(
         settings, log=_log_settings(options, settings.log), pid_file=options.pid_file or settings.pid_file
     )
 
@@ -216,9 +216,9 @@ def _client_settings(options: argparse.Namespace) -> ClientSettings:
 
 
 def _log_settings(options: argparse.Namespace, configured: LogSettings) -> LogSettings:
-    from attrs import evolve
+    from dataclasses import replace
 
-    return evolve(
+    return replace(
         configured,
         level="debug" if options.verbose else configured.level,
         format=options.log_format or configured.format,

@@ -7,8 +7,7 @@ uses it for a session's first connection, `qanat.client.reconnector` for all oth
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from attrs import evolve, frozen
+from dataclasses import dataclass, replace
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
@@ -34,7 +33,7 @@ _CONNECT: dict[str, Callable[..., Pipe]] = {
 }
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One way to a server."""
 
@@ -71,7 +70,7 @@ class Connector:
         """
         settings = self._settings
         pipe = _CONNECT[way.transport](
-            way.url, route=evolve(self._route, node=node), deadline=Deadline(settings.connect_timeout), cancel=cancel
+            way.url, route=replace(self._route, node=node), deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
         with cancel.waking(lambda: pipe.close("the client is stopping")):
             deadline = Deadline(settings.handshake_timeout)

@@ -17,9 +17,8 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from attrs import frozen
 
 from qanat.base.errors import RefusedError, UsageError
 from qanat.config.fingerprints import check_fingerprint
@@ -46,7 +45,7 @@ Someone may be between this client and the server and reading along, or the serv
 Nothing was sent."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class _Entry:
     line: int
     host: str

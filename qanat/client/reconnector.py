@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from attrs import frozen
-
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
@@ -55,7 +53,7 @@ NETWORK_SETTLES = 60.0
 SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ReconnectContext:
     """What all lanes of a client's session have in common."""
 

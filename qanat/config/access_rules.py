@@ -8,8 +8,7 @@ a number, `LOW-HIGH` or `*`.  Parsing alone: the configuration uses these parser
 from __future__ import annotations
 
 import re
-
-from attrs import frozen
+from dataclasses import dataclass
 
 from qanat.base.addresses import (
     IpAddress,
@@ -29,7 +28,7 @@ from qanat.config.address_ranges import NEVER, is_inside
 _NAME_RULE = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Ports:
     """An inclusive range."""
 
@@ -54,7 +53,7 @@ class Ports:
         return self.low <= port <= self.high
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class NetworkRule:
     """Allows the addresses of one network."""
 
@@ -62,7 +61,7 @@ class NetworkRule:
     ports: Ports
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class NameRule:
     """Allows what one name, or every name below `*.name`, resolves to, as long as that is not special."""
 
@@ -77,7 +76,7 @@ class NameRule:
 ConnectRule = NetworkRule | NameRule
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ListenRule:
     address: IpAddress
     ports: Ports

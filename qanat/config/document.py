@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from attrs import frozen
 
 from qanat.base.errors import UsageError
 from qanat.config.faults import Faults
@@ -28,7 +28,7 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[^}]*)(?P<end>\}?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Place:
     """A position in the file, counted from 1."""
 
@@ -40,7 +40,7 @@ def place_of(node: yaml.Node) -> Place:
     return Place(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Text:
     """A text of the file.  `literal` is false when all of it came from one environment variable.
 

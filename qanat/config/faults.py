@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-
-from attrs import frozen
+from dataclasses import dataclass
 
 from qanat.base.errors import UsageError
 from qanat.process.log import scrub
@@ -18,7 +17,7 @@ _LONG = re.compile(r"[A-Za-z0-9_-]{40,}")
 _MIN_HIDDEN = 4
 
 
-@frozen(order=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Fault:
     """One fault; `line` and `column` count from 1.  `str()` is `file:line:column: text`."""
 

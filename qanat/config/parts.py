@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-
-from attrs import fields
 
 from qanat.base.errors import UsageError
 from qanat.config.document import Place

@@ -7,22 +7,21 @@ the same name, and config.example.yaml documents each.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from attrs import field, frozen
 
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
 from qanat.transports.dial.route import Route
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ServerTls:
     certificate: Path  # PEM chain; reloaded when the file changes
     key: Path  # PEM; refused when others can read it
     client_ca: Path | None = None  # PEM; when set, clients need a certificate of these authorities
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClientAccount:
     """One client as the server knows it."""
 
@@ -33,7 +32,7 @@ class ClientAccount:
     shared_listen: tuple[str, ...] = ()  # as allow_listen, for ports that other clients with such a rule may have too
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Bounds on what peers can make the server hold."""
 
@@ -52,13 +51,13 @@ class ServerLimits:
     lanes: int = 8  # connections a session may have side by side
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Keepalive:
     interval: float = 15.0  # seconds between sealed PINGs
     timeout: float = 45.0  # seconds without one raw byte until the link counts as dead
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Flow:
     """Windows and queues; bytes."""
 
@@ -68,14 +67,14 @@ class Flow:
     outbox: int = 16777216  # DATA kept until acknowledged, a lane and direction
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"  # error | warning | info | debug
     format: str = "text"  # text | json
     file: Path | None = None  # stderr when None; reopened on SIGHUP
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     clients: tuple[ClientAccount, ...]
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 8443),)
@@ -96,7 +95,7 @@ class ServerSettings:
     state_dir: Path = Path(".")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Forward:
     """One rule.  `kind` is "local" (listen here, connect there) or "remote" (listen there, connect here)."""
 
@@ -108,7 +107,7 @@ class Forward:
         return f"{self.kind} {_join(self.listen)} to {_join(self.to)}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClientTls:
     ca_file: Path | None = None  # PEM; the system's authorities when None
     certificate: Path | None = None  # PEM chain, shown to a server that asks for one (mTLS)
@@ -116,14 +115,14 @@ class ClientTls:
     server_name: str | None = None  # in SNI and in the certificate; the URL's host when None
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Reconnect:
     first: float = 0.1  # seconds within which, at random, the first try starts
     min: float = 1.0  # back-off after the first failure, full jitter
     max: float = 60.0  # its ceiling
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RemoteServer:
     """One server as its client knows it.  All `urls` lead to this very server."""
 
@@ -132,7 +131,7 @@ class RemoteServer:
     fingerprint: str | None = None  # "SHA256:…"; None: trust on first use, kept in known_hosts
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClientSettings:
     name: str
     servers: tuple[RemoteServer, ...]

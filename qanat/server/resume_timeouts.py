@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-
-from attrs import frozen
+from dataclasses import dataclass
 
 from qanat.base.deadline import Deadline
 from qanat.base.deadline_watch import DeadlineWatch
@@ -16,7 +15,7 @@ from qanat.mux.lane import Lane
 from qanat.session.session import Session
 
 
-@frozen(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Absence:
     take: Callable[[_Absence], bool]  # False when its lane is back
     session: Session

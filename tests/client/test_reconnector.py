@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
 
 from qanat.base.deadline import Deadline
 from qanat.base.threads import ThreadGroup
@@ -431,7 +431,7 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
 def lead_nowhere(client: Client, stack: ExitStack) -> threading.Event:
     """From now on the client's URL leads to where nobody answers; the event is set when it goes there."""
     ours, dials = client._links[0]._context.connector, threading.Event()
-    ours._route = evolve(client.settings.route, connect_to=("127.0.0.1", black_hole(stack)))
+    ours._route = replace(client.settings.route, connect_to=("127.0.0.1", black_hole(stack)))
     connect = ours.connect
 
     def tell_and_connect(*arguments: Any) -> SealedPipe:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from attrs import fields
 
 from qanat.config.load import check_config, load_config
 from qanat.config.settings import (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.conftest import SECTIONS
 from tests.support.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
@@ -27,7 +27,7 @@ HANDLERS = {
 }
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Shared:
     """A running tunnel with each handler of HANDLERS behind a local and behind a remote forward."""
 

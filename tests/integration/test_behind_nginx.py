@@ -8,10 +8,10 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.support import scenarios
 from tests.support.applications import Conversation, Target, connection, echo, wait_until_echoes
@@ -25,7 +25,7 @@ from tests.support.machine.web import Nginx, Sshd, file_server
 GIGABYTE = 1_000_000_000
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Site:
     tunnel: Tunnel
     nginx: Nginx

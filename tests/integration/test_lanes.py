@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.support.applications import Target, connection, echo, exchange
 from tests.support.harness import Relay, Tunnel
@@ -18,7 +18,7 @@ LANES = 3
 STREAMS = 9
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Lanes:
     tunnel: Tunnel
     relay: Relay

@@ -11,11 +11,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.support.applications import Conversation, Target, connection, echo, receive_exactly, source
 from tests.support.harness import SECONDS, Tunnel
@@ -40,7 +40,7 @@ def another_address(network: TwoCables) -> None:
     network.lead_over(1)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Journey:
     """A client on one machine, a server on the other, and two streams through remote forwards."""
 

@@ -8,10 +8,10 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.support import scenarios
 from tests.support.cuts import Cuts
@@ -25,7 +25,7 @@ from tests.support.machine.web import Sshd
 PROMPT = "ready> "
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Line:
     """A tunnel through a relay, and the port of its one forward."""
 

@@ -7,10 +7,10 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.support.applications import (
     END,
@@ -34,7 +34,7 @@ NOT_RESUMED = pytest.mark.parametrize("path", [{"resume_for": 0}], indirect=True
 """For servers with which a session ends with its connection."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Line:
     """A tunnel through a relay, with an echo behind a local and a remote forward."""
 

@@ -9,10 +9,10 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.support.applications import (
     RESET,
@@ -33,7 +33,7 @@ both_ends = pytest.mark.parametrize("which", ["server", "client"])
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Ends:
     tunnel: Tunnel
     port: int  # of an echo

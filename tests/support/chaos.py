@@ -16,10 +16,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
-
-from attrs import frozen
 
 from tests.support.chaos_link import Link, Loop
 from tests.support.harness import SECONDS
@@ -61,7 +60,7 @@ def deck(quick: int, *silent: Fault) -> Mapping[Fault, int]:
     return {**dict.fromkeys(QUICK, quick), **dict.fromkeys(silent, 1)}
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What one connection has before it.  Times are in seconds."""
 

@@ -7,11 +7,11 @@ prints.  The promises themselves are in tests/integration/test_matrix.py.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from attrs import field, frozen
 
 from qanat.handshake.tokens import generate_token
 from tests.support.applications import Target, echo, greeting, reply_after_end
@@ -37,7 +37,7 @@ BULK = 8_000_000
 BEGIN, END = "<!-- the matrix: from here -->\n", "<!-- the matrix: to here -->\n"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One transport over one path: a running client, and the ports where its forwards listen, by target."""
 
@@ -46,7 +46,7 @@ class Cell:
     client: Program
     ports: dict[str, int]
     bulk: Target
-    kept: list[str] = field(factory=list)
+    kept: list[str] = field(default_factory=list)
 
     @property
     def connections(self) -> int:

@@ -18,10 +18,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, define
 from types import TracebackType
 from typing import Self
-
-from attrs import define, frozen
 
 from qanat.base.sockets import set_no_delay, set_reset_on_close
 from tests.support.applications import CHUNK, END, Target
@@ -32,7 +31,7 @@ PATIENCE = 20.0
 _LABEL = 8
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What a workload has carried, all of it checked."""
 

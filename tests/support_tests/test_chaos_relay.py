@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
-from attrs import frozen
 
 from tests.support.applications import (
     END,
@@ -30,7 +30,7 @@ from tests.support.harness import SECONDS
 from tests.support.spoken import Spoken
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Path:
     target: Target
     relay: ChaosRelay

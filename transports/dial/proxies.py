@@ -11,9 +11,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
-
-from attrs import evolve, field, frozen
 
 from qanat.base.errors import UsageError
 from qanat.transports.dial.no_proxy import is_exempt
@@ -27,7 +26,7 @@ _HOST = re.compile(r"[A-Za-z0-9._~-]{1,253}")
 _SOCKS_FIELD = 255  # bytes in a user name or a password, RFC 1929 §2
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Proxy:
     """One proxy.  `http` and `https` (TLS to the proxy) do HTTP CONNECT; names are resolved by the proxy, always."""
 
@@ -36,7 +35,7 @@ class Proxy:
     port: int
     user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
-    origin: str = field(default="`proxy`", eq=False)  # what named it, for messages
+    origin: str = field(default="`proxy`", compare=False)  # what named it, for messages
 
     @classmethod
     def parse(cls, text: str, origin: str = "`proxy`", *, password_follows: bool = False) -> Proxy:
@@ -72,7 +71,7 @@ class Proxy:
 
     def with_password(self, password: str) -> Proxy:
         """This proxy with a password from elsewhere.  Raises UsageError when it cannot be sent."""
-        proxy = evolve(self, password=password)
+        proxy = replace(self, password=password)
         proxy.check_login()
         return proxy
 
@@ -103,7 +102,7 @@ class Proxy:
         return f"{self.scheme}://{self.address}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class EnvironmentProxies:
     """What the environment says about proxies; empty variables count as unset."""
 

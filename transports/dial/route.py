@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from attrs import field, frozen
 
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
@@ -23,7 +22,7 @@ NODE_COOKIE = "qanat-node"
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Route:
     """The straight way, verified by the system's authorities, unless something else is said."""
 

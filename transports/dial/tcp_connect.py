@@ -13,10 +13,9 @@ import os
 import queue
 import selectors
 import socket
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
-
-from attrs import frozen
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
@@ -39,7 +38,7 @@ _HINTS = {
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where to connect, and how to speak of it."""
 

@@ -7,9 +7,8 @@ chosen elsewhere.  Used by the configuration, the command line and every transpo
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urlsplit
-
-from attrs import frozen
 
 from qanat.base.errors import UsageError
 
@@ -18,7 +17,7 @@ _EXAMPLE = "write it like wss://tunnel.example.com/tunnel"
 _PATH_CHARACTERS = "/%:@!$&'()*+,=~-._?"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class TunnelUrl:
     """A parsed URL.  `path` includes the query, is pure ASCII and begins with a slash."""
 

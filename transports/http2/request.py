@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import email.utils
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from attrs import field, frozen
 
 from qanat.transports.http2.dialect import Dialect, Headers
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from qanat.transports.http2.server import Exchange
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Http2Request:
     """A request's head (RFC 9113 §8.3.1), which h2 found to be well-formed."""
 
@@ -48,16 +47,16 @@ class Http2Request:
         return sum(len(name) + len(value) + 32 for name, value in self.headers)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Plain:
     """A whole answer; the body is a few words."""
 
     status: int
     body: str = ""
-    headers: Headers = field(factory=list)
+    headers: Headers = field(default_factory=list)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Tunnel:
     """The request is to become a pipe: `handle` runs in a thread of its own, and when it returns all is over."""
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import simple_websocket
 import websocket
-from attrs import field, frozen
 from wsproto.utilities import RemoteProtocolError
 
 from qanat.base.cancel import Cancel
@@ -47,7 +47,7 @@ _NO_REWRITING = "a proxy on the way may rewrite or cache answers: exempt the tun
 _UPGRADE_HEADERS = ("upgrade", "connection", "sec-websocket-accept", "sec-websocket-protocol")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class UpgradeRequest:
     """A request head as the front door read it."""
 

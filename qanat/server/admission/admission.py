@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-
-from attrs import frozen
+from dataclasses import dataclass
 
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.address_rates import AddressRates
@@ -21,7 +20,7 @@ from qanat.server.admission.fair_eviction import FairEviction
 from qanat.server.admission.handshake_rate import HandshakeRate
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ClientAddress:
     """Where a connection comes from: for logs and limits, never for authorisation."""
 

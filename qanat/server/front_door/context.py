@@ -11,8 +11,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
-
-from attrs import field, frozen
+from dataclasses import dataclass, field
 
 from qanat.base.deadline import Deadline
 from qanat.base.threads import ThreadGroup
@@ -30,7 +29,7 @@ HEALTH_PATH = "/healthz"
 OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], None]
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class FrontDoorContext:
     """See the module's docstring.  Safe to use from any thread."""
 
@@ -41,8 +40,8 @@ class FrontDoorContext:
     closing: threading.Event
     log_throttle: LogThrottle
     threads: ThreadGroup
-    _lock: threading.Lock = field(factory=threading.Lock, init=False)  # guards the next
-    _waiting: Counter[str] = field(factory=Counter[str], init=False)  # by address, streams that are slowed down
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the next
+    _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
 
     def account(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
         """On whose account `ip` comes: the client's address, and whether `ip` is a trusted proxy."""

@@ -9,10 +9,10 @@ Used by `qanat.server.front_door.connection`.
 from __future__ import annotations
 
 import email.utils
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import h11
-from attrs import frozen
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What an HTTP/2 client sends first (RFC 9113 §3.4)."""
@@ -58,7 +58,7 @@ class BadRequest(Exception):
         self.status = status
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class RequestHead:
     """A request head that h11 found to be well-formed, and the bytes that came after it."""
 

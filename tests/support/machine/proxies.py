@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-from attrs import frozen
 
 from tests.support.harness import ROOT, Program
 from tests.support.machine.certificates import Authority, Certificate
@@ -41,7 +40,7 @@ _APACHE_MODULES = (
 )
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where one proxy runs: a directory for its files, the port it listens on, and the server behind it."""
 
@@ -205,7 +204,7 @@ def start_nghttpx(place: Place, name: str) -> Master:
     return program
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """One program with one file of deploy/, and the transports that it is for."""
 

@@ -8,10 +8,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
@@ -38,7 +38,7 @@ CONNECT = {"websocket": websocket.connect, "http2": http2.connect, "grpc": grpc.
 PROXIES = ("squid", "squid login", "squid tls", "squid tls login", "socks", "socks login")
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Proxies:
     """Real proxies, and the URL of each."""
 
