@@ -50,7 +50,7 @@ from qanat.transports.http2.frames import (
     empty_data,
 )
 from qanat.transports.http2.limits import MAX_HEADER_LIST, MAX_OWED, MAX_STREAMS, TURN, WINDOW, Calm
-from qanat.transports.http2.request import Http2Request, Plain, Route, Tunnel
+from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
 from qanat.transports.http2.stream import Http2Stream
 
 _DEFAULT_WINDOW = 65535  # RFC 9113 §6.9.2
@@ -60,12 +60,12 @@ _OPENING = 16
 class Http2Core:
     """See the module's docstring."""
 
-    def __init__(self, lock: threading.Lock, *, window: int, first: bytes, route: Route | None) -> None:
-        """A server when there is a `route`.  The rest is as for `Http2Engine`."""
-        client = route is None
+    def __init__(self, lock: threading.Lock, *, window: int, first: bytes, router: Router | None) -> None:
+        """A server when there is a `router`.  The rest is as for `Http2Engine`."""
+        client = router is None
         self.streams: dict[int, Http2Stream] = {}
         """Those that have, or are to have, a pipe, until it is over for both ends."""
-        self.requests: list[tuple[Http2Request, Plain | Tunnel, Http2Stream | None]] = []
+        self.requests: list[tuple[Http2Request, PlainAnswer | Http2Stream]] = []
         """A server's new requests and what becomes of them; the owner empties it."""
         self.owed = bytearray()
         """What is to be sent before any DATA."""
@@ -77,7 +77,7 @@ class Http2Core:
         """The first few bytes, to tell what spoke when it was not HTTP/2."""
         self.last_received = time.monotonic()
         self._lock = lock
-        self._route = route
+        self._router = router
         self._client = client
         self._window = window
         self._connection_due = 0  # bytes that came since the connection's window was last reopened
@@ -331,10 +331,12 @@ class Http2Core:
                 stream.writable.notify_all()
 
     def _decide(self, request: Http2Request) -> None:
-        assert self._route is not None
-        decision = self._route(request)
-        stream = self._add_stream(request.stream_id, decision.dialect) if isinstance(decision, Tunnel) else None
-        self.requests.append((request, decision, stream))
+        assert self._router is not None
+        decision = self._router(request)
+        if isinstance(decision, Dialect):
+            self.requests.append((request, self._add_stream(request.stream_id, decision)))
+        else:
+            self.requests.append((request, decision))
 
     def _stream_event(self, stream: Http2Stream, event: Event) -> None:
         if isinstance(event, ResponseReceived):

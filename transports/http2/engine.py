@@ -27,7 +27,7 @@ from qanat.transports.http2.core import Http2Core
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.fair_lock import FairLock
 from qanat.transports.http2.frames import HEADER_SIZE, Http2Error, data_frames, write_data_header
-from qanat.transports.http2.request import Http2Request, Plain, Route, plain_answer
+from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, encode_answer
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import Wire
 
@@ -42,15 +42,15 @@ _EARLY = 0.005  # seconds by which the system may wake us before the time is up
 class Http2Engine:
     """Owns `wire`.  Methods that end in `_locked` need `lock`; the others take it."""
 
-    def __init__(self, wire: Wire, *, window: int, first: bytes = b"", route: Route | None = None) -> None:
-        """A server when there is a `route`, else a client.  `window` is how much a new stream's peer may send.
+    def __init__(self, wire: Wire, *, window: int, first: bytes = b"", router: Router | None = None) -> None:
+        """A server when there is a `router`, else a client.  `window` is how much a new stream's peer may send.
         `first` came already, a client's preface included.
 
         Sends nothing: our own preface or SETTINGS are owed.
         """
         self.wire = wire
         self.lock = threading.Lock()
-        self.core = Http2Core(self.lock, window=window, first=first, route=route)
+        self.core = Http2Core(self.lock, window=window, first=first, router=router)
         self.cause = FirstCause()
         self._on_owed: Callable[[], None] = _nothing
         self._on_leaving: Callable[[], None] | None = None
@@ -61,7 +61,7 @@ class Http2Engine:
         self._send_failure: str | None = None
         self.sends = 0
         """How often the kernel has taken something; only the thread that has the turn counts."""
-        self._has_reader = route is not None  # a server's pipes never read: closing one could not wake it
+        self._has_reader = router is not None  # a server's pipes never read: closing one could not wake it
         self._reading = False
         self._read_timeout: float | None = None  # as the wire has it
         self._followers: list[threading.Condition] = []  # of those who wait while another reads
@@ -72,9 +72,9 @@ class Http2Engine:
 
     # --- streams
 
-    def answer(self, request: Http2Request, answer: Plain | Headers) -> None:
+    def answer(self, request: Http2Request, answer: PlainAnswer | Headers) -> None:
         """As a server: owe a whole answer; a bare list of headers has no body.  Does not block."""
-        headers, body = (answer, b"") if isinstance(answer, list) else plain_answer(request, answer)
+        headers, body = (answer, b"") if isinstance(answer, list) else encode_answer(request, answer)
         with self.lock:
             if not self.over:
                 self.core.answer(request.stream_id, headers, body)

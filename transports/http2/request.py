@@ -1,6 +1,6 @@
-"""A request as an HTTP/2 connection hands it to whoever decides what becomes of it, and what that may be.
+"""A request as an HTTP/2 connection hands it to its router, and the plain answer that the router may give.
 
-Used by the front door, which writes the `Route`, and by `http2_core` and `http2_server`, which follow it.
+Used by the front door, which writes the `Router`, and by `core` and `server`, which follow it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,8 @@ from __future__ import annotations
 import email.utils
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from qanat.transports.http2.dialect import Dialect, Headers
-
-if TYPE_CHECKING:
-    from qanat.transports.http2.server import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ class Http2Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class PlainAnswer:
     """A whole answer; the body is a few words."""
 
     status: int
@@ -56,20 +52,15 @@ class Plain:
     headers: Headers = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Tunnel:
-    """The request is to become a pipe: `handle` runs in a thread of its own, and when it returns all is over."""
+Router = Callable[[Http2Request], PlainAnswer | Dialect]
+"""Decides what becomes of a request: a plain answer, or a pipe in this dialect.
 
-    dialect: Dialect
-    handle: Callable[[Exchange], None]
-
-
-Route = Callable[[Http2Request], Plain | Tunnel]
-"""Called with the connection's lock held: only decides, does not block."""
+Called with the connection's lock held: it only decides, and must not block.
+"""
 
 
-def plain_answer(request: Http2Request, answer: Plain) -> tuple[Headers, bytes]:
-    """Headers and body of a plain answer; the body is left out for HEAD (RFC 9110 §9.3.2)."""
+def encode_answer(request: Http2Request, answer: PlainAnswer) -> tuple[Headers, bytes]:
+    """Return headers and body of a plain answer; the body is left out for HEAD (RFC 9110 §9.3.2)."""
     content = (answer.body or f"{answer.status}\n").encode()
     headers = [
         (":status", str(answer.status)),

@@ -23,7 +23,7 @@ from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, STRANGER_WINDOW
 from qanat.transports.http2.pipe import Http2Pipe
-from qanat.transports.http2.request import Http2Request, Plain, Route, Tunnel
+from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import Pipe, Wire
 
@@ -43,7 +43,8 @@ class Http2Server:
         self,
         wire: Wire,
         first: bytes,
-        route: Route,
+        router: Router,
+        handle: Callable[[Exchange], None],
         threads: ThreadGroup,
         *,
         has_room: Callable[[], bool] = lambda: True,
@@ -51,12 +52,16 @@ class Http2Server:
     ) -> None:
         """`first` are the bytes that have been read, the whole preface at least.  Owns `wire`.
 
+        `router` decides what becomes of a request.  For one that shall become a pipe, `handle` is called in a thread
+        of its own; the stream is over when it returns.
+
         The streams' threads are of the group `threads`, and begin only while it `has_room`; otherwise the answer is
         503.  `idle` is the number of seconds that the connection may be without a request that runs.
         """
-        self._engine = Http2Engine(wire, window=STRANGER_WINDOW, first=first, route=route)
+        self._engine = Http2Engine(wire, window=STRANGER_WINDOW, first=first, router=router)
         self._peer = wire.peer
         self._idle = idle
+        self._handle = handle
         self._threads = threads
         self._has_room = has_room
         self.requests = 0
@@ -111,8 +116,8 @@ class Http2Server:
                 if requests:
                     engine.lock.release()
                     try:
-                        for request, decision, stream in requests:
-                            self._follow(request, decision, stream)
+                        for request, decision in requests:
+                            self._follow(request, decision)
                     finally:
                         engine.lock.acquire()
                 elif not self._running:
@@ -120,7 +125,7 @@ class Http2Server:
                     if self._leaving or engine.core.leaving or idle >= self._idle:
                         break
 
-    def _follow(self, request: Http2Request, decision: Plain | Tunnel, stream: Http2Stream | None) -> None:
+    def _follow(self, request: Http2Request, decision: PlainAnswer | Http2Stream) -> None:
         engine = self._engine
         with engine.lock:
             self.requests += 1
@@ -128,19 +133,19 @@ class Http2Server:
             self._idle_since = time.monotonic()
         if not welcome:
             engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
-        elif isinstance(decision, Plain):
+        elif isinstance(decision, PlainAnswer):
             engine.answer(request, decision)
             if self.requests >= MAX_PLAIN:
                 self._go_away()
-        elif stream is not None:
-            exchange = Exchange(engine, request, decision, stream, self._threads)
+        else:
+            exchange = Exchange(engine, request, decision, self._threads)
             if not self._has_room():
                 exchange.refuse(503, retry_after=_RETRY_AFTER)
                 return
             with engine.lock:
                 self._running += 1
             try:
-                self._threads.start(f"h2 {self._peer}/{request.stream_id}", partial(self._handle, exchange, decision))
+                self._threads.start(f"h2 {self._peer}/{request.stream_id}", partial(self._run, exchange))
             except RuntimeError as error:  # the system gives us no more threads
                 log.error("cannot serve a request: %s; raise the limit of threads (ulimit -u)", error)
                 engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
@@ -148,9 +153,9 @@ class Http2Server:
 
     # --- the handlers' threads
 
-    def _handle(self, exchange: Exchange, decision: Tunnel) -> None:
+    def _run(self, exchange: Exchange) -> None:
         try:
-            decision.handle(exchange)
+            self._handle(exchange)
         except (QanatError, OSError) as error:
             log.debug("a request from %s ended: %s", self._peer, error)
         finally:
@@ -170,27 +175,24 @@ class Http2Server:
 class Exchange:
     """A request that may become a pipe, in the hands of its handler."""
 
-    def __init__(
-        self, engine: Http2Engine, request: Http2Request, tunnel: Tunnel, stream: Http2Stream, threads: ThreadGroup
-    ) -> None:
+    def __init__(self, engine: Http2Engine, request: Http2Request, stream: Http2Stream, threads: ThreadGroup) -> None:
         self.request = request
         self._engine = engine
-        self._dialect = tunnel.dialect
         self._stream = stream
         self._threads = threads
 
     def accept(self) -> Pipe:
         """Answer 200, at once, though the request's body is open; return the pipe.  Does not block."""
         self._stream.answered = True
-        self._engine.answer_head(self.request, self._dialect.response_headers())
+        self._engine.answer_head(self.request, self._stream.dialect.response_headers())
         return Http2Pipe(self._engine, self._stream, self.close, alone=False)
 
     def refuse(self, status: int, body: str = "", *, retry_after: int | None = None) -> None:
         """Answer that there will be no pipe, in the dialect's own words where it has some.  Does not block."""
         headers: Headers = [] if retry_after is None else [("retry-after", str(retry_after))]
         self._stream.ended_here = True
-        words = self._dialect.refusal(status, retry_after)
-        self._engine.answer(self.request, Plain(status, body, headers) if words is None else words)
+        words = self._stream.dialect.refusal(status, retry_after)
+        self._engine.answer(self.request, PlainAnswer(status, body, headers) if words is None else words)
         self.close("the request was refused")
 
     def close(self, cause: str) -> None:

@@ -19,7 +19,8 @@ from qanat.server.admission.admission import ClientAddress
 from qanat.server.front_door.context import HEALTH_PATH, FrontDoorContext
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
-from qanat.transports.http2.request import Http2Request, Plain, Tunnel
+from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.request import Http2Request, PlainAnswer
 from qanat.transports.http2.server import Exchange, Http2Server
 from qanat.transports.pipe import Wire
 
@@ -52,23 +53,25 @@ class Http2Front:
         self._lock = threading.Lock()  # guards the two below
         self._came = 0  # tunnel streams
         self._pipes = 0  # that the runtime has now
-        self.server = Http2Server(wire, first, self._route, context.threads, has_room=context.has_room)
+        self.server = Http2Server(
+            wire, first, self._route, self._serve_tunnel, context.threads, has_room=context.has_room
+        )
 
-    def _route(self, request: Http2Request) -> Plain | Tunnel:
+    def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
         settings = self._context.settings
         if request.size > settings.limits.header_bytes:
-            return Plain(431, "Request Header Fields Too Large\n")
+            return PlainAnswer(431, "Request Header Fields Too Large\n")
         if request.path == HEALTH_PATH and request.method in ("GET", "HEAD"):
-            return Plain(200, "ok\n")
+            return PlainAnswer(200, "ok\n")
         if request.method == "POST" and not request.ended and not request.values("content-length"):
             content_type = request.value("content-type").lower()
             is_grpc = content_type.partition(";")[0].partition("+")[0] == grpc.CONTENT_TYPE
             if is_grpc and request.path in (settings.path, grpc.METHOD_PATH):
-                return Tunnel(grpc.DIALECT, self._serve_tunnel)
+                return grpc.DIALECT
             if content_type == http2.CONTENT_TYPE and request.path == settings.path:
-                return Tunnel(http2.DIALECT, self._serve_tunnel)
+                return http2.DIALECT
         log.debug("404 for %s from %s", request.method, self._peer)
-        return Plain(404, "Not Found\n")
+        return PlainAnswer(404, "Not Found\n")
 
     def _serve_tunnel(self, exchange: Exchange) -> None:
         context = self._context

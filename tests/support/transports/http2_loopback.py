@@ -21,7 +21,7 @@ from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.http2.frames import PREFACE
-from qanat.transports.http2.request import Http2Request, Plain, Tunnel
+from qanat.transports.http2.request import Http2Request, PlainAnswer
 from qanat.transports.http2.server import Exchange, Http2Server
 from qanat.transports.pipe import Pipe, Wire
 from qanat.transports.wire.tcp import TcpWire
@@ -96,21 +96,21 @@ class TestServer:
                     wire.close()
                     return
                 first += bytes(buffer[:count])
-            server = Http2Server(wire, first, self._route, self._streams, idle=self._idle)
+            server = Http2Server(wire, first, self._route, self._handle, self._streams, idle=self._idle)
             self.connections.append(server)
             server.serve()
 
-    def _route(self, request: Http2Request) -> Plain | Tunnel:
+    def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
         if request.method != "POST" or request.ended:
-            return Plain(200, "ok\n") if request.path == "/healthz" else Plain(404)
-        dialect = grpc.DIALECT if request.value("content-type").startswith("application/grpc") else http2.DIALECT
-        if request.path == "/busy":
-            return Tunnel(dialect, lambda exchange: exchange.refuse(503, retry_after=3))
-        if request.path in ("/tunnel", grpc.METHOD_PATH):
-            return Tunnel(dialect, self._handle)
-        return Plain(404)
+            return PlainAnswer(200, "ok\n") if request.path == "/healthz" else PlainAnswer(404)
+        if request.path not in ("/busy", "/tunnel", grpc.METHOD_PATH):
+            return PlainAnswer(404)
+        return grpc.DIALECT if request.value("content-type").startswith("application/grpc") else http2.DIALECT
 
     def _handle(self, exchange: Exchange) -> None:
+        if exchange.request.path == "/busy":
+            exchange.refuse(503, retry_after=3)
+            return
         self.pipes.put(exchange.accept())
         self._over.wait(HELD)
 

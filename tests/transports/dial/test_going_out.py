@@ -21,7 +21,8 @@ from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
-from qanat.transports.http2.request import Http2Request, Plain, Tunnel
+from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.request import Http2Request, PlainAnswer
 from qanat.transports.pipe import Pipe, Wire
 from qanat.transports.websocket import upgrade as websocket
 from qanat.transports.websocket.upgrade import UpgradeRequest
@@ -114,7 +115,7 @@ class RecordingServer(TestServer):
         self.requests: list[Http2Request] = []
         super().__init__(stack, certificate)
 
-    def _route(self, request: Http2Request) -> Plain | Tunnel:
+    def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
         self.requests.append(request)
         return super()._route(request)
 
