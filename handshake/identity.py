@@ -1,4 +1,4 @@
-"""The server's long-lived key: made once, kept in one file that nobody else can read.
+"""The file with the server's long-lived key: made once, and readable by nobody else.
 
 A client pins this key's fingerprint, so losing the file means that every client must be told.
 Called when a server starts and by the command line's `fingerprint` and `init`.
@@ -6,9 +6,7 @@ Called when a server starts and by the command line's `fingerprint` and `init`.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
 import secrets
 import stat
@@ -17,51 +15,18 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from qanat.base.errors import UsageError
-from qanat.handshake import rsa_keys
+from qanat.handshake.keys import EXPONENT, SERVER_BITS, ServerIdentity
 
 _LARGEST_FILE: Final = 65_536
 """Bytes; an RSA-3072 key in PEM has about 2,500."""
 _NEW_KEY_HINT: Final = "restore it, or move it away and a new one is made, whose fingerprint clients must then pin"
 
 
-class ServerIdentity:
-    """A private RSA-3072 key, which never leaves this object but by `to_pem`.  Safe in any thread."""
-
-    def __init__(self, key: rsa.RSAPrivateKey) -> None:
-        self._key = key
-        self.spki = rsa_keys.spki_of(key.public_key())
-        self.fingerprint = fingerprint_of(self.spki)
-
-    @classmethod
-    def generate(cls) -> ServerIdentity:
-        """A new key; takes 140 to 350 ms."""
-        return cls(rsa_keys.generate_private_key(rsa_keys.SERVER_BITS))
-
-    def decrypt(self, ciphertext: bytes, label: bytes) -> bytes | None:
-        """What was encrypted to this key, or None.  About 1 ms of CPU."""
-        return rsa_keys.decrypt(self._key, ciphertext, label)
-
-    def to_pem(self) -> bytes:
-        """Unencrypted PKCS #8 (RFC 5958) in PEM, for the key's own file only."""
-        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def fingerprint_of(spki: bytes) -> str:
-    """`SHA256:…` over the DER SubjectPublicKeyInfo, written as OpenSSH writes its own."""
-    digest = base64.b64encode(hashlib.sha256(spki).digest()).decode("ascii")
-    return "SHA256:" + digest.rstrip("=")
-
-
 def load_or_create_identity(path: Path, *, create: bool = True) -> ServerIdentity:
-    """The identity in `path`; when there is no such file and `create` holds, a new one is written there.
+    """Return the identity in `path`; when there is no such file and `create` holds, a new one is written there.
 
     Raises UsageError when the file is missing, readable by others, or not one RSA-3072 key, and when it
     cannot be written.  Two servers that start at once end up with the same key: the file is put in
@@ -115,10 +80,10 @@ def _load(path: Path) -> ServerIdentity:
         ) from None
     if (
         not isinstance(key, rsa.RSAPrivateKey)
-        or key.key_size != rsa_keys.SERVER_BITS
-        or key.public_key().public_numbers().e != rsa_keys.EXPONENT
+        or key.key_size != SERVER_BITS
+        or key.public_key().public_numbers().e != EXPONENT
     ):
-        raise UsageError(f"the server key {path} is not an RSA key of {rsa_keys.SERVER_BITS} bits", hint=_NEW_KEY_HINT)
+        raise UsageError(f"the server key {path} is not an RSA key of {SERVER_BITS} bits", hint=_NEW_KEY_HINT)
     return ServerIdentity(key)
 
 

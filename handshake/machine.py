@@ -2,7 +2,7 @@
 
 No socket, thread or clock is known here.  The legal transitions are the table below; what is not in
 it is an error, and after an error nothing is legal any more.  `exchange` drives a machine over a
-pipe; the layouts are in `messages`, the formulas in `schedule` (docs/PROTOCOL.md §1).
+pipe; the layouts are in `messages`, the formulas in `key_schedule` (docs/PROTOCOL.md §1).
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from enum import Enum, auto
 from typing import Final
 
 from qanat.base.errors import HandshakeError, LocalError, RefusedError
-from qanat.handshake import key_schedule as schedule
-from qanat.handshake import rsa_keys
-from qanat.handshake.client_keys import ClientKey
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake import key_schedule, keys
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.messages import (
     AUTH_LABEL,
     LARGEST_MESSAGE,
@@ -157,7 +155,7 @@ class _Machine(ABC):
         """Deal with a message that was legal in `state`."""
 
     def _finish(
-        self, name: str, version: int, secrets: schedule.SessionSecrets, transcript: bytes, spki: bytes
+        self, name: str, version: int, secrets: key_schedule.SessionSecrets, transcript: bytes, spki: bytes
     ) -> None:
         self._result = HandshakeResult(
             name=name,
@@ -210,7 +208,7 @@ class ClientHandshake(_Machine):
 
     def _on_server_key(self, message: bytes) -> list[bytes]:
         offer = ServerKey.decode(message)
-        server_key = rsa_keys.load_public_key(offer.spki, rsa_keys.SERVER_BITS)
+        server_key = keys.load_public_key(offer.spki, keys.SERVER_BITS)
         self._check_server(offer.spki)
         common = set(offer.versions) & set(self._versions)
         if not common:
@@ -223,10 +221,10 @@ class ClientHandshake(_Machine):
         self._client_secret = os.urandom(SECRET_SIZE)
         self._m1 = message
         self._m3 = ClientKeyMessage(self._key.spki).encode()
-        self._k_tok = schedule.token_key(self._name, self._token)
+        self._k_tok = key_schedule.token_key(self._name, self._token)
         auth = AuthPlaintext(self._version, self._name, self._client_secret, bytes(PROOF_SIZE))
-        proof = schedule.client_proof(self._k_tok, self._m1, self._m3, auth.before_proof())
-        ciphertext = rsa_keys.encrypt(server_key, auth.before_proof() + proof, AUTH_LABEL)
+        proof = key_schedule.client_proof(self._k_tok, self._m1, self._m3, auth.before_proof())
+        ciphertext = keys.encrypt(server_key, auth.before_proof() + proof, AUTH_LABEL)
         self._m2 = Auth(ciphertext).encode()
         return [self._m2, self._m3]
 
@@ -236,9 +234,9 @@ class ClientHandshake(_Machine):
         if server_secret is None or len(server_secret) != SECRET_SIZE:
             # On to the one error below: what went wrong in there must not show.
             server_secret = os.urandom(SECRET_SIZE)
-        transcript = schedule.transcript_hash(self._m1, self._m2, self._m3, answer.encode_before_proof())
-        secrets = schedule.session_secrets(self._k_tok, transcript, self._client_secret, server_secret)
-        if not schedule.secrets_equal(secrets.server_proof, answer.proof):
+        transcript = key_schedule.transcript_hash(self._m1, self._m2, self._m3, answer.encode_before_proof())
+        secrets = key_schedule.session_secrets(self._k_tok, transcript, self._client_secret, server_secret)
+        if not key_schedule.secrets_equal(secrets.server_proof, answer.proof):
             raise HandshakeError(
                 "the server could not prove that it has its private key and this client's token",
                 hint="something on the path may be posing as the server",
@@ -249,8 +247,8 @@ class ClientHandshake(_Machine):
 
     def _on_refusal(self, message: bytes) -> list[bytes]:
         refusal = Refusal.decode(message)
-        expected = schedule.refusal_mac(self._m1, self._m2, self._m3, self._client_secret, refusal.code)
-        if not schedule.secrets_equal(expected, refusal.mac):
+        expected = key_schedule.refusal_mac(self._m1, self._m2, self._m3, self._client_secret, refusal.code)
+        if not key_schedule.secrets_equal(expected, refusal.mac):
             raise RefusedError(
                 "something refused this client, and cannot prove that it is the server",
                 hint="anything on the path can forge this, so it is tried again later",
@@ -327,14 +325,14 @@ class ServerHandshake(_Machine):
         k_tok = b""
         for position in range(MAX_TOKENS):
             exists = readable and position < len(tokens)
-            candidate = schedule.token_key(auth.name, tokens[position] if exists else _NO_TOKEN)
-            proof = schedule.client_proof(candidate, self._m1, m3, auth.before_proof())
-            if schedule.secrets_equal(proof, auth.proof) and exists:
+            candidate = key_schedule.token_key(auth.name, tokens[position] if exists else _NO_TOKEN)
+            proof = key_schedule.client_proof(candidate, self._m1, m3, auth.before_proof())
+            if key_schedule.secrets_equal(proof, auth.proof) and exists:
                 k_tok = candidate
         if not k_tok:
             self._advance(Event.NOT_PROVEN)
             self.refusal_detail = self._explain(readable, auth.name, bool(tokens))
-            mac = schedule.refusal_mac(self._m1, self._m2, m3, auth.client_secret, RefusalCode.REFUSED)
+            mac = key_schedule.refusal_mac(self._m1, self._m2, m3, auth.client_secret, RefusalCode.REFUSED)
             return Refusal(RefusalCode.REFUSED, mac).encode()
         return self._accept(auth, k_tok, m3)
 
@@ -350,12 +348,12 @@ class ServerHandshake(_Machine):
 
     def _accept(self, auth: AuthPlaintext, k_tok: bytes, m3: bytes) -> bytes:
         # Only now: nobody without a token can make the server parse a key.
-        client_key = rsa_keys.load_public_key(ClientKeyMessage.decode(m3).spki, rsa_keys.CLIENT_BITS)
+        client_key = keys.load_public_key(ClientKeyMessage.decode(m3).spki, keys.CLIENT_BITS)
         server_secret = os.urandom(SECRET_SIZE)
-        ciphertext = rsa_keys.encrypt(client_key, server_secret, SESSION_LABEL)
+        ciphertext = keys.encrypt(client_key, server_secret, SESSION_LABEL)
         unproven = SessionKey(ciphertext, bytes(PROOF_SIZE))
-        transcript = schedule.transcript_hash(self._m1, self._m2, m3, unproven.encode_before_proof())
-        secrets = schedule.session_secrets(k_tok, transcript, auth.client_secret, server_secret)
+        transcript = key_schedule.transcript_hash(self._m1, self._m2, m3, unproven.encode_before_proof())
+        secrets = key_schedule.session_secrets(k_tok, transcript, auth.client_secret, server_secret)
         self._advance(Event.PROVEN)
         self._finish(auth.name, auth.version, secrets, transcript, self._identity.spki)
         return SessionKey(ciphertext, secrets.server_proof).encode()

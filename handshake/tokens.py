@@ -2,7 +2,7 @@
 
 Only tokens that this program made are accepted, so what one knows is always 256 bits of chance:
 no password hashing is needed and nothing can be guessed offline.  What the secret is used for
-stands in `schedule`; where tokens are stored is the configuration's business.
+stands in `key_schedule`; where tokens are stored is the configuration's business.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, Forward
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.handshake.client_keys import ClientKeyPool
 from qanat.handshake.hello import CloseReason
+from qanat.handshake.key_pool import ClientKeyPool
 from qanat.process.log_throttle import LogThrottle
 from qanat.session.messages import ConnectTcp
 from qanat.session.session import affordable_streams

@@ -14,10 +14,10 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
 from qanat.client.known_hosts import KnownHosts
 from qanat.config.settings import ClientSettings, RemoteServer
-from qanat.handshake.client_keys import ClientKeyPool
 from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at
 from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
-from qanat.handshake.identity import fingerprint_of
+from qanat.handshake.key_pool import ClientKeyPool
+from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
 from qanat.session.messages import printable
 from qanat.transports.dial.urls import TunnelUrl

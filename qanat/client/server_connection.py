@@ -24,9 +24,9 @@ from qanat.client.network_watch import NetworkWatch
 from qanat.client.reconnector import ENDING, ReconnectContext, Reconnector
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, RemoteServer
-from qanat.handshake.client_keys import ClientKeyPool
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello
+from qanat.handshake.key_pool import ClientKeyPool
 from qanat.session.session import hello_parameters, lane_parameters, new_id, share
 
 log = logging.getLogger("qanat.client")

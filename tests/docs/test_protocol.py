@@ -14,11 +14,11 @@ from enum import IntEnum
 import pytest
 
 from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
-from qanat.handshake import hello, machine, messages, rsa_keys, sealed
+from qanat.handshake import hello, keys, machine, messages, sealed
 from qanat.handshake import key_schedule as schedule
 from qanat.handshake.exchange import REFUSAL_DELAY
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, ParameterId, Parameters, Ready, RecordKind
-from qanat.handshake.identity import fingerprint_of
+from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
 from qanat.handshake.tokens import format_token, parse_token
 from qanat.mux import attachment, carrying
@@ -74,8 +74,8 @@ def test_the_clear_messages_have_the_types_and_limits_of_the_page() -> None:
 
 def test_the_handshake_s_numbers_in_the_text_are_the_code_s() -> None:
     assert PAGE.says(
-        f"exactly {rsa_keys.SERVER_BITS} bits for the server and {rsa_keys.CLIENT_BITS} for the client",
-        f"e = {rsa_keys.EXPONENT}",
+        f"exactly {keys.SERVER_BITS} bits for the server and {keys.CLIENT_BITS} for the client",
+        f"e = {keys.EXPONENT}",
         "`name` is 1 to 64 of `[A-Za-z0-9._-]`",
         f"is sent {REFUSAL_DELAY * 1000:g} ms after M3 came",
         f"Codes: {RefusalCode.REFUSED} refused",
@@ -126,7 +126,7 @@ def example_m1() -> bytes:
     """M1 from its parts; the key in it is the page's, since a key cannot be made again."""
     spki = ServerKey.decode(PAGE.examples["M1"]).spki
     assert PAGE.says(f"``` {fingerprint_of(spki)} ```")
-    rsa_keys.load_public_key(spki, rsa_keys.SERVER_BITS)
+    keys.load_public_key(spki, keys.SERVER_BITS)
     return ServerKey((1,), bytes(range(0x40, 0x60)), spki).encode()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qanat.handshake.client_keys import ClientKey
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,9 @@ from qanat.base.errors import (
     RefusedError,
     TransportError,
 )
-from qanat.handshake.client_keys import ClientKey
 from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at, server_handshake
 from qanat.handshake.hello import Close, CloseReason, RecordKind
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.sealed import MAX_PLAINTEXT, Opener, Sealer
 from qanat.transports.pipe import Pipe
 from tests.support.handshake.pipes import SocketPipe, send, socket_pipes

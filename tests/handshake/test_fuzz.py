@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qanat.base.errors import HandshakeError, ProtocolError, RefusedError
-from qanat.handshake.client_keys import ClientKey
 from qanat.handshake.fields import FieldReader, lp, lp8, lp16
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import ClientHandshake, ServerHandshake, State
 from qanat.handshake.messages import (
     Auth,

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qanat.base.errors import HandshakeError
-from qanat.handshake import rsa_keys
-from qanat.handshake.client_keys import ClientKey
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake import keys
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.handshake.messages import ServerKey
 from tests.support.handshake.attackers import ForgingClient
@@ -53,7 +52,7 @@ def modulus(bits: int) -> int:
 
 
 def hostile_keys(sound: bytes, bits: int) -> Iterator[tuple[str, bytes]]:
-    numbers = rsa_keys.load_public_key(sound, bits).public_numbers()
+    numbers = keys.load_public_key(sound, bits).public_numbers()
     n, e = numbers.n, numbers.e
     yield "half the size", spki(integer(modulus(bits // 2)), integer(e))
     yield "one bit short", spki(integer(modulus(bits) >> 1 | 1), integer(e))
@@ -79,8 +78,8 @@ def hostile_keys(sound: bytes, bits: int) -> Iterator[tuple[str, bytes]]:
     yield "a byte behind", sound + b"\x00"
     yield "a third number", spki(integer(n), integer(e) + integer(1))
     yield "one byte short", sound[:-1]
-    yield "PKCS #1", rsa_keys.load_public_key(sound, bits).public_bytes(Encoding.DER, PublicFormat.PKCS1)
-    yield "PEM", rsa_keys.load_public_key(sound, bits).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    yield "PKCS #1", keys.load_public_key(sound, bits).public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    yield "PEM", keys.load_public_key(sound, bits).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     for curve in (ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()):
         yield type(curve).__name__, curve.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     yield "nothing", b""
@@ -92,7 +91,7 @@ def hostile_keys(sound: bytes, bits: int) -> Iterator[tuple[str, bytes]]:
 
 
 def test_the_sound_key_is_built_like_the_hostile_ones_and_accepted(client_key: ClientKey) -> None:
-    numbers = rsa_keys.load_public_key(client_key.spki, 2048).public_numbers()
+    numbers = keys.load_public_key(client_key.spki, 2048).public_numbers()
     assert spki(integer(numbers.n), integer(numbers.e)) == client_key.spki
 
 
@@ -130,18 +129,18 @@ def test_a_server_refuses_every_hostile_key_of_a_client_that_has_the_token(
 def test_a_huge_key_is_refused_before_it_is_parsed() -> None:
     for size in (513, 65_536, 10_000_000):
         with pytest.raises(HandshakeError, match="more than"):
-            rsa_keys.load_public_key(b"\x30" * size, 2048)
+            keys.load_public_key(b"\x30" * size, 2048)
 
 
 def test_one_key_has_one_encoding_so_that_it_has_one_fingerprint(identity: ServerIdentity) -> None:
-    assert rsa_keys.spki_of(rsa_keys.load_public_key(identity.spki, 3072)) == identity.spki
+    assert keys.spki_of(keys.load_public_key(identity.spki, 3072)) == identity.spki
     assert len(identity.spki) == 422
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_at_all_are_a_sound_key_or_a_handshake_error(data: bytes) -> None:
     with pytest.raises(HandshakeError):
-        rsa_keys.load_public_key(data, 2048)
+        keys.load_public_key(data, 2048)
 
 
 @given(position=st.integers(min_value=0, max_value=293), value=st.integers(min_value=0, max_value=255))
@@ -151,12 +150,12 @@ def test_a_sound_key_with_one_byte_changed_is_sound_or_a_handshake_error(
     changed = bytearray(client_key.spki)
     changed[position] = value
     try:
-        key = rsa_keys.load_public_key(bytes(changed), 2048)
+        key = keys.load_public_key(bytes(changed), 2048)
     except HandshakeError:
         return
     assert isinstance(key, rsa.RSAPublicKey)
-    assert rsa_keys.spki_of(key) == bytes(changed)
-    assert len(rsa_keys.encrypt(key, bytes(32), b"label")) == 256
+    assert keys.spki_of(key) == bytes(changed)
+    assert len(keys.encrypt(key, bytes(32), b"label")) == 256
 
 
 def test_what_does_not_decrypt_is_a_value_and_not_an_error(client_key: ClientKey) -> None:
@@ -174,7 +173,7 @@ def test_what_does_not_decrypt_is_a_value_and_not_an_error(client_key: ClientKey
 
 
 def test_a_label_belongs_to_the_ciphertext(client_key: ClientKey) -> None:
-    public = rsa_keys.load_public_key(client_key.spki, 2048)
-    ciphertext = rsa_keys.encrypt(public, b"secret", b"qanat/1 session")
+    public = keys.load_public_key(client_key.spki, 2048)
+    ciphertext = keys.encrypt(public, b"secret", b"qanat/1 session")
     assert client_key.decrypt(ciphertext, b"qanat/1 session") == b"secret"
     assert client_key.decrypt(ciphertext, b"qanat/1 auth") is None

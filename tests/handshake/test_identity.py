@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from qanat.base.errors import UsageError
-from qanat.handshake.identity import ServerIdentity, fingerprint_of, load_or_create_identity
+from qanat.handshake.identity import load_or_create_identity
+from qanat.handshake.keys import ServerIdentity, fingerprint_of
 
 
 def write_private(path: Path, content: bytes, mode: int = 0o600) -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qanat.base.errors import HandshakeError, RefusedError
-from qanat.handshake.client_keys import ClientKey
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import State
 from tests.support.handshake.attackers import ForgingClient, KeyHolderWithoutTheToken, TokenHolderWithoutTheKey
 from tests.support.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, complete, make_client, make_server, pinned

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from qanat.base.errors import HandshakeError, LocalError, RefusedError
-from qanat.handshake import key_schedule as schedule
-from qanat.handshake import rsa_keys
-from qanat.handshake.client_keys import ClientKey
+from qanat.handshake import key_schedule, keys
 from qanat.handshake.fields import lp
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import TRANSITIONS, ClientHandshake, Event, ServerHandshake, State
 from qanat.handshake.messages import ServerKey
 from tests.support.handshake.attackers import ForgingClient, forge_session_key
@@ -256,7 +254,7 @@ def test_the_private_key_is_used_inside_the_gate_and_once(client_key: ClientKey)
             events.append("decrypt")
             return super().decrypt(ciphertext, label)
 
-    watched = Watched(rsa_keys.generate_private_key(3072))
+    watched = Watched(keys.generate_private_key(3072))
     complete(make_client(client_key), ServerHandshake(watched, {NAME: (TOKEN,)}.get, gate()))
     assert events == ["in", "decrypt", "out"]
 
@@ -313,7 +311,7 @@ def test_a_server_secret_of_the_wrong_length_is_refused_though_its_proof_holds(
     client = make_client(client_key)
     m1 = make_server(identity).start()
     m2, m3 = client.receive(m1)
-    k_tok = schedule.token_key(NAME, TOKEN)
+    k_tok = key_schedule.token_key(NAME, TOKEN)
     m4 = forge_session_key(m1, m2, m3, client._client_secret, k_tok, server_secret=bytes(size))
     with pytest.raises(HandshakeError, match="could not prove"):
         client.receive(m4)

@@ -9,9 +9,8 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, QanatError, RefusedError, TransportError
-from qanat.handshake.client_keys import ClientKey
 from qanat.handshake.exchange import client_handshake, server_handshake
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.transports.pipe import Pipe
 from tests.support.handshake.attackers import Answer, KeySwappingMan
 from tests.support.handshake.pipes import socket_pipes

@@ -11,11 +11,9 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, LocalError, PipeEnded, RefusedError
-from qanat.handshake import key_schedule as schedule
-from qanat.handshake import rsa_keys
-from qanat.handshake.client_keys import ClientKey
+from qanat.handshake import key_schedule, keys
 from qanat.handshake.exchange import REFUSAL_DELAY, client_handshake, server_handshake
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import ServerHandshake, State
 from qanat.handshake.messages import ClientKeyMessage
 from tests.support.handshake.attackers import ForgingClient, RefusalForger
@@ -57,7 +55,7 @@ class Count:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
-        for module, name in ((rsa_keys, "decrypt"), (schedule, "hmac_sha256"), (hmac, "compare_digest")):
+        for module, name in ((keys, "decrypt"), (key_schedule, "hmac_sha256"), (hmac, "compare_digest")):
             monkeypatch.setattr(module, name, self._counting(name, getattr(module, name)))
 
     def _counting(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
@@ -97,7 +95,7 @@ def test_a_key_that_was_swapped_is_refused_like_a_wrong_token_and_never_parsed(
     identity: ServerIdentity, client_key: ClientKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[bytes] = []
-    real = rsa_keys.load_public_key
+    real = keys.load_public_key
 
     def load(spki: bytes, bits: int) -> object:
         parsed.append(spki)
@@ -105,7 +103,7 @@ def test_a_key_that_was_swapped_is_refused_like_a_wrong_token_and_never_parsed(
 
     server = make_server(identity)
     m2, _ = make_client(client_key).receive(server.start())
-    monkeypatch.setattr(rsa_keys, "load_public_key", load)
+    monkeypatch.setattr(keys, "load_public_key", load)
     server.receive(m2)
     (answer,) = server.receive(ClientKeyMessage(b"anything at all").encode())
     assert server.refused

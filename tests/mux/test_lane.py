@@ -10,10 +10,9 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import StreamReset
-from qanat.handshake.client_keys import ClientKey
 from qanat.handshake.exchange import SealedPipe, client_handshake, server_handshake
 from qanat.handshake.hello import RecordKind
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.slab import BLOCK_PAYLOAD

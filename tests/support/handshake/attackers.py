@@ -9,11 +9,9 @@ import os
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from qanat.handshake import key_schedule as schedule
-from qanat.handshake import rsa_keys
-from qanat.handshake.client_keys import ClientKey
+from qanat.handshake import key_schedule, keys
 from qanat.handshake.fields import lp8
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.messages import (
     AUTH_LABEL,
     SESSION_LABEL,
@@ -53,11 +51,11 @@ class ForgingClient:
         if self.token is None:
             proof = os.urandom(32)
         else:
-            key = schedule.token_key(self.name.decode("latin-1").encode("ascii", "ignore").decode(), self.token)
-            proof = schedule.client_proof(key, m1, m3, before)
+            key = key_schedule.token_key(self.name.decode("latin-1").encode("ascii", "ignore").decode(), self.token)
+            proof = key_schedule.client_proof(key, m1, m3, before)
         plaintext = self.inside if self.inside is not None else before + proof + self.after
-        server_key = rsa_keys.load_public_key(ServerKey.decode(m1).spki, 3072)
-        ciphertext = rsa_keys.encrypt(server_key, plaintext, AUTH_LABEL)
+        server_key = keys.load_public_key(ServerKey.decode(m1).spki, 3072)
+        ciphertext = keys.encrypt(server_key, plaintext, AUTH_LABEL)
         return [Auth(self.ciphertext or ciphertext).encode(), m3]
 
 
@@ -99,8 +97,8 @@ class KeySwappingMan:
                 assert inside is not None
                 self.learned.append(AuthPlaintext.decode(inside))
                 client_secret = self.learned[0].client_secret
-                real_key = rsa_keys.load_public_key(genuine.spki, 3072)
-                passed_on = Auth(rsa_keys.encrypt(real_key, inside, AUTH_LABEL)).encode()
+                real_key = keys.load_public_key(genuine.spki, 3072)
+                passed_on = Auth(keys.encrypt(real_key, inside, AUTH_LABEL)).encode()
             send(server, passed_on)
             send(server, ClientKeyMessage(self.client_key.spki).encode() if self.swap_client_key else m3)
             send(client, self._answer(bytes(server.recv()), m1, m2, m3, client_secret))
@@ -112,9 +110,9 @@ class KeySwappingMan:
 
     def _answer(self, genuine: bytes, m1: bytes, m2: bytes, m3: bytes, client_secret: bytes) -> bytes:
         if self.answer is Answer.FORGED_SESSION_KEY:
-            return forge_session_key(m1, m2, m3, client_secret, schedule.token_key(NAME, os.urandom(32)))
+            return forge_session_key(m1, m2, m3, client_secret, key_schedule.token_key(NAME, os.urandom(32)))
         if self.answer is Answer.FORGED_REFUSAL:
-            return Refusal(1, schedule.refusal_mac(m1, m2, m3, client_secret, 1)).encode()
+            return Refusal(1, key_schedule.refusal_mac(m1, m2, m3, client_secret, 1)).encode()
         return genuine
 
 
@@ -131,7 +129,7 @@ class TokenHolderWithoutTheKey:
         return self.genuine_m1
 
     def answer(self, m2: bytes, m3: bytes) -> bytes:
-        return forge_session_key(self.genuine_m1, m2, m3, self.guess, schedule.token_key(NAME, self.token))
+        return forge_session_key(self.genuine_m1, m2, m3, self.guess, key_schedule.token_key(NAME, self.token))
 
 
 @dataclass
@@ -149,7 +147,7 @@ class KeyHolderWithoutTheToken:
         inside = self.identity.decrypt(Auth.decode(m2).ciphertext, AUTH_LABEL)
         assert inside is not None
         secret = AuthPlaintext.decode(inside).client_secret
-        return forge_session_key(self.m1, m2, m3, secret, schedule.token_key(NAME, bytes(32)))
+        return forge_session_key(self.m1, m2, m3, secret, key_schedule.token_key(NAME, bytes(32)))
 
 
 class RefusalForger:
@@ -163,7 +161,7 @@ class RefusalForger:
         secrets = [bytes(32), Auth.decode(m2).ciphertext[:32], os.urandom(32)]
         if self._token is not None:
             secrets.append(self._token)
-        guessed = [Refusal(1, schedule.refusal_mac(m1, m2, m3, secret, 1)) for secret in secrets]
+        guessed = [Refusal(1, key_schedule.refusal_mac(m1, m2, m3, secret, 1)) for secret in secrets]
         codes = [Refusal(code, bytes(32)) for code in (0, 1, 2, 255)]
         return [refusal.encode() for refusal in [*guessed, *codes, Refusal(1, os.urandom(32))]]
 
@@ -172,9 +170,9 @@ def forge_session_key(
     m1: bytes, m2: bytes, m3: bytes, client_secret: bytes, k_tok: bytes, server_secret: bytes | None = None
 ) -> bytes:
     """M4 exactly as a server would make it that believed in `client_secret` and `k_tok`."""
-    client_key = rsa_keys.load_public_key(ClientKeyMessage.decode(m3).spki, 2048)
+    client_key = keys.load_public_key(ClientKeyMessage.decode(m3).spki, 2048)
     server_secret = os.urandom(32) if server_secret is None else server_secret
-    unproven = SessionKey(rsa_keys.encrypt(client_key, server_secret, SESSION_LABEL), bytes(32))
-    transcript = schedule.transcript_hash(m1, m2, m3, unproven.encode_before_proof())
-    secrets = schedule.session_secrets(k_tok, transcript, client_secret, server_secret)
+    unproven = SessionKey(keys.encrypt(client_key, server_secret, SESSION_LABEL), bytes(32))
+    transcript = key_schedule.transcript_hash(m1, m2, m3, unproven.encode_before_proof())
+    secrets = key_schedule.session_secrets(k_tok, transcript, client_secret, server_secret)
     return SessionKey(unproven.ciphertext, secrets.server_proof).encode()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qanat.base.errors import RefusedError
-from qanat.handshake.client_keys import ClientKey
 from qanat.handshake.hello import RecordKind
-from qanat.handshake.identity import ServerIdentity
+from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import VERSIONS, ClientHandshake, HandshakeResult, ServerHandshake
 from qanat.handshake.sealed import Opener, Sealer
 

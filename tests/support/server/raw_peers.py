@@ -17,10 +17,10 @@ from typing import Self
 
 from qanat.base.deadline import Deadline
 from qanat.config.settings import ServerSettings
-from qanat.handshake.client_keys import ClientKey
 from qanat.handshake.exchange import SealedPipe, client_handshake, server_handshake
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
+from qanat.handshake.keys import ClientKey
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.mux.carrying import PipeResult
 from qanat.mux.lane import Lane

@@ -23,10 +23,11 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, TransportError
-from qanat.handshake.client_keys import ClientKeyPool
 from qanat.handshake.exchange import SealedPipe, client_handshake, server_handshake
 from qanat.handshake.hello import RecordKind
-from qanat.handshake.identity import ServerIdentity, load_or_create_identity
+from qanat.handshake.identity import load_or_create_identity
+from qanat.handshake.key_pool import ClientKeyPool
+from qanat.handshake.keys import ServerIdentity
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.handshake.tokens import generate_token, parse_token
 from qanat.server.admission.admission import ClientAddress, HandshakeSlot

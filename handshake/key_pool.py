@@ -1,7 +1,7 @@
-"""The client's ephemeral keys, made ahead so that connecting never waits for a prime.
+"""A stock of ephemeral client keys, made ahead so that connecting never waits for a prime.
 
 Keys live in memory only and are never stored: when one is gone, so is what it could have opened.
-The client's runtime owns one pool; each attempt to connect takes a key from it.
+`qanat.client.client` owns one pool; each attempt to connect takes a key from it.
 """
 
 from __future__ import annotations
@@ -12,34 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Self
 
-from cryptography.hazmat.primitives.asymmetric import rsa
-
 from qanat.base.deadline import Deadline
 from qanat.base.errors import LocalError, TransportError
 from qanat.base.threads import start_thread
-from qanat.handshake import rsa_keys
+from qanat.handshake.keys import ClientKey
 
 REUSE_SECONDS: Final = 600.0
 """How long one key may serve again while no fresh one is ready."""
 _AHEAD: Final = 2
 _JOIN_SECONDS: Final = 10.0
-
-
-class ClientKey:
-    """A private RSA-2048 key, which never leaves this object.  Safe in any thread."""
-
-    def __init__(self, key: rsa.RSAPrivateKey) -> None:
-        self._key = key
-        self.spki = rsa_keys.spki_of(key.public_key())
-
-    @classmethod
-    def generate(cls) -> ClientKey:
-        """A new key; takes about 35 ms, at times 150."""
-        return cls(rsa_keys.generate_private_key(rsa_keys.CLIENT_BITS))
-
-    def decrypt(self, ciphertext: bytes, label: bytes) -> bytes | None:
-        """What was encrypted to this key, or None."""
-        return rsa_keys.decrypt(self._key, ciphertext, label)
 
 
 class ClientKeyPool:
@@ -55,6 +36,7 @@ class ClientKeyPool:
         reuse: float = REUSE_SECONDS,
         generate: Callable[[], ClientKey] = ClientKey.generate,
     ) -> None:
+        """`reuse` is in seconds; `generate` makes one key, and may take its time."""
         self._reuse = reuse
         self._generate = generate
         self._changed = threading.Condition()
@@ -70,7 +52,7 @@ class ClientKeyPool:
         return self
 
     def take(self, timeout: float) -> ClientKey:
-        """A fresh key, or the last one while it may be reused; blocks only when there is neither.
+        """Return a fresh key, or the last one while it may be reused; blocks only when there is neither.
 
         Raises TransportError after `timeout` seconds, and LocalError on a pool that was closed.
         """

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from qanat.base.errors import LocalError, TransportError
-from qanat.handshake.client_keys import ClientKey, ClientKeyPool
+from qanat.handshake.key_pool import ClientKeyPool
+from qanat.handshake.keys import ClientKey
 
 WAIT = 10.0
 
