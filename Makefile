@@ -1,6 +1,6 @@
 # make demo          a whole tunnel on loopback
 # make test          every test                    ARGS="tests/mux -x" goes to pytest
-# make lint          ruff and mypy --strict
+# make lint          ruff (rules, docstrings, layout) and mypy --strict
 # make pyz           tunnel.pyz, one file for this Python and platform
 # make soak          the long counts; writes docs/SOAK.md
 # make bench         side by side with others
@@ -24,6 +24,7 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(IN) -m ruff check .
+	$(IN) -m ruff format --check .
 	$(IN) -m mypy
 	$(IN) -m mypy deploy/pyz/build.py deploy/pyz/start.py
 

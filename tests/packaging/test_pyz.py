@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def unpacked_in(place: Path) -> list[Path]:
     return [path for path in place.glob("tunnel.pyz_*") if path.is_dir()]
 
 
+def test_every_package_is_in_it_once(pyz: Path) -> None:
+    with zipfile.ZipFile(pyz) as archive:
+        names = archive.namelist()
+    assert len(set(names)) == len(names)
+    tops = {name.split("/")[1] for name in names if name.startswith("site-packages/") and name.count("/") > 1}
+    assert "qanat" in tops
+    assert not tops & {path.name for path in (ROOT / "qanat").iterdir()}
+    assert not tops & {"tests", "benchmarks", "deploy"}
+    assert "site-packages/qanat/transports/pipe.py" in names
+    assert "site-packages/qanat/share/config.example.yaml" in names
+
+
 def test_it_runs_where_there_is_nothing_but_python(bare: Bare) -> None:
     assert bare.run("--version").startswith("qanat ")
     assert bare.run("token").startswith("qanat1-")
@@ -134,12 +147,12 @@ def test_it_runs_with_an_environment_of_nothing_but_a_path(bare: Bare, cleaned: 
     assert bare.run("--version", PATH="/usr/bin:/bin").startswith("qanat ")
 
 
-def test_without_a_home_it_unpacks_into_var_tmp_and_mends_what_a_cleaner_took(bare: Bare, cleaned: list[Path]) -> None:
+def test_without_a_home_it_unpacks_into_var_tmp_and_restores_what_is_gone(bare: Bare, cleaned: list[Path]) -> None:
     fallback, _ = cleaned
     bare.run("--version", HOME="/proc/none")
     (unpacked,) = unpacked_in(fallback)
     assert fallback.stat().st_mode & 0o777 == 0o700
-    module = unpacked / "site-packages" / "base" / "version.py"
+    module = unpacked / "site-packages" / "qanat" / "base" / "version.py"
     module.unlink()
     bare.run("--version", HOME="/proc/none")
     assert module.exists()
