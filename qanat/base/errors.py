@@ -64,6 +64,13 @@ class TransportError(QanatError):
         self.retry_after = retry_after
 
 
+class NoThread(QanatError):
+    """The system gives this process no further thread.  Passes by itself when others end."""
+
+    def __init__(self) -> None:
+        super().__init__("a new thread could not be started", hint="raise the limit on threads (ulimit -u, TasksMax)")
+
+
 class PipeEnded(TransportError):
     """The pipe is over: the peer closed it, the network cut it, or we closed it ourselves."""
 

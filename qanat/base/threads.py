@@ -11,24 +11,31 @@ import threading
 import time
 from collections.abc import Callable
 
+from qanat.base.errors import NoThread
+
 log = logging.getLogger("qanat.threads")
 
 
 def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
     """Start a daemon thread called `name` and return it for its owner to join.  Does not block.
 
+    Raises NoThread when the system gives none; nothing of `target` has run then.
+
     Threads are daemons so that one stuck in `getaddrinfo`, which nothing can interrupt, cannot
     keep the process alive; every other thread is joined by its owner.
     """
 
-    def guarded() -> None:
+    def run() -> None:
         try:
             target()
         except Exception:
             log.exception("thread %s ended by an unexpected error; please report it", name)
 
-    thread = threading.Thread(target=guarded, name=name, daemon=True)
-    thread.start()
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # CPython has no other way to say it
+        raise NoThread from error
     return thread
 
 
@@ -45,7 +52,7 @@ class ThreadGroup:
         self._threads: set[threading.Thread] = set()
 
     def start(self, name: str, target: Callable[[], object]) -> threading.Thread:
-        """Start `target` in a thread of this group.  Does not block."""
+        """Start `target` in a thread of this group.  Does not block.  Raises NoThread."""
 
         def run() -> None:
             try:

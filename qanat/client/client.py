@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, QanatError
+from qanat.base.errors import EndpointError, NoThread, QanatError
 from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.client.known_hosts import KnownHosts
@@ -27,6 +27,7 @@ from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
+from qanat.mux.frames import Reason
 from qanat.process.log_throttle import LogThrottle
 from qanat.session.messages import ConnectTcp
 from qanat.session.session import affordable_streams
@@ -183,15 +184,16 @@ class Client:
         try:
             if session is None:
                 if len(self._waiting) >= self._max_streams:
-                    raise RuntimeError(f"{self._max_streams} connections wait for a session already")
+                    waiting = f"{self._max_streams} connections wait for a session already"
+                    raise EndpointError(waiting, code=Reason.LIMIT)
                 self._waiting.start(f"{peer}-down", carry_when_connected)
             else:
                 carry = partial(session.carry_outgoing, sock, peer, request, str(forward))
                 session.start_outgoing(peer, carry)
-        except RuntimeError as error:
+        except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             if self._log_throttle.due("no thread"):
-                log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", forward, error)
+                log.warning("%s: %s", forward, error)
 
     def _wait_for_session(self) -> ClientSession | None:
         """A session that is connected; when there is none, wait for one as long as a connection may take.

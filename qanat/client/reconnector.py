@@ -20,7 +20,7 @@ from functools import partial
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.errors import NoThread, ProtocolError, QanatError, RefusedError, TransportError
 from qanat.base.threads import ThreadGroup
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Connector, Endpoint, SessionOver, describe_failure
@@ -240,7 +240,7 @@ class Reconnector:
             if self._fruitful:
                 self._backoff.succeeded()  # it answers, so what failed while it was away says nothing any more
             session.end_lane(self._number, lane, SESSION_UNKNOWN)
-        except (QanatError, RuntimeError) as error:
+        except QanatError as error:
             if sealed is not None:
                 sealed.close("it could not take the lane over")
             self._failed(way, error)
@@ -286,7 +286,7 @@ class Reconnector:
         receive_from: int | None = None,
         on_attached: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run the lane on this pipe, in a thread of its own.  Raises RuntimeError when the system gives none."""
+        """Run the lane on this pipe, in a thread of its own.  Raises NoThread."""
         now, age = time.monotonic(), self._context.settings.max_pipe_age
         old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
         running = _Running(way, sealed, now, self._lane.progress, old_at)
@@ -317,7 +317,7 @@ class Reconnector:
 
         try:
             self._pipes.start(f"{self._lane.name}-reader", carry)
-        except RuntimeError:
+        except NoThread:
             with self._changed:
                 self._running, self._lost_at = None, time.monotonic()
             raise
@@ -336,7 +336,7 @@ class Reconnector:
 
     # --- what came of it ------------------------------------------------------------------------
 
-    def _failed(self, way: Endpoint, error: QanatError | RuntimeError) -> None:
+    def _failed(self, way: Endpoint, error: QanatError) -> None:
         self._lane.release_hold()
         retry_after = error.retry_after if isinstance(error, TransportError) else None
         if isinstance(error, RefusedError) and error.final:
@@ -352,8 +352,7 @@ class Reconnector:
         self._at = (self._at + 1) % len(self._ways)
         if over:
             return
-        text = describe_failure(way, error) if isinstance(error, QanatError) else str(error)
-        log.error("%s", text, extra={"event": "failed", "url": str(way.url)})
+        log.error("%s", describe_failure(way, error), extra={"event": "failed", "url": str(way.url)})
         if delay >= 0.5:
             log.info("trying again in %.1f s", delay)
 

@@ -15,7 +15,15 @@ from functools import partial
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import LocalError, ProtocolError, QanatError, RefusedError, SessionEnded, TransportError
+from qanat.base.errors import (
+    LocalError,
+    NoThread,
+    ProtocolError,
+    QanatError,
+    RefusedError,
+    SessionEnded,
+    TransportError,
+)
 from qanat.base.threads import ThreadGroup
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Connector, Endpoint, describe_failure, describe_server
@@ -169,10 +177,6 @@ class ServerConnection:
                 self._backoff.failed()
                 log.error("%s", describe_failure(way, error), extra={"event": "failed", "url": str(way.url)})
             return error.retry_after if isinstance(error, TransportError) else None
-        except RuntimeError as error:  # The system gives no more threads.
-            log.error("%s; raise the limit on threads (ulimit -u, TasksMax)", error)
-            self._backoff.failed()
-            return None
         self._keep(way, session, sealed)
         return None
 
@@ -236,8 +240,8 @@ class ServerConnection:
                     session.why,
                     extra={"event": "expired", "url": str(way.url)},
                 )
-        except RuntimeError as error:  # The system gives no more threads.
-            log.error("%s; raise the limit on threads (ulimit -u, TasksMax)", error)
+        except NoThread as error:
+            log.error("%s", error)
             self._backoff.failed()
         except SessionEnded:
             log.debug("the session was over before it began")

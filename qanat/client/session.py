@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError
+from qanat.base.errors import NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.config.settings import Forward
 from qanat.endpoints.lookup import Share, resolve
@@ -141,12 +141,8 @@ class ClientSession(Session):
 
         try:
             self.threads.start(f"{self.name}-forward-{number}", ask_again)
-        except RuntimeError as error:  # The system gives no more threads.
-            log.warning(
-                "%s: %s; it is asked for again with the next session; raise the limit on threads (ulimit -u, TasksMax)",
-                forward,
-                error,
-            )
+        except NoThread as error:
+            log.warning("%s is asked for again only with the next session: %s", forward, error)
 
     def _on_open(self, stream: StreamIO) -> None:
         request = decode_request(stream.request)

@@ -15,7 +15,7 @@ import threading
 
 from qanat.base.addresses import parse_address
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError
+from qanat.base.errors import EndpointError, NoThread
 from qanat.base.sockets import format_address
 from qanat.base.threads import start_thread
 from qanat.mux.frames import Reason
@@ -76,9 +76,9 @@ def resolve(host: str, port: int, deadline: Deadline, share: Share) -> list[Addr
 
     try:
         start_thread(f"look up {host[:80]}", look_up)
-    except RuntimeError as error:  # "can't start new thread"
+    except NoThread as error:
         share.release()
-        raise EndpointError(f"{what}: no thread left to look the name up", code=Reason.LIMIT) from error
+        raise EndpointError(f"{what}: {error.message}", code=Reason.LIMIT, hint=error.hint) from error
     try:
         answer = answers.get(timeout=deadline.remaining())
     except queue.Empty:

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from qanat.base.errors import StreamReset
+from qanat.base.errors import NoThread, StreamReset
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.mux.frames import Reason
 from qanat.mux.slab import BLOCK_PAYLOAD
@@ -39,9 +39,9 @@ def join_stream(
         stream.on_failure(sock.abort)
         try:
             start_thread(f"{name}-up", lambda: uplink.run(stream, sock))
-        except RuntimeError as error:  # The system gives no more threads.
+        except NoThread as error:
             stream.reset(Reason.LIMIT, "no more threads at the other end")
-            log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", name, error)
+            log.warning("%s: %s", name, error)
         else:
             orderly = _guarded(_downlink_loop, stream, sock)
             uplink.ended.wait()

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError
+from qanat.base.errors import EndpointError, NoThread
 from qanat.base.sockets import close_socket, format_address, set_reset_on_close
 from qanat.base.threads import start_thread
 from qanat.endpoints.wakeable import WakeableSocket
@@ -113,12 +113,10 @@ class Listener:
         """
         try:
             self._thread = start_thread(self._name, self._accept_loop)
-        except RuntimeError as error:
+        except NoThread as error:
             self._close_sockets()
             raise EndpointError(
-                f"cannot accept on {self.address}: {error}",
-                code=Reason.LIMIT,
-                hint="raise the limit on threads (ulimit -u, TasksMax)",
+                f"cannot accept on {self.address}: {error.message}", code=Reason.LIMIT, hint=error.hint
             ) from error
 
     def close(self) -> None:

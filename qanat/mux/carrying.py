@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError
+from qanat.base.errors import NoThread, ProtocolError, QanatError, SessionEnded, TransportError
 from qanat.base.threads import start_thread
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
@@ -155,10 +155,10 @@ class Carrying(LaneWaking):
             ending = self._reader_loop(sealed)
         except ProtocolError as error:
             ending = PipeResult(f"the peer broke the protocol: {error}", fault=True)
-        except RuntimeError as error:  # The system gives no more threads.
+        except NoThread as error:
             if writer is not None:
                 raise
-            ending = PipeResult(f"{error}; raise the limit on threads (ulimit -u, TasksMax)", by_us=True)
+            ending = PipeResult(str(error), by_us=True)
         finally:
             self._detach(sealed, writer, ending)
         return ending

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, ProtocolError
+from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.endpoints.tcp import Listener, connect
 from qanat.endpoints.wakeable import WakeableSocket
@@ -156,11 +156,11 @@ class ServerSession(Session):
         what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
         try:
             self.start_outgoing(peer, carry)
-        except RuntimeError as error:
+        except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             done()
             if self._log_throttle.due("no thread"):
-                log.warning("%s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, error)
+                log.warning("%s: %s", self.name, error)
 
     def _release(self) -> None:
         self.stop_listening()

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, ProtocolError, QanatError, SessionEnded
+from qanat.base.errors import EndpointError, NoThread, ProtocolError, QanatError, SessionEnded
 from qanat.base.files_limit import raise_open_files_limit
 from qanat.base.threads import ThreadGroup
 from qanat.base.version import __version__
@@ -363,11 +363,12 @@ class Session(ABC):
     def start_outgoing(self, peer: str, carry: Callable[[], None]) -> None:
         """Have `carry`, which calls `carry_outgoing`, in a thread of its own.
 
-        Raises RuntimeError when the system gives none, or when as many as there may be streams wait for one already:
-        while no pipe carries the session, whoever comes waits.
+        Raises NoThread, and EndpointError when as many as there may be streams wait for one already: while no pipe
+        carries the session, whoever comes waits.
         """
         if len(self.threads) - 2 * self.open_streams > self._parameters.peer_max_streams:
-            raise RuntimeError(f"{self._parameters.peer_max_streams} connections wait for a stream already")
+            waiting = self._parameters.peer_max_streams
+            raise EndpointError(f"{waiting} connections wait for a stream already", code=Reason.LIMIT)
         self.threads.start(f"{self.name} {peer}-down", carry)
 
     def carry_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
@@ -409,9 +410,9 @@ class Session(ABC):
         self._begin_serving()
         try:
             self.threads.start(f"{stream.label}-down", run)
-        except RuntimeError as error:  # The system gives no more threads.
+        except NoThread as error:
             self._end_serving()
-            log.warning("%s %s: %s; raise the limit on threads (ulimit -u, TasksMax)", self.name, what, error)
+            log.warning("%s %s: %s", self.name, what, error)
             self.refuse(stream, Reason.LIMIT, "no more threads at the other end")
             return False
         return True

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from qanat.base.deadline import Deadline
+from qanat.base.errors import NoThread
 from qanat.base.threads import ThreadGroup
 from qanat.client import connect as connector
 from qanat.client import reconnector as lane_keeper
@@ -164,7 +165,7 @@ def test_no_thread_for_a_new_connection_costs_a_session_nothing(
 
     def start_seldom(group: ThreadGroup, name: str, target: Callable[[], object]) -> threading.Thread:
         if name == "a-reader" and next(readers) == 1:
-            raise RuntimeError("can't start new thread")
+            raise NoThread
         return start(group, name, target)
 
     def ended_late(*args: Any) -> None:
@@ -192,7 +193,7 @@ def test_no_thread_for_a_new_session_is_a_failed_try_and_leaves_no_connection_op
 
     def closed_at_seldom(deadline: Deadline, pipe: Pipe) -> AbstractContextManager[threading.Event]:
         if next(greetings) == 0:
-            raise RuntimeError("can't start new thread")
+            raise NoThread
         return closed_at(deadline, pipe)
 
     monkeypatch.setattr(connector, "closed_at", closed_at_seldom)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from qanat.base.errors import NoThread
 from qanat.base.sockets import set_reset_on_close
 from qanat.base.threads import start_thread
 from qanat.endpoints import pump
@@ -259,7 +260,7 @@ def test_many_connections_push_through_a_small_outbox_and_all_arrive() -> None:
 
 def test_a_system_without_threads_refuses_the_stream_and_says_so(pair: Pair) -> None:
     def no_thread(name: str, target: Callable[[], None]) -> object:
-        raise RuntimeError("can't start new thread")
+        raise NoThread
 
     application, ours = _socket_pair()
     stream = pair.client.lane.open_stream(b"")

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from qanat.base.errors import EndpointError
+from qanat.base.errors import EndpointError, NoThread
 from qanat.endpoints import tcp
 from qanat.mux.frames import Reason
 from qanat.server.shared_ports import SharedPorts
@@ -127,7 +127,7 @@ def test_one_that_leaves_gets_nothing_more_and_the_last_frees_the_port(rig: Rig)
 
 def test_a_port_that_got_no_thread_is_free_for_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_thread(name: str, target: Callable[[], None]) -> threading.Thread:
-        raise RuntimeError("can't start new thread")
+        raise NoThread
 
     with monkeypatch.context() as patch:
         patch.setattr(tcp, "start_thread", no_thread)

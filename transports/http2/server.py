@@ -17,7 +17,7 @@ from functools import partial
 
 from h2.errors import ErrorCodes
 
-from qanat.base.errors import QanatError
+from qanat.base.errors import NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.engine import Http2Engine
@@ -146,8 +146,8 @@ class Http2Server:
                 self._running += 1
             try:
                 self._threads.start(f"h2 {self._peer}/{request.stream_id}", partial(self._run, exchange))
-            except RuntimeError as error:  # the system gives us no more threads
-                log.error("cannot serve a request: %s; raise the limit of threads (ulimit -u)", error)
+            except NoThread as error:
+                log.error("cannot serve a request: %s", error)
                 engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
                 self._handled()
 
@@ -207,8 +207,8 @@ class Exchange:
         elif stuck:
             try:
                 self._threads.start(f"h2-stuck {engine.wire.peer}", partial(self._watch_stuck, cause))
-            except RuntimeError as error:  # the system gives us no more threads
-                engine.end(f"{cause}, and there is no thread to see whether the path takes anything: {error}")
+            except NoThread as error:
+                engine.end(f"{cause}, and nobody can see whether the path takes anything: {error.message}")
 
     def _watch_stuck(self, cause: str) -> None:
         """A pipe's writer that is inside the kernel cannot be woken but by ending the connection for everyone.

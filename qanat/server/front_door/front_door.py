@@ -20,7 +20,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.deadline_watch import DeadlineWatch
-from qanat.base.errors import QanatError, TransportError, UsageError
+from qanat.base.errors import NoThread, QanatError, TransportError, UsageError
 from qanat.base.sockets import close_socket, format_address
 from qanat.base.threads import ThreadGroup
 from qanat.config.settings import ServerSettings
@@ -174,11 +174,11 @@ class FrontDoor:
         self._deadlines.add(connection)
         try:
             self._threads.start(f"front {connection.peer}", partial(self._serve, connection))
-        except RuntimeError as error:  # the system gives us no more threads
+        except NoThread as error:
             self._forget(connection)
             connection.close()
             if self._log_throttle.due("threads"):
-                log.error("cannot serve connections: %s; raise the limit of threads (ulimit -u)", error)
+                log.error("cannot serve connections: %s", error)
             self._wait_for_an_end()
 
     def _serve(self, connection: FrontConnection) -> None:
