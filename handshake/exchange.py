@@ -1,8 +1,7 @@
 """The blocking half: a handshake machine driven over a pipe, and the sealed pipe that comes of it.
 
-This is the only module of the room that knows pipes, threads and time.  The service calls
-`client_handshake` or `server_handshake`, then says HELLO and READY through the SealedPipe, which the
-mux owns from there on.
+This is the only module of the room that knows pipes.  The running client or server calls `client_handshake` or
+`server_handshake`, then sends HELLO and READY through the SealedPipe, which the mux owns from there on.
 """
 
 from __future__ import annotations
@@ -72,11 +71,6 @@ class SealedPipe:
             if kind is not RecordKind.KEY_UPDATE:
                 return kind, memoryview(plaintext)[1:]
 
-    @property
-    def peer_has_closed(self) -> bool:
-        """Whether the peer's CLOSE was received, so that the end of the pipe was meant."""
-        return self._opener.ended
-
     def set_read_timeout(self, seconds: float | None) -> None:
         """See Pipe.set_read_timeout."""
         self.pipe.set_read_timeout(seconds)
@@ -129,7 +123,7 @@ def closed_at(deadline: Deadline, pipe: Pipe) -> Iterator[threading.Event]:
 
 
 def client_handshake(pipe: Pipe, handshake: ClientHandshake, deadline: Deadline) -> SealedPipe:
-    """Prove each other over `pipe` as the end that dialled; blocks until M4 or `deadline`.
+    """Prove each other over `pipe` as the end that dialed; blocks until M4 or `deadline`.
 
     Raises RefusedError (final when the refusal provably comes from the server, or its key is not the
     pinned one), HandshakeError when the other end broke the protocol or proved nothing, and TransportError when the
@@ -148,7 +142,7 @@ def client_handshake(pipe: Pipe, handshake: ClientHandshake, deadline: Deadline)
 
 
 def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline) -> SealedPipe:
-    """Prove each other over `pipe` as the end that was dialled; blocks until M4 was sent or `deadline`.
+    """Prove each other over `pipe` as the end that was dialed; blocks until M4 was sent or `deadline`.
 
     Raises RefusedError, whose message is for our log only, after the peer was refused; otherwise as
     `client_handshake`.  The pipe is closed by then.

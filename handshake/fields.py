@@ -10,17 +10,17 @@ from qanat.base.errors import ProtocolError
 
 
 def lp8(data: bytes) -> bytes:
-    """`data`, at most 255 bytes, with its length in front as u8."""
+    """Return `data`, at most 255 bytes, with its length in front as u8."""
     return len(data).to_bytes(1, "big") + data
 
 
 def lp16(data: bytes) -> bytes:
-    """`data`, at most 65,535 bytes, with its length in front as u16."""
+    """Return `data`, at most 65,535 bytes, with its length in front as u16."""
     return len(data).to_bytes(2, "big") + data
 
 
 def lp(data: bytes) -> bytes:
-    """`data` with its length in front as u32."""
+    """Return `data` with its length in front as u32."""
     return len(data).to_bytes(4, "big") + data
 
 
@@ -37,11 +37,11 @@ class FieldReader:
 
     @property
     def offset(self) -> int:
-        """How many bytes have been read."""
+        """Return how many bytes have been read."""
         return self._offset
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes."""
+        """Return the next `size` bytes."""
         end = self._offset + size
         if end > len(self._data):
             raise self._error(f"{self._what} is too short")
@@ -50,27 +50,34 @@ class FieldReader:
         return taken
 
     def u8(self) -> int:
+        """Return the next byte as a number."""
         return self.take(1)[0]
 
     def u16(self) -> int:
+        """Return the next 2 bytes as a number, big-endian, as are all numbers."""
         return int.from_bytes(self.take(2), "big")
 
     def u32(self) -> int:
+        """Return the next 4 bytes as a number."""
         return int.from_bytes(self.take(4), "big")
 
     def u64(self) -> int:
+        """Return the next 8 bytes as a number."""
         return int.from_bytes(self.take(8), "big")
 
     def lp8(self) -> bytes:
+        """Return bytes whose length stands in front as u8."""
         return self.take(self.u8())
 
     def lp16(self) -> bytes:
+        """Return bytes whose length stands in front as u16."""
         return self.take(self.u16())
 
     def lp(self) -> bytes:
+        """Return bytes whose length stands in front as u32."""
         return self.take(self.u32())
 
     def end(self) -> None:
-        """There must be nothing left."""
+        """Raise the error if anything is left."""
         if self._offset != len(self._data):
             raise self._error(f"{self._what} has {len(self._data) - self._offset} bytes too many")

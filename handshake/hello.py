@@ -1,8 +1,8 @@
 """What is said inside the sealed channel outside the mux: HELLO, READY, CLOSE and the kinds of records.
 
 Frozen values, each with `encode` and a strict `decode` that accepts or raises ProtocolError
-(docs/PROTOCOL.md §2 and §3).  The proofs for joining and resuming a session are here too.  The service
-sends and judges these messages; `sealed` uses only the kinds.
+(docs/PROTOCOL.md §2 and §3).  The proofs for joining and resuming a session are here too.  The running client and
+server send and judge these messages; `sealed` uses only the kinds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class RecordKind(IntEnum):
 
 
 class CloseReason(IntEnum):
+    """Why the sender of CLOSE ends the pipe, or the session with it."""
+
     LEAVING = 1
     SHUTDOWN = 2
     NAME_IN_USE = 3
@@ -46,18 +48,24 @@ class CloseReason(IntEnum):
 
 
 class Intent(IntEnum):
+    """What a client asks for in HELLO: a new session, one more lane, or a lane that it had."""
+
     NEW = 1
     JOIN = 2
     RESUME = 3
 
 
 class Answer(IntEnum):
+    """What a server answers in READY."""
+
     NEW = 1
     RESUMED = 2
     EXPIRED = 3
 
 
 class ParameterId(IntEnum):
+    """The number of a parameter on the wire."""
+
     INITIAL_WINDOW = 1
     MAX_STREAMS = 2
     KEEPALIVE = 3
@@ -77,6 +85,7 @@ class Parameters:
     resume_for: int = 0  # seconds that a server keeps a session without a pipe; 0 from a client
 
     def encode(self) -> bytes:
+        """Return the end of HELLO or READY.  Raises LocalError for values that the peer would refuse."""
         if not 0 <= self.initial_window <= MAX_INITIAL_WINDOW:
             raise LocalError(f"an initial window of {self.initial_window} bytes is not allowed")
         values = (
@@ -91,6 +100,7 @@ class Parameters:
 
     @classmethod
     def read(cls, reader: FieldReader) -> Parameters:
+        """Read what `encode` made from the front of `reader`.  Raises ProtocolError."""
         agent = _read_label(reader, "agent")
         values: dict[int, int] = {}
         for _ in range(reader.u8()):
@@ -138,11 +148,12 @@ class Hello:
         )
 
     def encode(self) -> bytes:
-        """The record's content, without its kind."""
+        """Return the record's content, without its kind."""
         return self._before_proof() + self.proof + self.parameters.encode()
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Hello:
+        """Parse a record's content.  Raises ProtocolError."""
         reader = FieldReader(content, "HELLO")
         intent = _member(Intent, reader.u8(), "HELLO's intent")
         hello = cls(
@@ -157,11 +168,11 @@ class Hello:
         )
         reader.end()
         if intent is Intent.NEW and hello != cls(hello.instance, hello.parameters):
-            raise ProtocolError("HELLO asks for a new session and speaks of an old one")
+            raise ProtocolError("HELLO asks for a new session and names an old one")
         return hello
 
     def proven(self, resume: bytes, transcript: bytes) -> Hello:
-        """The same with the proof for joining or resuming.
+        """Return the same with the proof for joining or resuming.
 
         `resume` is the secret of the session's first handshake, `transcript` is TH of the present one.
         """
@@ -190,11 +201,12 @@ class Ready:
         return bytes([self.answer]) + self.session + self.expected.to_bytes(8, "big")
 
     def encode(self) -> bytes:
-        """The record's content, without its kind."""
+        """Return the record's content, without its kind."""
         return self._before_proof() + self.proof + _encode_label(self.node) + self.parameters.encode()
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Ready:
+        """Parse a record's content.  Raises ProtocolError."""
         reader = FieldReader(content, "READY")
         ready = cls(
             answer=_member(Answer, reader.u8(), "READY's answer"),
@@ -206,13 +218,13 @@ class Ready:
         )
         reader.end()
         if ready.answer is not Answer.RESUMED and (ready.expected or ready.proof != _NO_PROOF):
-            raise ProtocolError("READY resumes nothing and says where to go on")
+            raise ProtocolError("READY resumes nothing and says where to continue")
         if (ready.answer is Answer.EXPIRED) != (ready.session == _NO_ID):
             raise ProtocolError("READY names a session where it should not, or none where it should")
         return ready
 
     def proven(self, resume: bytes, transcript: bytes) -> Ready:
-        """The same with the proof that the server knows the session's secret; see Hello.proven."""
+        """Return the same with the proof that the server knows the session's secret; see Hello.proven."""
         return replace(self, proof=self._expected_proof(resume, transcript))
 
     def proof_holds(self, resume: bytes, transcript: bytes) -> bool:
@@ -231,12 +243,13 @@ class Close:
     text: str = ""  # for people; cut at 512 bytes of UTF-8
 
     def encode(self) -> bytes:
-        """The record's content, without its kind."""
+        """Return the record's content, without its kind."""
         cut = self.text.encode("utf-8", "replace")[:MAX_CLOSE_TEXT].decode("utf-8", "ignore")
         return bytes([self.reason]) + lp16(cut.encode("utf-8"))
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Close:
+        """Parse a record's content.  Raises ProtocolError."""
         reader = FieldReader(content, "CLOSE")
         reason = _member(CloseReason, reader.u8(), "CLOSE's reason")
         text = reader.lp16()

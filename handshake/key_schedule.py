@@ -21,6 +21,7 @@ SECRET_SIZE: Final = 32
 
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
+    """Return HMAC-SHA256 (RFC 2104), 32 bytes."""
     return hmac.digest(key, data, "sha256")
 
 
@@ -30,30 +31,30 @@ def secrets_equal(left: bytes, right: bytes) -> bool:
 
 
 def extract(salt: bytes, material: bytes) -> bytes:
-    """HKDF-Extract (RFC 5869 §2.2)."""
+    """Return HKDF-Extract (RFC 5869 §2.2)."""
     return hmac_sha256(salt, material)
 
 
 def expand(key: bytes, info: bytes, length: int = HASH_SIZE) -> bytes:
-    """HKDF-Expand (RFC 5869 §2.3), at most one block, which is all that is needed here."""
+    """Return HKDF-Expand (RFC 5869 §2.3) of at most one block, 32 bytes, which is all that is needed here."""
     if not 0 < length <= HASH_SIZE:
         raise LocalError(f"no single block of HKDF gives {length} bytes")
     return hmac_sha256(key, info + b"\x01")[:length]
 
 
 def token_key(name: str, token: bytes) -> bytes:
-    """K_tok: a token's secret bound to the client name that it belongs to."""
+    """Return K_tok: a token's secret bound to the client name that it belongs to."""
     salt = hashlib.sha256(b"qanat/1 token" + lp(name.encode("ascii"))).digest()
     return extract(salt, token)
 
 
 def client_proof(k_tok: bytes, m1: bytes, m3: bytes, auth_plaintext: bytes) -> bytes:
-    """proof_c; `auth_plaintext` is M2's plaintext before the proof."""
+    """Return proof_c; `auth_plaintext` is M2's plaintext before the proof."""
     return hmac_sha256(expand(k_tok, b"qanat/1 client proof"), lp(m1) + lp(m3) + lp(auth_plaintext))
 
 
 def transcript_hash(m1: bytes, m2: bytes, m3: bytes, m4_before_proof: bytes) -> bytes:
-    """TH, over whole messages with their headers."""
+    """Return TH, over whole messages with their headers."""
     return hashlib.sha256(b"qanat/1" + lp(m1) + lp(m2) + lp(m3) + lp(m4_before_proof)).digest()
 
 
@@ -69,7 +70,7 @@ class SessionSecrets:
 
 
 def session_secrets(k_tok: bytes, transcript: bytes, client_secret: bytes, server_secret: bytes) -> SessionSecrets:
-    """All that hangs on PRK: token, both secrets and the whole transcript are needed for any of it."""
+    """Derive all that depends on PRK: token, both secrets and the whole transcript are needed for any of it."""
     k_mix = expand(k_tok, b"qanat/1 mix")
     prk = extract(transcript, k_mix + client_secret + server_secret)
     return SessionSecrets(
@@ -82,6 +83,6 @@ def session_secrets(k_tok: bytes, transcript: bytes, client_secret: bytes, serve
 
 
 def refusal_mac(m1: bytes, m2: bytes, m3: bytes, client_secret: bytes, code: int) -> bytes:
-    """The proof on a refusal that it comes from whoever could read client_secret."""
+    """Return the proof that a refusal comes from whoever could read client_secret."""
     salt = hashlib.sha256(lp(m1) + lp(m2) + lp(m3)).digest()
     return hmac_sha256(expand(extract(salt, client_secret), b"qanat/1 refused"), bytes([code]))

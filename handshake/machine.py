@@ -45,12 +45,14 @@ MAX_TOKENS: Final = 2
 """Tokens a client may have at a server, for rotation; each refusal costs as much as this many."""
 
 _NO_NAME: Final = ""
-"""Whom a server looks up when M2 could not be read; no client can have this name."""
+"""The name that a server looks up when M2 could not be read; no client can have it."""
 _NO_TOKEN: Final = os.urandom(SECRET_SIZE)
 """Stands in, for as long as this process lives, for every token that does not exist."""
 
 
 class State(Enum):
+    """Where a handshake is.  DONE, REFUSED and FAILED are ends."""
+
     SERVER_NEW = auto()
     SERVER_WAITS_AUTH = auto()
     SERVER_WAITS_KEY = auto()
@@ -64,6 +66,8 @@ class State(Enum):
 
 
 class Event(Enum):
+    """What moves a handshake on: a message that came, or what our own check of it said."""
+
     START = auto()
     PUBKEY = auto()
     AUTH = auto()
@@ -84,7 +88,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (State.CLIENT_DECIDES, Event.PROVEN): State.DONE,
     (State.CLIENT_WAITS_ANSWER, Event.REFUSAL): State.REFUSED,
 }
-"""All that may happen.  Each of the last three states is an end."""
+"""All that may happen; anything else is an error."""
 
 _EVENTS: Final[Mapping[MessageType, Event]] = {
     MessageType.MSG_PUBKEY: Event.PUBKEY,
@@ -117,11 +121,12 @@ class _Machine(ABC):
 
     @property
     def done(self) -> bool:
+        """Whether both ends have proven themselves, so that `result` is there."""
         return self.state is State.DONE
 
     @property
     def result(self) -> HandshakeResult:
-        """The keys; only once `done`."""
+        """Return the keys; LocalError before the handshake is `done`."""
         if self._result is None:
             raise LocalError("the handshake has no result yet")
         return self._result
@@ -152,7 +157,7 @@ class _Machine(ABC):
 
     @abstractmethod
     def _react(self, state: State, message: bytes) -> list[bytes]:
-        """Deal with a message that was legal in `state`."""
+        """Handle a message that was legal in `state`; return what to send."""
 
     def _finish(
         self, name: str, version: int, secrets: key_schedule.SessionSecrets, transcript: bytes, spki: bytes
@@ -170,7 +175,7 @@ class _Machine(ABC):
 
 
 class ClientHandshake(_Machine):
-    """The end that dials.  It waits for M1, answers M2 and M3, and waits for M4 or a refusal.
+    """The end that dials: it waits for M1, answers M2 and M3, and waits for M4 or a refusal.
 
     `check_server` gets the server's SPKI before anything has been sent, and raises RefusedError when it is not
     the pinned one.  `versions` is what we speak.
@@ -261,7 +266,7 @@ class ClientHandshake(_Machine):
 
 
 class ServerHandshake(_Machine):
-    """The end that was dialled: `start` gives M1, then M2 and M3 come, and M4 or a refusal goes back.
+    """The end that was dialed: `start` gives M1, then M2 and M3 come, and M4 or a refusal goes back.
 
     `find_tokens` gives the secrets of a client's tokens, at most two, or None for a name that is not known.
     `rsa_gate` is entered round each private-key operation, so that a server can bound how many run at once.
@@ -288,10 +293,11 @@ class ServerHandshake(_Machine):
 
     @property
     def refused(self) -> bool:
+        """Whether the client's proof did not hold, so that R is the last message."""
         return self.state is State.REFUSED
 
     def start(self) -> bytes:
-        """M1, to be sent first."""
+        """Return M1, to be sent first.  Raises LocalError when called twice."""
         if self.state is not State.SERVER_NEW:
             raise LocalError("this handshake has been started before")
         self._advance(Event.START)
@@ -308,7 +314,7 @@ class ServerHandshake(_Machine):
         return [self._decide(message)]
 
     def _decide(self, m3: bytes) -> bytes:
-        """M4, or R when the proof does not hold.
+        """Return M4, or R when the proof does not hold.
 
         The steps are the same, and equally many, whether M2 could not be read, the name is unknown or the token
         is wrong: whoever tries must not learn which (docs/PROTOCOL.md, Equal refusals).
@@ -337,7 +343,7 @@ class ServerHandshake(_Machine):
         return self._accept(auth, k_tok, m3)
 
     def _read_auth(self, plaintext: bytes | None) -> AuthPlaintext | None:
-        """The inside of M2, or None when there is none or it is not sound, which is treated alike."""
+        """Return the inside of M2, or None when there is none or it is not sound, which is treated alike."""
         if plaintext is None:
             return None
         try:

@@ -1,8 +1,7 @@
 """The clear messages M1 to M4 and the refusal: layouts, limits and strict parsers (docs/PROTOCOL.md §1).
 
 Pure: bytes in, frozen values out.  A parser accepts exactly what the page allows or raises
-HandshakeError.  Which message is legal when is `machine`'s business, what the fields mean is not
-known here.
+HandshakeError.  Which message is legal when, and what its fields mean, is known in `machine` alone.
 """
 
 from __future__ import annotations
@@ -36,6 +35,8 @@ _HEADER_SIZE: Final = 3
 
 
 class MessageType(IntEnum):
+    """A message's first byte."""
+
     MSG_PUBKEY = 1
     MSG_AUTH = 2
     MSG_SESSION_KEY = 3
@@ -43,24 +44,28 @@ class MessageType(IntEnum):
 
 
 class RefusalCode(IntEnum):
+    """Why a client was refused.  There is one code only: a refusal must not tell which check failed."""
+
     REFUSED = 1
 
 
 @dataclass(frozen=True)
 class ServerKey:
-    """M1, the server's first word."""
+    """M1, the server's first message."""
 
     versions: tuple[int, ...]
     random: bytes
     spki: bytes
 
     def encode(self) -> bytes:
+        """Return the whole message, header included."""
         versions = b"".join(version.to_bytes(2, "big") for version in self.versions)
         content = bytes([len(self.versions)]) + versions + self.random + lp(self.spki)
         return _message(MessageType.MSG_PUBKEY, content)
 
     @classmethod
     def decode(cls, message: bytes) -> ServerKey:
+        """Parse a whole message.  Raises HandshakeError."""
         reader = _content(message, MessageType.MSG_PUBKEY, M1_LIMIT, "the server's MSG_PUBKEY")
         count = reader.u8()
         if not 1 <= count <= MAX_VERSIONS:
@@ -73,15 +78,17 @@ class ServerKey:
 
 @dataclass(frozen=True)
 class Auth:
-    """M2, what the client says under the server's key."""
+    """M2, what the client says, encrypted to the server's key."""
 
     ciphertext: bytes
 
     def encode(self) -> bytes:
+        """Return the whole message, header included."""
         return _message(MessageType.MSG_AUTH, self.ciphertext)
 
     @classmethod
     def decode(cls, message: bytes) -> Auth:
+        """Parse a whole message.  Raises HandshakeError."""
         reader = _content(message, MessageType.MSG_AUTH, M2_LIMIT, "MSG_AUTH")
         # Exactly one block of the server's key: shorter or longer cannot be a ciphertext for it.
         ciphertext = reader.take(M2_LIMIT - _HEADER_SIZE)
@@ -99,14 +106,16 @@ class AuthPlaintext:
     proof: bytes = field(repr=False)
 
     def before_proof(self) -> bytes:
-        """The part that the proof covers."""
+        """Return the part that the proof covers."""
         return self.version.to_bytes(2, "big") + lp8(self.name.encode("ascii")) + self.client_secret
 
     def encode(self) -> bytes:
+        """Return M2's plaintext."""
         return self.before_proof() + self.proof
 
     @classmethod
     def decode(cls, plaintext: bytes) -> AuthPlaintext:
+        """Parse M2's plaintext.  Raises HandshakeError."""
         reader = FieldReader(plaintext, "what MSG_AUTH carries", HandshakeError)
         version = reader.u16()
         try:
@@ -127,10 +136,12 @@ class ClientKeyMessage:
     spki: bytes
 
     def encode(self) -> bytes:
+        """Return the whole message, header included."""
         return _message(MessageType.MSG_PUBKEY, lp(self.spki))
 
     @classmethod
     def decode(cls, message: bytes) -> ClientKeyMessage:
+        """Parse a whole message.  Raises HandshakeError."""
         reader = _content(message, MessageType.MSG_PUBKEY, M3_LIMIT, "the client's MSG_PUBKEY")
         decoded = cls(reader.lp())
         reader.end()
@@ -145,15 +156,17 @@ class SessionKey:
     proof: bytes
 
     def encode(self) -> bytes:
+        """Return the whole message, header included."""
         return self.encode_before_proof() + self.proof
 
     def encode_before_proof(self) -> bytes:
-        """What the transcript covers; the header's length counts the proof that follows."""
+        """Return what the transcript covers; the header's length counts the proof that follows."""
         content = lp(self.ciphertext)
         return _header(MessageType.MSG_SESSION_KEY, len(content) + PROOF_SIZE) + content
 
     @classmethod
     def decode(cls, message: bytes) -> SessionKey:
+        """Parse a whole message.  Raises HandshakeError."""
         reader = _content(message, MessageType.MSG_SESSION_KEY, M4_LIMIT, "MSG_SESSION_KEY")
         decoded = cls(ciphertext=reader.lp(), proof=reader.take(PROOF_SIZE))
         reader.end()
@@ -162,16 +175,18 @@ class SessionKey:
 
 @dataclass(frozen=True)
 class Refusal:
-    """R, instead of M4.  Whether the mac holds is for the machine to say."""
+    """R, instead of M4.  The machine checks the mac."""
 
     code: int
     mac: bytes
 
     def encode(self) -> bytes:
+        """Return the whole message, header included."""
         return _message(MessageType.MSG_REFUSED, bytes([self.code]) + self.mac)
 
     @classmethod
     def decode(cls, message: bytes) -> Refusal:
+        """Parse a whole message.  Raises HandshakeError."""
         reader = _content(message, MessageType.MSG_REFUSED, REFUSED_LIMIT, "MSG_REFUSED")
         decoded = cls(code=reader.u8(), mac=reader.take(PROOF_SIZE))
         reader.end()
@@ -179,7 +194,7 @@ class Refusal:
 
 
 def type_of(message: bytes) -> MessageType:
-    """The type of a message whose outside is sound: known type, honest length.  Raises HandshakeError."""
+    """Return the type of a message whose outside is sound: known type, honest length.  Raises HandshakeError."""
     if len(message) < _HEADER_SIZE:
         raise HandshakeError("a handshake message is empty or shorter than its header")
     if message[0] not in MessageType.__members__.values():

@@ -76,7 +76,7 @@ class _Direction:
         return (self._iv ^ self._counter).to_bytes(12, "big")
 
     def _following(self, first_byte: int, size: int) -> tuple[RecordKind, Phase] | str:
-        """The kind of a record that begins with `first_byte` and the phase after it, or why it is not allowed."""
+        """Return the kind of a record that begins with `first_byte` and the phase after it, or why it is not allowed."""
         kind = _KINDS.get(first_byte)
         if kind is None:
             return f"a record has the unknown kind {first_byte}"
@@ -92,11 +92,7 @@ class _Direction:
 
 
 class Sealer(_Direction):
-    """The sending end of one direction.  One thread at a time.
-
-    `opening` is the kind of our first record, HELLO or READY.  `clock` gives seconds that never go back.
-    The limits are for tests to lower.
-    """
+    """The sending end of one direction.  One thread at a time."""
 
     def __init__(
         self,
@@ -108,6 +104,10 @@ class Sealer(_Direction):
         max_records: int = REKEY_RECORDS,
         max_seconds: float = REKEY_SECONDS,
     ) -> None:
+        """Start with `secret`, 32 bytes; `opening` is the kind of our first record, HELLO or READY.
+
+        `clock` returns seconds that never go back.  The limits are for tests to lower.
+        """
         super().__init__(secret, opening)
         self._clock = clock
         self._max_bytes = max_bytes
@@ -160,11 +160,11 @@ class Sealer(_Direction):
 class Opener(_Direction):
     """The receiving end of one direction.  One thread at a time.
 
-    `opening` is the kind of the peer's first record.  Everything that is not the next record in order
-    raises ProtocolError, and so does every later call.
+    Everything that is not the next record in order raises ProtocolError, and so does every later call.
     """
 
     def __init__(self, secret: bytes, *, opening: RecordKind, max_records: int = RECEIVE_RECORDS) -> None:
+        """Start with `secret`, 32 bytes; `opening` is the kind of the peer's first record."""
         super().__init__(secret, opening)
         self._max_records = max_records
         self._broken = False
@@ -175,7 +175,7 @@ class Opener(_Direction):
         return self._phase is Phase.ENDED
 
     def open(self, message: memoryview | bytes) -> bytes:
-        """The plaintext of the next record: its kind, then its content, in fresh bytes.
+        """Return the plaintext of the next record: its kind, then its content, in fresh bytes.
 
         A KEY_UPDATE is returned like the others, and has changed the key already.
         """

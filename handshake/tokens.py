@@ -1,8 +1,8 @@
 """Tokens as people carry them: text with a prefix and a checksum round 32 random bytes.
 
 Only tokens that this program made are accepted, so what one knows is always 256 bits of chance:
-no password hashing is needed and nothing can be guessed offline.  What the secret is used for
-stands in `key_schedule`; where tokens are stored is the configuration's business.
+no password hashing is needed and nothing can be guessed offline.  `key_schedule` uses the secret; where tokens
+are stored is up to the configuration.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _TEXT_LENGTH: Final = len(PREFIX) + _SECRET_CHARACTERS + 1 + 6
 
 
 def generate_token() -> str:
-    """A new random token as text; the only way by which tokens come into being."""
+    """Make a random token, as text; the only way by which tokens are made."""
     return format_token(os.urandom(SECRET_SIZE))
 
 
 def format_token(secret: bytes) -> str:
-    """The text of the 32-byte `secret` (docs/PROTOCOL.md, Tokens)."""
+    """Return the text of the 32-byte `secret` (docs/PROTOCOL.md, Tokens)."""
     return f"{PREFIX}{_base64url(secret)}-{_base64url(_checksum(secret))}"
 
 
 def parse_token(text: str) -> bytes:
-    """The 32-byte secret in `text`, which must be exactly what `format_token` writes.
+    """Return the 32-byte secret in `text`, which must be exactly what `format_token` writes.
 
     Raises UsageError, whose message never repeats any part of the token.
     """
