@@ -76,7 +76,7 @@ class _Direction:
         return (self._iv ^ self._counter).to_bytes(12, "big")
 
     def _following(self, first_byte: int, size: int) -> tuple[RecordKind, Phase] | str:
-        """Return the kind of a record that begins with `first_byte` and the phase after it, or why it is not allowed."""
+        """Return a record's kind, from its `first_byte`, and the phase after it; or why it is not allowed."""
         kind = _KINDS.get(first_byte)
         if kind is None:
             return f"a record has the unknown kind {first_byte}"
