@@ -29,6 +29,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.machine.programs import describe_skips
+
 GRACE = 5.0
 """Seconds that what is ending anyway may take."""
 
@@ -137,3 +139,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for title, text in config.stash[SECTIONS].items():
         terminalreporter.section(title)
         terminalreporter.write_line(text)
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in skipped if isinstance(report.longrepr, tuple)]
+    if line := describe_skips(reasons):
+        terminalreporter.write_line(line)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base import files_limit
 from tests.support.machine.deployed import deployed, install_command, user
 from tests.support.machine.processes import SECONDS, NotifySocket, Pair, wait_for
 from tests.support.machine.programs import require_program
@@ -98,6 +99,18 @@ def test_systemd_finds_the_unit_tight(name: str, installed: Installed) -> None:
     if "--offline" in done.stderr:
         pytest.skip("this systemd is older than 250 and cannot judge a unit that it does not run")
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_unit_sets_no_limit_below_the_program_s_own(name: str, installed: Installed) -> None:
+    service = installed.service(name)
+    assert int(service["LimitNOFILE"]) == files_limit.UNLIMITED
+    assert service["TasksMax"] == "infinity"  # two threads a stream
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_no_core_file_is_left_that_holds_keys(name: str, installed: Installed) -> None:
+    assert installed.service(name)["LimitCORE"] == "0"
 
 
 def test_units_are_ready_when_others_can_use_them(installed: Installed) -> None:

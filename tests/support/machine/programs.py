@@ -1,14 +1,18 @@
 """Other people's programs that tests run: where they are, and what happens when one is missing.
 
-A developer without HAProxy still gets a green run, with a visible skip.  A run that is meant to
-prove everything (`QANAT_REQUIRE_PROGRAMS=1`, or `CI=true` as build services set it) fails instead,
-because a test that is silently skipped everywhere proves nothing.
+A developer without HAProxy still gets a green run, whose end says in one line what was skipped and how
+to get it (`describe_skips`).  A run that is meant to prove everything (`QANAT_REQUIRE_PROGRAMS=1`, or
+`CI=true` as build services set it) fails instead, because a test that is silently skipped everywhere
+proves nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,6 +44,10 @@ _DEBIAN_PACKAGES = {
     "ip": "iproute2",
 }
 
+_INSTALL = " (apt install {})"
+"""Ends the reason of a skip that a Debian package cures."""
+_INSTALLED_BY = re.compile(re.escape(_INSTALL).replace(r"\{\}", "(?P<package>[^)]+)") + "$")
+
 
 def programs_are_required() -> bool:
     """Whether a missing program is a failure rather than a skip."""
@@ -58,7 +66,7 @@ def require_program(name: str) -> Path:
     """The path of `name`; otherwise skips the calling test, or fails it where programs are required."""
     found = find_program(name)
     if found is None:
-        unavailable(f"{name} is not installed (apt-get install {_DEBIAN_PACKAGES.get(name, name)})")
+        unavailable(f"{name} is not installed{_INSTALL.format(_DEBIAN_PACKAGES.get(name, name))}")
     return found
 
 
@@ -67,3 +75,17 @@ def unavailable(reason: str) -> NoReturn:
     if programs_are_required():
         pytest.fail(f"{reason}, and this run must not skip what needs it", pytrace=False)
     pytest.skip(reason)
+
+
+def describe_skips(reasons: Sequence[str]) -> str:
+    """Return one line for all tests that were skipped, each for one of `reasons`; "" when there are none.
+
+    It has each reason once, the most frequent first, and the one command that brings all missing programs.
+    """
+    if not reasons:
+        return ""
+    causes = Counter(_INSTALLED_BY.sub("", reason) for reason in reasons)
+    why = "; ".join(f"{count} because {cause}" for cause, count in causes.most_common())
+    packages = {found["package"] for reason in reasons if (found := _INSTALLED_BY.search(reason))}
+    cure = f"; for all that is missing: apt install {' '.join(sorted(packages))}" if packages else ""
+    return f"skipped {len(reasons)} of the tests: {why}{cure}"
