@@ -162,9 +162,9 @@ def _report(results: Sequence[Result], seed: int) -> str:
         "# Recovery",
         "",
         "Written by `python -m benchmarks.recovery`: both ends of one stream send a numbered byte every millisecond.",
-        "A relay between client and server resets the connection, and the time is taken until a byte that was sent",
-        "after the reset has arrived, in the later of both directions.  A delay lies between client and relay, in",
-        "TCP's own handshake too, and the client hears of the reset as much later.  All settings are the defaults.",
+        "A relay between client and server resets the connection.  Measured is the time until a byte that was sent",
+        "after the reset has arrived, in the slower of the two directions.  The round trip lies between client and",
+        "relay, and delays TCP's own handshake and the news of the reset too.  All settings are the defaults.",
         "",
         f"{made_on(libraries=('cryptography', 'websocket-client', 'simple-websocket', 'h2'))}; seed {seed}.",
         "",
@@ -172,7 +172,7 @@ def _report(results: Sequence[Result], seed: int) -> str:
         "|---|---|---:|---:|---:|---:|",
         *(f"| {' | '.join(result.row)} |" for result in results),
         "",
-        "![How many of the cuts were healed within which time](recovery.svg)",
+        "![The share of cuts that were recovered from within each time](recovery.svg)",
         "",
     ]
     return "\n".join(lines)

@@ -159,7 +159,7 @@ def _report(results: list[tuple[str, scenarios.Figures]]) -> str:
         "# Soak",
         "",
         "Written by `make soak`: one tunnel behind nginx with TLS, configured as deploy/nginx.conf has it,",
-        "all on one machine.  Each scenario asserts what must be true; a figure here means that it was.",
+        "all on one machine.  Each scenario asserts what must be true, so a figure here means that it held.",
         "",
         f"{made_on(libraries=LIBRARIES, programs={'nginx': '-v', 'curl': '--version'})}.",
         "",
