@@ -6,10 +6,6 @@ Called when a server starts and by the command line's `fingerprint` and `init`.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from qanat.base.errors import UsageError
+from qanat.base.private_files import open_regular, read_exposure, write_new
 from qanat.handshake.keys import EXPONENT, SERVER_BITS, ServerIdentity
 
 _LARGEST_FILE: Final = 65_536
@@ -40,10 +37,13 @@ def load_or_create_identity(path: Path, *, create: bool = True) -> ServerIdentit
                 f"there is no server key {path}", hint="`tunnel.py init` or the server's first start makes it"
             ) from None
     except OSError as error:
-        raise UsageError(f"the server key {path} cannot be read: {error.strerror}") from None
+        raise UsageError(
+            f"the server key {path} cannot be read: {error.strerror}",
+            hint="let this user read it, or name another file in `identity`",
+        ) from None
     identity = ServerIdentity.generate()
     try:
-        created = _write_new(path, identity.to_pem())
+        created = write_new(path, identity.to_pem())
     except OSError as error:
         raise UsageError(
             f"the server key {path} cannot be written: {error.strerror}",
@@ -53,22 +53,14 @@ def load_or_create_identity(path: Path, *, create: bool = True) -> ServerIdentit
 
 
 def _load(path: Path) -> ServerIdentity:
-    # Not blocking, so that a FIFO in its place is refused below instead of waited for.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        # On the descriptor, not the path: what is checked is what is read.
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"the server key {path} is not a file")
-        if os.name == "posix" and status.st_mode & 0o077:
+    with open_regular(path) as file:
+        exposure = read_exposure(file, path)
+        if exposure is not None:
             raise UsageError(
-                f"the server key {path} can be read or changed by other users (mode {status.st_mode & 0o777:04o})",
-                hint=f"chmod 600 {path}; if others may have read it already, replace it",
+                f"the server key {path} can be read or changed by other users (mode {exposure.mode:04o})",
+                hint=f"{exposure.cure}; if others may have read it already, replace it",
             )
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            pem = file.read(_LARGEST_FILE + 1)
-    finally:
-        os.close(descriptor)
+        pem = file.read(_LARGEST_FILE + 1)
     if len(pem) > _LARGEST_FILE:
         raise UsageError(f"the server key {path} is too large to be a key", hint=_NEW_KEY_HINT)
     try:
@@ -85,22 +77,3 @@ def _load(path: Path) -> ServerIdentity:
     ):
         raise UsageError(f"the server key {path} is not an RSA key of {SERVER_BITS} bits", hint=_NEW_KEY_HINT)
     return ServerIdentity(key)
-
-
-def _write_new(path: Path, pem: bytes) -> bool:
-    """Put `pem` at `path`, whole or not at all; False when something is there already."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        # A hard link, since a rename would replace a key that another process has just made and uses.
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-    return True

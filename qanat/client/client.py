@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError
@@ -61,7 +62,7 @@ class Client:
         self._listeners: list[Listener] = []
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
-        known, several = KnownHosts(settings.state_dir / "known_hosts"), len(settings.servers) > 1
+        known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
         self._links = [
             ServerConnection(
                 f"connector {number}" if several else "connector",

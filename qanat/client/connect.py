@@ -20,6 +20,7 @@ from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
 from qanat.session.messages import printable
+from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
@@ -52,16 +53,19 @@ class Connector:
     """See the module's docstring.  For any thread."""
 
     def __init__(self, settings: ClientSettings, server: RemoteServer, keys: ClientKeyPool, known: KnownHosts) -> None:
-        """Raises UsageError for a bad URL or bad TLS files."""
+        """Raises UsageError for a bad URL, bad TLS files, and a server's key that could not be kept."""
         urls = [TunnelUrl.parse(url) for url in server.urls]
         self.ways = tuple(Endpoint(url, transport) for transport in settings.transports for url in urls)
         self._settings = settings
         self._server = server
         self._keys = keys
         self._known_hosts = known
-        self._route = settings.route
+        self._route = route_of(settings)
+        # Files that cannot be used end the start, not each try.
         if any(url.tls for url in urls):
-            self._route.tls_context(())  # files that cannot be used end the start, not each try
+            self._route.tls_context(())
+        if server.fingerprint is None:
+            known.check_usable([url.address for url in urls])
 
     def connect(self, way: Endpoint, cancel: Cancel, node: str | None = None) -> SealedPipe:
         """Dial and authenticate; blocks.  `node` is the server, of several behind one URL, that is to be reached.
@@ -117,6 +121,20 @@ class Connector:
                 hint="someone may be in between; if the server's key was really changed, run `tunnel.py fingerprint` "
                 "on the server and put what it prints into server_fingerprint",
             )
+
+
+def route_of(settings: ClientSettings) -> Route:
+    """Return how to reach each URL of each server."""
+    return Route(
+        ca_file=settings.tls.ca_file,
+        certificate=settings.tls.certificate,
+        key=settings.tls.key,
+        server_name=settings.tls.server_name,
+        connect_to=settings.connect_to,
+        proxy=settings.proxy,
+        host=settings.host,
+        headers=settings.headers,
+    )
 
 
 def describe_failure(way: Endpoint, error: QanatError) -> str:

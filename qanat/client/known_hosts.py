@@ -13,16 +13,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qanat.base.errors import RefusedError, UsageError
+from qanat.base.private_files import Draft, open_regular, replace_file, write_exposure
 from qanat.config.fingerprints import check_fingerprint
-from qanat.config.secret_files import open_regular
 
 if sys.platform == "win32":
     import msvcrt
@@ -34,6 +32,7 @@ log = logging.getLogger("qanat.known_hosts")
 _LARGEST_FILE = 1_048_576
 """Bytes; a server takes about a hundred."""
 
+_ELSEWHERE = "set state_dir to a directory that this user may write, or pin server_fingerprint (--fingerprint)"
 _BANNER = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
 @        WARNING: THE SERVER'S KEY HAS CHANGED!           @
@@ -58,6 +57,21 @@ class KnownHosts:
     def __init__(self, path: Path) -> None:
         """`path` need not exist yet; `remember` makes it, and its directory (0700)."""
         self.path = path
+
+    def check_usable(self, hosts: Sequence[str]) -> None:
+        """Raise UsageError when `remember` could not keep the keys of `hosts`; for before anything is dialed.
+
+        What is known already need not be written.  Makes the directory; blocks on the disk only.
+        """
+        known = {entry.host for entry in self._read()}
+        if all(_checked_host(host) in known for host in hosts):
+            return
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with Draft(self.path):
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def check(self, url_host_port: str, fingerprint: str) -> bool:
         """Whether this server is known, with this very key; False when it was never met.
@@ -88,10 +102,7 @@ class KnownHosts:
                     return
                 self._append(f"{host} {fingerprint}\n")
         except OSError as error:
-            raise UsageError(
-                f"cannot write {self.path}: {error.strerror}",
-                hint="set state_dir to a directory that this user may write, or pin server_fingerprint",
-            ) from error
+            raise self._unwritable(error) from error
         log.warning(
             "first connection to %s: its key %s is trusted from now on (%s); compare it with "
             "`tunnel.py fingerprint` on the server, or pin it as server_fingerprint",
@@ -100,21 +111,33 @@ class KnownHosts:
             self.path,
         )
 
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"cannot write {self.path}: {error.strerror}",
+            hint=_ELSEWHERE,
+        )
+
     def _read(self) -> list[_Entry]:
         try:
             with open_regular(self.path) as file:
-                status = os.fstat(file.fileno())
+                exposure = write_exposure(file, self.path)
                 content = file.read(_LARGEST_FILE + 1)
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UsageError(f"cannot read {self.path}: {error.strerror}") from error
+            raise UsageError(
+                f"cannot read {self.path}: {error.strerror}",
+                hint=_ELSEWHERE,
+            ) from error
         if len(content) > _LARGEST_FILE:
-            raise UsageError(f"{self.path} has more than {_LARGEST_FILE} bytes, so it is something else")
-        if os.name == "posix" and (stat.S_IMODE(status.st_mode) & 0o022 or status.st_uid not in (0, os.geteuid())):
+            raise UsageError(
+                f"{self.path} has more than {_LARGEST_FILE} bytes, so it is something else",
+                hint="move it away, or set state_dir to another directory",
+            )
+        if exposure is not None:
             raise UsageError(
                 f"{self.path} can be changed by others, so what it says cannot be trusted",
-                hint=f"look through it, make it your own, then: chmod 600 {self.path}",
+                hint=f"look through it, then: {exposure.cure}",
             )
         return list(self._parse(content))
 
@@ -149,28 +172,23 @@ class KnownHosts:
             old = b"# Servers that this client trusts, and the key that each had when it was first met.\n"
         if old and not old.endswith(b"\n"):
             old += b"\n"
-        handle, name = tempfile.mkstemp(prefix=".known_hosts-", dir=self.path.parent)  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(old + line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        replace_file(self.path, old + line.encode())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock file, which is never removed: two processes must lock the same one."""
+        """Hold the lock file, which is never removed: two processes must lock the same one.
+
+        Where the file system has no locks it goes without: the file stays whole, and of two servers that are met in
+        the same instant one may be asked about again.
+        """
         lock_path = self.path.with_name(self.path.name + ".lock")
         handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if sys.platform == "win32":
                 msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
             else:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
             os.close(handle)  # gives the lock back

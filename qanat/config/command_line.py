@@ -5,6 +5,7 @@ tunnel.py calls `client_from_options` with what stood on the command line; nothi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ def client_from_options(
         headers=_headers(headers, header_files),
         transports=_transports(transports),
         lanes=_lanes(lanes),
-        state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ),
+        state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ, needed=fingerprint is None),
     )
 
 
@@ -238,13 +239,16 @@ def _token(token_file: Path | None, environ: Mapping[str, str]) -> bytes:
     return token_secret(text, f"{TOKEN_VARIABLE} holds no token")
 
 
-def _user_state_dir(environ: Mapping[str, str]) -> Path:
+def _user_state_dir(environ: Mapping[str, str], *, needed: bool) -> Path | None:
+    """The user's own directory for state; None where there is none and none is `needed`."""
     base = environ.get("XDG_STATE_HOME") or environ.get("LOCALAPPDATA")
     if base:
         return Path(base) / "qanat"
-    try:
+    with contextlib.suppress(RuntimeError):
         return Path.home() / ".local" / "state" / "qanat"
-    except RuntimeError as error:
+    if needed:
         raise UsageError(
-            "this user has no home directory to keep known hosts in", hint="set STATE_DIRECTORY to one"
-        ) from error
+            "this user has no home directory to keep known hosts in",
+            hint="give --fingerprint SHA256:…, or set STATE_DIRECTORY to a directory that this user may write",
+        )
+    return None

@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 
 from qanat.base.errors import UsageError
+from qanat.base.private_files import Exposure, open_regular, read_exposure
 from qanat.config.faults import Faults
-from qanat.config.secret_files import mode_of, open_regular
 
 MAX_FILE = 1_048_576
 """Bytes in a configuration file at most."""
@@ -61,7 +61,7 @@ class Document:
         self.base = path.absolute().parent  # not resolved: a link beside its secrets is how some deploy
         self.environ = environ
         self.faults = Faults(str(path))
-        self.mode = 0o600  # permission bits; known once it is read
+        self.exposure: Exposure | None = None  # who else can read it; known once it is read
 
     def fault(self, place: Place, text: str) -> None:
         self.faults.add(place.line, place.column, text)
@@ -87,7 +87,7 @@ class Document:
 
     def _content(self) -> bytes:
         with open_regular(self.path) as file:
-            self.mode = mode_of(file)
+            self.exposure = read_exposure(file, self.path)
             return file.read(MAX_FILE + 1)
 
     def _compose(self, text: str) -> yaml.Node | None:

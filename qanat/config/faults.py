@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qanat.base.errors import UsageError
-from qanat.process.log import scrub
+from qanat.base.redaction import hide_tokens
 
 _LONG = re.compile(r"[A-Za-z0-9_-]{40,}")
 _MIN_HIDDEN = 4
@@ -72,7 +72,7 @@ class Faults:
     def _clean(self, text: str) -> str:
         # The parsers of single values do not repeat them.  This is for those that name a key or a path,
         # when that is a token that was pasted into the wrong place.
-        return _LONG.sub("[long text, hidden]", scrub(_replace(text, self._inserted)))
+        return _LONG.sub("[long text, hidden]", hide_tokens(_replace(text, self._inserted)))
 
 
 def _replace(text: str, replacements: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qanat.base.errors import UsageError
 from qanat.config.document import Place
-from qanat.config.secret_files import how_to_close, may_be_read_by_others, read_token_file, token_secret
+from qanat.config.secret_files import read_token_file, token_secret
 from qanat.config.section import Section
 from qanat.config.settings import Flow, Keepalive, LogSettings
 from qanat.handshake.messages import NAME
@@ -33,9 +33,9 @@ def read_tokens(s: Section, *, most: int) -> list[tuple[bytes, Place]]:
     elif "token" not in s and "token_file" not in s:
         s.lacks(f"`{s.name}` needs `token_file` or `token`; `tunnel.py token` makes a token")
     for text in texts["token"]:
-        if text.literal and may_be_read_by_others(s.document.mode):
-            close = how_to_close(s.document.path)
-            s.refuse("token", f"stands in a file that others can read ({close}, or use `token_file`)", text.place)
+        if text.literal and (exposure := s.document.exposure):
+            cure = f"{exposure.cure}, or use `token_file`"
+            s.refuse("token", f"stands in a file that others can read ({cure})", text.place)
         try:
             found.append((token_secret(text.value, "is no token"), text.place))
         except UsageError as error:

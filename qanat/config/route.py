@@ -12,13 +12,7 @@ from qanat.base.addresses import check_target_host, normalise_name, parse_addres
 from qanat.base.errors import UsageError
 from qanat.config.document import Text
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
-from qanat.config.secret_files import (
-    check_private,
-    check_readable,
-    how_to_close,
-    may_be_read_by_others,
-    read_secret_file,
-)
+from qanat.config.secret_files import check_private, check_readable, read_secret_file
 from qanat.config.section import Section, did_you_mean
 from qanat.config.settings import ClientTls
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
@@ -185,10 +179,9 @@ def _password_stands_there(text: Text) -> bool:
 
 def _refuse_open_file(s: Section, key: str, problem: str, instead: str, text: Text) -> None:
     """Note that a secret is written out where others can read it, when they can."""
-    document = s.document
-    if may_be_read_by_others(document.mode):
-        close = how_to_close(document.path)
-        s.refuse(key, f"{problem} in a file that others can read ({close}, or use ${{NAME}} or {instead})", text.place)
+    if exposure := s.document.exposure:
+        cure = f"{exposure.cure}, or use ${{NAME}} or {instead}"
+        s.refuse(key, f"{problem} in a file that others can read ({cure})", text.place)
 
 
 def _check_environment(s: Section, proxies: EnvironmentProxies, urls: tuple[str, ...]) -> None:

@@ -1,61 +1,71 @@
-"""Files that hold secrets: read them only when nobody else can.
+"""Tokens and other secrets of one line: read from files that only we can read, and told apart from what they are not.
 
-Used for tokens by `qanat.config.load` and `qanat.config.command_line`, and to look at private keys before the
-programs that load them do.  No message here holds anything of a file's content.
+`qanat.base.private_files` says which files are private.  Used for tokens and passwords by the configuration and the
+command line, and to look at private keys before the programs that load them do.  No message here holds anything of a
+file's content.  Everything here raises UsageError with a message that goes on after the name of what named the file.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import stat
+import codecs
+import re
 from pathlib import Path
 from typing import BinaryIO
 
 from qanat.base.errors import UsageError
-from qanat.handshake.tokens import parse_token
+from qanat.base.private_files import open_regular, read_exposure
+from qanat.handshake.tokens import PREFIX, parse_token
 
 MAX_SECRET = 4096
 """Bytes in a token's file at most."""
 
-_TOO_OPEN = stat.S_IRWXG | stat.S_IRWXO
+_ALONE = "the token stands alone there: qanat1-… and nothing else"
+_QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_ASSIGNMENT = re.compile(r"(export\s+)?[A-Za-z_][A-Za-z0-9_.-]*\s*[=:]")
 
 
 def read_token_file(path: Path) -> bytes:
-    """The 32-byte secret of the token in `path`; space round it is ignored.
-
-    Raises UsageError, as all here, with a message that goes on after the name of what named the file.
-    """
+    """Return the 32-byte secret of the token in `path`; space around it and a byte order mark are ignored."""
     with _open_private(path) as file:
         content = file.read(MAX_SECRET + 1)
     if len(content) > MAX_SECRET:
-        raise UsageError(f"names {path}, which is too long to hold one token")
-    return token_secret(content.decode("ascii", "replace"), f"names {path}, which holds no token")
+        raise UsageError(f"names {path}, which is too long to hold one token", hint=_ALONE)
+    problem = f"names {path}, which holds no token"
+    if _is_utf_16(content):
+        raise UsageError(
+            f"{problem}: it is text in UTF-16, as Windows writes it", hint="save it as UTF-8 or plain ASCII"
+        )
+    return token_secret(content.decode("utf-8-sig", "replace"), problem)
 
 
 def read_secret_file(path: Path) -> str:
-    """The one line of text in `path`; space round it is ignored."""
+    """Return the one line of text in `path`; space around it and a byte order mark are ignored."""
     with _open_private(path) as file:
         content = file.read(MAX_SECRET + 1)
     if len(content) > MAX_SECRET:
-        raise UsageError(f"names {path}, which is longer than {MAX_SECRET} bytes")
+        raise UsageError(f"names {path}, which is longer than {MAX_SECRET} bytes", hint="one line is read")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise UsageError(f"names {path}, which is not text in UTF-8") from None
+        what = ", but in UTF-16" if _is_utf_16(content) else ""
+        raise UsageError(f"names {path}, which is not text in UTF-8{what}", hint="save it as UTF-8") from None
     if not text:
-        raise UsageError(f"names {path}, which is empty")
+        raise UsageError(f"names {path}, which is empty", hint="write the one line into it")
     if not text.isprintable():
-        raise UsageError(f"names {path}, which has more than one line, or a control character")
+        raise UsageError(
+            f"names {path}, which has more than one line, or a control character", hint="keep the one line that counts"
+        )
     return text
 
 
 def token_secret(text: str, problem: str) -> bytes:
-    """The 32-byte secret in `text`, or UsageError: `problem`, and what is wrong with the token."""
+    """Return the 32-byte secret in `text`, or raise UsageError: `problem`, and what is there instead of a token."""
+    text = text.strip()
     try:
-        return parse_token(text.strip())
+        return parse_token(text)
     except UsageError as error:
-        raise UsageError(f"{problem}: {error.message}", hint=error.hint) from None
+        what = _instead_of_token(text)
+        raise UsageError(f"{problem}: {what or error.message}", hint=_ALONE if what else error.hint) from None
 
 
 def check_private(path: Path) -> None:
@@ -68,31 +78,21 @@ def check_readable(path: Path) -> None:
     _open(path).close()
 
 
-def may_be_read_by_others(mode: int) -> bool:
-    """Whether permission bits let the group or others in; `how_to_close` tells the cure."""
-    return bool(mode & _TOO_OPEN)
+def _instead_of_token(text: str) -> str:
+    """What `text`, which is no token, looks like, or ""."""
+    if not text:
+        return "nothing is in it"
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        return "it stands in quotes"
+    if not text.startswith(PREFIX) and _ASSIGNMENT.match(text):
+        return "a name stands in front of it, as in NAME=TOKEN"
+    if len(text.splitlines()) > 1:
+        return "it has more than one line"
+    return ""
 
 
-def how_to_close(path: Path) -> str:
-    """The command that keeps others out of `path`."""
-    return f"chmod 600 {shlex.quote(str(path))}"
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe or a device is refused before it could block us.  Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(0, "it is not a file")
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def mode_of(file: BinaryIO) -> int:
-    """The permission bits of an open file; 0600 where the system has none."""
-    return stat.S_IMODE(os.fstat(file.fileno()).st_mode) if os.name == "posix" else 0o600
+def _is_utf_16(content: bytes) -> bool:
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content
 
 
 def _open(path: Path) -> BinaryIO:
@@ -104,8 +104,8 @@ def _open(path: Path) -> BinaryIO:
 
 def _open_private(path: Path) -> BinaryIO:
     file = _open(path)
-    mode = mode_of(file)
-    if may_be_read_by_others(mode):
+    exposure = read_exposure(file, path)
+    if exposure is not None:
         file.close()
-        raise UsageError(f"names {path}, which others can read (mode {mode:04o})", hint=how_to_close(path))
+        raise UsageError(f"names {path}, which others can read (mode {exposure.mode:04o})", hint=exposure.cure)
     return file

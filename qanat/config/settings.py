@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
-from qanat.transports.dial.route import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,21 +153,7 @@ class ClientSettings:
     flow: Flow = Flow()
     log: LogSettings = LogSettings()
     pid_file: Path | None = None
-    state_dir: Path = Path(".")
-
-    @property
-    def route(self) -> Route:
-        """How to reach each URL of each server."""
-        return Route(
-            ca_file=self.tls.ca_file,
-            certificate=self.tls.certificate,
-            key=self.tls.key,
-            server_name=self.tls.server_name,
-            connect_to=self.connect_to,
-            proxy=self.proxy,
-            host=self.host,
-            headers=self.headers,
-        )
+    state_dir: Path | None = Path(".")  # None: nothing can be kept, and nothing has to be
 
 
 def _join(address: tuple[str, int]) -> str:

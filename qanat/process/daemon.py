@@ -7,20 +7,22 @@ which systemd, supervisor and cron do themselves.  Called by tunnel.py through `
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum, auto
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
 from qanat.base.errors import UsageError
+from qanat.base.private_files import Draft, open_regular
 from qanat.base.threads import start_thread
 from qanat.process.allocator import limit_arenas
 from qanat.process.log import reopen
@@ -31,6 +33,9 @@ if sys.platform != "win32":
 log = logging.getLogger("qanat.daemon")
 
 Run = Callable[[threading.Event, Callable[[], None]], None]
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM})
+"""What `flock` fails with where there are no locks."""
 
 REPEATED = 0.2
 """Seconds within which the same signal again is the same wish: timeout(1) sends one to its child and to the group."""
@@ -53,7 +58,7 @@ def run_daemon(run: Run, *, pid_file: Path | None = None, hangup_stops: bool = F
 
 
 class Signals:
-    """FairLock signals into `stop` and `reopen` for as long as the `with` block lasts.  Main thread only.
+    """Turn signals into `stop` and `reopen` for as long as the `with` block lasts.  Main thread only.
 
     Python runs signal handlers in the main thread, between two bytecodes.  That thread may be holding
     the very lock that `Event.set` or a log line needs; and when the kernel gave the signal to another
@@ -113,13 +118,18 @@ def _do_nothing(number: int, frame: FrameType | None) -> None:
     """A handler that is there so that the interpreter reports the signal."""
 
 
+class AlreadyRunning(UsageError):
+    """Another process holds the PID file."""
+
+
 class PidFile:
     """A file with this process's number, for as long as the `with` block lasts.
 
-    The file is locked while its process lives, so that a number which the system has given to some
-    other process since is not taken for ours.  It appears whole, by a rename, and goes at the end;
-    one left by a killed process is replaced.  Entering raises UsageError when another process holds
-    it, or when it cannot be written.
+    The file is locked while its process lives, so that a number which the system has given to some other process since
+    is not taken for ours.  It appears whole, and goes at the end; one left by a killed process is replaced.  On a file
+    system without locks (NFS without a lock manager, some of Android's) the number alone decides: whether a process
+    of that number runs the program that we are.  Entering raises AlreadyRunning when another process holds the file,
+    and UsageError when it cannot be written.  Does not block.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,7 +139,7 @@ class PidFile:
     def __enter__(self) -> Self:
         _require_locks("a PID file")
         try:
-            self._write()
+            self.hold()
         except OSError as error:
             raise UsageError(
                 f"cannot write the PID file {self.path}: {error.strerror}",
@@ -137,49 +147,35 @@ class PidFile:
             ) from error
         return self
 
-    def _write(self) -> None:
-        descriptor, draft = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        try:
-            os.fchmod(descriptor, 0o644)
-            os.write(descriptor, b"%d\n" % os.getpid())
-            _try_lock(descriptor)
-            while not (self._put_new(draft) or self._put_over_stale(draft)):
+    def hold(self) -> int:
+        """Write the file and return its descriptor, which holds the lock; for `take_lock`.  Raises OSError."""
+        with Draft(self.path, mode=0o644) as draft:
+            draft.write(b"%d\n" % os.getpid())
+            _try_lock(draft.descriptor)
+            while not (draft.put_new(claim=_may_claim) or self._put_over_stale(draft)):
                 pass  # another process changed what stands there between the two: look again
-        except BaseException:
-            os.close(descriptor)
-            raise
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
-        self._descriptor = descriptor
+            self._descriptor = draft.keep_open()
+        return self._descriptor
 
-    def _put_new(self, draft: str) -> bool:
+    def _put_over_stale(self, draft: Draft) -> bool:
         try:
-            os.link(draft, self.path)
-        except FileExistsError:
-            return False
-        return True
-
-    def _put_over_stale(self, draft: str) -> bool:
-        try:
-            old = os.open(self.path, os.O_RDONLY)
+            old = open_regular(self.path)
         except FileNotFoundError:
             return False
-        try:
-            if not _try_lock(old):
-                owner = os.read(old, 32).decode("ascii", "replace").strip()
-                raise UsageError(
+        with old:
+            locked = _try_lock(old.fileno())
+            owner = old.read(32).decode("ascii", "replace").strip()
+            if locked is Lock.TAKEN or (locked is Lock.NONE and _runs_this_program(owner)):
+                raise AlreadyRunning(
                     f"already running as process {owner}, says {self.path}",
                     hint="stop that process first, or name another PID file",
                 )
             # Holding its lock, we are the only one who may replace it, if it still is what stands there.
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(old), os.stat(self.path)):
-                    os.rename(draft, self.path)
+                if os.path.samestat(os.fstat(old.fileno()), os.stat(self.path)):
+                    draft.replace()
                     return True
             return False
-        finally:
-            os.close(old)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         # Someone may have removed it, and a second process may have put its own there.
@@ -193,22 +189,25 @@ class PidFile:
 def take_lock(path: Path) -> int | None:
     """Lock `path` for the life of this process; None when another process has it.  Does not block.
 
-    The lock is the kernel's (flock), so it ends with its process, however that ends; the file
-    itself means nothing and stays.  Returns the open descriptor, which holds the lock.  Raises
-    UsageError when the file cannot be opened.
+    The lock is the kernel's (flock), so it ends with its process, however that ends; the file itself means nothing and
+    stays.  Where the file system has no locks it is a PID file that stays instead.  Returns the open descriptor, which
+    holds the lock.  Raises UsageError when the file cannot be opened.
     """
     _require_locks("a lock")
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        if _try_lock(descriptor):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        lock = _try_lock(descriptor)
+        if lock is Lock.OURS:
             return descriptor
         os.close(descriptor)
+        return None if lock is Lock.TAKEN else PidFile(path).hold()
+    except AlreadyRunning:
+        return None
     except OSError as error:
         raise UsageError(
             f"cannot lock the file {path}: {error.strerror}",
-            hint="create its directory, and let this user write there",
+            hint="create its directory, and let this user write there; or name a file on a local disk",
         ) from error
-    return None
 
 
 def notify(state: str) -> None:
@@ -230,14 +229,47 @@ def notify(state: str) -> None:
 
 def _require_locks(what: str) -> None:
     if sys.platform == "win32":
-        raise UsageError(f"{what} is not to be had on Windows", hint="leave it out, and run Qanat as a service")
+        raise UsageError(f"{what} is not available on Windows", hint="leave it out, and run Qanat as a service")
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Take the kernel's lock on an open file; False when another open file holds it.  Raises OSError."""
+class Lock(Enum):
+    """What came of asking for the kernel's lock on an open file."""
+
+    OURS = auto()
+    TAKEN = auto()
+    NONE = auto()
+    """The file system has no locks."""
+
+
+def _try_lock(descriptor: int) -> Lock:
+    """Take the kernel's lock on an open file, without blocking.  Raises OSError."""
     if sys.platform != "win32":
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-    return True
+            return Lock.TAKEN
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return Lock.NONE
+    return Lock.OURS
+
+
+def _may_claim(descriptor: int) -> bool:
+    return _try_lock(descriptor) is not Lock.TAKEN
+
+
+def _runs_this_program(number: str) -> bool:
+    """Whether a process of this number is alive, other than we, and, where that can be told, runs our executable."""
+    if not number.isascii() or not number.isdigit() or int(number) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    try:
+        return os.path.samefile(f"/proc/{number}/exe", "/proc/self/exe")
+    except OSError:
+        return True

@@ -12,9 +12,11 @@ tunnel.py, once for each process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
-import re
+import os
+import stat
 import sys
 import threading
 import time
@@ -23,15 +25,12 @@ from pathlib import Path
 from typing import TextIO
 
 from qanat.base.errors import UsageError
+from qanat.base.redaction import hide_tokens
 from qanat.config.settings import LogSettings
 
 log = logging.getLogger("qanat.log")
 
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
-
-# A whole token is longer; eight characters of one are already too many to print.
-_TOKEN = re.compile(r"qanat1-[A-Za-z0-9_-]{8,}")
-_HIDDEN = "qanat1-[hidden]"
 
 # Texts of the other end are logged too: a line break in one must not forge a line of ours, and an
 # escape sequence must not reach a terminal, nor what turns the direction of its text round.
@@ -47,6 +46,11 @@ FLOOD = 1000
 """Lines of one kind an interval.  Debug lines are not counted: who asks for all gets all."""
 INTERVAL = 60.0
 """Seconds."""
+
+_STANDARD_STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
+"""Links that the system has made, to whatever the caller has opened."""
+_LINK = "it is a symbolic link, which a log does not follow: name the file that it leads to"
+_PIPE = "it is not a file: a pipe without a reader would stop the program; name a file, or log to stderr"
 
 _installed: logging.Handler | None = None
 
@@ -90,11 +94,6 @@ def reopen() -> bool:
         log.error("cannot open the log file %s again, the old one stays in use: %s", handler.path, error.strerror)
         return False
     return True
-
-
-def scrub(text: str) -> str:
-    """`text` without anything that looks like a token."""
-    return _TOKEN.sub(_HIDDEN, text)
 
 
 class FloodFilter(logging.Filter):
@@ -165,7 +164,27 @@ class ReopeningFileHandler(ForgivingHandler):
         super().__init__(stream)
 
     def _open(self) -> TextIO:
-        return open(self.path, "a", encoding="utf-8", errors="backslashreplace")
+        """Open without following a link, which someone else may have put there, or waiting for a pipe's reader."""
+        follow = 0 if self.path in _STANDARD_STREAMS else getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | follow | getattr(os, "O_CLOEXEC", 0)
+        try:
+            descriptor = os.open(self.path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OSError(error.errno, _LINK) from error
+            if error.errno == errno.ENXIO:
+                raise OSError(error.errno, _PIPE) from error
+            raise
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode) or self.path in _STANDARD_STREAMS):
+                raise OSError(errno.EINVAL, _PIPE)
+            if hasattr(os, "set_blocking"):
+                os.set_blocking(descriptor, True)
+            return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     @property
     def where(self) -> str:
@@ -187,7 +206,7 @@ class ReopeningFileHandler(ForgivingHandler):
 
 class _ScrubbingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return scrub(self.line(record))
+        return hide_tokens(self.line(record))
 
     def line(self, record: logging.LogRecord) -> str:
         raise NotImplementedError

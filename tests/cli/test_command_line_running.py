@@ -305,3 +305,13 @@ def test_the_token_file_gives_token_and_name(pair: Pair, server: Qanat) -> None:
     ) as client:
         client.wait_until_ready()
         assert b"ok" in pair.fetch(port)
+
+
+def test_a_key_that_could_not_be_kept_ends_the_client_before_it_dials(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file, so that nothing can be made below it")
+    done = run_qanat(
+        "client", "ws://127.0.0.1:1/tunnel", cwd=tmp_path, HOME=tmp_path / "home", QANAT_TOKEN=generate_token()
+    )
+    assert done.returncode == 2
+    assert "cannot connect" not in done.stderr
+    assert "or pin server_fingerprint (--fingerprint)" in done.stderr

@@ -179,3 +179,39 @@ def test_processes_that_remember_at_once_lose_nothing(known: KnownHosts) -> None
         assert process.exitcode == 0
         process.close()
     assert all(known.check(f"host{n}:443", ONE) for n in range(15))
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_dialed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot read .*state_dir"):
+        KnownHosts(tmp_path / "file" / "known_hosts").check_usable(["a:1"])
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(UsageError, match=r"cannot write .*state_dir"):
+        KnownHosts(tmp_path / "link" / "known_hosts").check_usable(["a:1"])
+
+
+def test_what_is_known_already_need_not_be_written(known: KnownHosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    known.remember("a.example.com:443", ONE)
+
+    def read_only(path: object, flags: int, mode: int = 0o777) -> int:
+        raise OSError(30, "Read-only file system")
+
+    known.check_usable(["A.example.com:443"])
+    before = sorted(known.path.parent.iterdir())
+    known.check_usable(["b.example.com:443"])
+    assert sorted(known.path.parent.iterdir()) == before  # trying leaves nothing behind
+    monkeypatch.setattr("qanat.base.private_files.Draft.__init__", read_only)
+    known.check_usable(["a.example.com:443"])
+    with pytest.raises(UsageError, match="Read-only file system"):
+        known.check_usable(["a.example.com:443", "b.example.com:443"])
+
+
+def test_a_file_system_without_locks_is_no_reason_to_trust_nobody(
+    known: KnownHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    known.remember("a.example.com:443", ONE)
+    assert known.check("a.example.com:443", ONE)

@@ -22,6 +22,7 @@ from qanat.base.threads import ThreadGroup
 from qanat.client import connect as connector
 from qanat.client import reconnector as lane_keeper
 from qanat.client.client import Client
+from qanat.client.connect import route_of
 from qanat.client.reconnector import Reconnector
 from qanat.config.settings import Reconnect
 from qanat.handshake.exchange import SealedPipe
@@ -432,7 +433,7 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
 def lead_nowhere(client: Client, stack: ExitStack) -> threading.Event:
     """From now on the client's URL leads to where nobody answers; the event is set when it goes there."""
     ours, dials = client._links[0]._context.connector, threading.Event()
-    ours._route = replace(client.settings.route, connect_to=("127.0.0.1", black_hole(stack)))
+    ours._route = replace(route_of(client.settings), connect_to=("127.0.0.1", black_hole(stack)))
     connect = ours.connect
 
     def tell_and_connect(*arguments: Any) -> SealedPipe:

@@ -208,3 +208,14 @@ def test_several_urls_are_several_ways_to_one_server(tmp_path: Path) -> None:
     assert settings.name == "office"
     with pytest.raises(UsageError, match="the environment variable http_proxy names a kind of proxy"):
         client_from_options(urls=[URL, plain], environ=ENVIRON | {"http_proxy": "gopher://proxy"})
+
+
+def test_a_user_without_a_home_needs_none_when_nothing_would_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    token = {"QANAT_TOKEN": TOKEN}
+    assert client_from_options(urls=[URL], fingerprint=FINGERPRINT, environ=token).state_dir is None
+    with pytest.raises(UsageError, match=r"no home directory .*--fingerprint"):
+        client_from_options(urls=[URL], environ=token)

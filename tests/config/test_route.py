@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qanat.base.errors import UsageError
+from qanat.client.connect import route_of
 from qanat.config.command_line import client_from_options
 from qanat.config.settings import ClientSettings, ClientTls, ServerTls
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
@@ -48,7 +49,7 @@ def test_without_a_word_the_environment_names_the_proxy(directory: ConfigDirecto
     for text in (CLIENT, client_with("proxy: environment")):
         settings = directory.client(text)
         assert settings.proxy == EnvironmentProxies.read(directory.environ)
-        assert settings.route.proxy_for(settings_url(settings)) == Proxy("http", "proxy", 3128)
+        assert route_of(settings).proxy_for(settings_url(settings)) == Proxy("http", "proxy", 3128)
 
 
 def test_a_password_may_come_from_a_file_as_it_is(directory: ConfigDirectory) -> None:
@@ -168,7 +169,7 @@ def test_what_could_have_no_effect_is_refused(directory: ConfigDirectory) -> Non
 def test_another_address_and_another_name(directory: ConfigDirectory) -> None:
     settings = directory.client(client_with('connect_to: "[::1]:8443"\nhost: inner.example:81'))
     assert (settings.connect_to, settings.host) == (("::1", 8443), "inner.example:81")
-    route = settings.route
+    route = route_of(settings)
     url = settings_url(settings)
     assert (route.target(url), route.authority(url), route.tls_name(url)) == (
         ("::1", 8443),
@@ -257,7 +258,7 @@ def test_a_command_line_says_the_same(directory: ConfigDirectory) -> None:
     assert settings.connect_to == ("192.0.2.1", 443)
     assert settings.headers == (("X-Team", "tunnels"), ("X-Secret", PASSWORD))
     default = client_from_options(urls=[URL], environ=ENVIRON | {"https_proxy": "http://other:1"})
-    assert default.route.proxy_for(settings_url(default)) == Proxy("http", "other", 1)
+    assert route_of(default).proxy_for(settings_url(default)) == Proxy("http", "other", 1)
     assert client_from_options(urls=[URL], proxy="none", environ=ENVIRON).proxy is None
 
 

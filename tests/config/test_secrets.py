@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qanat.config.load import load_config
+from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.config_rig import ConfigDirectory
 
@@ -108,6 +110,71 @@ def test_a_file_without_a_token_is_refused(directory: ConfigDirectory, content: 
     assert "holds no token" in fault or "too long to hold one token" in fault
     assert "hello" not in fault
     assert "AAAA" not in fault
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds no token: nothing is in it"),
+        (b"\xef\xbb\xbf \r\n", "holds no token: nothing is in it"),
+        ("@".encode("utf-16"), "holds no token: it is text in UTF-16, as Windows writes it"),
+        (b"\xfe\xff" + "@".encode("utf-16-be"), "it is text in UTF-16"),
+        ("@".encode("utf-16-le"), "it is text in UTF-16"),
+        (b'"@"\n', "holds no token: it stands in quotes"),
+        (b"'@'", "it stands in quotes"),
+        ("\u201c@\u201d".encode(), "it stands in quotes"),
+        (b"QANAT_TOKEN=@\n", "a name stands in front of it, as in NAME=TOKEN"),
+        (b'export QANAT_TOKEN="@"\n', "it stands in quotes"),
+        (b"token: @\n", "a name stands in front of it"),
+        (b"@\n@\n", "it has more than one line"),
+    ],
+)
+def test_what_is_in_a_token_file_instead_of_a_token_is_said(
+    directory: ConfigDirectory, content: bytes, says: str
+) -> None:
+    token = directory.tokens["office"]
+    wide = [token.encode("utf-16"), token.encode("utf-16-be"), token.encode("utf-16-le")]
+    marks = ["@".encode("utf-16"), "@".encode("utf-16-be"), "@".encode("utf-16-le")]
+    for mark, whole in (*zip(marks, wide, strict=True), (b"@", token.encode())):
+        content = content.replace(mark, whole) if mark in content and b"qan" not in content else content
+    directory.write("odd.token", content, 0o600)
+    fault = directory.fault(CLIENT + "  token_file: odd.token\n")
+    assert says in fault
+    assert "(" in fault  # and what to do
+
+
+def test_a_byte_order_mark_is_taken_off(directory: ConfigDirectory) -> None:
+    directory.write("bom.token", b"\xef\xbb\xbf" + directory.tokens["office"].encode() + b"\r\n", 0o600)
+    assert directory.client(CLIENT + "  token_file: bom.token\n").servers[0].token == directory.secrets["office"]
+
+
+@posix
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can own what others read")
+def test_every_secret_is_taken_as_a_manager_mounts_it(
+    directory: ConfigDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = load_or_create_identity(directory.path / "server.key")
+    directory.write("proxy.password", "secret", 0o440)
+    for name in ("office.token", "server.key", "private.pem"):
+        (directory.path / name).chmod(0o440)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    server = directory.server(
+        """\
+        server:
+          clients: [{name: office, token_file: office.token}]
+          identity: server.key
+          tls: {certificate: full.pem, key: private.pem}
+        """
+    )
+    assert load_or_create_identity(server.identity).fingerprint == identity.fingerprint
+    client = directory.client(
+        CLIENT
+        + "  token_file: office.token\n  tls: {certificate: full.pem, key: private.pem}\n"
+        + "  proxy: http://me@proxy:1\n  proxy_password_file: proxy.password\n"
+    )
+    assert client.servers[0].token == directory.secrets["office"]
+    directory.config(CLIENT + f"  token: {directory.tokens['office']}\n", 0o440)
+    assert load_config(directory.file, want="client", environ={}).servers[0].token == directory.secrets["office"]
 
 
 def test_a_variable_in_a_flow_mapping_needs_quotes_and_is_told_so(directory: ConfigDirectory) -> None:

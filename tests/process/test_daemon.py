@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qanat.base.errors import UsageError
-from qanat.process.daemon import PidFile, notify, take_lock
+from qanat.process.daemon import AlreadyRunning, PidFile, notify, take_lock
 from tests.support.machine.processes import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,6 +234,55 @@ def test_of_many_starting_at_once_exactly_one_gets_the_pid_file(tmp_path: Path) 
 
 def test_a_pid_file_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot write the PID file"), PidFile(tmp_path / "missing" / "qanat.pid"):
+        pass
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def test_without_hard_links_one_of_many_gets_the_pid_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: object, target: object) -> None:
+        if os.path.lexists(str(target)):
+            raise FileExistsError(errno.EEXIST, "File exists")
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    test_of_many_starting_at_once_exactly_one_gets_the_pid_file(tmp_path)
+    with PidFile(tmp_path / "new.pid"):
+        assert (tmp_path / "new.pid").read_text() == f"{os.getpid()}\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_locks_the_number_in_the_file_decides(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "qanat.pid"
+    child = start(DAEMON, PID_FILE=str(path))
+    assert child.line() == "running"
+    without_locks(monkeypatch)
+    with pytest.raises(AlreadyRunning, match=f"already running as process {child.process.pid}"), PidFile(path):
+        pass
+    assert take_lock(path) is None
+    child.process.kill()
+    child.end()
+    with subprocess.Popen(["sleep", "60"]) as other:
+        for stale in (path.read_text(), f"{other.pid}\n", "", "not a number\n", f"{os.getpid()}\n", "9" * 30):
+            path.write_text(stale)
+            with PidFile(path):
+                assert path.read_text() == f"{os.getpid()}\n"
+        other.kill()
+    descriptor = take_lock(path)
+    assert descriptor is not None
+    os.close(descriptor)
+
+
+def test_a_pipe_in_the_place_of_a_pid_file_or_lock_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="it is not a file"), PidFile(tmp_path / "pipe"):
         pass
 
 

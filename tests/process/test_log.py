@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,3 +196,55 @@ def test_a_full_disk_costs_lines_and_one_word_about_it(capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "cannot write the log /dev/full: No space left on device" in said
+
+
+def test_a_log_does_not_follow_a_link_that_someone_may_have_put_there(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "precious")
+    with pytest.raises(UsageError, match="it is a symbolic link, which a log does not follow"):
+        setup_logging(LogSettings(file=tmp_path / "log"))
+    assert not (tmp_path / "precious").exists()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "directory").symlink_to(tmp_path / "real")
+    setup_logging(LogSettings(file=tmp_path / "directory" / "log"))
+    assert (tmp_path / "real" / "log").exists()
+
+
+def test_a_link_that_appears_later_is_not_followed_either(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    setup_logging(LogSettings(file=path))
+    path.rename(tmp_path / "log.1")
+    path.symlink_to(tmp_path / "precious")
+    assert not reopen()
+    assert "symbolic link" in (tmp_path / "log.1").read_text()
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_a_pipe_as_a_log_is_refused_instead_of_blocking_the_start(tmp_path: Path, reader: bool) -> None:
+    os.mkfifo(tmp_path / "log")
+    descriptor = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK) if reader else None
+    with pytest.raises(UsageError, match="it is not a file: a pipe without a reader would stop the program"):
+        setup_logging(LogSettings(file=tmp_path / "log"))
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def test_the_standard_streams_may_be_named_though_they_are_links(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STANDARD_STREAM],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.endswith("warning here\n"), done.stderr
+
+
+STANDARD_STREAM = """
+import logging
+from pathlib import Path
+from qanat.config.settings import LogSettings
+from qanat.process.log import setup_logging
+
+setup_logging(LogSettings(file=Path("/dev/stdout")))
+logging.getLogger("qanat.test").warning("here")
+"""
