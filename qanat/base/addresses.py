@@ -9,6 +9,7 @@ name.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from qanat.base.errors import UsageError
@@ -19,9 +20,38 @@ IpNetwork = IPv4Network | IPv6Network
 MAX_NAME = 253
 """Bytes in a host name at most (RFC 1035 §2.3.4, without the final dot)."""
 
+BOTH_FAMILIES = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}
+"""What is listened on over IPv4 and, where there is that, over IPv6."""
+
 _PORT = re.compile(r"[0-9]{1,5}")
 _NOT_IN_A_NAME = re.compile(r"""[\x00-\x20\x7f/\\@\[\]:*?#%,;"'<>|{}$]""")
 _LOOKS_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+
+
+def format_host_port(host: str, port: int) -> str:
+    """Return `HOST:PORT`, with an IPv6 address in brackets.  Pure."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """A literal address and a port to listen on."""
+
+    host: str
+    port: int
+    optional: bool = False
+    """Whether it is left out, without a word, on a machine that does not have it."""
+
+
+def listen_addresses(host: str, port: int) -> tuple[ListenAddress, ...]:
+    """Return the addresses that `host` stands for where it is listened on.  Pure.
+
+    `localhost` is 127.0.0.1 and ::1, `*` is 0.0.0.0 and ::, where this machine has the second; anything else is itself.
+    """
+    if host in BOTH_FAMILIES:
+        first, second = BOTH_FAMILIES[host]
+        return ListenAddress(first, port), ListenAddress(second, port, optional=True)
+    return (ListenAddress(host, port),)
 
 
 def split_host_port(text: str) -> tuple[str, str]:

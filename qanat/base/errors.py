@@ -9,6 +9,10 @@ a token, a key or payload.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
+from typing import Any
+
 
 class QanatError(Exception):
     """Root of all errors that this program raises on purpose.
@@ -69,6 +73,58 @@ class NoThread(QanatError):
 
     def __init__(self) -> None:
         super().__init__("a new thread could not be started", hint="raise the limit on threads (ulimit -u, TasksMax)")
+
+
+class Cancelled(QanatError):
+    """What was being waited for is no longer wanted: `qanat.base.cancel.Cancel` said so."""
+
+    def __init__(self) -> None:
+        super().__init__("it was stopped")
+
+
+class NameLookupError(QanatError):
+    """A host's name has no address that could be found in time.
+
+    `unknown` is true when the answer is that there is none; `busy` when it was not even asked for, since this process
+    looks up too many names or has no thread left.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False, busy: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.unknown = unknown
+        self.busy = busy
+
+
+class ConnectError(QanatError):
+    """None of a host's addresses could be connected to.
+
+    `attempts` has each that was tried, or was to be, and what the operating system said; at least one.
+    """
+
+    def __init__(self, attempts: Sequence[tuple[tuple[Any, ...], OSError]]) -> None:
+        super().__init__("no address could be connected to")
+        self.attempts = tuple(attempts)
+
+    @property
+    def last(self) -> OSError:
+        """Return the last failure that says more than that time was up, or that one."""
+        said = [error for _, error in self.attempts if error.errno != errno.ETIMEDOUT]
+        return said[-1] if said else self.attempts[-1][1]
+
+
+class BindError(QanatError):
+    """An address cannot be listened on.  `number` is the operating system's error number, 0 when it has none."""
+
+    def __init__(self, message: str, *, number: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.number = number
+
+
+class OutOfFiles(QanatError):
+    """The system has no descriptor, or no memory, for one more connection.  Passes by itself when others end."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error), hint="raise the limit on open files (ulimit -n, LimitNOFILE)")
 
 
 class PipeEnded(TransportError):

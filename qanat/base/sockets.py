@@ -1,10 +1,13 @@
-"""Habits with sockets that must be the same everywhere: one way to close, one way to reset."""
+"""Habits with sockets that must be the same everywhere: one way to close, to reset, and to name things to people."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
+
+from qanat.base.addresses import format_host_port
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
@@ -39,8 +42,22 @@ def set_not_sent_low_watermark(sock: socket.socket, limit: int) -> None:
 
 
 def format_address(address: object) -> str:
-    """`host:port` with IPv6 in brackets, for people and logs."""
+    """Return `host:port` of a socket's address, with IPv6 in brackets, for people and logs."""
     if isinstance(address, tuple) and len(address) >= 2:
-        host, port = str(address[0]), address[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return format_host_port(str(address[0]), address[1])
     return str(address) or "unknown"
+
+
+def peer_of(sock: socket.socket) -> str:
+    """Return the other end's address for people and logs, "unknown" when it is gone."""
+    try:
+        return format_address(sock.getpeername())
+    except OSError:
+        return "unknown"
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the system's words for `error`, without the number that Python puts in front."""
+    if error.strerror:
+        return error.strerror
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)

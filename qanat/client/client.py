@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError
 from qanat.base.sockets import format_address
@@ -163,7 +164,7 @@ class Client:
     def _listen(self, number: int, forward: Forward) -> Listener:
         host, port = forward.to
         listener = Listener(
-            *forward.listen,
+            listen_addresses(*forward.listen),
             lambda sock, peer: self._accepted(forward, ConnectTcp(host, port, peer).encode(), sock, peer),
             f"listen-{number}",
         )

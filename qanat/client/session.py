@@ -8,10 +8,10 @@ from collections import Counter
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, ProtocolError
+from qanat.base.resolve import LookupShare
 from qanat.base.sockets import format_address
 from qanat.config.settings import Forward
-from qanat.endpoints.lookup import Share, resolve
-from qanat.endpoints.tcp import connect
+from qanat.endpoints.tcp import connect, resolve
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
@@ -58,7 +58,7 @@ class ClientSession(Session):
         """Whether another server is preferred, and this one only keeps its streams until they end."""
         self._remotes = remotes
         self._connect_timeout = connect_timeout
-        self._share = Share()
+        self._share = LookupShare()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._asking = threading.Lock()
         self._turning = threading.Lock()  # guards the next, and that what follows from it is said in its order
@@ -155,8 +155,8 @@ class ClientSession(Session):
 
     def _connect(self, forward: Forward) -> WakeableSocket:
         deadline = Deadline(self._connect_timeout)
-        addresses = resolve(*forward.to, deadline, self._share)
-        return connect(addresses, deadline, cancelled=self._stopping.is_set)
+        addresses = resolve(*forward.to, deadline, self._share, self._stopping)
+        return connect(addresses, deadline, self._stopping)
 
     def _release(self) -> None:
         """Nothing is held here: the local listeners belong to the client, and outlive its sessions."""

@@ -1,30 +1,31 @@
-"""TCP targets and listening sockets: connecting within a deadline, accepting without spinning.
+"""TCP targets and listening sockets of forwards: what `qanat.base` connects and binds, with the reasons of the wire.
 
 Which addresses may be reached or bound is decided elsewhere (`qanat.server.access.rules`); what arrives here has
-been resolved and checked.
+been checked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
-import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
 
+from qanat.base import connect as tcp_connect
+from qanat.base import listen as tcp_listen
+from qanat.base import resolve as names
+from qanat.base.addresses import ListenAddress, format_host_port
+from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, NoThread
-from qanat.base.sockets import close_socket, format_address, set_reset_on_close
+from qanat.base.errors import BindError, Cancelled, ConnectError, EndpointError, NameLookupError, NoThread, OutOfFiles
+from qanat.base.resolve import Address, LookupShare
+from qanat.base.sockets import describe_os_error, format_address, set_reset_on_close
 from qanat.base.threads import start_thread
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.endpoint")
-
-SockAddr = tuple[str, int] | tuple[str, int, int, int]
 
 _REASONS = {
     errno.ECONNREFUSED: Reason.REFUSED,
@@ -34,77 +35,71 @@ _REASONS = {
     errno.EMFILE: Reason.LIMIT,
     errno.ENFILE: Reason.LIMIT,
 }
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 EXHAUSTED_PAUSE = 0.1
 """Seconds until accepting is tried again when there was no descriptor for a connection."""
+_BACKLOG = 512
 
 
-def connect(
-    addresses: Sequence[tuple[int, SockAddr]], deadline: Deadline, cancelled: Callable[[], bool] = lambda: False
-) -> WakeableSocket:
-    """Connect to the first of `addresses` (family, address) that answers; blocks until the deadline.
+def resolve(
+    host: str, port: int, deadline: Deadline, share: LookupShare, cancel: Cancel | None = None
+) -> list[Address]:
+    """Return every TCP address of `host`, in the resolver's order, at least one.  Blocks until `deadline` or `cancel`.
 
-    Addresses share the time that is left, so that a silent first one leaves some for the next.  Raises
-    EndpointError with the reason of the last failure, in the words of the operating system.
+    Raises EndpointError: UNREACHABLE when the name does not exist or was not answered in time, LIMIT when no slot
+    became free.
     """
-    failure: OSError = TimeoutError(errno.ETIMEDOUT, "no answer in time")
-    for index, (family, address) in enumerate(addresses):
-        remaining = deadline.remaining()
-        if cancelled() or (remaining is not None and remaining <= 0):
-            break
-        share = None if remaining is None else remaining / (len(addresses) - index)
-        try:
-            return WakeableSocket(_connect_one(family, address, share), format_address(address))
-        except OSError as error:
-            failure = error
-    reason = _REASONS.get(failure.errno or 0, Reason.UNREACHABLE)
-    raise EndpointError(failure.strerror or "no answer in time", code=reason)
-
-
-def _connect_one(family: int, address: SockAddr, timeout: float | None) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        set_reset_on_close(sock, True)
-        sock.settimeout(timeout)
-        sock.connect(address)
-    except TimeoutError as error:
-        sock.close()
-        raise TimeoutError(errno.ETIMEDOUT, "no answer in time") from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        return names.resolve(host, port, deadline, share, cancel)
+    except NameLookupError as error:
+        code = Reason.LIMIT if error.busy else Reason.UNREACHABLE
+        raise EndpointError(f"{format_host_port(host, port)}: {error.message}", code=code, hint=error.hint) from error
+    except Cancelled as error:
+        raise EndpointError(error.message, code=Reason.CANCELLED) from error
+
+
+def connect(addresses: Sequence[Address], deadline: Deadline, cancel: Cancel | None = None) -> WakeableSocket:
+    """Connect to the first of `addresses` that answers; blocks until the deadline or until `cancel`.
+
+    Raises EndpointError with the reason of the last failure, in the words of the operating system.
+    """
+    try:
+        sock, address = tcp_connect.connect(addresses, deadline, cancel, configure=_configure)
+    except ConnectError as error:
+        reason = _REASONS.get(error.last.errno or 0, Reason.UNREACHABLE)
+        raise EndpointError(describe_os_error(error.last), code=reason) from error
+    except Cancelled as error:
+        raise EndpointError(error.message, code=Reason.CANCELLED) from error
+    return WakeableSocket(sock, format_address(address))
 
 
 class Listener:
-    """A listening TCP socket with its accepting thread.
+    """The listening TCP sockets of one port, with their accepting thread.
 
     `on_connection(socket, peer)` is called by that thread for each connection and must not block.
     Connections are reset rather than ended when they are closed, or this process dies, before anyone has
     taken charge of them.
     """
 
-    def __init__(self, host: str, port: int, on_connection: Callable[[socket.socket, str], None], name: str) -> None:
-        """Bind and listen; does not accept before `start`.  Raises EndpointError (LIMIT when in use)."""
+    def __init__(
+        self, addresses: Sequence[ListenAddress], on_connection: Callable[[socket.socket, str], None], name: str
+    ) -> None:
+        """Bind and listen; does not accept before `start`.  Does not block.
+
+        `addresses` are as for `qanat.base.listen.bind`.  Raises EndpointError (LIMIT when in use).
+        """
         self._on_connection = on_connection
         self._name = name
-        self._closing = threading.Lock()
         self._closed = threading.Event()
         self._exhausted = False
         self._thread: threading.Thread | None = None
         try:
-            self._sock = _listening_socket(host, port)
-            try:
-                self._wake_read, self._wake_write = socket.socketpair()
-            except OSError:
-                self._sock.close()
-                raise
-        except OSError as error:
-            reason = _REASONS.get(error.errno or 0, Reason.LIMIT)
-            text = f"cannot listen on {format_address((host, port))}: {_what(error)}"
-            raise EndpointError(text, code=reason, hint=_listen_hint(error, port)) from error
-        self.address: str = format_address(self._sock.getsockname())
-        self.port: int = self._sock.getsockname()[1]
+            sockets = tcp_listen.bind(addresses, backlog=_BACKLOG, configure=_configure)
+            self._acceptor = tcp_listen.Acceptor(sockets)
+        except BindError as error:
+            reason = _REASONS.get(error.number, Reason.LIMIT)
+            raise EndpointError(error.message, code=reason, hint=error.hint) from error
+        self.address: str = " and ".join(format_address(address) for address in self._acceptor.addresses)
+        self.port: int = self._acceptor.addresses[0][1]
 
     def start(self) -> None:
         """Accept connections from now on.  Does not block.
@@ -114,79 +109,40 @@ class Listener:
         try:
             self._thread = start_thread(self._name, self._accept_loop)
         except NoThread as error:
-            self._close_sockets()
+            self._acceptor.close()
             raise EndpointError(
                 f"cannot accept on {self.address}: {error.message}", code=Reason.LIMIT, hint=error.hint
             ) from error
 
     def close(self) -> None:
         """Stop accepting and free the port; joins the thread unless called by it.  Idempotent, from any thread."""
-        if self._thread is threading.current_thread():
-            self._closed.set()  # The loop frees the port as it ends: another thread may be waiting for just that.
-            return
-        with self._closing:
-            self._closed.set()
-            with contextlib.suppress(OSError):
-                self._wake_write.send(b"\0")
-            if self._thread is not None:
-                self._thread.join()
-            self._close_sockets()
-
-    def _close_sockets(self) -> None:
-        for sock in (self._sock, self._wake_read, self._wake_write):
-            close_socket(sock)
+        self._closed.set()
+        self._acceptor.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
 
     def _accept_loop(self) -> None:
         try:
             while not self._closed.is_set():
-                self._wait()
                 self._accept()
         finally:
-            self._close_sockets()
+            self._acceptor.close()
 
     def _accept(self) -> None:
         try:
-            sock, address = self._sock.accept()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                if not self._exhausted:
-                    log.warning("%s: %s; raise the limit (ulimit -n)", self._name, os.strerror(error.errno or 0))
-                self._exhausted = True
-                # The backlog keeps the rest.  No event says that a descriptor came free somewhere.
-                self._closed.wait(EXHAUSTED_PAUSE)
-            return  # Otherwise it has gone again (accept(2), ECONNABORTED), or `close` woke us.
-        self._exhausted = False
-        self._on_connection(sock, format_address(address))
-
-    def _wait(self) -> None:
-        """Block until there is a connection, or `close` was called."""
-        if not hasattr(select, "poll"):  # Windows
-            select.select([self._sock, self._wake_read], [], [])
+            accepted = self._acceptor.accept()
+        except OutOfFiles as error:
+            if not self._exhausted:
+                log.warning("%s: %s", self._name, error)
+            self._exhausted = True
+            self._closed.wait(EXHAUSTED_PAUSE)
             return
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        poller.register(self._wake_read, select.POLLIN)
-        poller.poll()
+        if accepted is not None:
+            self._exhausted = False
+            sock, address = accepted
+            self._on_connection(sock, format_address(address))
 
 
-def _listening_socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.create_server((host, port), family=family, backlog=512)
-    set_reset_on_close(sock, True)  # What it accepts inherits this.
-    sock.setblocking(False)
-    return sock
-
-
-def _what(error: OSError) -> str:
-    """The system's words alone: `create_server` adds its own."""
-    return str(error) if error.errno is None else os.strerror(error.errno)
-
-
-def _listen_hint(error: OSError, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"choose another port, or stop the program that holds it: ss -ltnp 'sport = :{port}'"
-    if error.errno == errno.EACCES:
-        return "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine does not have that address; use one from `ip addr`, or 0.0.0.0"
-    return ""
+def _configure(sock: socket.socket) -> None:
+    """Set what must hold before the first byte, and for what a listening socket accepts."""
+    set_reset_on_close(sock, True)

@@ -18,7 +18,7 @@ import select
 import socket
 import threading
 
-from qanat.base.sockets import format_address, set_no_delay, set_reset_on_close
+from qanat.base.sockets import peer_of, set_no_delay, set_reset_on_close
 
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
@@ -35,7 +35,7 @@ class WakeableSocket:
         set_no_delay(sock)
         set_reset_on_close(sock, True)
         self._sock = sock
-        self.peer = peer or _peer_of(sock)
+        self.peer = peer or peer_of(sock)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._send_error: OSError | None = None
@@ -145,10 +145,3 @@ def _wait_writable_or_woken(sock: socket.socket, wake: socket.socket) -> bool:
     poller.register(sock, select.POLLOUT)
     poller.register(wake, select.POLLIN)
     return any(fd == sock.fileno() for fd, _ in poller.poll())
-
-
-def _peer_of(sock: socket.socket) -> str:
-    try:
-        return format_address(sock.getpeername())
-    except OSError:
-        return "unknown"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
@@ -97,8 +98,8 @@ class ServerSession(Session):
     def _connect(self, request: ConnectTcp) -> WakeableSocket:
         try:
             deadline = Deadline(self._connect_timeout)
-            addresses = self._connect_rules.resolve(request.host, request.port, deadline)
-            return connect(addresses, deadline, cancelled=self._stopping.is_set)
+            addresses = self._connect_rules.resolve(request.host, request.port, deadline, self._stopping)
+            return connect(addresses, deadline, self._stopping)
         finally:
             self._connecting.release()
 
@@ -129,7 +130,7 @@ class ServerSession(Session):
             log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
         self._listeners[number] = listener
-        if self._stopping.is_set():  # perhaps since `_release` went through them
+        if self._stopping.cancelled:  # perhaps since `_release` went through them
             listener.close()
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)
@@ -140,7 +141,7 @@ class ServerSession(Session):
         if self._listen_rules.is_shared(host, port):
             return self._shared_ports.join(address[0], address[1], self, partial(self._accepted, number))
         accept = partial(self._accepted, number)
-        listener = Listener(address[0], address[1], accept, f"{self.name}-listen-{number}")
+        listener = Listener(listen_addresses(address[0], address[1]), accept, f"{self.name}-listen-{number}")
         listener.start()
         return listener
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from qanat.base.addresses import listen_addresses
 from qanat.endpoints.tcp import Listener
 
 Accept = Callable[[socket.socket, str, Callable[[], None]], None]
@@ -57,7 +58,7 @@ class _SharedPort:
         self.members: list[Membership] = []
         self.asked_for = (host, port)
         self._write_lock = itertools.count(1)
-        self.listener = Listener(host, port, self._accepted, f"listen-shared-{port}")
+        self.listener = Listener(listen_addresses(host, port), self._accepted, f"listen-shared-{port}")
 
     def _accepted(self, sock: socket.socket, peer: str) -> None:
         with self.lock:

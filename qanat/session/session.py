@@ -13,6 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError, QanatError, SessionEnded
 from qanat.base.files_limit import raise_open_files_limit
@@ -125,7 +126,7 @@ class Session(ABC):
         self._served = 0  # streams that are joined to a socket, or about to be
         self._goodbye: Close | None = None
         self._on_end: list[Callable[[], None]] = []
-        self._stopping = threading.Event()
+        self._stopping = Cancel()  # wakes those who connect to targets
         self._draining = threading.Event()  # set when the session takes no new streams, or is over
         self._first = self.add_lane(0)
 
@@ -279,7 +280,7 @@ class Session(ABC):
             self._over = True
             self.why = why
             lanes, callbacks = list(self._lanes.values()), self._on_end
-        self._stopping.set()
+        self._stopping.cancel()
         self._draining.set()
         try:
             for lane in lanes:
@@ -357,7 +358,7 @@ class Session(ABC):
             try:
                 return lane.open_stream(request)
             except SessionEnded:
-                if self._stopping.is_set() or self._goodbye is not None or len(lanes) == 1:
+                if self._stopping.cancelled or self._goodbye is not None or len(lanes) == 1:
                     raise  # otherwise only this lane is over
 
     def start_outgoing(self, peer: str, carry: Callable[[], None]) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import queue
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -21,7 +17,8 @@ import pytest
 from qanat.base.errors import LocalError
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, ask_kernel, seconds_asleep
 from qanat.transports.pipe import SockAddr
-from tests.support.background import DEADLINE, Background, wait_until
+from tests.support.background import DEADLINE, wait_until
+from tests.support.machine.networks import card, in_a_network_of_its_own, ip
 
 HOME, CAFE, LTE = ("10.0.0.2", 40000), ("192.168.1.7", 0), ("100.64.0.9", 0)
 SERVER = ("203.0.113.1", 443)
@@ -271,46 +268,6 @@ def test_the_kernel_is_asked_for_the_way_to_every_kind_of_address() -> None:
 def test_the_clock_of_sleep_does_not_run_while_we_are_awake() -> None:
     before = seconds_asleep()
     assert abs(seconds_asleep() - before) < 1
-
-
-CLONE_NEWNET = 0x40000000
-
-
-def in_a_network_of_its_own(scenario: Callable[[], None]) -> None:
-    """Run `scenario` in a thread, and so with threads and programs, of another network namespace (unshare(2))."""
-    if sys.platform != "linux":
-        pytest.skip("network namespaces are Linux's")
-    if os.geteuid() != 0:
-        pytest.skip("only root may make a network namespace")
-    if shutil.which("ip") is None:
-        pytest.skip("there is no `ip` to change the network with")
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def run() -> str:
-        if libc.unshare(CLONE_NEWNET) != 0:
-            return f"no network namespace can be made here: {os.strerror(ctypes.get_errno())}"
-        scenario()
-        return ""
-
-    problem = Background(run).result()
-    if problem:
-        pytest.skip(problem)
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-def card(name: str, *addresses: str) -> None:
-    """A network card, joined to another one so that it has a carrier."""
-    try:
-        ip("link", "add", name, "type", "veth", "peer", "name", f"{name}-peer")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"this kernel makes no cards: {error.stderr}")
-    for address in addresses:
-        ip("address", "add", address, "dev", name, *(["nodad"] if ":" in address else []))
-    for one in (name, f"{name}-peer"):
-        ip("link", "set", one, "up")
 
 
 @pytest.mark.parametrize(

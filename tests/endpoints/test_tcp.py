@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from qanat.base.addresses import listen_addresses
+from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError
-from qanat.endpoints import tcp
+from qanat.base.resolve import Address
 from qanat.endpoints.tcp import Listener, connect
 from qanat.mux.frames import Reason
 from tests.support.background import wait_until
+from tests.support.machine.ports import silent_address
 from tests.support.sockets import SECONDS, read_to_end
 
 LOOPBACK4 = (socket.AF_INET, "127.0.0.1")
@@ -34,19 +37,12 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent() -> Iterator[tuple[str, int]]:
-    """An address that never answers: a listener whose queue is full."""
-    with socket.socket() as server, contextlib.ExitStack() as stack:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(4):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                sock.connect(server.getsockname())
-        yield server.getsockname()
+    """An address that never answers."""
+    with contextlib.ExitStack() as stack:
+        yield silent_address(stack)
 
 
-def failure(*addresses: tuple[int, tcp.SockAddr], seconds: float = SECONDS) -> EndpointError:
+def failure(*addresses: Address, seconds: float = SECONDS) -> EndpointError:
     with pytest.raises(EndpointError) as caught:
         connect(addresses, Deadline(seconds))
     return caught.value
@@ -105,14 +101,14 @@ def test_what_the_system_says_becomes_a_reason(monkeypatch: pytest.MonkeyPatch, 
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tcp, "_connect_one", fail)
+    monkeypatch.setattr(socket.socket, "connect_ex", fail)
     error = failure((socket.AF_INET, ("192.0.2.1", 9)))
     assert (error.code, error.message) == (reason, os.strerror(number))
 
 
 def test_the_next_address_is_tried_and_a_silent_one_leaves_it_time(silent: tuple[str, int], closed_port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        addresses: list[tuple[int, tcp.SockAddr]] = [
+        addresses: list[Address] = [
             (socket.AF_INET, silent),
             (socket.AF_INET, ("127.0.0.1", closed_port)),
             (socket.AF_INET, server.getsockname()),
@@ -121,8 +117,10 @@ def test_the_next_address_is_tried_and_a_silent_one_leaves_it_time(silent: tuple
 
 
 def test_a_connection_that_nobody_wants_any_more_is_not_tried(closed_port: int) -> None:
-    with pytest.raises(EndpointError, match="no answer"):
-        connect([(socket.AF_INET, ("127.0.0.1", closed_port))], Deadline(SECONDS), cancelled=lambda: True)
+    cancel = Cancel()
+    cancel.cancel()
+    with pytest.raises(EndpointError, match="stopped"):
+        connect([(socket.AF_INET, ("127.0.0.1", closed_port))], Deadline(SECONDS), cancel)
 
 
 def test_no_descriptor_left_is_a_limit_and_leaks_none(closed_port: int) -> None:
@@ -139,7 +137,9 @@ class Accepting:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.connections: queue.Queue[tuple[socket.socket, str]] = queue.Queue()
-        self.listener = Listener(host, port, lambda sock, peer: self.connections.put((sock, peer)), "listen")
+        self.listener = Listener(
+            listen_addresses(host, port), lambda sock, peer: self.connections.put((sock, peer)), "listen"
+        )
 
     def __enter__(self) -> Accepting:
         self.listener.start()
@@ -172,7 +172,7 @@ def test_a_wildcard_of_ipv6_does_not_take_ipv4s_port() -> None:
 def test_a_port_in_use_says_who_to_look_for() -> None:
     with Accepting() as holder:
         with pytest.raises(EndpointError) as caught:
-            Listener("127.0.0.1", holder.listener.port, lambda sock, peer: None, "second")
+            Listener(listen_addresses("127.0.0.1", holder.listener.port), lambda sock, peer: None, "second")
         assert caught.value.code == Reason.LIMIT
         assert f"cannot listen on 127.0.0.1:{holder.listener.port}" in caught.value.message
         assert "ss -ltnp" in caught.value.hint
@@ -180,14 +180,14 @@ def test_a_port_in_use_says_who_to_look_for() -> None:
 
 def test_an_address_that_is_not_ours_says_so() -> None:
     with pytest.raises(EndpointError) as caught:
-        Listener("192.0.2.1", 0, lambda sock, peer: None, "foreign")
+        Listener(listen_addresses("192.0.2.1", 0), lambda sock, peer: None, "foreign")
     assert "does not have that address" in caught.value.hint
 
 
 def test_no_descriptor_left_for_a_listener_leaks_none() -> None:
     for spare in range(3):  # None at all, the socket itself, the socket and one end of what wakes it.
         with _files_limited(spare), pytest.raises(EndpointError) as caught:
-            Listener("127.0.0.1", 0, lambda sock, peer: None, "starved")
+            Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "starved")
         assert caught.value.code == Reason.LIMIT
 
 
@@ -205,7 +205,7 @@ def test_close_joins_frees_the_port_and_may_be_repeated() -> None:
 
 
 def test_a_listener_that_never_started_frees_its_port() -> None:
-    listener = Listener("127.0.0.1", 0, lambda sock, peer: None, "unused")
+    listener = Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "unused")
     listener.close()
     with socket.create_server(("127.0.0.1", listener.port)):
         pass
@@ -219,7 +219,7 @@ def test_a_listener_may_be_closed_by_its_own_thread() -> None:
         listeners[0].close()
         closed.put(sock)
 
-    listeners.append(Listener("127.0.0.1", 0, close, "own"))
+    listeners.append(Listener(listen_addresses("127.0.0.1", 0), close, "own"))
     listeners[0].start()
     with socket.create_connection(("127.0.0.1", listeners[0].port), SECONDS):
         closed.get(timeout=SECONDS).close()

@@ -147,9 +147,11 @@ def test_a_process_that_is_killed_resets_what_it_held() -> None:
     program = (
         "import socket, sys, time\n"
         "from qanat.endpoints.wakeable import WakeableSocket\n"
+        "from qanat.base.addresses import listen_addresses\n"
         "from qanat.endpoints.tcp import Listener\n"
         "held = []\n"
-        "listener = Listener('127.0.0.1', 0, lambda sock, peer: (held.append(sock), print('raw', flush=True)), 'l')\n"
+        "where = listen_addresses('127.0.0.1', 0)\n"
+        "listener = Listener(where, lambda sock, peer: (held.append(sock), print('raw', flush=True)), 'l')\n"
         "listener.start()\n"
         "print(listener.port, flush=True)\n"
         "with socket.create_server(('127.0.0.1', 0)) as server:\n"

@@ -1,6 +1,6 @@
 """One way to reach a server, for every transport: TCP, a proxy if there is one, TLS.
 
-    resolve, connect (tcp_connect) -> proxy: TLS to it, CONNECT or SOCKS5 -> TLS to the server
+    look up, connect (tcp) -> proxy: TLS to it, CONNECT or SOCKS5 -> TLS to the server
 
 Which way to go stands in the `Route`.  Every step obeys one deadline, can be cancelled from another thread, and
 explains what went wrong in one TransportError.  Used by each transport's client.
@@ -15,10 +15,10 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.base.sockets import format_address
-from qanat.transports.dial import http_connect, socks5, tcp_connect
+from qanat.transports.dial import http_connect, socks5, tcp
 from qanat.transports.dial.proxies import Proxy
 from qanat.transports.dial.route import DIRECT, Route
-from qanat.transports.dial.tcp_connect import Place
+from qanat.transports.dial.tcp import Destination
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Wire
 from qanat.transports.wire.tcp import TcpWire
@@ -57,15 +57,15 @@ def dial(
 
 def _connect_directly(url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
     host, port = route.target(url)
-    place = Place(host, port, where="the URL" if route.connect_to is None else "`connect_to`")
-    return TcpWire(tcp_connect.connect(place, deadline, cancel), url.address)
+    destination = Destination(host, port, where="the URL" if route.connect_to is None else "`connect_to`")
+    return TcpWire(tcp.connect(destination, deadline, cancel), url.address)
 
 
 def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
     host, port = route.target(url)
     log.debug("reaching %s through %s, which %s names", format_address((host, port)), proxy, proxy.origin)
-    place = Place(proxy.host, proxy.port, what="proxy", where=proxy.origin)
-    wire: Wire = TcpWire(tcp_connect.connect(place, deadline, cancel), url.address)
+    destination = Destination(proxy.host, proxy.port, what="proxy", where=proxy.origin)
+    wire: Wire = TcpWire(tcp.connect(destination, deadline, cancel), url.address)
     try:
         with cancel.waking(wire.close):
             if proxy.scheme == "https":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import struct
 import sys
@@ -21,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from qanat.base.errors import TransportError
-from qanat.base.sockets import format_address, set_no_delay, set_not_sent_low_watermark
+from qanat.base.sockets import describe_os_error, peer_of, set_no_delay, set_not_sent_low_watermark
 from qanat.transports.pipe import SockAddr, Wire
 
 if sys.platform == "linux":
@@ -53,7 +52,7 @@ class TcpWire(Wire):
         sock.settimeout(None)
         set_no_delay(sock)
         set_not_sent_low_watermark(sock, NOT_SENT_LIMIT)
-        self.peer = peer if peer is not None else _peer_of(sock)
+        self.peer = peer if peer is not None else peer_of(sock)
         self.addresses = _addresses_of(sock)
         self._sock = sock
         self._lock = threading.Lock()  # guards the two below
@@ -210,18 +209,6 @@ class TcpWire(Wire):
         if self._gone is not None:
             return TransportError(self._gone)
         return TransportError(f"{what}: {describe_os_error(error)}")
-
-
-def describe_os_error(error: OSError) -> str:
-    """The system's words for `error`, without the number that Python puts in front."""
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
-
-
-def _peer_of(sock: socket.socket) -> str:
-    try:
-        return format_address(sock.getpeername())
-    except OSError:
-        return "unknown"
 
 
 def _addresses_of(sock: socket.socket) -> tuple[SockAddr, SockAddr] | None:

@@ -7,7 +7,7 @@ that was asked for: `0x7f.1`, `localhost` and `::ffff:127.0.0.1` are all 127.0.0
 
 The server asks for every stream and every listener; `qanat.config.load` uses the parsers to find
 faults.  The ranges that need more than an ordinary rule are in `qanat.config.address_ranges`, looking names up
-is `qanat.endpoints.lookup`.  An empty set of rules allows nothing.
+is `qanat.endpoints.tcp`.  An empty set of rules allows nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from qanat.base.addresses import (
     parse_address,
     unmap,
 )
+from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
+from qanat.base.resolve import Address, LookupShare
 from qanat.base.sockets import format_address
 from qanat.config.access_rules import NameRule, NetworkRule, parse_connect_rule, parse_listen_rule
 from qanat.config.address_ranges import is_inside, is_never, special_ranges
-from qanat.endpoints.lookup import Address, Share, resolve
+from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.access")
@@ -42,12 +44,12 @@ class ConnectRules:
         parsed = [parse_connect_rule(rule) for rule in rules]
         self._networks = [rule for rule in parsed if isinstance(rule, NetworkRule)]
         self._names = [rule for rule in parsed if isinstance(rule, NameRule)]
-        self._share = Share()
+        self._share = LookupShare()
 
-    def resolve(self, host: str, port: int, deadline: Deadline) -> list[Address]:
+    def resolve(self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None) -> list[Address]:
         """The addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
 
-        Blocks until `deadline` at most.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
+        Blocks until `deadline` at most, or until `cancel`.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
         name has no address, LIMIT when too many names are being looked up.  What is refused is not
         said in detail, since that would tell a client about names it may not reach; the log has it.
         """
@@ -56,7 +58,7 @@ class ConnectRules:
             raise self._not_allowed(host, port, "no rule has this port and name, nor this port and any address")
         allowed: list[Address] = []
         refused: list[str] = []
-        for family, sockaddr in resolve(host, port, deadline, self._share):
+        for family, sockaddr in resolve(host, port, deadline, self._share, cancel):
             text = sockaddr[0]
             address = parse_address(text)
             if address is None or not self.allows(address, port, name):
@@ -152,4 +154,4 @@ class ListenRules:
         return resolve(host, port, Deadline(0), _NO_SHARE)[0]
 
 
-_NO_SHARE = Share(1)  # never taken: a literal is not looked up
+_NO_SHARE = LookupShare(1)  # never taken: a literal is not looked up

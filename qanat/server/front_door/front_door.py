@@ -12,15 +12,16 @@ pipe; `join` waits for all.
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
 from functools import partial
 
+from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.deadline_watch import DeadlineWatch
-from qanat.base.errors import NoThread, QanatError, TransportError, UsageError
+from qanat.base.errors import BindError, NoThread, OutOfFiles, QanatError, TransportError
+from qanat.base.listen import Acceptor, bind
 from qanat.base.sockets import close_socket, format_address
 from qanat.base.threads import ThreadGroup
 from qanat.config.settings import ServerSettings
@@ -37,11 +38,6 @@ ALPN = ("h2", "http/1.1")
 
 _BACKLOG = 1024
 """Connections the kernel keeps for us while we are busy; it applies its own ceiling (net.core.somaxconn)."""
-
-_GONE = frozenset(
-    {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
-)
-"""What accept() reports about one connection that went away again, or that a firewall took (accept(2))."""
 
 _PAUSE = 1.0
 """Seconds after which accept is tried again though no connection of ours has ended: others free resources, too."""
@@ -76,7 +72,7 @@ class FrontDoor:
             threads=self._threads,
         )
         self._deadlines = DeadlineWatch("front door deadlines")
-        self._listeners: list[socket.socket] = []
+        self._listeners: list[Acceptor] = []
         self.addresses: tuple[tuple[str, int], ...] = ()
         """What is listened on, with the ports that were really bound; empty before `start`."""
         self._changed = threading.Condition()  # guards _connections; notified when one ends, and by close
@@ -89,14 +85,19 @@ class FrontDoor:
         """
         try:
             for host, port in self._settings.listen:
-                self._listeners.append(_listen(host, port))
+                self._listeners.append(Acceptor(bind(listen_addresses(host, port), backlog=_BACKLOG)))
+        except BindError as error:
+            self.close()
+            hint = error.hint or "see `listen` in the configuration"
+            raise TransportError(error.message, hint=hint) from error
         except QanatError:
             self.close()
             raise
-        self.addresses = tuple((str(name[0]), int(name[1])) for name in (s.getsockname() for s in self._listeners))
+        self.addresses = tuple(address for listener in self._listeners for address in listener.addresses)
         self._deadlines.start()
-        for listener, address in zip(self._listeners, self.addresses, strict=True):
-            self._threads.start(f"accept {format_address(address)}", partial(self._accept_loop, listener))
+        for listener in self._listeners:
+            where = format_address(listener.addresses[0])
+            self._threads.start(f"accept {where}", partial(self._accept_loop, listener))
 
     def close(self) -> None:
         """Stop accepting, then end the connections that are no pipes yet.  Idempotent; does not block.
@@ -105,7 +106,7 @@ class FrontDoor:
         """
         self._closing.set()
         for listener in self._listeners:
-            close_socket(listener)
+            listener.close()
         with self._changed:
             self._changed.notify_all()
             for connection in self._connections:
@@ -119,15 +120,18 @@ class FrontDoor:
 
     # --- accepting
 
-    def _accept_loop(self, listener: socket.socket) -> None:
-        while not self._closing.is_set():
+    def _accept_loop(self, listener: Acceptor) -> None:
+        while True:
             try:
-                sock, address = listener.accept()
-            except OSError as error:
-                if self._closing.is_set():
-                    return
-                self._accept_failed(error)
+                accepted = listener.accept()
+            except OutOfFiles as error:
+                if self._log_throttle.due("accept"):
+                    log.error("cannot accept connections: %s", error)
+                self._wait_for_an_end()  # trying again at once would only burn the processor
                 continue
+            if accepted is None:
+                return
+            sock, address = accepted
             if not self._wait_for_room():
                 close_socket(sock)
                 return
@@ -147,16 +151,6 @@ class FrontDoor:
                 self.admission.unfinished.displace()
             self._changed.wait_for(lambda: self._closing.is_set() or len(self._connections) < limit)
         return not self._closing.is_set()
-
-    def _accept_failed(self, error: OSError) -> None:
-        """Without files or memory, wait until something ends; trying again at once would only burn the processor."""
-        if error.errno in _GONE:
-            log.debug("accept failed: %s", error)
-            return
-        if self._log_throttle.due("accept"):
-            advice = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
-            log.error("cannot accept connections: %s%s", error.strerror or error, advice)
-        self._wait_for_an_end()
 
     def _wait_for_an_end(self) -> None:
         with self._changed:
@@ -193,43 +187,3 @@ class FrontDoor:
         with self._changed:
             self._connections.discard(connection)
             self._changed.notify_all()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Listen on one literal address."""
-    try:
-        flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
-        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
-    except (OSError, UnicodeError) as error:
-        raise UsageError(
-            f"cannot listen on {format_address((host, port))}: {host!r} is not an IP address",
-            hint="write the address itself, such as 127.0.0.1 or 0.0.0.0",
-        ) from error
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    try:
-        # After a restart the port is ours at once, though old connections linger in TIME_WAIT.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # "::" and "0.0.0.0" can then stand side by side, and no peer is seen as ::ffff:192.0.2.1.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(sockaddr)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise _cannot_listen(host, port, error) from error
-    return sock
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> TransportError:
-    if error.errno == errno.EADDRINUSE:
-        hint = f"another process has this port; `ss -ltnp 'sport = :{port}'` shows which"
-    elif error.errno == errno.EACCES:
-        hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; take a higher port, or run behind a proxy"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        hint = "this machine has no such address; `ip address` lists those it has"
-    else:
-        hint = "see `listen` in the configuration"
-    return TransportError(f"cannot listen on {format_address((host, port))}: {error.strerror or error}", hint=hint)

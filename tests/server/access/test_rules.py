@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qanat.base import resolve as names
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
+from qanat.base.resolve import Address, LookupShare
 from qanat.config.access_rules import parse_connect_rule, parse_listen_rule
 from qanat.config.address_ranges import NEVER, ONLY_BY_A_RULE_INSIDE
-from qanat.endpoints import lookup
-from qanat.endpoints.lookup import Address, Share, resolve
+from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
 from qanat.server.access.rules import ConnectRules, ListenRules
 
@@ -319,7 +320,7 @@ def test_what_listen_rules_hand_back_can_be_bound() -> None:
 
 
 class StuckResolver:
-    """Stands in for a name server that does not answer, which cannot be had for real within a test's time."""
+    """Stands in for a name server that failed for now, which cannot be had for real within a test's time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = threading.Semaphore(0)
@@ -335,7 +336,7 @@ class StuckResolver:
 def test_a_name_server_that_does_not_answer_costs_no_more_than_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = StuckResolver(monkeypatch)
     try:
-        with pytest.raises(EndpointError, match="not answered in time") as caught:
+        with pytest.raises(EndpointError, match="took too long") as caught:
             ConnectRules(ANY).resolve("slow.example", 80, within(0.05))
         assert caught.value.code == Reason.UNREACHABLE
     finally:
@@ -344,32 +345,32 @@ def test_a_name_server_that_does_not_answer_costs_no_more_than_the_deadline(monk
 
 def test_one_users_dead_names_leave_room_for_anothers_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = StuckResolver(monkeypatch)
-    greedy, other = Share(limit=2), Share(limit=2)
+    greedy, other = LookupShare(limit=2), LookupShare(limit=2)
     try:
         for _ in range(2):
-            with pytest.raises(EndpointError, match="not answered in time"):
+            with pytest.raises(EndpointError, match="took too long"):
                 resolve("dead.example", 80, within(0.01), greedy)
             assert stuck.asked.acquire(timeout=5)
         with pytest.raises(EndpointError, match="too many names") as caught:
             resolve("dead.example", 80, within(0.01), greedy)
         assert caught.value.code == Reason.LIMIT
-        with pytest.raises(EndpointError, match="not answered in time"):
+        with pytest.raises(EndpointError, match="took too long"):
             resolve("live.example", 80, within(0.01), other)
     finally:
         stuck.release.set()
     # As the stuck ones end, their slots come back.
-    with pytest.raises(EndpointError, match="does not answer"):
+    with pytest.raises(EndpointError, match="failed for now"):
         resolve("dead.example", 80, within(), greedy)
 
 
 def test_lookups_of_all_users_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "_common", threading.BoundedSemaphore(3))
+    monkeypatch.setattr(names, "MAX_LOOKUPS", 3)
     stuck = StuckResolver(monkeypatch)
     try:
         for _ in range(3):
-            with pytest.raises(EndpointError, match="not answered in time"):
-                resolve("dead.example", 80, within(0.01), Share())
-        share = Share(limit=1)
+            with pytest.raises(EndpointError, match="took too long"):
+                resolve("dead.example", 80, within(0.01), LookupShare())
+        share = LookupShare(limit=1)
         for _ in range(2):  # a wait for the common slots gives one's own back
             with pytest.raises(EndpointError, match="too many names"):
                 resolve("dead.example", 80, within(0.01), share)

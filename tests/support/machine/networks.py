@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Self, TypeVar
 
 import pytest
 
+from tests.support.background import Background
 from tests.support.machine.programs import require_program
 
 SERVER = "10.77.0.1"
@@ -93,3 +95,40 @@ def within(machine: str, action: Callable[[], Result]) -> Result:
     if failures:
         raise failures[0]
     return results[0]
+
+
+def in_a_network_of_its_own(scenario: Callable[[], None]) -> None:
+    """Run `scenario` in a thread, and so with threads and programs, of another network namespace (unshare(2))."""
+    if sys.platform != "linux":
+        pytest.skip("network namespaces are Linux's")
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a network namespace")
+    require_program("ip")
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def run() -> str:
+        if libc.unshare(_CLONE_NEWNET) != 0:
+            return f"no network namespace can be made here: {os.strerror(ctypes.get_errno())}"
+        scenario()
+        return ""
+
+    problem = Background(run).result()
+    if problem:
+        pytest.skip(problem)
+
+
+def ip(*words: str) -> None:
+    """`ip` in the network of the calling thread."""
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def card(name: str, *addresses: str) -> None:
+    """A network card with a carrier, joined to another one called NAME-peer.  Skips where the kernel makes none."""
+    try:
+        ip("link", "add", name, "type", "veth", "peer", "name", f"{name}-peer")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this kernel makes no cards: {error.stderr}")
+    for address in addresses:
+        ip("address", "add", address, "dev", name, *(["nodad"] if ":" in address else []))
+    for one in (name, f"{name}-peer"):
+        ip("link", "set", one, "up")

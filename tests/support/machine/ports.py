@@ -1,12 +1,14 @@
-"""TCP ports for what has to know its number before it listens: a program's configuration, a proxy's file."""
+"""TCP ports for what has to know its number before it listens, and one that never answers."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
 import threading
+from contextlib import ExitStack
 
 # Below Linux's ephemeral ports, so that no outgoing connection takes one between our look and its use.
 _FIRST, _LAST = 20_000, 32_000
@@ -35,3 +37,30 @@ def unused_port() -> int:
                 with contextlib.suppress(OSError):
                     sock.bind(("127.0.0.1", port))
                     return port
+
+
+class SilentListener:
+    """A port where connecting does not end: its queue is full, and nobody accepts, until `answer`."""
+
+    def __init__(self, stack: ExitStack, host: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._sock = stack.enter_context(socket.socket(family))
+        self._sock.bind((host, 0))
+        self._sock.listen(0)
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket(family))
+            sock.setblocking(False)
+            assert sock.connect_ex(self._sock.getsockname()) in (0, errno.EINPROGRESS)
+        self.address: tuple[str, int] = self._sock.getsockname()[:2]
+
+    def answer(self) -> None:
+        """Make room: whoever is waiting is connected when its kernel tries again, within a second or two."""
+        self._sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._sock.accept()[0].close()
+
+
+def silent_address(stack: ExitStack) -> tuple[str, int]:
+    """An address where connecting never ends."""
+    return SilentListener(stack).address

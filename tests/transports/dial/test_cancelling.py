@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 import time
@@ -23,23 +22,11 @@ from qanat.transports.pipe import Pipe
 from qanat.transports.websocket import upgrade as websocket
 from tests.support.background import DEADLINE, Background
 from tests.support.machine.forward_proxies import CrookedProxy
+from tests.support.machine.ports import silent_address
 
 CONNECT = {"websocket": websocket.connect, "http2": http2.connect, "grpc": grpc.connect}
 AT_ONCE = 1.0
 """Seconds; far below every deadline here."""
-
-
-def black_hole(stack: ExitStack) -> int:
-    """A port where connecting never ends: the queue of its listener is full, and nobody accepts."""
-    listener = stack.enter_context(socket.socket())
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    for _ in range(4):
-        sock = stack.enter_context(socket.socket())
-        sock.setblocking(False)
-        assert sock.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
-    port: int = listener.getsockname()[1]
-    return port
 
 
 def assert_cancelled_at_once(connect: Callable[[Cancel], Pipe], begun: Callable[[], object]) -> TransportError:
@@ -78,13 +65,13 @@ def test_a_name_that_is_being_looked_up(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("family", ["direct", "http", "socks5h"])
 def test_a_connection_that_nobody_accepts(stack: ExitStack, family: str) -> None:
-    port = black_hole(stack)
+    port = silent_address(stack)[1]
     route = DIRECT if family == "direct" else Route(proxy=Proxy.parse(f"{family}://127.0.0.1:{port}"))
     assert_cancelled_at_once(connector(f"ws://127.0.0.1:{port}/", route), lambda: None)
 
 
 def test_the_second_address_is_not_tried_any_more(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = ("127.0.0.1", black_hole(stack))
+    address = silent_address(stack)
     two = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)] * 2
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: two)
     assert_cancelled_at_once(connector("ws://two.example/"), lambda: None)
@@ -122,7 +109,7 @@ def test_what_is_cancelled_already_does_not_begin(stack: ExitStack) -> None:
     cancel.cancel()
     started = time.monotonic()
     with pytest.raises(TransportError, match="was stopped"):
-        connector(f"ws://127.0.0.1:{black_hole(stack)}/")(cancel)
+        connector(f"ws://127.0.0.1:{silent_address(stack)[1]}/")(cancel)
     assert time.monotonic() - started < AT_ONCE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.transports.dial.dialer import dial
 from qanat.transports.dial.urls import TunnelUrl
-from tests.support.machine.ports import unused_port
+from tests.support.machine.ports import silent_address, unused_port
 from tests.support.transports.loopback import listen
 
 
@@ -68,14 +67,7 @@ def test_a_refused_connection_says_that_nothing_listens() -> None:
 
 
 def test_an_address_that_does_not_answer_is_given_up_at_the_deadline(stack: ExitStack) -> None:
-    listener = stack.enter_context(socket.socket())
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    waiting = [stack.enter_context(socket.socket()) for _ in range(4)]  # fill the queue of a server that hangs
-    for sock in waiting:
-        sock.setblocking(False)
-        assert sock.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
-    error = failure(f"ws://127.0.0.1:{listener.getsockname()[1]}/", 0.2)
+    error = failure(f"ws://127.0.0.1:{silent_address(stack)[1]}/", 0.2)
     assert "no answer in time" in error.message
     assert "firewalls" in error.hint
 

@@ -1,0 +1,220 @@
+"""From addresses to one connected socket: Happy Eyeballs (RFC 8305).
+
+    try the first address; after 250 ms, or as soon as one fails, the next; the first that answers wins
+
+The calling thread does it all, with non-blocking sockets and one `poll`.  The order is the caller's (that of
+`getaddrinfo`, RFC 6724), with families alternating.  An address that was tried in vain while another one answered is
+tried last from then on, so that a dead IPv6 address, or the dead one of two records, costs its 250 ms once.  It is the
+losers and not the winner that are remembered, since names with several good addresses spread their load by order.
+
+Used by `qanat.transports.dial.tcp` for servers and proxies, and by `qanat.endpoints.tcp` for targets, whose addresses
+have been checked against rules: nothing here looks a name up.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+from qanat.base.cancel import Cancel
+from qanat.base.deadline import Deadline
+from qanat.base.errors import Cancelled, ConnectError
+from qanat.base.resolve import Address, SockAddr
+from qanat.base.sockets import close_socket
+
+ATTEMPT_DELAY = 0.25
+"""Seconds after which the next address is tried although the last one may still answer (RFC 8305 §5)."""
+MAX_PENDING = 6
+"""Addresses tried at once; each further one takes the place of the oldest."""
+REMEMBERED_FOR = 3600.0
+"""Seconds for which an address that was tried in vain is tried last."""
+_MAX_REMEMBERED = 1024
+
+_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK)
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither needs a descriptor of its own
+
+
+def connect(
+    addresses: Sequence[Address],
+    deadline: Deadline,
+    cancel: Cancel | None = None,
+    *,
+    configure: Callable[[socket.socket], None] | None = None,
+) -> tuple[socket.socket, SockAddr]:
+    """Connect to the first of `addresses` that answers; return the socket, which blocks, and its address.
+
+    Blocks until `deadline`, or until `cancel` is cancelled.  `configure` sets options on each socket before it
+    connects.  Raises ConnectError, which has what each address failed with, and Cancelled.
+    """
+    race = _Race(_in_order(addresses), configure)
+    try:
+        return race.run(deadline, cancel or Cancel())
+    finally:
+        race.close_losers()
+
+
+class _Slow:
+    """The addresses that were tried in vain while another one answered.  Bounded; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: OrderedDict[SockAddr, float] = OrderedDict()
+
+    def order(self, addresses: Sequence[Address]) -> list[Address]:
+        """Return `addresses` with those at their end."""
+        oldest = time.monotonic() - REMEMBERED_FOR
+        with self._lock:
+            return sorted(addresses, key=lambda address: self._since.get(address[1], -math.inf) > oldest)
+
+    def learn(self, winner: SockAddr, losers: Sequence[SockAddr]) -> None:
+        """Remember `losers`, and `winner` no longer."""
+        now = time.monotonic()
+        with self._lock:
+            self._since.pop(winner, None)
+            for loser in losers:
+                self._since[loser] = now
+                self._since.move_to_end(loser)
+            while len(self._since) > _MAX_REMEMBERED:
+                self._since.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._since.clear()
+
+
+_slow = _Slow()
+
+
+def _in_order(addresses: Sequence[Address]) -> list[Address]:
+    """Return each address once: families alternate, beginning with the first one's (RFC 8305 §4)."""
+    once = list(dict.fromkeys(addresses))
+    first = [a for a in once if a[0] == once[0][0]]
+    others = [a for a in once if a[0] != once[0][0]]
+    alternating = [a for pair in zip_longest(first, others) for a in pair if a is not None]
+    return _slow.order(alternating)
+
+
+class _Race:
+    """One call of `connect`."""
+
+    def __init__(self, addresses: Sequence[Address], configure: Callable[[socket.socket], None] | None) -> None:
+        self._left = deque(addresses)
+        self._configure = configure
+        self._pending: dict[socket.socket, SockAddr] = {}  # in the order in which they began
+        self._waited_for: list[SockAddr] = []  # all that ever were pending, in that order
+        self._failures: dict[SockAddr, OSError] = {}
+        self._next_at = 0.0  # when the next address's turn comes, though others are pending
+
+    def run(self, deadline: Deadline, cancel: Cancel) -> tuple[socket.socket, SockAddr]:
+        """Return the winner.  Blocks."""
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise ConnectError([(address, error) for _, address in self._left]) from error
+        with ours, theirs, _Selector() as selector:
+            selector.register(ours, selectors.EVENT_READ)
+            with cancel.waking(lambda: theirs.send(b"x")):
+                while not cancel.cancelled:
+                    if deadline.passed:
+                        self._give_up()
+                        break
+                    self._begin_due(selector)
+                    if not self._pending:
+                        break
+                    winner = self._wait(selector, deadline)
+                    if winner is not None:
+                        return self._won(winner)
+        if cancel.cancelled:
+            raise Cancelled
+        raise ConnectError(list(self._failures.items()))
+
+    def close_losers(self) -> None:
+        """Close every socket that has not won.  Does not block."""
+        for sock in self._pending:
+            close_socket(sock)
+        self._pending.clear()
+
+    def _begin_due(self, selector: selectors.BaseSelector) -> None:
+        """Begin with each address whose turn has come."""
+        now = time.monotonic()
+        while self._left and (not self._pending or now >= self._next_at):
+            self._next_at = now + ATTEMPT_DELAY if self._begin(selector) else now
+
+    def _wait(self, selector: selectors.BaseSelector, deadline: Deadline) -> socket.socket | None:
+        """Wait until one is connected, which is returned, one has failed, or the next one's turn has come."""
+        waits = [deadline.remaining(), self._next_at - time.monotonic() if self._left else None]
+        for key, _ in selector.select(min((wait for wait in waits if wait is not None), default=None)):
+            sock = key.fileobj
+            if not isinstance(sock, socket.socket) or sock not in self._pending:
+                continue  # the one that wakes us
+            selector.unregister(sock)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not number and not _is_connected_to_itself(sock):
+                return sock
+            self._fail(sock, number or errno.ECONNREFUSED)
+            self._next_at = time.monotonic()
+        return None
+
+    def _begin(self, selector: selectors.BaseSelector) -> bool:
+        """Begin to connect to the next address; return False when that failed at once."""
+        family, address = self._left.popleft()
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            self._failures[address] = error
+            return False
+        self._pending[sock] = address
+        try:
+            sock.setblocking(False)
+            if self._configure is not None:
+                self._configure(sock)
+            number = sock.connect_ex(address)
+        except OSError as error:
+            number = error.errno or errno.EINVAL
+        if number and number not in _UNDER_WAY:
+            self._fail(sock, number)
+            return False
+        self._waited_for.append(address)
+        selector.register(sock, selectors.EVENT_WRITE)  # which one that is connected already is ready for
+        if len(self._pending) > MAX_PENDING:
+            oldest = next(iter(self._pending))
+            selector.unregister(oldest)
+            self._fail(oldest, errno.ETIMEDOUT)
+        return True
+
+    def _fail(self, sock: socket.socket, number: int) -> None:
+        self._failures[self._pending.pop(sock)] = _error(number)
+        close_socket(sock)
+
+    def _give_up(self) -> None:
+        """Take the time being over for the failure of all that is pending, and of what was never tried."""
+        for address in (*self._pending.values(), *(address for _, address in self._left)):
+            self._failures[address] = _error(errno.ETIMEDOUT)
+
+    def _won(self, sock: socket.socket) -> tuple[socket.socket, SockAddr]:
+        address = self._pending.pop(sock)
+        sock.setblocking(True)
+        before = self._waited_for[: self._waited_for.index(address)]
+        _slow.learn(address, before)
+        return sock, address
+
+
+def _is_connected_to_itself(sock: socket.socket) -> bool:
+    """Return whether this is TCP's simultaneous open of a local port with itself: nobody listens there."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:
+        return False
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, "no answer in time" if number == errno.ETIMEDOUT else os.strerror(number))
