@@ -1,11 +1,14 @@
 """Every transport over every path, all at once: one client process for each cell, two servers, and the proxies.
 
 `Matrix` starts all of it and collects which promises each cell has kept; `table` is what README.md shows and the run
-prints.  The promises themselves are in tests/integration/test_matrix.py.
+prints.  What is promised of a cell that is used are its methods; tests/integration/test_matrix.py calls them.
 """
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +17,17 @@ from typing import Any
 import yaml
 
 from qanat.handshake.tokens import generate_token
-from tests.support.applications import Target, echo, greeting, reply_after_end
+from tests.support import scenarios
+from tests.support.applications import (
+    Target,
+    connection,
+    echo,
+    exchange,
+    greeting,
+    receive_all,
+    receive_exactly,
+    reply_after_end,
+)
 from tests.support.harness import ROOT, Program, Tunnel, qanat
 from tests.support.machine.certificates import Authority
 from tests.support.machine.ports import unused_port
@@ -34,6 +47,8 @@ PROMISES = (
     "90 s of silence",
 )
 BULK = 8_000_000
+SILENCE = 90.0
+"""Seconds; more than nginx (60), HAProxy (50), nghttpx (60) and Apache (20) let a silent connection live."""
 BEGIN, END = "<!-- the matrix: from here -->\n", "<!-- the matrix: to here -->\n"
 
 
@@ -45,13 +60,38 @@ class Cell:
     path: str
     client: Program
     ports: dict[str, int]
-    bulk: Target
+    bulk: Bulk
+    bulk_target: Target
     kept: list[str] = field(default_factory=list)
 
     @property
     def connections(self) -> int:
         """How many connections the client has had: its session's first, and all others by which it was resumed."""
         return self.client.count(f"connected to .* over {self.transport} as") + self.client.count("was lost after")
+
+    def check_server_speaks_first(self) -> None:
+        """An application's server; the tunnel's own has done so before, or there were no tunnel."""
+        with connection(self.ports["greeting"]) as sock:
+            assert receive_exactly(sock, 11) == b"220 hello\r\n"
+
+    def check_ping_pong(self) -> None:
+        with connection(self.ports["echo"]) as sock:
+            for turn in range(20):
+                ping = f"turn {turn}".encode()
+                assert exchange(sock, ping) == ping
+
+    def check_bulk(self) -> None:
+        self.bulk.run(self.ports["bulk"], self.bulk_target)
+
+    def check_reply_after_end(self) -> None:
+        with connection(self.ports["reply"]) as sock:
+            sock.sendall(b"all that there is to say")
+            sock.shutdown(socket.SHUT_WR)
+            assert len(receive_all(sock)) == 32 + (1 << 20)
+
+    def check_streams_at_once(self) -> None:
+        scenarios.streams_at_once(self.ports["echo"], 20)
+        scenarios.streams_at_once(self.ports["remote echo"], 20)
 
 
 class Matrix:
@@ -60,7 +100,7 @@ class Matrix:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self._directory = directory
         self._stack = stack
-        self.bulk = Bulk(BULK)
+        self._bulk = Bulk(BULK)
         self._authority = Authority(directory)
         issued = self._authority.issue(HOST)
         issued.key.chmod(0o600)
@@ -89,6 +129,11 @@ class Matrix:
         for cell in self.cells.values():
             cell.client.wait_for(f"connected to .* over {cell.transport} as")
             cell.client.wait_for("the server listens on")
+        self._unused_since = time.monotonic()
+
+    def wait_unused(self) -> None:
+        """Block until SILENCE seconds have passed since all were connected; nobody may have used one by then."""
+        sleep_until(self._unused_since + SILENCE)
 
     def table(self) -> str:
         """Markdown: for each cell how many of the promises it has kept."""
@@ -119,7 +164,7 @@ class Matrix:
 
     def _client(self, transport: str, path: str, server: Tunnel, url: str) -> Cell:
         name = _name(transport, path)
-        bulk = self._stack.enter_context(Target(self.bulk.handler))
+        bulk = self._stack.enter_context(Target(self._bulk.handler))
         targets = {**self._targets, "bulk": bulk}
         ports = {target: unused_port() for target in (*targets, "remote echo")}
         tls = {"tls": {"ca_file": str(self._authority.ca_file)}} if url.startswith("https:") else {}
@@ -137,7 +182,8 @@ class Matrix:
         }
         file = self._directory / f"{name}.yaml"
         file.write_text(yaml.safe_dump({"client": settings}))
-        return Cell(transport, path, self._stack.enter_context(qanat("client", "-c", file, cwd=ROOT)), ports, bulk)
+        client = self._stack.enter_context(qanat("client", "-c", file, cwd=ROOT))
+        return Cell(transport, path, client, ports, self._bulk, bulk)
 
     def _names(self) -> list[str]:
         return [_name(transport, path) for transport in TRANSPORTS for path in PATHS]
@@ -148,3 +194,8 @@ class Matrix:
 
 def _name(transport: str, path: str) -> str:
     return f"{transport}-{path.replace(' ', '-')}"
+
+
+def sleep_until(moment: float) -> None:
+    """Block until `time.monotonic()` says `moment`: for a silence that is itself what is tested."""
+    threading.Event().wait(max(0.0, moment - time.monotonic()))

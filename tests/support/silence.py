@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +10,8 @@ from tests.support.applications import Target, connection, echo, exchange
 from tests.support.harness import Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.machine.proxies import TunnelProxy, start_haproxy
-from tests.support.matrix import Matrix
+from tests.support.matrix import SILENCE, Matrix, sleep_until
 
-SILENCE = 90.0
-"""Seconds; more than nginx (60), HAProxy (50) and nghttpx (60) let a silent connection live."""
 NEVER = {"interval": 3600, "timeout": 7200}
 
 
@@ -50,4 +47,4 @@ class Silence:
 
     def wait(self) -> None:
         """Block until it has been silent for long enough."""
-        threading.Event().wait(max(0.0, self._over_at - time.monotonic()))  # the silence is what is tested
+        sleep_until(self._over_at)
