@@ -29,6 +29,8 @@ from qanat.mux.owed import ACK_DELAY
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.sending import FRAMES_KIND
 from qanat.mux.stream_state import TRANSITIONS, State, Step
+from qanat.server.admission import handshake_rate
+from qanat.session import messages as session_messages
 from qanat.session.messages import (
     ConnectTcp,
     ControlMessage,
@@ -41,6 +43,8 @@ from qanat.session.messages import (
     decode_control,
     decode_request,
 )
+from qanat.transports.dial.errors import MAX_RETRY_AFTER
+from qanat.transports.dial.route import NODE_COOKIE
 from qanat.transports.pipe import MAX_MESSAGE
 from tests.support.protocol_page import load_page, number
 
@@ -366,6 +370,18 @@ def test_requests_and_control_messages_have_the_first_bytes_of_the_page() -> Non
     assert controls == {name: message.encode()[0] for name, message in CONTROLS.items()}
 
 
+def test_the_texts_in_them_have_the_limits_of_the_page() -> None:
+    limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
+    names = limits["a host, an address, and the text that says who connected, in a request or LISTEN"]
+    assert number(names) == session_messages.MAX_NAME
+    assert number(limits["the text of LISTEN_FAILED, and of CLOSE"]) == session_messages.MAX_REASON
+    assert session_messages.MAX_REASON == hello.MAX_CLOSE_TEXT
+    assert PAGE.says(
+        f"at most {session_messages.MAX_NAME} bytes of UTF-8; the sender cuts",
+        f"LISTEN_FAILED at most {session_messages.MAX_REASON} of UTF-8",
+    )
+
+
 def first_record_of_a_stream() -> bytes:
     """What a client's core sends first when an application connects, speaks and finishes at once."""
     core = LaneCore(LaneParameters(client=True), 0.0)
@@ -437,6 +453,19 @@ def test_the_mux_s_defaults_are_the_configuration_s() -> None:
         flow.outbox,
     )
     assert (ours.max_streams, ours.keepalive) == (limits.streams, Keepalive().interval)
+
+
+# --- section 6: over HTTP -------------------------------------------------------------------------------------------
+
+
+def test_what_all_transports_have_in_common_is_the_code_s() -> None:
+    assert PAGE.says(
+        f"`{ServerSettings(clients=()).path}` by default",
+        f"in whole seconds, 1 to {handshake_rate.LONGEST}",
+        f"waits at most {MAX_RETRY_AFTER:,.0f} s",
+        f"the cookie `{NODE_COOKIE}`",
+        "that is not 1 to 64 of `[A-Za-z0-9._-]`",
+    )
 
 
 # --- section 7: the examples ----------------------------------------------------------------------------------------
