@@ -200,7 +200,7 @@ def _cannot_listen(where: str, port: int, error: OSError) -> BindError:
     number = error.errno or 0
     hint = ""
     if number == errno.EADDRINUSE:
-        hint = f"choose another port, or stop the program that holds it: ss -ltnp 'sport = :{port}'"
+        hint = f"another process has it: choose another port, or stop the one that `ss -ltnp 'sport = :{port}'` shows"
     elif number == errno.EACCES:
         hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one, or listen behind a proxy"
     elif number in _NOT_HERE:
