@@ -41,7 +41,7 @@ class ServerSession(Session):
     """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name.
 
     `connecting` bounds the targets that are being connected to, over all sessions of this client: a session that
-    has ended leaves those behind until `connect_timeout`, and its client can be back at once for more.  `order`
+    has ended gives its own up, and its client can be back at once for more.  `order`
     says which of a client's sessions began with the later connection.
     """
 
