@@ -34,6 +34,7 @@ from qanat.transports.pipe import Pipe
 from qanat.transports.websocket.pipe import WebSocketPipe
 from tests.support.applications import END, RESET, connection, ending_of, exchange
 from tests.support.background import Background, wait_until
+from tests.support.machine.ports import silent_address
 from tests.support.mux.rig import read
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, RawClient
 from tests.support.server.raw_sessions import (
@@ -45,7 +46,6 @@ from tests.support.server.raw_sessions import (
     RawSession,
     client_of_raw,
 )
-from tests.transports.dial.test_cancelling import black_hole
 
 
 def expire(caller: Caller) -> None:
@@ -433,7 +433,7 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
 def lead_nowhere(client: Client, stack: ExitStack) -> threading.Event:
     """From now on the client's URL leads to where nobody answers; the event is set when it goes there."""
     ours, dials = client._links[0]._context.connector, threading.Event()
-    ours._route = replace(route_of(client.settings), connect_to=("127.0.0.1", black_hole(stack)))
+    ours._route = replace(route_of(client.settings), connect_to=silent_address(stack))
     connect = ours.connect
 
     def tell_and_connect(*arguments: Any) -> SealedPipe:
