@@ -36,7 +36,7 @@ def seconds_to_stop(client: Client, connector: Callable[[], bool]) -> float:
 
 def is_waiting(client: Client) -> Callable[[], bool]:
     """Whether there is something that `stop` would wake."""
-    return lambda: bool(client._links[0]._new._wakeups)
+    return lambda: bool(client.servers[0]._cancel_new._wakeups)
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
