@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, define
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -44,7 +44,7 @@ class Totals:
     slowest: float  # seconds that the slowest answer took
 
 
-@define(eq=False)
+@dataclass(eq=False, slots=True)
 class _Stream:
     """One stream, as both of its ends know it."""
 
