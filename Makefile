@@ -3,7 +3,7 @@
 # make lint          ruff (rules, docstrings, layout) and mypy --strict
 # make pyz           tunnel.pyz, one file for this Python and platform
 # make soak          the long counts; writes docs/SOAK.md
-# make bench         side by side with others
+# make bench         side by side with OpenSSH and others; ARGS=--quick takes two minutes
 # make clean
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=DIR where its packages go.
@@ -52,8 +52,8 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.bench: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(IN) -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
-	@touch $@ $(VENV)/.run
+	$(IN) -m pip install --quiet --disable-pip-version-check --editable ".[test,bench]"
+	@touch $@ $(VENV)/.run $(VENV)/.test
 
 $(VENV)/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from qanat.cli.demo import TRANSPORTS
 from tests.support.chaos import SILENT, deck
 from tests.support.harness import ROOT
 from tests.support.scenarios import MEBI, Figures
 from tests.support.storm import Storm
 
 from .report import made_on, number, table, write_section
-from .rig import TRANSPORTS
 
 REPORT = ROOT / "docs" / "CHAOS.md"
 HEAD = [

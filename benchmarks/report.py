@@ -24,7 +24,7 @@ def made_on(*, libraries: tuple[str, ...] = ("cryptography",), programs: Mapping
     parts = [
         time.strftime("%Y-%m-%d"),
         f"qanat {__version__}",
-        f"{os.cpu_count()} cores of {_processor()}",
+        f"{os.cpu_count()} cores of {processor()}",
         f"{platform.system()} {platform.release()}",
         f"Python {platform.python_version()}",
         ssl.OPENSSL_VERSION,
@@ -57,7 +57,8 @@ def write_section(path: Path, head: list[str], title: str, lines: list[str]) -> 
     path.write_text("\n\n".join(parts) + "\n")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

@@ -6,12 +6,14 @@ logged with its traceback, never lost.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 from qanat.base.errors import NoThread
-from qanat.base.unexpected import log_unexpected
+
+log = logging.getLogger("qanat.threads")
 
 
 def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
@@ -27,7 +29,7 @@ def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
         try:
             target()
         except Exception:
-            log_unexpected(f"thread {name} ended")
+            log.exception("thread %s ended by an unexpected error; please report it", name)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:

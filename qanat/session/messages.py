@@ -1,7 +1,7 @@
 """What client and server say to each other through the mux: stream requests and control messages.
 
 Their layouts are in docs/PROTOCOL.md §4.  Frozen values with `encode`, and two strict parsers that
-accept or raise ProtocolError.  Pure; used by the sessions of both ends.
+accept or raise ProtocolError.  Pure; used by `qanat.server.session` and `qanat.client.session`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,9 @@ from qanat.base.errors import ProtocolError
 from qanat.handshake.fields import FieldReader, lp16
 
 MAX_NAME = 255
-"""Bytes of UTF-8 in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
+"""Bytes in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
 MAX_REASON = 512
-"""Bytes of UTF-8 in the text that says why the server cannot listen."""
-
-
-class MalformedListen(ProtocolError):
-    """A LISTEN that cannot be understood, though it names its forward: only that is refused."""
-
-    def __init__(self, forward: int, message: str) -> None:
-        super().__init__(message)
-        self.forward = forward
+"""Bytes of the text that says why the server cannot listen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +27,6 @@ class ConnectTcp:
     origin: str = ""
 
     def encode(self) -> bytes:
-        """Return the stream request; an origin that is too long is cut."""
         return struct.pack("!BH", 1, self.port) + lp16(self.host.encode()) + lp16(_cut(self.origin))
 
 
@@ -47,7 +38,6 @@ class ThroughForward:
     origin: str = ""
 
     def encode(self) -> bytes:
-        """Return the stream request; an origin that is too long is cut."""
         return struct.pack("!BI", 2, self.forward) + lp16(_cut(self.origin))
 
 
@@ -60,7 +50,6 @@ class Listen:
     port: int
 
     def encode(self) -> bytes:
-        """Return the control message."""
         return struct.pack("!BIH", 1, self.forward, self.port) + lp16(self.host.encode())
 
 
@@ -72,7 +61,6 @@ class Listening:
     port: int
 
     def encode(self) -> bytes:
-        """Return the control message."""
         return struct.pack("!BIH", 2, self.forward, self.port)
 
 
@@ -85,7 +73,6 @@ class ListenFailed:
     text: str
 
     def encode(self) -> bytes:
-        """Return the control message; a text that is too long is cut."""
         return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(_cut(self.text, MAX_REASON))
 
 
@@ -96,7 +83,6 @@ class Unlisten:
     forward: int
 
     def encode(self) -> bytes:
-        """Return the control message."""
         return struct.pack("!BI", 4, self.forward)
 
 
@@ -105,7 +91,7 @@ ControlMessage = Listen | Listening | ListenFailed | Unlisten
 
 
 def decode_request(content: bytes) -> StreamRequest:
-    """Parse the stream request of an OPEN frame.  Raises ProtocolError, which concerns this stream alone."""
+    """The stream request of an OPEN frame.  Raises ProtocolError."""
     reader = FieldReader(content, "stream request")
     kind = reader.u8()
     request: StreamRequest
@@ -121,19 +107,17 @@ def decode_request(content: bytes) -> StreamRequest:
 
 
 def decode_control(content: bytes) -> ControlMessage:
-    """Parse the message of a CONTROL frame.  Raises MalformedListen, and ProtocolError for what no end may send.
-
-    A text that is too long or not UTF-8 in LISTEN_FAILED, which is for people only, is made to fit.
-    """
+    """The message of a CONTROL frame.  Raises ProtocolError."""
     reader = FieldReader(content, "control message")
     kind, forward = reader.u8(), reader.u32()
     message: ControlMessage
     if kind == 1:
-        return _decode_listen(reader, forward)
-    if kind == 2:
+        port = reader.u16()
+        message = Listen(forward, _text(reader), port)
+    elif kind == 2:
         message = Listening(forward, reader.u16())
     elif kind == 3:
-        message = ListenFailed(forward, reader.u16(), _readable(reader.lp16()))
+        message = ListenFailed(forward, reader.u16(), _text(reader, MAX_REASON))
     elif kind == 4:
         message = Unlisten(forward)
     else:
@@ -142,29 +126,15 @@ def decode_control(content: bytes) -> ControlMessage:
     return message
 
 
-def _decode_listen(reader: FieldReader, forward: int) -> Listen:
-    try:
-        port = reader.u16()
-        message = Listen(forward, _text(reader), port)
-        reader.end()
-    except ProtocolError as error:
-        raise MalformedListen(forward, error.message) from error
-    return message
-
-
 def printable(text: str) -> str:
-    """Return `text` from the peer with replacements for what could move a cursor or begin a line of a log."""
+    """`text` from the peer, safe for logs and terminals."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
-def _readable(content: bytes) -> str:
-    return printable(content[:MAX_REASON].decode(errors="replace"))
-
-
-def _text(reader: FieldReader) -> str:
+def _text(reader: FieldReader, limit: int = MAX_NAME) -> str:
     content = reader.lp16()
-    if len(content) > MAX_NAME:
-        raise ProtocolError(f"a text of {len(content)} bytes where {MAX_NAME} are allowed")
+    if len(content) > limit:
+        raise ProtocolError(f"a text of {len(content)} bytes where {limit} are allowed")
     try:
         return printable(content.decode())
     except UnicodeDecodeError as error:
@@ -172,5 +142,5 @@ def _text(reader: FieldReader) -> str:
 
 
 def _cut(text: str, limit: int = MAX_NAME) -> bytes:
-    """Return at most `limit` bytes of `text`, whole characters."""
+    """At most `limit` bytes of `text`, whole characters."""
     return text.encode(errors="replace")[:limit].decode(errors="ignore").encode()
