@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import PipeEnded, ProtocolError, RefusedError, TransportError
+from qanat.base.errors import PipeEnded, ProtocolError, QanatError, RefusedError, TransportError
 from qanat.base.threads import start_thread
+from qanat.base.unexpected import log_unexpected
 from qanat.handshake.hello import RecordKind
 from qanat.handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
 from qanat.handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
@@ -52,7 +53,8 @@ class SealedPipe:
     def _send(self, plaintext: memoryview | bytes) -> None:
         headroom = self.pipe.headroom
         size = self._sealer.seal_into(plaintext, self._scratch[headroom:])
-        self.pipe.send(self._scratch[: headroom + size])
+        with _own_fault_is_a_cut(self.pipe):
+            self.pipe.send(self._scratch[: headroom + size])
 
     def recv_record(self) -> tuple[RecordKind, memoryview]:
         """Block for the next record: its kind, and its content, a view that may be kept.
@@ -61,7 +63,8 @@ class SealedPipe:
         for whatever is not the peer's next record; the pipe is closed by then.
         """
         while True:
-            message = self.pipe.recv()
+            with _own_fault_is_a_cut(self.pipe):
+                message = self.pipe.recv()
             try:
                 plaintext = self._opener.open(message)
             except ProtocolError as error:
@@ -168,6 +171,22 @@ def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline)
         Sealer(result.s2c, time.monotonic, opening=RecordKind.READY),
         Opener(result.c2s, opening=RecordKind.HELLO),
     )
+
+
+@contextmanager
+def _own_fault_is_a_cut(pipe: Pipe) -> Iterator[None]:
+    """Log an error that nobody expected of a transport, and turn it into the end of its pipe.
+
+    What a transport stumbles over comes from the path, before anything is proven, so it must cost no more than a cut.
+    """
+    try:
+        yield
+    except QanatError:
+        raise
+    except Exception as error:
+        log_unexpected(f"the connection with {pipe.peer} ended")
+        pipe.close("this program failed; please report its log")
+        raise PipeEnded("this program failed; please report its log") from error
 
 
 @contextmanager

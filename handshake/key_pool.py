@@ -13,14 +13,17 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import LocalError, TransportError
+from qanat.base.errors import TransportError
 from qanat.base.threads import start_thread
+from qanat.base.unexpected import log_unexpected
 from qanat.handshake.keys import ClientKey
 
 REUSE_SECONDS: Final = 600.0
 """How long one key may serve again while no fresh one is ready."""
 _AHEAD: Final = 2
 _JOIN_SECONDS: Final = 10.0
+_PAUSE: Final = 1.0
+"""Seconds until the next try to make a key when the last one failed."""
 
 
 class ClientKeyPool:
@@ -54,13 +57,13 @@ class ClientKeyPool:
     def take(self, timeout: float) -> ClientKey:
         """Return a fresh key, or the last one while it may be reused; blocks only when there is neither.
 
-        Raises TransportError after `timeout` seconds, and LocalError on a pool that was closed.
+        Raises TransportError after `timeout` seconds, and once the pool is closed.
         """
         deadline = Deadline(timeout)
         with self._changed:
             while True:
                 if self._closed:
-                    raise LocalError("the pool of client keys is closed")
+                    raise TransportError("no key for this connection: the client is stopping")
                 if self._ready:
                     self._last = self._ready.popleft()
                     self._last_taken_at = time.monotonic()
@@ -104,7 +107,13 @@ class ClientKeyPool:
                     self._changed.wait(self._forget_locked())
                 if self._closed:
                     return
-            key = self._generate()
+            try:
+                key = self._generate()
+            except Exception:
+                log_unexpected("making a client's key failed")
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, _PAUSE)
+                continue
             with self._changed:
                 if self._closed:
                     return

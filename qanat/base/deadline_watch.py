@@ -8,14 +8,12 @@ wakes whatever their own threads are blocked in.  Owned by `qanat.server.front_d
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Protocol
 
 from qanat.base.deadline import Deadline
 from qanat.base.threads import start_thread
-
-log = logging.getLogger("qanat.server")
+from qanat.base.unexpected import log_unexpected
 
 
 class Watched(Protocol):
@@ -77,7 +75,7 @@ class DeadlineWatch:
                 first.cut()
             except Exception:
                 # All others still have their deadlines.
-                log.exception("%s: cutting failed; please report it", self._name, extra={"event": "bug"})
+                log_unexpected(f"{self._name}: cutting one ended")
 
     def _next_locked(self) -> Watched | None:
         """Block for the next whose time is up; None when this was closed."""

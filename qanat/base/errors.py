@@ -1,8 +1,8 @@
 """The tree of errors, whole, in one file.
 
 Two kinds meet at every boundary: what the *peer* did wrong (`ProtocolError`) and what the *path*
-did (`TransportError`).  `LocalError` is a fault in this program: a call that the state does not
-allow.  Library and operating-system errors are mapped to these once, at the edge where they
+did (`TransportError`).  `LocalError`, alone outside the tree, is a fault in this program: a call that
+the state does not allow.  Library and operating-system errors are mapped to these once, at the edge where they
 appear.  A message says what happened and to whom; `hint` says what to do next.  Neither ever holds
 a token, a key or payload.
 """
@@ -33,8 +33,15 @@ class UsageError(QanatError):
     """A command line or configuration that cannot work: exit code 2."""
 
 
-class LocalError(QanatError):
-    """A call that this object's state does not allow: a fault in this program, not of the peer."""
+class LocalError(Exception):
+    """A call that this object's state does not allow: a fault in this program, not of the peer.
+
+    No QanatError, so that nothing takes it for a failure of the path: it is logged with its traceback, at ERROR.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class ProtocolError(QanatError):

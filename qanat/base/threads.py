@@ -6,14 +6,12 @@ logged with its traceback, never lost.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 
 from qanat.base.errors import NoThread
-
-log = logging.getLogger("qanat.threads")
+from qanat.base.unexpected import log_unexpected
 
 
 def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
@@ -29,7 +27,7 @@ def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
         try:
             target()
         except Exception:
-            log.exception("thread %s ended by an unexpected error; please report it", name)
+            log_unexpected(f"thread {name} ended")
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:

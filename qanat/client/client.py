@@ -1,7 +1,8 @@
-"""The running client: local listeners, and links to the servers, of which one or all are wanted.
+"""The running client: local listeners, and connections to the servers, of which one or all are wanted.
 
-Threads: each link has its own (`qanat.client.server_connection`); each local forward has an accepting thread; each
-connection has two pumps; with several servers of which one is wanted, the *failover* thread decides which.
+Threads: each server's connection has its own (`qanat.client.server_connection`); each local forward has an accepting
+thread; each accepted socket has two pumps; with several servers of which one is wanted, the *failover* thread decides
+which.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError
 from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup, start_thread
+from qanat.base.unexpected import log_unexpected
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.server_connection import ServerConnection
@@ -31,27 +33,30 @@ from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason
 from qanat.process.log_throttle import LogThrottle
+from qanat.session.limits import affordable_streams
 from qanat.session.messages import ConnectTcp
-from qanat.session.session import affordable_streams
 
 log = logging.getLogger("qanat.client")
 
 MAX_STREAMS = 4096
 """Streams that a server may have open towards this client at once."""
-ENDING = 5.0
+JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and threads get to end."""
 
 
 class Client:
-    """A client from `start` to `stop`.  `run_client` and tests use it."""
+    """A client from `start` to `stop`.  Methods may be called from any thread."""
 
     def __init__(self, settings: ClientSettings, ready: Callable[[], None] = lambda: None) -> None:
-        """`ready` is called once, when the first session is up.  Raises UsageError for a bad URL or bad TLS files."""
+        """Read URLs and TLS files; raises UsageError when one of them cannot be used.
+
+        `ready` is called once, when the first session is up.
+        """
         self.settings = settings
         self.failure: QanatError | None = None
         """Why the client gave up; None while it does not."""
         self.over = threading.Event()
-        """Set when no link goes on, after `stop` or with `failure`."""
+        """Set when no server is tried any more, after `stop` or with `failure`."""
         self._ready = ready
         self._log_throttle = LogThrottle()
         self._stopping = threading.Event()
@@ -64,7 +69,7 @@ class Client:
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
-        self._links = [
+        self.servers = tuple(
             ServerConnection(
                 f"connector {number}" if several else "connector",
                 settings,
@@ -73,10 +78,11 @@ class Client:
                 known=known,
                 watch=self._watch,
                 max_streams=self._max_streams,
-                changed=self._look,
+                changed=self._update,
             )
             for number, server in enumerate(settings.servers, 1)
-        ]
+        )
+        """The connections to the servers, in the order of the settings."""
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -96,68 +102,71 @@ class Client:
         self._watch.start()
         for listener in self._listeners:
             listener.start()
-        chosen = self._links if self.settings.connect == "all" else self._links[:1]
-        for link in chosen:
-            link.want(True)
-        for link in self._links:
-            link.start()
-        if len(chosen) < len(self._links):
+        wanted = self.servers if self.settings.connect == "all" else self.servers[:1]
+        for server in wanted:
+            server.want(True)
+        for server in self.servers:
+            server.start()
+        if len(wanted) < len(self.servers):
             self._failover = start_thread("failover", self._failover_loop)
 
     def stop(self) -> None:
-        """End gracefully: no new connection, `drain` seconds for open ones, then goodbye.  Blocks.  Idempotent."""
+        """End gracefully: no new connection, `drain` seconds for open ones, then close the sessions.
+
+        Blocks for `drain` and about ten seconds at most.  Idempotent.
+        """
         self._stopping.set()
-        for link in self._links:
-            link.stop_connecting()
+        for server in self.servers:
+            server.stop_connecting()
         self._close_listeners()
         with self._changed:
             self._changed.notify_all()
-        sessions = [link.session for link in self._links if link.session is not None]
+        sessions = [server.session for server in self.servers if server.session is not None]
         deadline = Deadline(self.settings.drain)
         for session in sessions:
             session.drain(deadline)
         self._waiting.join(deadline.remaining() or 0.0)
         for session in sessions:
             session.stop(CloseReason.SHUTDOWN, "the client is stopping")
-        deadline = Deadline(ENDING)
+        deadline = Deadline(JOIN_TIMEOUT)
         for session in sessions:
             session.ended.wait(deadline.remaining())
-        for link in self._links:
-            link.close()
-        self._waiting.join(ENDING)
+        for server in self.servers:
+            server.close()
+        self._waiting.join(JOIN_TIMEOUT)
         if self._failover is not None:
-            self._failover.join(ENDING)
+            self._failover.join(JOIN_TIMEOUT)
         self._watch.close()
         self._keys.close()
 
     @property
     def local_ports(self) -> list[int]:
-        """The ports bound for the local forwards, in their order."""
+        """The ports bound for the local forwards, in their order; known after `start`."""
         return [listener.port for listener in self._listeners]
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
 
-    def _look(self) -> None:
-        """A link has changed: look at all of them, and wake who waits for one."""
-        links = self._links
-        failures = [link.failure for link in links if link.failure is not None]
-        refusals = [link.refused for link in links if link.refused is not None]
-        if self.failure is None and not self._stopping.is_set():
-            if failures:
-                self.failure = failures[0]
-            elif len(refusals) == len(links) and not any(link.succeeded for link in links):
-                self.failure = refusals[0]
-        if self.failure is not None or all(link.over for link in links):
+    def _update(self) -> None:
+        """Draw the conclusions from a change of any server's connection, and wake those who wait for a session."""
+        servers = self.servers
+        refusals = [server.refused for server in servers if server.refused is not None]
+        succeeded = any(server.succeeded for server in servers)
+        if self.failure is None and not self._stopping.is_set() and len(refusals) == len(servers) and not succeeded:
+            self.failure = refusals[0]
+        if self.failure is not None or all(server.over for server in servers):
             self.over.set()
         first = False
         with self._changed:
-            if not self._told_ready and any(link.succeeded for link in links):
+            if succeeded and not self._told_ready:
                 first = self._told_ready = True
             self._changed.notify_all()
         if first:
-            self._ready()
+            try:
+                self._ready()
+            except Exception:
+                log_unexpected("telling that the first session is up failed")
 
     # --- local forwards -------------------------------------------------------------------------
 
@@ -198,21 +207,21 @@ class Client:
                 log.warning("%s: %s", forward, error)
 
     def _wait_for_session(self) -> ClientSession | None:
-        """A session that is connected; when there is none, wait for one as long as a connection may take.
+        """Return a session that is connected; when there is none, block for one for `connect_timeout`.
 
-        After that, one that may be so again; None when there is none at all.
+        After that, return one that may be connected again; None when there is none at all.
         """
         deadline = Deadline(self.settings.connect_timeout)
         with self._changed:
             while (session := self._choose_locked()) is None and not self._stopping.is_set() and not deadline.passed:
                 self._changed.wait(deadline.remaining())
             if session is None:
-                session = next((link.session for link in self._links if link.session is not None), None)
+                session = next((server.session for server in self.servers if server.session is not None), None)
             return session
 
     def _choose_locked(self) -> ClientSession | None:
-        """Whom to give a new connection: the first server in order, or of all that are wanted the least loaded."""
-        sessions = [link.session for link in self._links]
+        """Return the session for a new stream: the first server's in order, or of all wanted the least loaded one."""
+        sessions = [server.session for server in self.servers]
         live = [s for s in sessions if s is not None and s.attached and not s.retired]
         if self.settings.connect == "all":
             random.shuffle(live)  # among equals, not always the first
@@ -224,32 +233,37 @@ class Client:
     def _failover_loop(self) -> None:
         with self._changed:
             while not self._stopping.is_set():
-                self._changed.wait(self._arrange_locked(time.monotonic()))
+                try:
+                    again = self._choose_servers_locked(time.monotonic())
+                except Exception:
+                    log_unexpected("choosing a server failed")
+                    again = self.settings.failover_after
+                self._changed.wait(again)
 
-    def _arrange_locked(self, now: float) -> float | None:
-        """Want the servers that are needed, and only these; the seconds until this may have to be looked at again.
+    def _choose_servers_locked(self, now: float) -> float | None:
+        """Want the servers that are needed, and only these; return the seconds until the choice may change by itself.
 
-        A server is needed while every one before it has been away for `failover_after`, or refuses us.
+        A server is needed while every one before it has been disconnected for `failover_after`, or refuses us.
         """
         needed, again = True, None
-        for link in self._links:
-            link.want(needed)
-            session = link.session
+        for server in self.servers:
+            server.want(needed)
+            session = server.session
             if session is not None:
                 if needed:
                     session.return_to_service()
                 else:
                     session.retire()
-            if needed and link.refused is None:
-                away = link.away_since
-                remaining = None if away is None else away + self.settings.failover_after - now
+            if needed and server.refused is None:
+                since = server.disconnected_since
+                remaining = None if since is None else since + self.settings.failover_after - now
                 if remaining is None or remaining > 0:
                     needed, again = False, remaining
         return again
 
 
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
-    """Keep the tunnel up until `stop` is set; `ready` is called once, when the first session is up.  Blocks.
+    """Run a client until `stop` is set; `ready` is called once, when the first session is up.  Blocks.
 
     After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for a local address
     that cannot be bound, and RefusedError when the server refuses us before any session was ever up.
@@ -268,7 +282,7 @@ def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[
             log.info("stopping: open streams have %g s to finish", settings.drain)
     finally:
         client.stop()
-    watcher.join(ENDING)
+    watcher.join(JOIN_TIMEOUT)
     if client.failure is not None:
         raise client.failure
     log.info("stopped")

@@ -1,7 +1,7 @@
-"""One connection to one server, as far as READY: dial, authenticate, greet.  Every wait in it can be cancelled.
+"""One connection to one server, as far as READY: dial, authenticate, exchange HELLO.  Every wait can be canceled.
 
-`Connector` knows the ways to a server (each URL over each transport) and who it is.  `qanat.client.server_connection`
-uses it for a session's first connection, `qanat.client.reconnector` for all others; what is done on failure is theirs.
+`Connector` knows a server's endpoints (each URL over each transport) and its key.  `qanat.client.server_connection`
+uses it for a session's first connection, `qanat.client.reconnector` for all others; both handle failures themselves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CONNECT: dict[str, Callable[..., Pipe]] = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One way to a server."""
+    """One address of a server: a URL, and the transport to use for it."""
 
     url: TunnelUrl
     transport: str
@@ -46,16 +46,16 @@ class Endpoint:
 
 
 class SessionOver(QanatError):
-    """The server said, where READY was due, that the session is over."""
+    """The server answered HELLO with the end of the session."""
 
 
 class Connector:
-    """See the module's docstring.  For any thread."""
+    """Makes connections to one server.  Safe to use from any thread."""
 
     def __init__(self, settings: ClientSettings, server: RemoteServer, keys: ClientKeyPool, known: KnownHosts) -> None:
-        """Raises UsageError for a bad URL, bad TLS files, and a server's key that could not be kept."""
+        """Read URLs and TLS files.  Raises UsageError for one that cannot be used, or a file that could not be kept."""
         urls = [TunnelUrl.parse(url) for url in server.urls]
-        self.ways = tuple(Endpoint(url, transport) for transport in settings.transports for url in urls)
+        self.endpoints = tuple(Endpoint(url, transport) for transport in settings.transports for url in urls)
         self._settings = settings
         self._server = server
         self._keys = keys
@@ -67,31 +67,36 @@ class Connector:
         if server.fingerprint is None:
             known.check_usable([url.address for url in urls])
 
-    def connect(self, way: Endpoint, cancel: Cancel, node: str | None = None) -> SealedPipe:
-        """Dial and authenticate; blocks.  `node` is the server, of several behind one URL, that is to be reached.
+    def connect(self, endpoint: Endpoint, cancel: Cancel, node: str | None = None) -> SealedPipe:
+        """Dial and authenticate.  `node` names the server to reach, when several are behind one URL.
 
+        Blocks for `connect_timeout` and `handshake_timeout` at most, or until `cancel` is canceled.
         Raises RefusedError, TransportError, ProtocolError, and UsageError for files that can no longer be used.
         """
         settings = self._settings
-        pipe = _CONNECT[way.transport](
-            way.url, route=replace(self._route, node=node), deadline=Deadline(settings.connect_timeout), cancel=cancel
+        route = replace(self._route, node=node)
+        pipe = _CONNECT[endpoint.transport](
+            endpoint.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
         with cancel.waking(lambda: pipe.close("the client is stopping")):
             deadline = Deadline(settings.handshake_timeout)
             try:
                 key = self._keys.take(deadline.remaining() or 0.0)
-            except QanatError:
+            except BaseException:
                 pipe.close("there is no key for it")
                 raise
             handshake = ClientHandshake(
-                settings.name, self._server.token, key, lambda spki: self._check_server(way.url, spki)
+                settings.name, self._server.token, key, lambda spki: self._check_server(endpoint.url, spki)
             )
             return client_handshake(pipe, handshake, deadline)
 
-    def greet(self, way: Endpoint, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel) -> Ready:
-        """Say HELLO and hear READY; blocks.  The pipe is closed when this raises.
+    def exchange_hello(
+        self, endpoint: Endpoint, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel
+    ) -> Ready:
+        """Send HELLO and return the server's READY.  Blocks until `deadline` at most, or until `cancel` is canceled.
 
-        Raises RefusedError (not final) when another process has our name, SessionOver, ProtocolError, TransportError.
+        Raises RefusedError (not final) when another process has our name, SessionOver, ProtocolError and
+        TransportError; the pipe is closed then.
         """
         try:
             with cancel.waking(lambda: sealed.close("the client is stopping")), closed_at(deadline, sealed.pipe):
@@ -103,14 +108,14 @@ class Connector:
                 raise ProtocolError(f"a {kind.name} record where READY was due")
             ready = Ready.decode(content)
             if self._server.fingerprint is None:
-                self._known_hosts.remember(way.url.address, fingerprint_of(sealed.result.server_spki))
+                self._known_hosts.remember(endpoint.url.address, fingerprint_of(sealed.result.server_spki))
         except BaseException:
             sealed.close("the session did not begin")
             raise
         return ready
 
     def _check_server(self, url: TunnelUrl, spki: bytes) -> None:
-        """Raise RefusedError unless this is the server that we know, or we know none yet."""
+        """Raise RefusedError unless this is the server's known key, or none is known yet."""
         fingerprint = fingerprint_of(spki)
         pinned = self._server.fingerprint
         if pinned is None:
@@ -137,15 +142,15 @@ def route_of(settings: ClientSettings) -> Route:
     )
 
 
-def describe_failure(way: Endpoint, error: QanatError) -> str:
-    """What happened, with the server named once."""
-    if way.url.host not in error.message:
-        return f"cannot connect to {way.url}: {error}"
+def describe_failure(endpoint: Endpoint, error: QanatError) -> str:
+    """Return what happened, for the log, with the server named once."""
+    if endpoint.url.host not in error.message:
+        return f"cannot connect to {endpoint.url}: {error}"
     return str(error) if error.message.startswith("cannot connect") else f"cannot connect: {error}"
 
 
 def describe_server(sealed: SealedPipe, ready: Ready) -> str:
-    """Who the server says that it is, and its key, for logs."""
+    """Return the server's name, program and key, for the log."""
     node, agent = printable(ready.node), printable(ready.parameters.agent)
     return f"the server is {node}, {agent}, with key {fingerprint_of(sealed.result.server_spki)}"
 

@@ -1,12 +1,12 @@
-"""Notices that the way of a connection has changed: another Wi-Fi, a VPN that came up, a machine that slept.
+"""Notices that the route of a connection has changed: another Wi-Fi, a VPN that came up, a machine that slept.
 
 TCP itself finds out only after minutes of silence.  Here the kernel is asked which local address it would now use
 towards the connection's other end (a connected UDP socket: no packet is sent).  It is asked at regular intervals, and
 on Linux at once when the kernel says, over netlink, that links, addresses or routes have changed.
 
-What to do about it is up to who asked: the connection may still work, as it does when IPv6 has only begun to use
+What to do about it is up to the caller: the connection may still work, as it does when IPv6 has only begun to use
 another temporary address (RFC 8981).  Where routing tells TCP from UDP, a connection looks changed from the beginning,
-and that is told once.  Used by the running client.
+and that is reported once.  Used by `qanat.client.reconnector`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from qanat.base.errors import LocalError
 from qanat.base.threads import start_thread
+from qanat.base.unexpected import log_unexpected
 from qanat.transports.pipe import SockAddr
 
 log = logging.getLogger("qanat.network")
@@ -30,12 +31,12 @@ log = logging.getLogger("qanat.network")
 ASLEEP = "the machine was asleep"
 BACK = "the network was gone and is back"
 
-_SLEPT = 5.0
-"""Seconds asleep between two looks that count; less may be a clock that was set."""
+_MIN_SLEEP = 5.0
+"""Seconds asleep between two checks that count; less may be a clock that was set."""
 _QUIET = 0.2
-"""Seconds without news after which a change is taken to be complete."""
-_PATIENCE = 1.0
-"""Seconds after the first news when it is looked at, though more still come."""
+"""Seconds without news from netlink after which a change is taken to be complete."""
+_MAX_NEWS = 1.0
+"""Seconds after the first news when all connections are checked, though more still come."""
 
 
 class Watched:
@@ -45,10 +46,10 @@ class Watched:
         self.own = _host(local)
         self.remote = remote
         self.on_change = on_change
-        self.source: tuple[str, int] | None = self.own  # as last seen; None while there is no way at all
+        self.source: tuple[str, int] | None = self.own  # as last seen; None while there is no route at all
 
-    def look(self, source: SockAddr | None) -> str | None:
-        """Why its owner should be told, now that the kernel would send from `source`; None when it should not."""
+    def compare(self, source: SockAddr | None) -> str | None:
+        """Return why its owner should be told, now that the kernel would send from `source`; None if it should not."""
         if source is None:
             self.source = None
             return None
@@ -56,8 +57,8 @@ class Watched:
         if before == self.source:
             return None
         if self.source != self.own:
-            there, here, own = _text(_host(self.remote)), _text(self.source), _text(self.own)
-            return f"the way to {there} is from {here} now, not from {own}"
+            remote, now, own = _text(_host(self.remote)), _text(self.source), _text(self.own)
+            return f"the route to {remote} now starts at {now}, not at {own}"
         return BACK if before is None else None
 
 
@@ -72,26 +73,26 @@ class NetworkWatch:
         slept: Callable[[], float] | None = None,
         netlink: bool = True,
     ) -> None:
-        """`interval` is the number of seconds between two looks, when nothing announces a change.
+        """Take the number of seconds between two checks, for when nothing announces a change.
 
-        `source_for` tells the local address on the way to a remote one, None without any way, OSError when it cannot
-        tell; `slept` how many seconds the machine has been asleep since some moment.  Without `netlink` nothing is
-        announced.
+        `source_for` returns the local address for a remote one, None without any route, and raises OSError when it
+        cannot tell; `slept` returns how many seconds the machine has been asleep since some moment.  Without `netlink`
+        nothing is announced.
         """
         self._interval = interval
         self._source_for = source_for or ask_kernel
         self._slept = slept or seconds_asleep
         self._use_netlink = netlink
-        self._lock = threading.Lock()  # guards the next; never held while asking or telling
+        self._lock = threading.Lock()  # guards the next; never held while asking the kernel or calling back
         self._watched: dict[Watched, None] = {}  # used as an ordered set
         self._thread: threading.Thread | None = None
         self._stop: tuple[socket.socket, socket.socket] | None = None
 
     def start(self) -> None:
-        """Begin to watch.  Once; does not block."""
+        """Begin to watch; to be called once.  Does not block."""
         if self._thread is not None:
             raise LocalError("the network is being watched already")
-        # The baselines are from before this returns, and so is what netlink tells.
+        # The baselines are from before this returns, and so is what netlink reports.
         news = _open_netlink() if self._use_netlink else None
         asleep = self._slept()
         stop, _ = self._stop = socket.socketpair()
@@ -110,9 +111,9 @@ class NetworkWatch:
     def add(self, addresses: tuple[SockAddr, SockAddr], on_change: Callable[[str], None]) -> Watched:
         """Watch the connection with these (local, remote) addresses; returns what `remove` takes.  Does not block.
 
-        At each change of its way `on_change` is called once with the reason, in words for a log, by the watcher's
-        thread and without a lock; it must not block.  A change from before this call counts too.  When all ways
-        are gone, it is called as soon as there is one again.
+        At each change of its route `on_change` is called once with the reason, in words for a log, by the watcher's
+        thread and without a lock; it must not block.  A change from before this call counts too.  When there is no
+        route at all, it is called as soon as there is one again.
         """
         watched = Watched(*addresses, on_change)
         with self._lock:
@@ -132,13 +133,17 @@ class NetworkWatch:
             if news is not None:
                 selector.register(news, selectors.EVENT_READ)
             while self._wait(selector, stop):
-                before, asleep = asleep, self._slept()
-                self._look(asleep - before > _SLEPT)
+                before = asleep
+                try:
+                    asleep = self._slept()
+                    self._check_all(asleep - before > _MIN_SLEEP)
+                except Exception:
+                    log_unexpected("watching the network failed")
 
     def _wait(self, selector: selectors.BaseSelector, stop: socket.socket) -> bool:
-        """Block until it is time to look; False when all is over."""
+        """Block until it is time to check; False when the watch is closed."""
         ready = selector.select(self._interval)
-        latest = time.monotonic() + _PATIENCE
+        latest = time.monotonic() + _MAX_NEWS
         while ready:
             for key, _ in ready:
                 if key.fileobj is stop:
@@ -149,32 +154,32 @@ class NetworkWatch:
             ready = selector.select(min(_QUIET, remaining)) if remaining > 0 else []
         return True
 
-    def _look(self, slept: bool) -> None:
+    def _check_all(self, slept: bool) -> None:
         with self._lock:
             watched = list(self._watched)
         for one in watched:
             try:
-                why = one.look(self._source_for(one.remote))
-            except OSError as error:
-                log.debug("cannot ask for the way to %s: %s", _text(_host(one.remote)), error)
-                why = None
-            if slept:
-                why = ASLEEP
-            with self._lock:
-                wanted = one in self._watched
-            if why is not None and wanted:
-                self._tell(one, why)
+                self._check(one, slept)
+            except Exception:
+                log_unexpected(f"watching the network for {_text(_host(one.remote))} failed")
 
-    def _tell(self, one: Watched, why: str) -> None:
-        log.debug("%s", why)
+    def _check(self, one: Watched, slept: bool) -> None:
         try:
+            why = one.compare(self._source_for(one.remote))
+        except OSError as error:
+            log.debug("cannot ask for the route to %s: %s", _text(_host(one.remote)), error)
+            why = None
+        if slept:
+            why = ASLEEP
+        with self._lock:
+            wanted = one in self._watched
+        if why is not None and wanted:
+            log.debug("%s", why)
             one.on_change(why)
-        except Exception:
-            log.exception("what a change of the network called has failed; please report it")
 
 
 def ask_kernel(remote: SockAddr) -> SockAddr | None:
-    """The local address from which the kernel would now send to `remote`; None when there is no way to it.
+    """Return the local address from which the kernel would now send to `remote`; None when there is no route to it.
 
     Sends nothing and does not block.  Raises OSError when there is no socket to ask with.
     """
@@ -188,9 +193,9 @@ def ask_kernel(remote: SockAddr) -> SockAddr | None:
 
 
 def seconds_asleep() -> float:
-    """How long the machine has slept since some moment.  Does not block.
+    """Return for how long the machine has slept since some moment.  Does not block.
 
-    Elsewhere than on Linux a wall clock that is set looks the same, and one that counts sleep in both shows nothing.
+    Elsewhere than on Linux a wall clock that is set looks the same, and clocks that both count sleep show nothing.
     """
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -198,7 +203,7 @@ def seconds_asleep() -> float:
 
 
 def _open_netlink() -> socket.socket | None:
-    """A socket that can be read when links, addresses or routes change (rtnetlink(7)); None where there is none."""
+    """Open a socket that is readable when links, addresses or routes change (rtnetlink(7)); None elsewhere."""
     if sys.platform != "linux":
         return None
     sock = None
@@ -216,7 +221,7 @@ def _open_netlink() -> socket.socket | None:
 
 
 def _drain(news: socket.socket) -> bool:
-    """Take what has come, whatever it says; False when nothing more can come."""
+    """Discard what has come, whatever it says; False when nothing more can come."""
     while True:
         try:
             news.recv(65536)
@@ -229,7 +234,7 @@ def _drain(news: socket.socket) -> bool:
 
 
 def _host(address: SockAddr) -> tuple[str, int]:
-    """Without the port.  IPv6's link-local addresses differ by their scope, too."""
+    """Return the address without the port.  IPv6's link-local addresses differ by their scope, too."""
     return str(address[0]).partition("%")[0], int(address[3]) if len(address) == 4 else 0
 
 

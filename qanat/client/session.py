@@ -21,10 +21,10 @@ from qanat.session.messages import (
     Listen,
     ListenFailed,
     Listening,
+    StreamRequest,
     ThroughForward,
     Unlisten,
     decode_control,
-    decode_request,
 )
 from qanat.session.session import Session
 
@@ -37,7 +37,7 @@ RETRY_NOT_ALLOWED = 60.0
 
 
 class ClientSession(Session):
-    """See the module's docstring.  `remotes` maps forward ids of our own to remote forwards."""
+    """One session of a client.  Methods may be called from any thread."""
 
     def __init__(
         self,
@@ -51,18 +51,22 @@ class ClientSession(Session):
         remotes: dict[int, Forward],
         connect_timeout: float,
     ) -> None:
+        """Begin a session.  `remotes` has the remote forwards by the ids that the server gets for them.
+
+        `connect_timeout` is the number of seconds to reach one's target.
+        """
         super().__init__(name, parameters, session_id, secret, resume_for)
         self.node = node
         """What the server calls itself: of several behind one address, this one has the session."""
         self.retired = False
-        """Whether another server is preferred, and this one only keeps its streams until they end."""
+        """Whether another server is preferred, and this session only keeps its streams until they end."""
         self._remotes = remotes
         self._connect_timeout = connect_timeout
         self._share = LookupShare()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._asking = threading.Lock()
-        self._turning = threading.Lock()  # guards the next, and that what follows from it is said in its order
-        self._turn = 0  # how often this one was taken into service
+        self._retiring = threading.Lock()  # guards the next, and the order of the messages that follow from it
+        self._generation = 0  # how often it has returned to service
 
     def request_forwards(self) -> None:
         """Ask the server to listen for every remote forward.  Does not block."""
@@ -70,8 +74,11 @@ class ClientSession(Session):
             self._request(number)
 
     def retire(self) -> None:
-        """Another server is preferred: give the ports back, and say goodbye when the last stream has ended."""
-        with self._turning:
+        """Give the ports back, since another server is preferred, and stop when the last stream has ended.
+
+        Idempotent; does not block.
+        """
+        with self._retiring:
             if self.retired:
                 return
             self.retired = True
@@ -80,11 +87,11 @@ class ClientSession(Session):
         self._stream_ended()
 
     def return_to_service(self) -> None:
-        """The other server is gone again: ask for the ports anew."""
-        with self._turning:
+        """Ask for the ports anew, since the other server is gone again.  Idempotent; does not block."""
+        with self._retiring:
             if self.retired:
                 self.retired = False
-                self._turn += 1
+                self._generation += 1
                 self.request_forwards()
 
     def _stream_ended(self) -> None:
@@ -103,10 +110,10 @@ class ClientSession(Session):
             raise ProtocolError(f"a server may not send {type(message).__name__}")
         forward = self._remotes.get(message.forward)
         if forward is None:
-            raise ProtocolError(f"the server speaks of forward {message.forward}, which we do not have")
+            raise ProtocolError(f"the server answers for forward {message.forward}, which there is not")
         with self._asking:
             if not self._asked[message.forward]:
-                # Each failure costs a thread that waits, so a server must not be able to make them up.
+                # Each failure costs a thread that waits, so a server must not be able to invent them.
                 raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
             self._asked[message.forward] -= 1
             asked_again = self._asked[message.forward] > 0
@@ -130,13 +137,13 @@ class ClientSession(Session):
             hint,
             wait,
         )
-        number, turn = message.forward, self._turn
+        number, generation = message.forward, self._generation
 
         def ask_again() -> None:
             # Not `_stopping`: a client that drains must not wait for this.
             if not self._draining.wait(wait):
-                with self._turning:
-                    if not self.retired and turn == self._turn:
+                with self._retiring:
+                    if not self.retired and generation == self._generation:
                         self._request(number)
 
         try:
@@ -144,8 +151,7 @@ class ClientSession(Session):
         except NoThread as error:
             log.warning("%s is asked for again only with the next session: %s", forward, error)
 
-    def _on_open(self, stream: StreamIO) -> None:
-        request = decode_request(stream.request)
+    def _on_open(self, stream: StreamIO, request: StreamRequest) -> None:
         forward = self._remotes.get(request.forward) if isinstance(request, ThroughForward) else None
         if forward is None or not isinstance(request, ThroughForward):
             log.warning("the server opened a stream that is for none of our forwards; it was refused")
@@ -159,4 +165,4 @@ class ClientSession(Session):
         return connect(addresses, deadline, self._stopping)
 
     def _release(self) -> None:
-        """Nothing is held here: the local listeners belong to the client, and outlive its sessions."""
+        """Do nothing: the local listeners belong to the client, and outlive its sessions."""

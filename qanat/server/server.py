@@ -35,8 +35,8 @@ from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Full, NameHeld, Registry, TooLate
 from qanat.server.shared_ports import SharedPorts
+from qanat.session.limits import affordable_streams, hello_parameters, lane_parameters, share
 from qanat.session.messages import printable
-from qanat.session.session import affordable_streams, hello_parameters, lane_parameters, share
 from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")

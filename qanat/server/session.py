@@ -12,6 +12,7 @@ from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
+from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.tcp import Listener, connect
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
@@ -27,12 +28,13 @@ from qanat.session.messages import (
     Listen,
     ListenFailed,
     Listening,
+    MalformedListen,
+    StreamRequest,
     ThroughForward,
     Unlisten,
     decode_control,
-    decode_request,
 )
-from qanat.session.session import Session, new_id
+from qanat.session.session import INTERNAL_TEXT, Session, new_id
 
 log = logging.getLogger("qanat.session")
 
@@ -85,15 +87,19 @@ class ServerSession(Session):
 
     # --- streams towards us ---------------------------------------------------------------------
 
-    def _on_open(self, stream: StreamIO) -> None:
-        request = decode_request(stream.request)
+    def _on_open(self, stream: StreamIO, request: StreamRequest) -> None:
         if not isinstance(request, ConnectTcp):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
         if not self._connecting.acquire(blocking=False):
             self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
-        elif not self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}"):
-            self._connecting.release()
+            return
+        started = False
+        try:
+            started = self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}")
+        finally:
+            if not started:
+                self._connecting.release()  # which `_connect` does otherwise
 
     def _connect(self, request: ConnectTcp) -> WakeableSocket:
         try:
@@ -106,7 +112,12 @@ class ServerSession(Session):
     # --- remote forwards ------------------------------------------------------------------------
 
     def _on_control(self, content: bytes) -> None:
-        message = decode_control(content)
+        try:
+            message = decode_control(content)
+        except MalformedListen as error:
+            log.info("%s: refused to listen: %s", self.name, error)
+            self.send_control(ListenFailed(error.forward, Reason.NOT_ALLOWED, error.message).encode())
+            return
         if isinstance(message, Listen):
             self.send_control(self._listen(message).encode())
         elif isinstance(message, Unlisten):
@@ -118,17 +129,20 @@ class ServerSession(Session):
             raise ProtocolError(f"a client may not send {type(message).__name__}")
 
     def _listen(self, message: Listen) -> Listening | ListenFailed:
-        """Bind at once: none of this blocks, since the address is a literal."""
+        """Bind at once: none of this blocks, since the address is a literal.  Whatever fails is the answer."""
         number = message.forward
-        if number in self._listeners:
-            raise ProtocolError(f"forward {number} listens already")
         try:
+            if number in self._listeners:
+                raise EndpointError(f"forward {number} listens already", code=Reason.LIMIT)
             if len(self._listeners) >= self._max_forwards:
                 raise EndpointError(f"{self._max_forwards} remote forwards are in use", code=Reason.LIMIT)
             listener = self._bind(number, message.host, message.port)
         except EndpointError as error:
             log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
+        except Exception:
+            log_unexpected(f"{self.name}: listening for forward {number} failed")
+            return ListenFailed(number, Reason.INTERNAL, INTERNAL_TEXT)
         self._listeners[number] = listener
         if self._stopping.cancelled:  # perhaps since `_release` went through them
             listener.close()

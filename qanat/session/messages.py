@@ -1,7 +1,7 @@
 """What client and server say to each other through the mux: stream requests and control messages.
 
 Their layouts are in docs/PROTOCOL.md §4.  Frozen values with `encode`, and two strict parsers that
-accept or raise ProtocolError.  Pure; used by `qanat.server.session` and `qanat.client.session`.
+accept or raise ProtocolError.  Pure; used by the sessions of both ends.
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ from qanat.base.errors import ProtocolError
 from qanat.handshake.fields import FieldReader, lp16
 
 MAX_NAME = 255
-"""Bytes in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
+"""Bytes of UTF-8 in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
 MAX_REASON = 512
-"""Bytes of the text that says why the server cannot listen."""
+"""Bytes of UTF-8 in the text that says why the server cannot listen."""
+
+
+class MalformedListen(ProtocolError):
+    """A LISTEN that cannot be understood, though it names its forward: only that is refused."""
+
+    def __init__(self, forward: int, message: str) -> None:
+        super().__init__(message)
+        self.forward = forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,7 @@ class ConnectTcp:
     origin: str = ""
 
     def encode(self) -> bytes:
+        """Return the stream request; an origin that is too long is cut."""
         return struct.pack("!BH", 1, self.port) + lp16(self.host.encode()) + lp16(_cut(self.origin))
 
 
@@ -38,6 +47,7 @@ class ThroughForward:
     origin: str = ""
 
     def encode(self) -> bytes:
+        """Return the stream request; an origin that is too long is cut."""
         return struct.pack("!BI", 2, self.forward) + lp16(_cut(self.origin))
 
 
@@ -50,6 +60,7 @@ class Listen:
     port: int
 
     def encode(self) -> bytes:
+        """Return the control message."""
         return struct.pack("!BIH", 1, self.forward, self.port) + lp16(self.host.encode())
 
 
@@ -61,6 +72,7 @@ class Listening:
     port: int
 
     def encode(self) -> bytes:
+        """Return the control message."""
         return struct.pack("!BIH", 2, self.forward, self.port)
 
 
@@ -73,6 +85,7 @@ class ListenFailed:
     text: str
 
     def encode(self) -> bytes:
+        """Return the control message; a text that is too long is cut."""
         return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(_cut(self.text, MAX_REASON))
 
 
@@ -83,6 +96,7 @@ class Unlisten:
     forward: int
 
     def encode(self) -> bytes:
+        """Return the control message."""
         return struct.pack("!BI", 4, self.forward)
 
 
@@ -91,7 +105,7 @@ ControlMessage = Listen | Listening | ListenFailed | Unlisten
 
 
 def decode_request(content: bytes) -> StreamRequest:
-    """The stream request of an OPEN frame.  Raises ProtocolError."""
+    """Parse the stream request of an OPEN frame.  Raises ProtocolError, which concerns this stream alone."""
     reader = FieldReader(content, "stream request")
     kind = reader.u8()
     request: StreamRequest
@@ -107,17 +121,19 @@ def decode_request(content: bytes) -> StreamRequest:
 
 
 def decode_control(content: bytes) -> ControlMessage:
-    """The message of a CONTROL frame.  Raises ProtocolError."""
+    """Parse the message of a CONTROL frame.  Raises MalformedListen, and ProtocolError for what no end may send.
+
+    A text that is too long or not UTF-8 in LISTEN_FAILED, which is for people only, is made to fit.
+    """
     reader = FieldReader(content, "control message")
     kind, forward = reader.u8(), reader.u32()
     message: ControlMessage
     if kind == 1:
-        port = reader.u16()
-        message = Listen(forward, _text(reader), port)
-    elif kind == 2:
+        return _decode_listen(reader, forward)
+    if kind == 2:
         message = Listening(forward, reader.u16())
     elif kind == 3:
-        message = ListenFailed(forward, reader.u16(), _text(reader, MAX_REASON))
+        message = ListenFailed(forward, reader.u16(), _readable(reader.lp16()))
     elif kind == 4:
         message = Unlisten(forward)
     else:
@@ -126,15 +142,29 @@ def decode_control(content: bytes) -> ControlMessage:
     return message
 
 
+def _decode_listen(reader: FieldReader, forward: int) -> Listen:
+    try:
+        port = reader.u16()
+        message = Listen(forward, _text(reader), port)
+        reader.end()
+    except ProtocolError as error:
+        raise MalformedListen(forward, error.message) from error
+    return message
+
+
 def printable(text: str) -> str:
-    """`text` from the peer, safe for logs and terminals."""
+    """Return `text` from the peer with replacements for what could move a cursor or begin a line of a log."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
-def _text(reader: FieldReader, limit: int = MAX_NAME) -> str:
+def _readable(content: bytes) -> str:
+    return printable(content[:MAX_REASON].decode(errors="replace"))
+
+
+def _text(reader: FieldReader) -> str:
     content = reader.lp16()
-    if len(content) > limit:
-        raise ProtocolError(f"a text of {len(content)} bytes where {limit} are allowed")
+    if len(content) > MAX_NAME:
+        raise ProtocolError(f"a text of {len(content)} bytes where {MAX_NAME} are allowed")
     try:
         return printable(content.decode())
     except UnicodeDecodeError as error:
@@ -142,5 +172,5 @@ def _text(reader: FieldReader, limit: int = MAX_NAME) -> str:
 
 
 def _cut(text: str, limit: int = MAX_NAME) -> bytes:
-    """At most `limit` bytes of `text`, whole characters."""
+    """Return at most `limit` bytes of `text`, whole characters."""
     return text.encode(errors="replace")[:limit].decode(errors="ignore").encode()

@@ -1,12 +1,12 @@
-"""What a session is on either side: a lane, the pumps on it, and the way it ends.
+"""What a session is on either side: its lanes, the streams on them, and how it ends.
 
-`qanat.server.session` and `qanat.client.session` say what OPEN and CONTROL mean on their side.
+`qanat.server.session` and `qanat.client.session` say what OPEN and CONTROL mean on their side.  A fault of this program
+while one stream or one control message is handled ends that stream or is lost with that message; the session goes on.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import socket
 import threading
@@ -16,84 +16,25 @@ from collections.abc import Callable
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError, QanatError, SessionEnded
-from qanat.base.files_limit import raise_open_files_limit
 from qanat.base.threads import ThreadGroup
-from qanat.base.version import __version__
-from qanat.config.settings import Flow, Keepalive
+from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.pump import join_stream
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.exchange import SealedPipe
-from qanat.handshake.hello import Close, CloseReason, Parameters
+from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.carrying import PipeResult
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream_io import StreamIO
-from qanat.session.messages import printable
+from qanat.session.messages import StreamRequest, decode_request, printable
 
 log = logging.getLogger("qanat.session")
 
-AGENT = f"qanat/{__version__}"
-
-
-LOOK_ELSEWHERE = 0.05
-"""Seconds until who waits for an answer on one lane has looked at all others."""
-FILES_A_STREAM = 3
-"""Descriptors one stream may need: its socket, and a pair to wake a thread that waits for a slow target."""
-FILES_RESERVED = 128
-"""Descriptors left for everything else."""
-
-
-def affordable_streams(wanted: int) -> int:
-    """Raise the open-files limit, and cap `wanted` streams to what it leaves; says so when it has to."""
-    files = raise_open_files_limit()
-    affordable = max(16, (files - FILES_RESERVED) // FILES_A_STREAM)
-    if affordable < wanted:
-        log.warning(
-            "%d open files are allowed, so a session may have %d streams, not %d; raise the hard limit (ulimit -Hn)",
-            files,
-            affordable,
-            wanted,
-        )
-    return min(wanted, affordable)
-
-
-def hello_parameters(
-    flow: Flow, keepalive: Keepalive, max_streams: int, *, lanes: int = 1, resume_for: float = 0
-) -> Parameters:
-    """What we tell the peer about ourselves in HELLO or READY; `max_streams` is for one lane."""
-    return Parameters(AGENT, flow.initial_window, max_streams, round(keepalive.interval), lanes, math.ceil(resume_for))
-
-
-def share(total: int, lanes: int) -> int:
-    """What one of `lanes` may have of a bound that is for a whole session."""
-    return -(-total // max(1, lanes))
-
-
-def lane_parameters(
-    flow: Flow,
-    keepalive: Keepalive,
-    max_streams: int,
-    peer: Parameters,
-    *,
-    client: bool,
-    lanes: int = 1,
-    resumable: bool = False,
-) -> LaneParameters:
-    """Our own bounds and the peer's, for one lane of a session that has so many."""
-    return LaneParameters(
-        client=client,
-        initial_window=flow.initial_window,
-        max_window=flow.max_window,
-        window_budget=share(flow.window_budget, lanes),
-        outbox=flow.outbox,
-        max_streams=max_streams,
-        peer_initial_window=peer.initial_window,
-        peer_max_streams=peer.max_streams,
-        keepalive=keepalive.interval,
-        resumable=resumable,
-    )
-
+PING_ROUND = 0.05
+"""Seconds in which `answers` looks at every lane once."""
+INTERNAL_TEXT = "a fault of the program at the other end"
+"""What the peer is told with Reason.INTERNAL; the log here has the traceback."""
 
 _SESSION_IS_OVER = frozenset({CloseReason.SHUTDOWN, CloseReason.REVOKED, CloseReason.REPLACED, CloseReason.PROTOCOL})
 
@@ -108,11 +49,13 @@ class Session(ABC):
     def __init__(
         self, name: str, parameters: LaneParameters, session_id: bytes, secret: bytes, resume_for: float
     ) -> None:
+        """Begin a session with lane 0; `parameters` hold for each of its lanes.  `name` is the client's."""
         self.name = name
         self.id = session_id
         self.secret = secret
         """What only the two ends of the session's first handshake know; proves who may resume it."""
         self.resume_for = resume_for
+        """Seconds that a lane waits for its next pipe; 0 when it ends with its pipe."""
         self.ended = threading.Event()
         """Set when the session is over: streams reset, listeners closed.  Its `threads` may still be ending."""
         self.why = ""
@@ -124,7 +67,7 @@ class Session(ABC):
         self._over = False
         self._carrying = 0
         self._served = 0  # streams that are joined to a socket, or about to be
-        self._goodbye: Close | None = None
+        self._closing: Close | None = None  # what the last lane is closed with, once `stop` was called
         self._on_end: list[Callable[[], None]] = []
         self._stopping = Cancel()  # wakes those who connect to targets
         self._draining = threading.Event()  # set when the session takes no new streams, or is over
@@ -133,27 +76,28 @@ class Session(ABC):
     # --- lanes ----------------------------------------------------------------------------------
 
     def add_lane(self, number: int) -> Lane:
-        """Make a lane, or find it.  Raises SessionEnded."""
+        """Make the lane of this number, or find it.  Does not block.  Raises SessionEnded."""
         with self._lock:
             if self._over:
                 raise SessionEnded(self.why)
             lane = self._lanes.get(number)
             if lane is None:
-                if self._goodbye is not None:
-                    raise SessionEnded(self._goodbye.text)
+                if self._closing is not None:
+                    raise SessionEnded(self._closing.text)
                 name = f"{self.name}/{number}" if number else self.name
-                on_control = _misplaced if number else self._on_control
-                lane = Lane(name, self._parameters, on_open=self._opened, on_control=on_control)
+                on_control = _misplaced if number else self._receive_control
+                lane = Lane(name, self._parameters, on_open=self._receive_open, on_control=on_control)
                 self._lanes[number] = lane
             return lane
 
     def find_lane(self, number: int) -> Lane | None:
+        """Return the lane of this number; None when there is none, or it is over."""
         with self._lock:
             return self._lanes.get(number)
 
     @property
     def lanes(self) -> dict[int, Lane]:
-        """The lanes there are, by number."""
+        """The lanes that are not over, by number."""
         with self._lock:
             return dict(self._lanes)
 
@@ -164,6 +108,7 @@ class Session(ABC):
 
     @property
     def open_streams(self) -> int:
+        """How many streams are open, over all lanes."""
         return sum(lane.open_streams for lane in self.lanes.values())
 
     def send_control(self, message: bytes) -> None:
@@ -171,17 +116,17 @@ class Session(ABC):
         self._first.send_control(message)
 
     def answers(self, timeout: float) -> bool:
-        """Whether the other end answers a sealed PING within `timeout` seconds; blocks.
+        """Return whether the other end answers a sealed PING within `timeout` seconds; blocks until then at most.
 
-        All lanes are asked, since a pipe may be dead unnoticed while others work; for one without a pipe, a pipe
-        that comes in time will do.
+        All lanes are asked, since a pipe may be dead unnoticed while others work; one without a pipe may still get one
+        in time.
         """
         deadline = Deadline(timeout)
         asked = [(lane, lane.ask()) for lane in self.lanes.values()]
         while asked and not deadline.passed:
             for lane, question in asked:
                 remaining = deadline.remaining() or 0.0
-                if lane.answered(question, min(remaining, LOOK_ELSEWHERE / len(asked))):
+                if lane.answered(question, min(remaining, PING_ROUND / len(asked))):
                     return True
             asked = [(lane, question) for lane, question in asked if not lane.over]
         return False
@@ -198,11 +143,14 @@ class Session(ABC):
         receive_from: int | None = None,
         on_attached: Callable[[], None] = lambda: None,
     ) -> PipeResult:
-        """Run `lane` on this pipe until it ends, and draw the conclusion; blocks.  Parameters as for `Lane.run`."""
+        """Run `lane` on this pipe until it ends, and draw the conclusions.  Parameters as for `Lane.run`.
+
+        Blocks for as long as the pipe lives.  An error that nobody expected ends the session, and is raised.
+        """
         with self._lock:
             self._carrying += 1
         try:
-            ending = lane.run(
+            result = lane.run(
                 sealed,
                 silence=silence,
                 epoch=epoch,
@@ -210,40 +158,40 @@ class Session(ABC):
                 receive_from=receive_from,
                 on_attached=on_attached,
             )
-            self._conclude(number, lane, ending)
+            self._conclude(number, lane, result)
         except BaseException:
             self.end("this program failed; please report its log")  # or nobody would wait for the lane's next pipe
             raise
         finally:
             with self._lock:
                 self._carrying -= 1
-        return ending
+        return result
 
     @property
     def carried(self) -> bool:
-        """Whether some thread is in `carry`, and will say how its pipe ended."""
+        """Whether some thread is in `carry`, and will log how its pipe ended."""
         with self._lock:
             return self._carrying > 0
 
     def lane_expired(self, number: int, lane: Lane) -> None:
-        """A lane has been without a pipe for too long.  Does not block for long; nothing when it has or has had one."""
+        """End `lane` if it has been without a pipe for `resume_for`.  Blocks as `end`."""
         if lane.away >= self.resume_for and not lane.attached:
             self.end_lane(number, lane, f"no connection to the other end for {self.resume_for:g} s")
 
-    def _conclude(self, number: int, lane: Lane, ending: PipeResult) -> None:
-        said = None if ending.close is None else ending.close.reason
-        if ending.fault:
-            self.end(ending.cause, Close(CloseReason.PROTOCOL, ending.cause))
-        elif said is CloseReason.SHUTDOWN and number:
-            # The first lane's goodbye comes when there is nothing more on any other.
-            self.end_lane(number, lane, ending.cause)
-        elif said in _SESSION_IS_OVER:
-            self.end(ending.cause)
-        elif self._goodbye is not None or not self.resume_for:
-            self.end_lane(number, lane, ending.cause)
+    def _conclude(self, number: int, lane: Lane, result: PipeResult) -> None:
+        reason = None if result.close is None else result.close.reason
+        if result.fault:
+            self.end(result.cause, Close(CloseReason.PROTOCOL, result.cause))
+        elif reason is CloseReason.SHUTDOWN and number:
+            # The first lane is closed when there is nothing more on any other.
+            self.end_lane(number, lane, result.cause)
+        elif reason in _SESSION_IS_OVER:
+            self.end(result.cause)
+        elif self._closing is not None or not self.resume_for:
+            self.end_lane(number, lane, result.cause)
 
     def end_lane(self, number: int, lane: Lane, why: str) -> None:
-        """A lane is over, and with the first one the session.  Idempotent; blocks as `end`."""
+        """End a lane, and with the first one the session.  Idempotent; blocks as `end`."""
         if not number:
             self.end(why)
             return
@@ -251,12 +199,12 @@ class Session(ABC):
             if self._lanes.get(number) is lane:
                 del self._lanes[number]
         lane.end(Reason.SESSION_ENDED, why)
-        self._say_goodbye()
+        self._close_last_lane()
 
     # --- the end --------------------------------------------------------------------------------
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once when the session is over; at once if it is.  It must not block."""
+        """Call `callback` once when the session is over; at once if it is.  It must not block."""
         with self._lock:
             if not self._over:
                 self._on_end.append(callback)
@@ -270,9 +218,9 @@ class Session(ABC):
                 self._on_end.remove(callback)
 
     def end(self, why: str, close: Close | None = None) -> None:
-        """The session is over: streams are reset, ports freed; with `close`, the peer is told if that can be done.
+        """End the session: reset its streams, free its ports; with `close`, tell the peer where that is possible.
 
-        Idempotent, from any thread; blocks only for the threads that accept connections.
+        Idempotent, from any thread; blocks only until the threads that accept connections have ended.
         """
         with self._lock:
             if self._over:
@@ -286,13 +234,15 @@ class Session(ABC):
             for lane in lanes:
                 lane.end(Reason.SESSION_ENDED, f"the session is over: {why}", close)
         finally:
-            self._release()
-            self.ended.set()
-            for callback in callbacks:
-                callback()
+            try:
+                self._release()
+            finally:
+                self.ended.set()
+                for callback in callbacks:
+                    callback()
 
     def refuse_streams(self) -> None:
-        """Take no new stream from the peer: we are going away.  Idempotent; does not block."""
+        """Refuse new streams from the peer from now on: this end is stopping.  Idempotent; does not block."""
         self._draining.set()
 
     def drain(self, deadline: Deadline) -> None:
@@ -301,54 +251,73 @@ class Session(ABC):
         self.threads.join(deadline.remaining() or 0.0)
 
     def stop(self, reason: CloseReason, text: str) -> None:
-        """Send what is queued, say goodbye, and let the session end.  Idempotent; does not block for long.
+        """Send what is queued, then CLOSE, and let the session end.  Idempotent; blocks as `end`.
 
         What is queued on a lane without a pipe is lost with it.
         """
         with self._lock:
-            if self._goodbye is None:
-                self._goodbye = Close(reason, text)
+            if self._closing is None:
+                self._closing = Close(reason, text)
             lanes = dict(self._lanes)
         for number, lane in lanes.items():
             if not lane.attached:
                 self.end_lane(number, lane, text)
             elif number:
                 lane.close(reason, text)
-        self._say_goodbye()
+        self._close_last_lane()
 
     @property
     def stopped(self) -> bool:
-        """Whether `stop` was called, so that its end is no news."""
-        return self._goodbye is not None
+        """Whether `stop` was called, so that its end need not be logged."""
+        return self._closing is not None
 
-    def _say_goodbye(self) -> None:
-        """Once only the first lane is left: its CLOSE ends the session at the other end too."""
-        goodbye, lanes = self._goodbye, self.lanes
-        if goodbye is not None and set(lanes) == {0}:
-            lanes[0].close(goodbye.reason, goodbye.text)
+    def _close_last_lane(self) -> None:
+        """Close the first lane once it is the only one: its CLOSE ends the session at the other end too."""
+        closing, lanes = self._closing, self.lanes
+        if closing is not None and set(lanes) == {0}:
+            lanes[0].close(closing.reason, closing.text)
 
-    def _opened(self, stream: StreamIO) -> None:
+    # --- what the peer asks for -----------------------------------------------------------------
+
+    def _receive_open(self, stream: StreamIO) -> None:
+        """Handle a stream that the peer opened; what is wrong with it concerns this stream alone."""
         if self._draining.is_set():
             self.refuse(stream, Reason.SESSION_ENDED, "the other end is shutting down")
-        else:
-            self._on_open(stream)
+            return
+        try:
+            self._on_open(stream, decode_request(stream.request))
+        except ProtocolError as error:
+            log.info("%s: refused a stream: %s", stream.label, error)
+            self.refuse(stream, Reason.NOT_ALLOWED, error.message)
+        except Exception:
+            log_unexpected(f"opening the stream {stream.label} failed")
+            self.refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
+
+    def _receive_control(self, content: bytes) -> None:
+        """Handle a control message.  Raises ProtocolError when the session cannot go on after it."""
+        try:
+            self._on_control(content)
+        except QanatError:
+            raise
+        except Exception:
+            log_unexpected(f"{self.name}: handling a control message failed")
 
     @abstractmethod
-    def _on_open(self, stream: StreamIO) -> None:
-        """The peer opened a stream.  Called by the reader: must not block."""
+    def _on_open(self, stream: StreamIO, request: StreamRequest) -> None:
+        """Handle the peer's OPEN.  Called by the reader: must not block.  ProtocolError refuses the stream."""
 
     @abstractmethod
-    def _on_control(self, message: bytes) -> None:
-        """The peer sent a control message.  Called by the reader: must not block."""
+    def _on_control(self, content: bytes) -> None:
+        """Handle the peer's CONTROL.  Called by the reader: must not block.  ProtocolError ends the session."""
 
     @abstractmethod
     def _release(self) -> None:
-        """The session is over: free what this side holds for it."""
+        """Free what this side holds for the session, which is over."""
 
     # --- what both sides do with streams --------------------------------------------------------
 
     def open_stream(self, request: bytes) -> StreamIO:
-        """Open a stream on the lane with the least on it; blocks while its outbox is full.
+        """Open a stream on the least loaded lane; blocks while its outbox is full.
 
         Raises SessionEnded or StreamReset(LIMIT).
         """
@@ -358,14 +327,14 @@ class Session(ABC):
             try:
                 return lane.open_stream(request)
             except SessionEnded:
-                if self._stopping.cancelled or self._goodbye is not None or len(lanes) == 1:
+                if self._stopping.cancelled or self._closing is not None or len(lanes) == 1:
                     raise  # otherwise only this lane is over
 
     def start_outgoing(self, peer: str, carry: Callable[[], None]) -> None:
-        """Have `carry`, which calls `carry_outgoing`, in a thread of its own.
+        """Run `carry`, which calls `carry_outgoing`, in a thread of its own.  Does not block.
 
-        Raises NoThread, and EndpointError when as many as there may be streams wait for one already: while no pipe
-        carries the session, whoever comes waits.
+        Raises NoThread; and EndpointError when as many connections wait for a stream already as there may be streams:
+        while no pipe carries the session, new ones wait.
         """
         if len(self.threads) - 2 * self.open_streams > self._parameters.peer_max_streams:
             waiting = self._parameters.peer_max_streams
@@ -373,39 +342,44 @@ class Session(ABC):
         self.threads.start(f"{self.name} {peer}-down", carry)
 
     def carry_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
-        """Join a connection that we accepted to a new stream; blocks until both are over."""
+        """Join a connection that was accepted here to a new stream; blocks until both are over."""
         target = WakeableSocket(sock, peer)
         self._begin_serving()
         try:
             stream = self.open_stream(request)
-        except QanatError as error:
-            target.close(orderly=False)
-            log.warning("%s from %s: %s", what, peer, error)
-        else:
             join_stream(stream, target, self.threads.start, stream.label)
             failure = stream.failure
             if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
                 log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), printable(failure[1]))
+        except QanatError as error:
+            log.warning("%s from %s: %s", what, peer, error)
+        except Exception:
+            log_unexpected(f"{what}: the connection from {peer} ended")
         finally:
+            target.close(orderly=False)  # if that has not been done
             self._end_serving()
 
     def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> bool:
         """Connect the peer's stream to its target in a thread of its own; does not block.
 
-        False when there was no thread for it: `connect` is not called then, and the stream has been refused.
+        Returns False when there was no thread for it: `connect` is not called then, and the stream has been refused.
         """
 
         def run() -> None:
+            target: WakeableSocket | None = None
             try:
                 target = connect()
-            except EndpointError as error:
-                log.info("%s %s: %s", self.name, what, error)
-                stream.reset(Reason(error.code), error.message)
-                stream.release()
-            else:
                 stream.accept(target.peer)
                 join_stream(stream, target, self.threads.start, stream.label)
+            except EndpointError as error:
+                log.info("%s %s: %s", self.name, what, error)
+                self.refuse(stream, Reason(error.code), error.message)
+            except Exception:
+                log_unexpected(f"{stream.label} {what} ended")
+                self.refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
             finally:
+                if target is not None:
+                    target.close(orderly=False)  # if that has not been done
                 self._end_serving()
 
         self._begin_serving()
@@ -419,7 +393,7 @@ class Session(ABC):
         return True
 
     def refuse(self, stream: StreamIO, reason: Reason, text: str) -> None:
-        """Reset a stream that was just opened."""
+        """Reset a stream and release it.  Idempotent; does not block."""
         stream.reset(reason, text)
         stream.release()
 
@@ -433,14 +407,14 @@ class Session(ABC):
         self._stream_ended()
 
     def _stream_ended(self) -> None:  # noqa: B027 - only a client's session has something to do
-        """A stream is over, and its socket closed.  Must not block."""
+        """Note that a stream is over, and its socket closed.  Must not block."""
 
 
 def _misplaced(message: bytes) -> None:
-    """On the first lane one thread after the other handles them, and in their order."""
+    """Refuse a control message: only on the first lane are they handled one after the other, in their order."""
     raise ProtocolError("a control message on another lane than the first")
 
 
 def new_id() -> bytes:
-    """16 random bytes: a session's id, or a client process's."""
+    """Return 16 random bytes: a session's id, or a client process's."""
     return secrets.token_bytes(16)

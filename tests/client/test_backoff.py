@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qanat.client.backoff import TURNS, Backoff
+from qanat.client.backoff import MAX_SERVER_DELAYS, Backoff
 from qanat.config.settings import Reconnect
 
 
@@ -74,7 +74,7 @@ def test_asking_does_not_count_as_failing() -> None:
 
 def test_after_a_refusal_half_of_the_longest_delay_is_certain() -> None:
     backoff = Backoff(Reconnect(), shortest)
-    backoff.give_up_hope()
+    backoff.refused()
     assert backoff.delay() == 30
     backoff.succeeded()
     assert backoff.delay() == 0
@@ -86,23 +86,23 @@ def test_what_the_server_asked_for_is_the_least() -> None:
     assert backoff.delay(retry_after=17) == 17
     assert backoff.delay(retry_after=0) == 1
     assert Backoff(Reconnect(), longest).delay(retry_after=17) == 18  # a thousand clients must not come as one
-    backoff.give_up_hope()
+    backoff.refused()
     assert backoff.delay(retry_after=1) == 30
 
 
-def test_a_turn_that_the_server_names_counts_instead_of_a_long_delay_of_ones_own() -> None:
+def test_a_delay_that_the_server_asks_for_replaces_a_longer_one_of_our_own() -> None:
     backoff = Backoff(Reconnect(), longest)
     for _ in range(40):
         backoff.failed()
     assert backoff.delay() == 60
-    assert [backoff.delay(retry_after=3) for _ in range(TURNS)] == [4] * TURNS
-    assert backoff.delay(retry_after=3) == 60, "who names one time after the other is not believed for ever"
+    assert [backoff.delay(retry_after=3) for _ in range(MAX_SERVER_DELAYS)] == [4] * MAX_SERVER_DELAYS
+    assert backoff.delay(retry_after=3) == 60, "a server is not believed for ever"
     assert backoff.delay() == 60
     assert backoff.delay(retry_after=3) == 4
 
 
 @given(
-    st.lists(st.sampled_from(["failed", "succeeded", "give_up_hope"]), max_size=60),
+    st.lists(st.sampled_from(["failed", "succeeded", "refused"]), max_size=60),
     st.none() | st.floats(0, 3600),
     st.integers(),
 )

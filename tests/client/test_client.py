@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import queue
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,8 +93,14 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize(
     "request_bytes",
-    [ConnectTcp("127.0.0.1", 22).encode(), ThroughForward(1).encode(), ThroughForward(7).encode()],
-    ids=["an address", "a local forward", "no forward"],
+    [
+        ConnectTcp("127.0.0.1", 22).encode(),
+        ThroughForward(1).encode(),
+        ThroughForward(7).encode(),
+        b"\xff",
+        b"\x02\0\0\0\0\x01\0" + b"o" * 256,
+    ],
+    ids=["an address", "a local forward", "no forward", "junk", "a long origin"],
 )
 def test_a_server_reaches_nothing_but_the_clients_own_remote_forwards(tmp_path: Path, request_bytes: bytes) -> None:
     sessions = Sessions()
@@ -100,11 +108,13 @@ def test_a_server_reaches_nothing_but_the_clients_own_remote_forwards(tmp_path: 
         to = ("127.0.0.1", listening.getsockname()[1])
         forwards = Forward("remote", ("127.0.0.1", 80), to), Forward("local", ("127.0.0.1", 0), to)
         with client_of(tmp_path, sessions, *forwards):
-            stream = sessions.next().lane.open_stream(request_bytes)
+            lane = sessions.next().lane
+            stream = lane.open_stream(request_bytes)
             with pytest.raises(StreamReset) as caught:
                 stream.receive()
             assert caught.value.code == Reason.NOT_ALLOWED
             stream.release()
+            assert lane.ping(SECONDS)
 
 
 def test_a_remote_forwards_stream_reaches_its_target(tmp_path: Path) -> None:
@@ -150,6 +160,19 @@ def test_a_control_message_that_no_server_may_send_ends_the_session(tmp_path: Pa
         carried.lane.send_control(message)
         carried.end()
         assert sessions.next().lane.ping(SECONDS)
+
+
+@pytest.mark.parametrize("text", [b"x" * 513, b"caf\xe9"], ids=["too long", "not UTF-8"])
+def test_a_reason_that_cannot_be_read_is_a_reason_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bytes
+) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+        carried = sessions.next()
+        carried.control.get(timeout=SECONDS)
+        carried.lane.send_control(ListenFailed(0, Reason.LIMIT, "").encode()[:-2] + len(text).to_bytes(2, "big") + text)
+        wait_for_log(caplog, f"limit: {text[:3].decode()}")
+        assert carried.lane.ping(SECONDS)
 
 
 @pytest.mark.parametrize("answer", [Listening(0, 80), ListenFailed(0, Reason.LIMIT, "no")], ids=["yes", "no"])
@@ -321,15 +344,22 @@ def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: 
         assert time.monotonic() - began < 2.0
 
 
-def test_an_unexpected_error_of_the_connector_is_a_failure_and_not_a_quiet_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unexpected_error_while_connecting_is_a_failed_try_and_never_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A service manager must see that it failed, and start it again."""
+    """Whoever is on the path may find such a thing; it must not cost the sessions with other servers."""
+    connect, tries = Connector.connect, itertools.count()
 
-    def broken(*arguments: object) -> None:
-        raise ZeroDivisionError
+    def broken(*arguments: Any) -> SealedPipe:
+        if next(tries) < 2:
+            raise ZeroDivisionError
+        return connect(*arguments)
 
     monkeypatch.setattr(Connector, "connect", broken)
-    settings = ClientSettings("a", (NOWHERE,), state_dir=tmp_path)
-    with pytest.raises(QanatError, match="unexpected error"):
-        run_client(settings, threading.Event(), lambda: None)
+    sessions = Sessions()
+    with client_of(tmp_path, sessions) as (client, _):
+        sessions.next()
+        assert not client.over.is_set()
+        assert client.failure is None
+    assert caplog.text.count("please report it") == 1
+    assert caplog.text.count("an unexpected error again") == 1

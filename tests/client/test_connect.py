@@ -16,7 +16,7 @@ from qanat.config.settings import ClientSettings, ClientTls, RemoteServer
 from qanat.transports.dial.proxies import Proxy
 from tests.support.background import wait_until
 from tests.support.machine.forward_proxies import CrookedProxy
-from tests.transports.dial.test_cancelling import black_hole
+from tests.support.machine.ports import silent_address
 
 
 def settings(directory: Path, url: str, **changes: object) -> ClientSettings:
@@ -36,13 +36,13 @@ def seconds_to_stop(client: Client, connector: Callable[[], bool]) -> float:
 
 def is_waiting(client: Client) -> Callable[[], bool]:
     """Whether there is something that `stop` would wake."""
-    return lambda: bool(client._links[0]._new._wakeups)
+    return lambda: bool(client.servers[0]._cancel_new._wakeups)
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
 def test_connecting_to_a_black_hole_ends_within_a_second(tmp_path: Path, transport: str) -> None:
     with ExitStack() as stack:
-        url = f"ws://127.0.0.1:{black_hole(stack)}/tunnel"
+        url = f"ws://127.0.0.1:{silent_address(stack)[1]}/tunnel"
         client = Client(settings(tmp_path, url, transports=(transport,)))
         assert seconds_to_stop(client, is_waiting(client)) < 1
 

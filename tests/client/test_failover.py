@@ -341,7 +341,7 @@ def test_a_first_that_comes_back_in_time_still_has_its_streams(
 
 
 def second_is_left(client: Client) -> bool:
-    session = client._links[1].session
+    session = client.servers[1].session
     return session is None or session.retired
 
 
@@ -425,7 +425,7 @@ def test_a_port_that_is_asked_for_again_just_as_the_servers_change_costs_no_sess
         sock = stack.enter_context(connection(client.local_ports[0]))
         assert can_be_used(sock)
         assert reached.wait(SECONDS)
-    session = client._links[0].session
+    session = client.servers[0].session
     assert session is not None
 
     def change() -> None:

@@ -77,7 +77,7 @@ def test_another_way_is_told_once_and_each_time_it_changes_again(stack: ExitStac
     assert not told
     world.move(CAFE)
     world.pass_by()
-    assert told == ["the way to 203.0.113.1 is from 192.168.1.7 now, not from 10.0.0.2"]
+    assert told == ["the route to 203.0.113.1 now starts at 192.168.1.7, not at 10.0.0.2"]
     world.move(LTE)
     assert len(told) == 2
     world.move(HOME)
@@ -298,7 +298,7 @@ def test_a_new_card_with_the_better_route_is_noticed_within_a_second(
             card("two", addresses[1])
             ip(family, "route", "add", "default", "dev", "two", "metric", "100")
             started = time.monotonic()
-            assert told.get(timeout=DEADLINE) == f"the way to {remote[0]} is from {second} now, not from {first}"
+            assert told.get(timeout=DEADLINE) == f"the route to {remote[0]} now starts at {second}, not at {first}"
             assert time.monotonic() - started < 1.0 + 0.5  # as promised, and what a busy machine takes
             ip("link", "delete", "two")
             ip(family, "route", "delete", "default")

@@ -20,7 +20,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread
 from qanat.base.threads import ThreadGroup
 from qanat.client import connect as connector
-from qanat.client import reconnector as lane_keeper
+from qanat.client import reconnector
 from qanat.client.client import Client
 from qanat.client.connect import route_of
 from qanat.client.reconnector import Reconnector
@@ -34,6 +34,7 @@ from qanat.transports.pipe import Pipe
 from qanat.transports.websocket.pipe import WebSocketPipe
 from tests.support.applications import END, RESET, connection, ending_of, exchange
 from tests.support.background import Background, wait_until
+from tests.support.machine.ports import silent_address
 from tests.support.mux.rig import read
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, RawClient
 from tests.support.server.raw_sessions import (
@@ -45,7 +46,6 @@ from tests.support.server.raw_sessions import (
     RawSession,
     client_of_raw,
 )
-from tests.transports.dial.test_cancelling import black_hole
 
 
 def expire(caller: Caller) -> None:
@@ -161,7 +161,7 @@ def test_connections_that_all_say_at_once_that_they_will_leave_are_replaced_less
 def test_no_thread_for_a_new_connection_costs_a_session_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, ended = ThreadGroup.start, Reconnector._ended
+    start, ended = ThreadGroup.start, Reconnector._pipe_ended
     readers = itertools.count()
 
     def start_seldom(group: ThreadGroup, name: str, target: Callable[[], object]) -> threading.Thread:
@@ -174,7 +174,7 @@ def test_no_thread_for_a_new_connection_costs_a_session_nothing(
         ended(*args)
 
     monkeypatch.setattr(ThreadGroup, "start", start_seldom)
-    monkeypatch.setattr(Reconnector, "_ended", ended_late)
+    monkeypatch.setattr(Reconnector, "_pipe_ended", ended_late)
     with client_of_raw(tmp_path, LOCAL, max_pipe_age=1.5) as (client, desk):
         session = RawSession(desk.next(Intent.NEW), resume_for=1)
         with connection(client.local_ports[0]) as sock:
@@ -206,7 +206,7 @@ def test_no_thread_for_a_new_session_is_a_failed_try_and_leaves_no_connection_op
 def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane_keeper, "GREETING", 0.3)
+    monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", 0.3)
     with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
         session = RawSession(desk.next(Intent.NEW))
         with connection(client.local_ports[0]) as sock:
@@ -226,7 +226,7 @@ def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
 def test_a_stalled_greeting_after_which_the_old_connection_is_lost_too_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane_keeper, "GREETING", 0.5)
+    monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", 0.5)
     with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
         session = RawSession(desk.next(Intent.NEW))
         with connection(client.local_ports[0]) as sock:
@@ -312,7 +312,7 @@ def test_a_lane_that_is_over_is_forgotten(tmp_path: Path) -> None:
     with ExitStack() as stack:
         path = Line(tmp_path, stack, server={"resume_for": 0}, lanes=2)
         wait_until(lambda: lanes_up(path) == (2, 2), "both lanes are up")
-        session = path.client._links[0].session
+        session = path.client.servers[0].session
         assert session is not None
         known = len(session._on_end)
         for _ in range(4):
@@ -320,7 +320,7 @@ def test_a_lane_that_is_over_is_forgotten(tmp_path: Path) -> None:
             last.cut("the network was cut")
             wait_until(lambda: last not in lanes_of(path.server), "it is over")  # noqa: B023 - waited for here
             wait_until(lambda: lanes_up(path) == (2, 2), "there is another")
-        assert session is path.client._links[0].session
+        assert session is path.client.servers[0].session
         assert len(session._on_end) == known
 
 
@@ -351,7 +351,7 @@ def lanes_of(server: Server) -> list[Lane]:
 
 def lanes_up(path: Line) -> tuple[int, int]:
     """How many lanes are on a pipe at the server's end, and at the client's."""
-    session = path.client._links[0].session
+    session = path.client.servers[0].session
     ours = [] if session is None else list(session.lanes.values())
     return sum(lane.attached for lane in lanes_of(path.server)), sum(lane.attached for lane in ours)
 
@@ -432,8 +432,8 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
 
 def lead_nowhere(client: Client, stack: ExitStack) -> threading.Event:
     """From now on the client's URL leads to where nobody answers; the event is set when it goes there."""
-    ours, dials = client._links[0]._context.connector, threading.Event()
-    ours._route = replace(route_of(client.settings), connect_to=("127.0.0.1", black_hole(stack)))
+    ours, dials = client.servers[0].connector, threading.Event()
+    ours._route = replace(route_of(client.settings), connect_to=silent_address(stack))
     connect = ours.connect
 
     def tell_and_connect(*arguments: Any) -> SealedPipe:

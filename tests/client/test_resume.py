@@ -136,7 +136,7 @@ def test_a_server_that_was_away_for_long_and_forgot_is_asked_for_a_new_session_a
             session.cut()
             caller = desk.next(Intent.RESUME)
             for _ in range(6):
-                client._links[0]._backoff.failed()  # as while the server was down
+                client.servers[0]._backoff.failed()  # as while the server was down
             over_by_expired(session, caller)
             assert ending_of(sock) == RESET
             stream.release()
@@ -280,7 +280,7 @@ def test_who_waits_for_a_connection_is_told_when_its_thread_got_its_turn_late(
         began = time.monotonic()
         stream = session.next_stream()
         assert time.monotonic() - began < 2.0
-        wait_until(lambda: client._links[0].away_since is None, "the server counts as reached")
+        wait_until(lambda: client.servers[0].disconnected_since is None, "the server counts as reached")
         stream.reset(Reason.CANCELLED, "")
         assert ending_of(sock) == RESET
         stream.release()

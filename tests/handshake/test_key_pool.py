@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qanat.base.errors import LocalError, TransportError
+from qanat.base.errors import TransportError
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import ClientKey
 
@@ -107,7 +107,7 @@ def test_closing_wakes_who_waits_for_a_key(maker: SlowMaker) -> None:
     def take() -> None:
         try:
             pool.take(WAIT)
-        except LocalError:
+        except TransportError:
             refused.set()
 
     waiting = threading.Thread(target=take)

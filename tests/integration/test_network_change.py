@@ -22,7 +22,7 @@ from tests.support.harness import SECONDS, Tunnel
 from tests.support.machine.networks import SERVER, TwoCables, within
 from tests.support.machine.ports import unused_port
 
-MOVED = r"moved to a fresh connection to .*, since (the way to .* is from \S+ now, not from .*)"
+MOVED = r"moved to a fresh connection to .*, since (the route to .* now starts at \S+, not at .*)"
 SOON = 2.0
 """Seconds."""
 

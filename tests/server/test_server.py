@@ -230,12 +230,34 @@ def test_a_server_has_no_forwards_that_a_client_could_name(server: Server) -> No
         assert failure_of(client.join(), ThroughForward(0).encode()).code == Reason.NOT_ALLOWED
 
 
-def test_a_request_that_is_none_ends_the_session_and_no_other(server: Server) -> None:
-    with RawClient(server, "a", TOKEN) as client, RawClient(server, "b", TOKEN) as other:
-        carried, others = client.join(), other.join()
-        carried.lane.open_stream(b"\xff")
-        carried.end()
-        assert others.lane.ping(SECONDS)
+def lp16(text: bytes) -> bytes:
+    return len(text).to_bytes(2, "big") + text
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "words"),
+    [
+        (b"\xff", "unknown stream request 255"),
+        (b"", "too short"),
+        (b"\x01\x00\x50" + lp16(b"localhost"), "too short"),
+        (ConnectTcp("localhost", 80).encode() + b"\0", "1 bytes too many"),
+        (b"\x01\x00\x50" + lp16(b"h" * 256) + lp16(b""), "256 bytes where 255 are allowed"),
+        (b"\x01\x00\x50" + lp16(b"localhost") + lp16(b"o" * 256), "256 bytes where 255 are allowed"),
+        (b"\x01\x00\x50" + lp16(b"localhost") + lp16(b"o" * 512), "512 bytes where 255 are allowed"),
+        (b"\x01\x00\x50" + lp16(b"\xff") + lp16(b""), "not UTF-8"),
+    ],
+    ids=["junk", "nothing", "cut", "too much", "a long host", "a long origin", "a longer origin", "no UTF-8"],
+)
+def test_a_request_that_cannot_be_understood_costs_its_stream_alone(
+    server: Server, request_bytes: bytes, words: str
+) -> None:
+    with RawClient(server, "a", TOKEN) as client:
+        carried = client.join()
+        refused = failure_of(carried, request_bytes)
+        assert refused.code == Reason.NOT_ALLOWED
+        assert words in refused.message
+        assert carried.lane.ping(SECONDS)
+        assert failure_of(carried, ThroughForward(0).encode()).code == Reason.NOT_ALLOWED
 
 
 def connecting() -> int:
@@ -322,12 +344,37 @@ def test_a_control_message_that_no_client_may_send_ends_the_session(server: Serv
         carried.end()
 
 
-def test_asking_twice_for_one_forward_ends_the_session(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        (b"", "too short"),
+        (b"\x00\x50" + lp16(b"h" * 256), "256 bytes where 255 are allowed"),
+        (b"\x00\x50" + lp16(b"\xff"), "not UTF-8"),
+        (b"\x00\x50" + lp16(b"127.0.0.1") + b"more", "4 bytes too many"),
+    ],
+    ids=["no port", "a long address", "no UTF-8", "too much"],
+)
+def test_a_listen_that_cannot_be_understood_costs_its_forward_alone(server: Server, rest: bytes, words: str) -> None:
     with RawClient(server, "a", TOKEN) as client:
         carried = client.join()
-        assert isinstance(ask_to_listen(carried, 0), Listening)
-        carried.lane.send_control(Listen(0, "127.0.0.1", 0).encode())
-        carried.end()
+        carried.lane.send_control(b"\x01" + (7).to_bytes(4, "big") + rest)
+        refused = decode_control(carried.control.get(timeout=SECONDS))
+        assert isinstance(refused, ListenFailed)
+        assert (refused.forward, refused.reason) == (7, Reason.NOT_ALLOWED)
+        assert words in refused.text
+        assert isinstance(ask_to_listen(carried, 7), Listening)
+
+
+def test_asking_twice_for_one_forward_is_refused_and_leaves_the_first_in_place(server: Server) -> None:
+    with RawClient(server, "a", TOKEN) as client:
+        carried = client.join()
+        listening = ask_to_listen(carried, 0)
+        assert isinstance(listening, Listening)
+        assert ask_to_listen(carried, 0) == ListenFailed(0, Reason.LIMIT, "forward 0 listens already")
+        with socket.create_connection(("127.0.0.1", listening.port), timeout=SECONDS):
+            stream = carried.opened.get(timeout=SECONDS)
+            assert isinstance(decode_request(stream.request), ThroughForward)
+            stream.release()
 
 
 # --- the end ----------------------------------------------------------------------------------------

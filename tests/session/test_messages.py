@@ -15,6 +15,7 @@ from qanat.session.messages import (
     Listen,
     ListenFailed,
     Listening,
+    MalformedListen,
     StreamRequest,
     ThroughForward,
     Unlisten,
@@ -92,8 +93,9 @@ def test_junk_is_read_or_refused_and_nothing_else(content: bytes) -> None:
 def test_a_text_that_is_too_long_is_refused() -> None:
     with pytest.raises(ProtocolError):
         decode_request(ConnectTcp("h" * 256, 1).encode())
-    with pytest.raises(ProtocolError):
+    with pytest.raises(MalformedListen) as caught:
         decode_control(Listen(1, "h" * 256, 1).encode())
+    assert caught.value.forward == 1
 
 
 def test_a_text_that_is_not_utf8_is_refused() -> None:
