@@ -22,6 +22,7 @@ from qanat.base.errors import BindError, Cancelled, ConnectError, EndpointError,
 from qanat.base.resolve import Address, LookupShare
 from qanat.base.sockets import describe_os_error, format_address, set_reset_on_close
 from qanat.base.threads import start_thread
+from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
 
@@ -137,10 +138,18 @@ class Listener:
             self._exhausted = True
             self._closed.wait(EXHAUSTED_PAUSE)
             return
+        except Exception:
+            log_unexpected(f"{self._name}: accepting a connection failed")
+            self._closed.wait(EXHAUSTED_PAUSE)
+            return
         if accepted is not None:
             self._exhausted = False
             sock, address = accepted
-            self._on_connection(sock, format_address(address))
+            try:
+                self._on_connection(sock, format_address(address))
+            except Exception:
+                sock.close()
+                log_unexpected(f"{self._name}: the connection from {format_address(address)} ended")
 
 
 def _configure(sock: socket.socket) -> None:

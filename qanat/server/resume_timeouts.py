@@ -1,4 +1,4 @@
-"""Sessions whose clients stay away: each lane without a pipe has `resume_for` seconds to get one again.
+"""Ends what no client comes back to: each lane without a pipe has `resume_for` seconds to get another one.
 
 Owned by `qanat.server.server`, which says when a lane loses its pipe and when it has one again.
 """
@@ -16,15 +16,15 @@ from qanat.session.session import Session
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Absence:
-    take: Callable[[_Absence], bool]  # False when its lane is back
+class _Timeout:
+    expire: Callable[[_Timeout], bool]  # False when it was stopped
     session: Session
     number: int
     lane: Lane
     deadline: Deadline
 
     def cut(self) -> None:
-        if self.take(self):
+        if self.expire(self):
             self.session.lane_expired(self.number, self.lane)
 
 
@@ -32,41 +32,42 @@ class ResumeTimeouts:
     """Safe to use from any thread; nothing blocks but `join`."""
 
     def __init__(self, resume_for: float) -> None:
-        """`resume_for` is in seconds and the same for all, so that the first to go is the first to expire."""
+        """Take the seconds, which are the same for all, so that the first to begin is the first to expire."""
         self._resume_for = resume_for
-        self._watch = DeadlineWatch("absences")
+        self._watch = DeadlineWatch("resume timeouts")
         self._lock = threading.Lock()
-        self._resume_timeouts: dict[Lane, _Absence] = {}  # guarded by the lock
+        self._timeouts: dict[Lane, _Timeout] = {}  # guarded by the lock
 
     def start(self) -> None:
+        """Start the thread that ends lanes."""
         self._watch.start()
 
-    def began(self, session: Session, number: int, lane: Lane) -> None:
-        """`lane` is on no pipe any more; or on the next one already, which then decides when the time is up."""
-        self.ended(lane)
-        absence = _Absence(self._take, session, number, lane, Deadline(self._resume_for))
+    def begin(self, session: Session, number: int, lane: Lane) -> None:
+        """Give `lane`, which has lost its pipe, its time; if it has one again by then, nothing happens."""
+        self.stop(lane)
+        timeout = _Timeout(self._expire, session, number, lane, Deadline(self._resume_for))
         with self._lock:
-            self._resume_timeouts[lane] = absence
-        self._watch.add(absence)
+            self._timeouts[lane] = timeout
+        self._watch.add(timeout)
 
-    def ended(self, lane: Lane) -> None:
-        """`lane` is on a pipe again, or over.  Idempotent."""
+    def stop(self, lane: Lane) -> None:
+        """Let `lane` be: it is on a pipe again, or over.  Idempotent."""
         with self._lock:
-            absence = self._resume_timeouts.pop(lane, None)
-        if absence is not None:
-            self._watch.forget(absence)
+            timeout = self._timeouts.pop(lane, None)
+        if timeout is not None:
+            self._watch.forget(timeout)
 
-    def _take(self, absence: _Absence) -> bool:
+    def _expire(self, timeout: _Timeout) -> bool:
         with self._lock:
-            if self._resume_timeouts.get(absence.lane) is not absence:
+            if self._timeouts.get(timeout.lane) is not timeout:
                 return False
-            del self._resume_timeouts[absence.lane]
+            del self._timeouts[timeout.lane]
             return True
 
     def close(self) -> None:
-        """Let nobody expire any more.  Idempotent."""
+        """End no lane any more.  Idempotent."""
         self._watch.close()
 
     def join(self, timeout: float) -> list[str]:
-        """As `DeadlineWatch.join`."""
+        """Do as `DeadlineWatch.join`."""
         return self._watch.join(timeout)

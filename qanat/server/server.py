@@ -1,8 +1,7 @@
-"""The running server: front door, handshake, sessions, and an end that keeps its word.
+"""The running server: it authenticates what the front door lets in, and begins, resumes and ends sessions.
 
-`run_server` is the whole of it.  A connection's thread comes in through `_on_pipe`, authenticates the
-client, and then is the reader of a lane of that client's session until the pipe ends.  The session stays, for a
-while, for the client to come back to.
+A connection's thread comes in through `_serve_pipe`, authenticates the client, and then is the reader of a lane of that
+client's session until the pipe ends.  The session stays for `resume_for`, for the client to come back to.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ from qanat.mux.carrying import Superseded
 from qanat.mux.lane import Lane
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
-from qanat.server.sessions import Full, NameHeld, Registry, TooLate
+from qanat.server.sessions import Busy, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
 from qanat.session.limits import affordable_streams, hello_parameters, lane_parameters, share
 from qanat.session.messages import printable
@@ -41,36 +41,38 @@ from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")
 
-_REASONS = {NameHeld: CloseReason.NAME_IN_USE, TooLate: CloseReason.STALE, Full: CloseReason.BUSY}
+_REASONS = {NameInUse: CloseReason.NAME_IN_USE, Stale: CloseReason.STALE, Busy: CloseReason.BUSY}
 
-ENDING = 5.0
+JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds that a client which was turned away gets to end its connection."""
 
 _NO_SECRET = os.urandom(PROOF_SIZE)
 """Stands in for the secret of a session that there is not."""
 
 
 class Server:
-    """A server from `start` to `stop`.  `run_server` and tests use it."""
+    """A server from `start` to `stop`.  Methods may be called from any thread."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Loads or makes the identity; raises UsageError when it cannot be used."""
+        """Load or make the identity, and load the certificate; raises UsageError for one that cannot be used."""
         self.settings = settings
         self.identity = load_or_create_identity(settings.identity)
         # A host's name need not be ASCII, and READY's node name must.
         self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
-        self._front_door = FrontDoor(settings, self._on_pipe)
+        self._front_door = FrontDoor(settings, self._serve_pipe)
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
         self._shared_ports = SharedPorts()
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
-        self._accounts = {account.name: _Account(account, self._max_streams) for account in settings.clients}
+        self._clients = {client.name: _KnownClient(client, self._max_streams) for client in settings.clients}
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
-        """What is listened on, with the real ports."""
+        """The addresses that are listened on, with the real ports; empty before `start`."""
         return self._front_door.addresses
 
     def start(self) -> None:
@@ -82,7 +84,10 @@ class Server:
         log.info("server key fingerprint %s", self.identity.fingerprint)
 
     def stop(self) -> None:
-        """End gracefully: no new connection or stream, `drain` seconds for open ones, then goodbye. Blocks."""
+        """End gracefully: no new connection or stream, `drain` seconds for open ones, then close the sessions.
+
+        Blocks for `drain` and about ten seconds at most.
+        """
         self._front_door.close()
         sessions = self.registry.close()
         for session in sessions:
@@ -93,20 +98,20 @@ class Server:
             session.drain(deadline)
         for session in sessions:
             session.stop(CloseReason.SHUTDOWN, f"{self.node} is shutting down")
-        deadline = Deadline(ENDING)
+        deadline = Deadline(JOIN_TIMEOUT)
         for session in sessions:
             if not session.ended.wait(deadline.remaining()):
                 session.end("the server is shutting down")
         self._resume_timeouts.close()
-        stuck = [*self._front_door.join(ENDING), *self._resume_timeouts.join(ENDING)]
+        stuck = [*self._front_door.join(JOIN_TIMEOUT), *self._resume_timeouts.join(JOIN_TIMEOUT)]
         for session in sessions:
-            stuck += session.threads.join(ENDING)
+            stuck += session.threads.join(JOIN_TIMEOUT)
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
     # --- one connection -------------------------------------------------------------------------
 
-    def _on_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+    def _serve_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
         deadline = Deadline(self.settings.limits.handshake_timeout)
         carry: Callable[[], None] | None = None
         order = next(self._orders)
@@ -129,26 +134,26 @@ class Server:
     def _admit(
         self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline, order: int
     ) -> Callable[[], None] | None:
-        """Judge HELLO and answer it; what to do with the pipe, or None when this client was told that it has to go."""
+        """Judge HELLO and answer it; return what to do with the pipe, or None when this client was turned away."""
         kind, content = sealed.recv_record()
         if kind is not RecordKind.HELLO:
             raise ProtocolError(f"a {kind.name} record where HELLO was due")
         hello = Hello.decode(content)
         if hello.intent is Intent.NEW:
-            return self._begin(sealed, hello, address, deadline, order)
-        return self._resume(sealed, hello, address, deadline)
+            return self._begin_session(sealed, hello, address, deadline, order)
+        return self._resume_session(sealed, hello, address, deadline)
 
-    def _begin(
+    def _begin_session(
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline, order: int
     ) -> Callable[[], None] | None:
-        """A new session."""
-        settings, account = self.settings, self._accounts[sealed.result.name]
+        """Begin a new session."""
+        settings, client = self.settings, self._clients[sealed.result.name]
         lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
         ours, theirs = self._parameters(lanes), hello.parameters
         # A stream costs two threads and a file here, whoever opens it: what the client allows is not all that counts.
         theirs = replace(theirs, max_streams=min(theirs.max_streams, ours.max_streams))
         session = ServerSession(
-            account.name,
+            client.name,
             lane_parameters(
                 settings.flow,
                 settings.keepalive,
@@ -161,11 +166,11 @@ class Server:
             secret=sealed.result.resume,
             resume_for=settings.resume_for,
             instance=hello.instance,
-            holder=_holder(sealed, address),
-            connect_rules=account.connect_rules,
-            listen_rules=account.listen_rules,
+            origin=_describe_origin(sealed, address),
+            connect_rules=client.connect_rules,
+            listen_rules=client.listen_rules,
             connect_timeout=settings.connect_timeout,
-            connecting=account.connecting,
+            connecting=client.connecting,
             max_forwards=settings.limits.forwards,
             max_lanes=lanes,
             shared_ports=self._shared_ports,
@@ -175,10 +180,10 @@ class Server:
             self.registry.claim(session, deadline)
         except tuple(_REASONS) as error:
             log.warning("turned %s away: %s", address, error)
-            self._say(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
+            self._send_last(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
             return None
-        session.on_end(lambda: self._ended(session))
         try:
+            session.on_end(lambda: self._session_ended(session))
             ready = Ready(Answer.NEW, self.node, ours, session=session.id)
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
         except BaseException:
@@ -195,10 +200,10 @@ class Server:
         lane = session.add_lane(0)
         return lambda: self._carry(session, 0, lane, sealed, address)
 
-    def _resume(
+    def _resume_session(
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
     ) -> Callable[[], None] | None:
-        """Another pipe for a session.  A stolen, foreign, expired or unknown one gets the same answer."""
+        """Take another pipe for a session.  A stolen, foreign, expired or unknown session gets the same answer."""
         name = sealed.result.name
         session = self.registry.find(name, hello.session)
         proven = hello.proof_holds(_NO_SECRET if session is None else session.secret, sealed.result.transcript)
@@ -207,27 +212,27 @@ class Server:
             lane = session.lane_for(hello) if session is not None and proven else None
         if session is None or lane is None:
             log.info("%s from %s asked for a session that is over", name, address)
-            self._say(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
+            self._send_last(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
             return None
         try:
             expected = lane.take(hello.epoch, hello.expected, deadline)
         except Superseded as error:
             log.info("%s from %s came too late: %s", name, address, error)
-            self._say(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
+            self._send_last(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
             return None
         except ProtocolError as error:
             close = Close(CloseReason.PROTOCOL, error.message)
             session.end(f"the client broke the protocol: {error.message}", close)
-            self._say(sealed, RecordKind.CLOSE, close.encode())
+            self._send_last(sealed, RecordKind.CLOSE, close.encode())
             return None
-        self._resume_timeouts.ended(lane)
-        session.holder = _holder(sealed, address)
-        ready = Ready(Answer.RESUMED, self.node, self._parameters(len(session.lanes)), session.id, expected)
+        self._resume_timeouts.stop(lane)
         try:
+            session.origin = _describe_origin(sealed, address)
+            ready = Ready(Answer.RESUMED, self.node, self._parameters(len(session.lanes)), session.id, expected)
             ready = ready.proven(session.secret, sealed.result.transcript)
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
         except BaseException:
-            self._resume_timeouts.began(session, hello.lane, lane)
+            self._resume_timeouts.begin(session, hello.lane, lane)
             raise
         log.info(
             "%s %s from %s over %s, %s",
@@ -262,7 +267,7 @@ class Server:
         receive_from: int | None = None,
     ) -> None:
         started = time.monotonic()
-        ending = session.carry(
+        result = session.carry(
             number,
             lane,
             sealed,
@@ -271,15 +276,15 @@ class Server:
             peer_expects=peer_expects,
             receive_from=receive_from,
         )
-        lived, cause = time.monotonic() - started, printable(ending.cause)
+        lived, cause = time.monotonic() - started, printable(result.cause)
         extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
         if session.ended.is_set() or session.find_lane(number) is not lane:
             log.info("%s from %s ended after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
-            if session.ended.is_set() and (stuck := session.threads.join(self.settings.connect_timeout + ENDING)):
+            if session.ended.is_set() and (stuck := session.threads.join(self.settings.connect_timeout + JOIN_TIMEOUT)):
                 log.warning("%s: still ending: %s", session.name, ", ".join(stuck))
             return
         if not lane.attached:  # also when another pipe is about to have it, should that come to nothing
-            self._resume_timeouts.began(session, number, lane)
+            self._resume_timeouts.begin(session, number, lane)
         if lane.epoch != epoch:
             log.info("%s left %s after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
         else:
@@ -293,10 +298,10 @@ class Server:
                 extra=extra,
             )
 
-    def _ended(self, session: ServerSession) -> None:
+    def _session_ended(self, session: ServerSession) -> None:
         self.registry.release(session)
         for lane in session.lanes.values():
-            self._resume_timeouts.ended(lane)
+            self._resume_timeouts.stop(lane)
         if not session.carried:
             log.info("the session of %s is over: %s", session.name, session.why)
 
@@ -305,10 +310,10 @@ class Server:
         streams = share(self._max_streams, lanes)
         return hello_parameters(settings.flow, settings.keepalive, streams, lanes=lanes, resume_for=settings.resume_for)
 
-    def _say(self, sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
-        """Send a last record and wait for the client to end, so that a reset does not overtake it."""
+    def _send_last(self, sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
+        """Send a last record, and block until the client ends the pipe, so that a reset does not overtake it."""
         sealed.send_record(bytes((kind,)) + content)
-        sealed.set_read_timeout(2.0)
+        sealed.set_read_timeout(CLOSE_TIMEOUT)
         try:
             while True:
                 sealed.recv_record()
@@ -316,23 +321,23 @@ class Server:
             sealed.close("turned away")
 
     def _find_tokens(self, name: str) -> tuple[bytes, ...] | None:
-        account = self._accounts.get(name)
-        return None if account is None else account.tokens
+        client = self._clients.get(name)
+        return None if client is None else client.tokens
 
 
-def _holder(sealed: SealedPipe, address: ClientAddress) -> str:
-    """Where a client is, in words, for whoever wants its name."""
+def _describe_origin(sealed: SealedPipe, address: ClientAddress) -> str:
+    """Return where a client connects from, in words, for another process that wants its name."""
     return f"{address} ({sealed.pipe.transport}) since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-class _Account:
-    """A client's account with its rules read once, and what all its sessions share."""
+class _KnownClient:
+    """One client of the settings with its rules parsed, and what all its sessions share."""
 
-    def __init__(self, account: ClientAccount, max_streams: int) -> None:
-        self.name = account.name
-        self.tokens = account.tokens
-        self.connect_rules = ConnectRules(account.allow_connect)
-        self.listen_rules = ListenRules(account.allow_listen, account.shared_listen)
+    def __init__(self, settings: ClientAccount, max_streams: int) -> None:
+        self.name = settings.name
+        self.tokens = settings.tokens
+        self.connect_rules = ConnectRules(settings.allow_connect)
+        self.listen_rules = ListenRules(settings.allow_listen, settings.shared_listen)
         self.connecting = threading.BoundedSemaphore(max_streams)
 
 

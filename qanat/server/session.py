@@ -40,12 +40,7 @@ log = logging.getLogger("qanat.session")
 
 
 class ServerSession(Session):
-    """See the module's docstring.  `holder` says in words where the client is, for whoever wants its name.
-
-    `connecting` bounds the targets that are being connected to, over all sessions of this client: a session that
-    has ended gives its own up, and its client can be back at once for more.  `order`
-    says which of a client's sessions began with the later connection.
-    """
+    """One session of a client.  Methods may be called from any thread."""
 
     def __init__(
         self,
@@ -55,7 +50,7 @@ class ServerSession(Session):
         secret: bytes,
         resume_for: float,
         instance: bytes,
-        holder: str,
+        origin: str,
         connect_rules: ConnectRules,
         listen_rules: ListenRules,
         connect_timeout: float,
@@ -65,9 +60,16 @@ class ServerSession(Session):
         shared_ports: SharedPorts,
         order: int = 0,
     ) -> None:
+        """Begin a session of the client `name`.
+
+        `instance` is its process's, `origin` says in words where it connects from.  `connecting` bounds the targets
+        that are being connected to, over all sessions of this client: one that has ended gives its own up, and its
+        client can be back at once for more.  Of a client's sessions, the one with the highest `order` began with the
+        latest connection.
+        """
         super().__init__(name, parameters, new_id(), secret, resume_for)
         self.instance = instance
-        self.holder = holder
+        self.origin = origin
         self.order = order
         self._connect_rules = connect_rules
         self._listen_rules = listen_rules
@@ -160,7 +162,7 @@ class ServerSession(Session):
         return listener
 
     def _accepted(self, number: int, sock: socket.socket, peer: str, done: Callable[[], None] = lambda: None) -> None:
-        """A connection came for a remote forward; `done` is called once, when it has ended."""
+        """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
 
         def carry() -> None:
             try:
@@ -176,17 +178,20 @@ class ServerSession(Session):
             done()
             if self._log_throttle.due("no thread"):
                 log.warning("%s: %s", self.name, error)
+        except BaseException:
+            done()
+            raise
 
     def _release(self) -> None:
         self.stop_listening()
         self._listeners.clear()
 
     def replace(self, why: str) -> None:
-        """The client started anew, or another one took its name: end this session."""
+        """End this session, and tell its client that another one has its name now."""
         self.end(why, Close(CloseReason.REPLACED, why))
 
     def lane_for(self, hello: Hello) -> Lane | None:
-        """The lane that a HELLO of this session's own client asks for; None when it cannot have it.
+        """Return the lane that a HELLO of this session's own client asks for; None when it cannot have it.
 
         A lane that a client joins is made now, unless that has happened before.  Raises SessionEnded.
         """

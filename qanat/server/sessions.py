@@ -1,7 +1,7 @@
-"""Which sessions a server has, and who may hold a client's name.
+"""Which sessions a server has, and which of two processes may have a client's name.
 
-A client that reconnects takes its name over at once; another process with the same name is refused
-while the holder still answers a sealed PING, and takes over when it does not.
+A client that begins anew takes its name over at once; another process with the same name is refused
+while the first one still answers a sealed PING, and takes over when it does not.
 """
 
 from __future__ import annotations
@@ -16,58 +16,65 @@ from qanat.server.session import ServerSession
 log = logging.getLogger("qanat.session")
 
 
-class NameHeld(Exception):
-    """Another live process holds this name; the message says where."""
+class NameInUse(Exception):
+    """Another live process has this name; the message says where."""
 
 
-class TooLate(Exception):
+class Stale(Exception):
     """The client has begun another session since, over a connection that it made later."""
 
 
-class Full(Exception):
-    """No room for another session."""
+class Busy(Exception):
+    """There is no room for another session."""
 
 
 class Registry:
     """The live sessions by client name.  Safe to use from any thread."""
 
     def __init__(self, limit: int, takeover_timeout: float) -> None:
+        """Take at most `limit` sessions; one that is asked for its name gets `takeover_timeout` seconds to answer."""
         self._limit = limit
         self._takeover_timeout = takeover_timeout
         self._lock = threading.Lock()
         self._sessions: dict[str, ServerSession] = {}
         self._closed = False
 
-    def claim(self, session: ServerSession, deadline: Deadline) -> None:
-        """Give `session` its client's name.  Blocks while an older holder is asked or ends.
+    @property
+    def sessions(self) -> list[ServerSession]:
+        """The sessions there are."""
+        with self._lock:
+            return list(self._sessions.values())
 
-        When it returns, the older holder's ports are free.  Raises NameHeld, TooLate and Full.
+    def claim(self, session: ServerSession, deadline: Deadline) -> None:
+        """Give `session` its client's name.  Blocks while an older session of that name is asked or ends.
+
+        When it returns, the older session's ports are free.  Raises NameInUse, Stale and Busy.
         """
         while True:
             with self._lock:
-                holder = self._sessions.get(session.name)
+                older = self._sessions.get(session.name)
                 if self._closed:
-                    raise Full("this server is shutting down")
-                if holder is None:
+                    raise Busy("this server is shutting down")
+                if older is None:
                     if len(self._sessions) >= self._limit:
-                        raise Full(f"{self._limit} sessions are open")
+                        raise Busy(f"{self._limit} sessions are open")
                     self._sessions[session.name] = session
                     return
-            if holder.instance == session.instance and holder.order > session.order:
-                raise TooLate(f"{session.name} has begun a session over a later connection than this")
-            if holder.instance == session.instance:
-                holder.replace("its client connected anew")
-            elif holder.answers(self._takeover_timeout):
-                raise NameHeld(f"{session.name} is connected from {holder.holder}")
+            if older.instance == session.instance and older.order > session.order:
+                raise Stale(f"{session.name} has begun a session over a later connection than this")
+            if older.instance == session.instance:
+                older.replace("its client connected anew")
+            elif older.answers(self._takeover_timeout):
+                raise NameInUse(f"{session.name} is connected from {older.origin}")
             else:
-                log.warning("%s from %s is silent: replaced from %s", session.name, holder.holder, session.holder)
-                holder.replace("its client no longer answers")
-            if not holder.ended.wait(deadline.remaining()):
-                raise NameHeld(f"{session.name} from {holder.holder} is still ending")
-            self.release(holder)
+                log.warning("%s from %s is silent: replaced from %s", session.name, older.origin, session.origin)
+                older.replace("its client no longer answers")
+            if not older.ended.wait(deadline.remaining()):
+                raise NameInUse(f"{session.name} from {older.origin} is still ending")
+            self.release(older)
 
     def find(self, name: str, session_id: bytes) -> ServerSession | None:
-        """The session of that name and id, or None."""
+        """Return the session of that name and id, or None."""
         with self._lock:
             session = self._sessions.get(name)
         return session if session is not None and secrets_equal(session.id, session_id) else None
@@ -79,7 +86,7 @@ class Registry:
                 del self._sessions[session.name]
 
     def close(self) -> list[ServerSession]:
-        """Give out no name any more; the sessions there are.  Idempotent."""
+        """Give out no name any more, and return the sessions there are.  Idempotent."""
         with self._lock:
             self._closed = True
             return list(self._sessions.values())

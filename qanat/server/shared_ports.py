@@ -18,30 +18,31 @@ from qanat.endpoints.tcp import Listener
 Accept = Callable[[socket.socket, str, Callable[[], None]], None]
 
 
-class Taker(Protocol):
-    """Who takes connections: a session."""
+class Acceptor(Protocol):
+    """What serves connections: a session."""
 
     name: str
 
     @property
-    def attached(self) -> bool: ...  # whether its client is connected right now
+    def attached(self) -> bool:
+        """Whether its client is connected right now."""
 
 
 class Membership:
     """One forward's share of a port.  As a `Listener`, it has `address` and `port`, and is closed once."""
 
-    def __init__(self, ports: SharedPorts, shared: _SharedPort, taker: Taker, accept: Accept) -> None:
+    def __init__(self, ports: SharedPorts, shared: _SharedPort, acceptor: Acceptor, accept: Accept) -> None:
         self._ports = ports
         self._shared = shared
-        self.taker = taker
+        self.acceptor = acceptor
         self.accept = accept
         self.open = 0  # connections given to it that have not ended; guarded by the shared port's lock
-        self.turn = 0  # when it got its last one
+        self.last = 0  # the number of the last connection given to it
         self.address = shared.listener.address
         self.port = shared.listener.port
 
     def done(self) -> None:
-        """A connection that `accept` was called with has ended."""
+        """Count a connection that `accept` was called with as ended."""
         with self._shared.lock:
             self.open -= 1
 
@@ -57,16 +58,16 @@ class _SharedPort:
         self.lock = threading.Lock()
         self.members: list[Membership] = []
         self.asked_for = (host, port)
-        self._write_lock = itertools.count(1)
+        self._numbers = itertools.count(1)  # of connections, guarded by the lock
         self.listener = Listener(listen_addresses(host, port), self._accepted, f"listen-shared-{port}")
 
     def _accepted(self, sock: socket.socket, peer: str) -> None:
         with self.lock:
             # One that is not connected is left out, unless all are: then it is for whoever comes back.
-            member = min(self.members, key=lambda m: (not m.taker.attached, m.open, m.turn), default=None)
+            member = min(self.members, key=lambda m: (not m.acceptor.attached, m.open, m.last), default=None)
             if member is not None:
                 member.open += 1
-                member.turn = next(self._write_lock)
+                member.last = next(self._numbers)
         if member is None:
             sock.close()  # which resets it: the last member has just left
         else:
@@ -74,13 +75,13 @@ class _SharedPort:
 
 
 class SharedPorts:
-    """See the module's docstring.  Safe to use from any thread."""
+    """The shared ports of one server.  Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ports: dict[tuple[str, int], _SharedPort] = {}
 
-    def join(self, host: str, port: int, taker: Taker, accept: Accept) -> Membership:
+    def join(self, host: str, port: int, acceptor: Acceptor, accept: Accept) -> Membership:
         """Share this address.  `accept(socket, peer, done)` must not block; `done` is called when that has ended.
 
         Does not block.  Raises EndpointError when the port cannot be bound.
@@ -91,13 +92,13 @@ class SharedPorts:
                 shared = _SharedPort(host, port)
                 shared.listener.start()
                 self._ports[host, port] = shared
-            member = Membership(self, shared, taker, accept)
+            member = Membership(self, shared, acceptor, accept)
             with shared.lock:
                 shared.members.append(member)
         return member
 
     def leave(self, shared: _SharedPort, member: Membership) -> None:
-        """For `Membership.close`."""
+        """Take a member out, and free the port after the last one.  For `Membership.close`."""
         with self._lock:
             with shared.lock:
                 if member not in shared.members:

@@ -239,7 +239,10 @@ class Session(ABC):
             finally:
                 self.ended.set()
                 for callback in callbacks:
-                    callback()
+                    try:
+                        callback()
+                    except Exception:
+                        log_unexpected(f"{self.name}: telling of the session's end failed")
 
     def refuse_streams(self) -> None:
         """Refuse new streams from the peer from now on: this end is stopping.  Idempotent; does not block."""

@@ -78,11 +78,11 @@ class Place:
         """Streams open through this server."""
         if self.server is None:
             return 0
-        return sum(session.open_streams for session in list(self.server.registry._sessions.values()))
+        return sum(session.open_streams for session in self.server.registry.sessions)
 
     @property
     def sessions(self) -> int:
-        return 0 if self.server is None else len(self.server.registry._sessions)
+        return 0 if self.server is None else len(self.server.registry.sessions)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def listener_of(place: Place) -> list[int]:
     """The ports of remote forwards that this server listens on."""
     if place.server is None:
         return []
-    sessions = list(place.server.registry._sessions.values())
+    sessions = place.server.registry.sessions
     return [listener.port for session in sessions for listener in list(session._listeners.values())]
 
 
@@ -216,7 +216,7 @@ def test_a_short_absence_of_the_first_bothers_nobody(
     with connection(client.local_ports[0]) as sock:
         assert can_be_used(sock)
         assert first.server is not None
-        [session] = first.server.registry._sessions.values()
+        [session] = first.server.registry.sessions
         session.lanes[0].cut("the network was cut")
         assert can_be_used(sock)
     assert second.sessions == 0

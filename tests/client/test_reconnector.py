@@ -345,7 +345,7 @@ def ending_or_echo(sock: socket.socket) -> str:
 
 def lanes_of(server: Server) -> list[Lane]:
     """The lanes of its only session."""
-    sessions = list(server.registry._sessions.values())
+    sessions = server.registry.sessions
     return [lane for session in sessions for _, lane in sorted(session.lanes.items())]
 
 
@@ -390,7 +390,7 @@ def test_a_client_with_lanes_stops_as_quickly_and_says_goodbye(tmp_path: Path) -
             assert exchange(sock, b"before") == b"before"
             sock.shutdown(socket.SHUT_WR)
             assert ending_of(sock) == END
-        [session] = path.server.registry._sessions.values()
+        [session] = path.server.registry.sessions
         began = time.monotonic()
         path.client.stop()
         assert time.monotonic() - began < 1.5

@@ -247,8 +247,8 @@ def test_a_session_whose_time_is_up_just_after_ready_does_not_stay_for_ever(
         client = again(server, stack)
         kind, _ = client.greet()
         assert kind is RecordKind.READY
-        assert server.registry._sessions
-        wait_until(lambda: not server.registry._sessions, "the session has expired")
+        assert server.registry.sessions
+        wait_until(lambda: not server.registry.sessions, "the session has expired")
 
 
 def test_who_comes_to_a_remote_port_costs_no_more_than_the_servers_own_limit_whatever_its_client_allows(
@@ -278,13 +278,13 @@ def ending_soon(stack: ExitStack, port: int) -> str:
 def test_one_who_resumes_is_named_as_the_holder_from_where_it_is_now(server: Server) -> None:
     with ExitStack() as stack:
         kept, carried = begin(server, stack)
-        before = session_of(server, kept).holder
+        before = session_of(server, kept).origin
         cut(carried)
         again(server, stack).go_on(kept, carried)
-        assert session_of(server, kept).holder != before
+        assert session_of(server, kept).origin != before
         kind, content = again(server, stack, instance=b"j" * 16).greet()
         assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.NAME_IN_USE)
-        assert session_of(server, kept).holder in Close.decode(content).text
+        assert session_of(server, kept).origin in Close.decode(content).text
 
 
 # --- one answer for all who may not -----------------------------------------------------------------

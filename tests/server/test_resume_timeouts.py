@@ -47,18 +47,18 @@ def hasty() -> Iterator[None]:
 
 
 def test_whoever_comes_back_just_as_its_time_is_up_harms_nobody(hasty: None) -> None:
-    absences, session = ResumeTimeouts(0.001), Sessions()
-    absences.start()
+    timeouts, session = ResumeTimeouts(0.001), Sessions()
+    timeouts.start()
     for _ in range(3000):
         lane = make_lane()
-        absences.began(session, 0, lane)
+        timeouts.begin(session, 0, lane)
         threading.Event().wait(0.0009)
-        absences.ended(lane)
+        timeouts.stop(lane)
     last = make_lane()
-    absences.began(session, 0, last)
+    timeouts.begin(session, 0, last)
     wait_until(lambda: session.expired[-1:] == [last], "the last has expired")
-    absences.close()
-    assert absences.join(5) == []
+    timeouts.close()
+    assert timeouts.join(5) == []
 
 
 def test_one_that_cannot_be_cut_keeps_no_other_from_its_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from qanat.base.deadline import Deadline
 from qanat.mux.parameters import LaneParameters
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.session import ServerSession
-from qanat.server.sessions import Full, NameHeld, Registry
+from qanat.server.sessions import Busy, NameInUse, Registry
 from qanat.server.shared_ports import SharedPorts
 from tests.support.background import Background, wait_until
 
@@ -39,7 +39,7 @@ def session(name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = 
         secret=b"r" * 32,
         resume_for=0.0,
         instance=instance,
-        holder=f"{name}'s place",
+        origin=f"{name}'s place",
         connect_rules=ConnectRules(()),
         listen_rules=ListenRules(()),
         connect_timeout=1.0,
@@ -95,7 +95,7 @@ def test_releasing_what_one_no_longer_holds_takes_nothing_from_the_new_holder() 
 def test_above_the_limit_only_a_new_name_is_refused() -> None:
     registry = Registry(limit=1, takeover_timeout=SOON)
     registry.claim(session(), Deadline(NEVER))
-    with pytest.raises(Full, match="1 sessions are open"):
+    with pytest.raises(Busy, match="1 sessions are open"):
         registry.claim(session("b"), Deadline(NEVER))
     registry.claim(session(), Deadline(NEVER))
 
@@ -120,7 +120,7 @@ def test_a_holder_that_does_not_end_in_time_keeps_its_name() -> None:
     ending = Background(lambda: holder.end("its time has come"))
     wait_until(lambda: bool(holder.why), "it is ending")
     began = time.monotonic()
-    with pytest.raises(NameHeld, match="a from a's place is still ending"):
+    with pytest.raises(NameInUse, match="a from a's place is still ending"):
         registry.claim(session(), Deadline(SOON))
     assert time.monotonic() - began < NEVER / 2
     assert registry.close() == [holder]
@@ -154,5 +154,5 @@ def test_a_session_is_found_by_its_name_and_id_together() -> None:
 def test_after_the_end_no_name_is_given_out() -> None:
     registry = Registry(limit=9, takeover_timeout=SOON)
     registry.close()
-    with pytest.raises(Full, match="shutting down"):
+    with pytest.raises(Busy, match="shutting down"):
         registry.claim(session(), Deadline(NEVER))

@@ -40,14 +40,14 @@ class ConnectRules:
     """What one client may reach.  Immutable, and safe to use from any thread."""
 
     def __init__(self, rules: Sequence[str]) -> None:
-        """Raises UsageError for a rule that cannot be read."""
+        """Read the rules of `allow_connect`.  Raises UsageError for one that cannot be understood."""
         parsed = [parse_connect_rule(rule) for rule in rules]
         self._networks = [rule for rule in parsed if isinstance(rule, NetworkRule)]
         self._names = [rule for rule in parsed if isinstance(rule, NameRule)]
         self._share = LookupShare()
 
     def resolve(self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None) -> list[Address]:
-        """The addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
+        """Return the addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
 
         Blocks until `deadline` at most, or until `cancel`.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
         name has no address, LIMIT when too many names are being looked up.  What is refused is not
@@ -73,7 +73,7 @@ class ConnectRules:
         return allowed
 
     def allows(self, address: IpAddress, port: int, name: str | None = None) -> bool:
-        """Whether `address` may be connected to, asked for as `name` (normalised) or as itself.  Pure."""
+        """Return whether `address` may be connected to, asked for as `name` (normalized) or as itself.  Pure."""
         address = unmap(address)
         if is_never(address):
             return False
@@ -87,7 +87,7 @@ class ConnectRules:
         return any(port in rule.ports and rule.matches(name) for rule in self._names)
 
     def _may_match(self, name: str | None, port: int) -> bool:
-        """Whether looking the name up is worth it: a client must not use us to ask after names at will."""
+        """Return whether to look the name up: a client must not use this server to look up names at will."""
         if any(port in rule.ports for rule in self._networks):
             return True
         return name is not None and self._name_allowed(name, port)
@@ -114,22 +114,22 @@ class ListenRules:
     """Where one client's remote forwards may listen.  Immutable, and safe to use from any thread."""
 
     def __init__(self, rules: Sequence[str], shared: Sequence[str] = ()) -> None:
-        """`shared` are those that allow to listen together with other clients.
+        """Read the rules of `allow_listen`; `shared` are those of `shared_listen`.
 
-        Raises UsageError for a rule that cannot be read.
+        Raises UsageError for one that cannot be understood.
         """
         self._shared = [parse_listen_rule(rule) for rule in shared]
         self._rules = [*(parse_listen_rule(rule) for rule in rules), *self._shared]
 
     def is_shared(self, host: str, port: int) -> bool:
-        """Whether an address that `check` allows is to be shared with other clients who ask for it."""
+        """Return whether an address that `check` allows is shared with other clients that ask for it."""
         address = parse_address(host)
         return address is not None and any(
             unmap(address) == rule.address and port in rule.ports for rule in self._shared
         )
 
     def check(self, host: str, port: int) -> Address:
-        """The address to bind for `host`, a literal, when a rule lists that very address.  Does not block.
+        """Return the address to bind for `host`, a literal, when a rule lists that very address.  Does not block.
 
         `0.0.0.0` in a rule allows `0.0.0.0` and not `127.0.0.1`; port 0 (any free one) is allowed
         only by a rule with port 0.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE for an interface

@@ -1,49 +1,24 @@
-"""Who may come in, before anyone is authenticated: how many handshakes at once, how soon, on whose account.
+"""Who may come in before anyone is authenticated: how soon, how many at once, and who gives way when it is too many.
 
-`Admission` is shared by all connections of one server.  The front door asks it for each connection; the
-runtime gives `rsa_gate` to each server handshake, and releases the slot once the client is authenticated.
-What an authenticated client may do is `qanat.server.access.rules`; whom a proxy speaks for is
-`qanat.server.front_door.forwarded_for`.
+`Admission` is shared by all connections of one server.  The front door asks it for each connection; the server
+gives `rsa_gate` to each handshake, and releases the slot once the client is authenticated.  How soon handshakes may
+begin is `qanat.server.admission.handshake_rate`; what an authenticated client may do is `qanat.server.access.rules`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from qanat.config.settings import ServerLimits
-from qanat.server.admission.address_rates import AddressRates
-from qanat.server.admission.fair_eviction import FairEviction
+from qanat.server.admission.client_address import bucket_key
 from qanat.server.admission.handshake_rate import HandshakeRate
 
-
-@dataclass(frozen=True, slots=True)
-class ClientAddress:
-    """Where a connection comes from: for logs and limits, never for authorisation."""
-
-    peer: str  # `host:port` of the socket's other end
-    client: str  # the IP address on whose account it is; behind a trusted proxy, as that proxy says
-    via_proxy: bool  # whether the socket's other end is one of `trusted_proxies`
-
-    def __str__(self) -> str:
-        return f"{self.client} via {self.peer}" if self.via_proxy else self.peer
-
-
-class HandshakeSlot:
-    """A place among `limits.handshakes`, held from the upgrade until the client is authenticated.
-
-    Release it once READY has been sent.  The front door releases it too, when `on_pipe` returns.
-    """
-
-    def __init__(self, crowd: FairEviction) -> None:
-        self._crowd = crowd
-
-    def release(self) -> None:
-        """Make room for another handshake.  Idempotent, from any thread; does not block."""
-        self._crowd.forget(self)
+CAPACITY = 10_000
+"""Addresses whose rate is remembered; the one not seen for longest is forgotten first."""
 
 
 class Admission:
@@ -54,7 +29,7 @@ class Admission:
         self._rate = HandshakeRate(limits.handshake_rate, limits.handshakes, clock=clock)
         self._handshakes = FairEviction()
         self.unfinished = FairEviction()
-        """The connections that are no pipes yet."""
+        """The connections that are not pipes yet."""
         # Half of the time for a request head, so that the slowed still have the other half for sending one.
         self._rates = AddressRates(
             limits.per_address_rate, limits.per_address_burst, max_delay=limits.header_timeout / 2, clock=clock
@@ -68,7 +43,7 @@ class Admission:
         return len(self._handshakes)
 
     def enter(self, address: str, cut: Callable[[], None]) -> HandshakeSlot | None:
-        """Take a handshake slot on the account of `address`, or None: then answer 503 with `retry_after`.
+        """Return a handshake slot, charged to `address`, or None: then answer 503 with `retry_after`.
 
         None when handshakes are begun too fast (`limits.handshake_rate`), and when all slots are taken.  In the second
         case an address that holds more than this one loses its oldest, which is `cut`, and this one gets in.  `cut`
@@ -83,15 +58,136 @@ class Admission:
         return None
 
     def retry_after(self, address: str) -> int:
-        """Whole seconds for a Retry-After header (RFC 9110 §10.2.3), 1 to 60: for one client that `enter` turned away.
+        """Return whole seconds for a Retry-After header (RFC 9110 §10.2.3), 1 to 60, for one that `enter` turned away.
 
-        Books a place in the queue on the account of `address`, so ask once for each.
+        Books a place in the queue for `address`, so it must be called once for each.
         """
         return self._rate.book(address)
 
     def delay(self, ip: str) -> float:
-        """Seconds that a new connection on this address's account has to wait before it is served.
+        """Return how many seconds a new connection of this address has to wait before it is served.
 
-        Not to be asked for a trusted proxy itself: everyone behind it would wait for each other.
+        Never to be called for a trusted proxy itself: everyone behind it would wait for each other.
         """
         return self._rates.delay(ip)
+
+
+class HandshakeSlot:
+    """A place among `limits.handshakes`, held from the upgrade until READY was sent.
+
+    The front door releases it too, when `on_pipe` returns.
+    """
+
+    def __init__(self, handshakes: FairEviction) -> None:
+        self._handshakes = handshakes
+
+    def release(self) -> None:
+        """Make room for another handshake.  Idempotent, from any thread; does not block."""
+        self._handshakes.forget(self)
+
+
+class FairEviction:
+    """Decides who gives way when there is no room: the oldest of the address that has the most.
+
+    Unauthenticated peers can hold what is limited for as long as a deadline lets them.  If newcomers were simply told
+    to wait, one address could keep all others out at little cost; here it only displaces itself.  Safe to use from any
+    thread; never blocks.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._keys: dict[object, str] = {}
+        self._cuts: dict[str, dict[object, Callable[[], None]]] = {}  # the inner ones in the order of coming
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._keys)
+
+    def add(self, member: object, address: str, cut: Callable[[], None]) -> None:
+        """Count `member` in; `cut` ends it, and must not block nor come back here."""
+        with self._lock:
+            self._add_locked(member, address, cut)
+
+    def add_within(self, limit: int, member: object, address: str, cut: Callable[[], None]) -> bool:
+        """Count `member` in and return True, unless there are `limit` already and no address has more than its own.
+
+        An address that has more loses its oldest, which is cut.
+        """
+        with self._lock:
+            if len(self._keys) >= limit:
+                own = len(self._cuts.get(bucket_key(address), ()))
+                if not self._displace_locked(more_than=own):
+                    return False
+            self._add_locked(member, address, cut)
+            return True
+
+    def displace(self) -> bool:
+        """Cut the oldest member of the address that has the most; return False when there are no members."""
+        with self._lock:
+            return self._displace_locked(more_than=0)
+
+    def forget(self, member: object) -> None:
+        """Count `member` out; it is not cut any more.  Idempotent."""
+        with self._lock:
+            key = self._keys.pop(member, None)
+            if key is not None:
+                del self._cuts[key][member]
+                if not self._cuts[key]:
+                    del self._cuts[key]
+
+    def _add_locked(self, member: object, address: str, cut: Callable[[], None]) -> None:
+        key = bucket_key(address)
+        self._keys[member] = key
+        self._cuts.setdefault(key, {})[member] = cut
+
+    def _displace_locked(self, more_than: int) -> bool:
+        key = max(self._cuts, key=lambda each: len(self._cuts[each]), default=None)
+        if key is None or len(self._cuts[key]) <= more_than:
+            return False
+        member, cut = next(iter(self._cuts[key].items()))
+        del self._keys[member], self._cuts[key][member]
+        if not self._cuts[key]:
+            del self._cuts[key]
+        cut()
+        return True
+
+
+class AddressRates:
+    """A token bucket for each address, which tells how long a new connection has to wait.
+
+    Slowing, not refusing: behind a CDN or a company's NAT many people share an address, so nobody is ever locked out,
+    and the wait has a ceiling.  Safe to use from any thread; never blocks.
+    """
+
+    def __init__(
+        self, rate: float, burst: int, *, max_delay: float, clock: Callable[[], float], capacity: int = CAPACITY
+    ) -> None:
+        """Give each address `burst` tokens, refilled at `rate` a second; nobody waits longer than `max_delay` s."""
+        self._rate = rate
+        self._burst = float(burst)
+        self._max_debt = rate * max_delay
+        self._clock = clock
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # key: tokens, when
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._buckets)
+
+    def delay(self, address: str) -> float:
+        """Take one token of `address`; return how many seconds its new connection has to wait: 0 to `max_delay`.
+
+        An empty bucket goes into debt, so that connections that come at once wait one after the other.
+        The debt is bounded: however long a flood was, the address is forgiven within `max_delay`.
+        """
+        key = bucket_key(address)
+        with self._lock:
+            now = self._clock()
+            tokens, since = self._buckets.pop(key, (self._burst, now))
+            tokens = min(self._burst, tokens + max(0.0, now - since) * self._rate)
+            tokens = max(-self._max_debt, tokens - 1.0)
+            self._buckets[key] = (tokens, now)
+            if len(self._buckets) > self._capacity:
+                self._buckets.popitem(last=False)
+        return max(0.0, -tokens / self._rate)

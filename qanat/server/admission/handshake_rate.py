@@ -1,12 +1,12 @@
 """How soon handshakes are begun, and when those who are turned away should come back.
 
 A server that comes back to five hundred clients can begin `rate` handshakes a second, after a first `burst`.  To
-turn the others away for some seconds at random would only bring the crowd back together; so each of them *books*:
+turn the others away for some seconds at random would only bring them all back together; so each of them *books*:
 it is told of the moment at which there will be a token for it, after those of all who booked before.
 
     take -> True: begin        take -> False: book -> "come back in N s" -> take
 
-Nobody can be recognised, since nobody is authenticated.  What stands in for a client is its address:
+Nobody can be recognized, since nobody is authenticated.  What stands in for a client is its address:
 
 - A booking is a claim of its address from its moment on: tokens are kept for it, up to half of the burst, against
   all who come from elsewhere without one.
@@ -31,7 +31,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from qanat.server.admission.address_rates import bucket_key
+from qanat.server.admission.client_address import bucket_key
 
 LONGEST = 60
 """Seconds after which every client may ask again."""
@@ -43,8 +43,8 @@ BOOKINGS = 20_000
 """Bookings remembered, about 10 MB; whoever is turned away beyond them is told a moment, but nothing is kept for it."""
 
 
-class _Account:
-    """What one address holds.  There can be as many as bookings, so it is small: an empty deque has 600 bytes."""
+class _AddressBookings:
+    """The bookings of one address.  Small, since there can be as many addresses as bookings: a deque has 600 bytes."""
 
     __slots__ = ("due", "held")
 
@@ -60,7 +60,7 @@ class HandshakeRate:
     """
 
     def __init__(self, rate: float, burst: int, *, clock: Callable[[], float]) -> None:
-        """`rate` is in handshakes a second, above 0; `burst` is at least 1, and there at once."""
+        """Take the rate in handshakes a second, above 0; `burst` is at least 1, and there at once."""
         self._rate = rate
         self._burst = float(burst)
         self._most_kept = burst // 2
@@ -72,7 +72,7 @@ class HandshakeRate:
         self._beyond = itertools.count()
         self._coming: list[tuple[float, int, str]] = []  # a heap: moment, number, whose
         self._due: OrderedDict[int, tuple[float, str]] = OrderedDict()  # number: stale when, whose
-        self._accounts: dict[str, _Account] = {}
+        self._addresses: dict[str, _AddressBookings] = {}
         self._holding: Counter[int] = Counter()  # how many addresses hold so many bookings
 
     def __len__(self) -> int:
@@ -82,29 +82,29 @@ class HandshakeRate:
             return self._held_locked()
 
     def take(self, address: str) -> bool:
-        """Take a token on the account of `address`; False when there is none for it: then `book`.
+        """Take a token for `address` and return True, or return False when there is none for it: then `book`.
 
         Either way its oldest booking is used up, if the moment of that has come.
         """
         key = bucket_key(address)
         with self._lock:
             self._advance_locked()
-            account = self._accounts.get(key)
-            granted = self._tokens >= 1 + self._kept_from_locked(account)
-            if account is not None and account.due:
-                del self._due[account.due.pop(0)]
+            own = self._addresses.get(key)
+            granted = self._tokens >= 1 + self._kept_from_locked(own)
+            if own is not None and own.due:
+                del self._due[own.due.pop(0)]
                 self._hold_locked(key, -1)
             if granted:
                 self._tokens -= 1
             return granted
 
     def give_back(self) -> None:
-        """A token that was taken is not needed: no handshake was begun."""
+        """Put back a token that was not needed, since no handshake was begun."""
         with self._lock:
             self._tokens = min(self._burst, self._tokens + 1)
 
     def book(self, address: str) -> int:
-        """Book the next free moment on the account of `address`; in how many whole seconds that is, 1 to `LONGEST`."""
+        """Book the next free moment for `address`; return in how many whole seconds that is, 1 to `LONGEST`."""
         key = bucket_key(address)
         with self._lock:
             self._advance_locked()
@@ -127,38 +127,38 @@ class HandshakeRate:
         while self._coming and self._coming[0][0] <= now:
             moment, number, key = heapq.heappop(self._coming)
             self._due[number] = (moment + KEPT, key)
-            self._accounts[key].due.append(number)
+            self._addresses[key].due.append(number)
         while self._due:
             number, (stale, key) = next(iter(self._due.items()))
             if stale > now:
                 break
             del self._due[number]
-            self._accounts[key].due.pop(0)  # they come due, and go stale, in one order
+            self._addresses[key].due.pop(0)  # they come due, and go stale, in one order
             self._hold_locked(key, -1)
 
     def _held_locked(self) -> int:
         return len(self._coming) + len(self._due)
 
     def _hold_locked(self, key: str, change: int) -> None:
-        account = self._accounts.setdefault(key, _Account())
-        for held, by in ((account.held, -1), (account.held + change, +1)):
+        own = self._addresses.setdefault(key, _AddressBookings())
+        for held, by in ((own.held, -1), (own.held + change, +1)):
             if held:
                 self._holding[held] += by
                 if not self._holding[held]:
                     del self._holding[held]
-        account.held += change
-        if not account.held:
-            del self._accounts[key]
+        own.held += change
+        if not own.held:
+            del self._addresses[key]
 
     def _place_locked(self, key: str) -> int:
-        """Where in the queue the next booking of `key` stands, from 1, when addresses take turns."""
-        account = self._accounts.get(key)
-        turn = 1 + (0 if account is None else account.held)
+        """Return where in the queue the next booking of `key` stands, from 1, when addresses take turns."""
+        own = self._addresses.get(key)
+        turn = 1 + (0 if own is None else own.held)
         return 1 + sum(min(held, turn) * addresses for held, addresses in self._holding.items())
 
-    def _kept_from_locked(self, account: _Account | None) -> int:
-        """How many tokens this one has to leave for others."""
-        own = 0 if account is None else len(account.due)
-        if account is not None and own and account.held * len(self._accounts) <= self._held_locked():
+    def _kept_from_locked(self, own: _AddressBookings | None) -> int:
+        """Return how many tokens this address has to leave for others."""
+        due = 0 if own is None else len(own.due)
+        if own is not None and due and own.held * len(self._addresses) <= self._held_locked():
             return 0
-        return min(self._most_kept, len(self._due) - own)
+        return min(self._most_kept, len(self._due) - due)

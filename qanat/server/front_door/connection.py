@@ -1,10 +1,15 @@
 """One accepted connection, from its first byte until it is a pipe or has had its answer.
 
-    socket -> (TLS) -> first bytes -> request head -> route: /healthz | tunnel path | 404
+    socket -> (TLS) -> first bytes -> HTTP/1.1: request head -> route: /healthz | tunnel's path | 404
+                                      HTTP/2: each request   -> route: /healthz | tunnel's path, gRPC's method | 404
+    tunnel -> slowed down? -> handshake slot? -> pipe -> the server
 
 Everything up to the upgrade happens under one deadline (`limits.header_timeout`), at which the front door
-calls `cut`; so no read here has a timeout of its own.  What is HTTP/2 goes on in `qanat.server.front_door.http2`.
-Used by `qanat.server.front_door.front_door` alone, which runs `serve` in a thread for each connection.
+calls `cut`; so no read here has a timeout of its own.  A proxy may carry the streams of several clients on one HTTP/2
+connection, so each of its tunnel streams is a client of its own: with its own address, delay, slot and thread.
+
+Used by `qanat.server.front_door.front_door` alone, which runs `serve` in a thread for each connection.  Parsing
+an HTTP/1.1 head is `qanat.server.front_door.http_head`, HTTP/2 is `qanat.transports.http2.server`.
 """
 
 from __future__ import annotations
@@ -13,21 +18,37 @@ import contextlib
 import logging
 import socket
 import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError, TransportError
 from qanat.base.sockets import format_address
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
-from qanat.server.front_door.context import HEALTH_PATH, FrontDoorContext
-from qanat.server.front_door.http2 import Http2Front
+from qanat.base.threads import ThreadGroup
+from qanat.base.unexpected import log_unexpected
+from qanat.config.settings import ServerSettings
+from qanat.process.log_throttle import LogThrottle
+from qanat.server.admission.admission import Admission, HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress, client_address
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
-from qanat.transports.http2.server import Http2Server
-from qanat.transports.pipe import Wire
+from qanat.transports.http2 import grpc
+from qanat.transports.http2 import octet_stream as http2
+from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.request import Http2Request, PlainAnswer
+from qanat.transports.http2.server import Exchange, Http2Server
+from qanat.transports.pipe import Pipe, Wire
 from qanat.transports.websocket.upgrade import UpgradeRefused, UpgradeRequest, accept, is_upgrade
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
+from qanat.transports.wire.tls_contexts import ReloadingServerContext
 
 log = logging.getLogger("qanat.front_door")
+
+HEALTH_PATH = "/healthz"
+"""What monitoring asks for, and gets 200."""
+
+OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], None]
 
 _PLAIN_ON_TLS = (
     "plain HTTP from %s on a port that speaks TLS: use https:// or wss://, "
@@ -52,14 +73,74 @@ close into a reset, which can destroy the answer on its way (RFC 9112 §9.6)."""
 _LINGER_BYTES = 256 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class FrontDoorContext:
+    """What all connections of one front door share.  Safe to use from any thread."""
+
+    settings: ServerSettings
+    tls: ReloadingServerContext | None
+    admission: Admission
+    on_pipe: OnPipe
+    closing: threading.Event
+    log_throttle: LogThrottle
+    threads: ThreadGroup
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the next
+    _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
+
+    def client_of(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
+        """Return the address that a connection from `ip` is charged to, and whether `ip` is a trusted proxy."""
+        return client_address(ip, forwarded_for, self.settings.trusted_proxies)
+
+    def slow_down(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool:
+        """Block for as long as this address has to wait, at most until `deadline`; False when `ending` is set first."""
+        delay = self.admission.delay(ip)
+        return not (delay and ending.wait(min(delay, deadline.remaining() or 0.0)))
+
+    def slow_down_stream(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool | None:
+        """Do as `slow_down`, for one of many streams of a connection; None when too many of this address wait already.
+
+        Each has a thread, and no other connection's place to lose, so only `limits.handshakes` of an address may wait.
+        """
+        with self._lock:
+            if self._waiting[ip] >= self.settings.limits.handshakes:
+                return None
+            self._waiting[ip] += 1
+        try:
+            return self.slow_down(ip, deadline, ending)
+        finally:
+            with self._lock:
+                self._waiting[ip] -= 1
+                if not self._waiting[ip]:
+                    del self._waiting[ip]
+
+    def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
+        """Return a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""
+        slot = self.admission.enter(address.client, cut)
+        if slot is None and self.log_throttle.due("too many handshakes"):
+            log.warning(
+                "too many handshakes at once (limits.handshakes) or a second (limits.handshake_rate): "
+                "%s was told when to come back",
+                address,
+            )
+        return slot
+
+    def has_room(self) -> bool:
+        """Return whether one more stream of an HTTP/2 connection may have a thread.
+
+        Each connection has one, so there may be as many streams again.
+        """
+        return len(self.threads) < 2 * self.settings.limits.connections + len(self.settings.listen)
+
+
 class _NotServed(Exception):
-    """This connection is over, and the reason has been dealt with."""
+    """This connection is over, and the reason has been handled."""
 
 
 class FrontConnection:
-    """`serve` runs in the connection's own thread; `cut` may come from any other."""
+    """One connection.  `serve` runs in its own thread; everything else may be called from any other."""
 
     def __init__(self, context: FrontDoorContext, sock: socket.socket, address: tuple[object, ...]) -> None:
+        """Take over `sock`, from `address`.  Its deadline begins now."""
         self._context = context
         self.deadline = Deadline(context.settings.limits.header_timeout)
         self.peer = format_address(address)
@@ -68,11 +149,11 @@ class FrontConnection:
         self._wire: Wire = TcpWire(sock, self.peer)
         self._lock = threading.Lock()
         self._ours = True  # until handed to on_pipe, or closed
-        self._ending = threading.Event()  # tells who is slowed down
+        self._ending = threading.Event()  # wakes what is slowed down
         self._http2: Http2Server | None = None
 
     def serve(self) -> None:
-        """Serve the connection to its end.  Blocks as long as the tunnel lives."""
+        """Serve the connection to its end, and close it.  Blocks as long as the tunnel lives; never raises."""
         try:
             self._open_wire()
             self._serve_wire()
@@ -80,16 +161,19 @@ class FrontConnection:
             pass
         except (QanatError, OSError) as error:
             log.debug("connection from %s ended: %s", self.peer, error)
+        except Exception:
+            log_unexpected(f"the connection from {self.peer} ended")
         finally:
             self.close()
 
     def close(self) -> None:
+        """Close the connection, whatever it is.  Idempotent."""
         with self._lock:
             self._ours = False
         self._wire.close()
 
     def cut(self) -> None:
-        """The deadline is over: let `serve` end, unless a request or a pipe has come of it.  Does not block."""
+        """End `serve`, since the deadline is over, unless a request or a pipe has come of it.  Does not block."""
         with self._lock:
             http2 = self._http2
             if http2 is None and self._ours:
@@ -100,7 +184,7 @@ class FrontConnection:
             http2.leave()
 
     def give_way(self) -> None:
-        """Let `serve` end, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
+        """End `serve`, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
         self._ending.set()
         with self._lock:
             http2 = self._http2
@@ -117,7 +201,7 @@ class FrontConnection:
         An address that comes too often is slowed down here, before TLS costs anything; those behind a trusted
         proxy are known, and slowed down, only when their request has been read.
         """
-        _, from_proxy = self._context.account(self.ip)
+        _, from_proxy = self._context.client_of(self.ip)
         if not from_proxy:
             self._slow_down(self.ip)
         if self._context.tls is None:
@@ -154,7 +238,7 @@ class FrontConnection:
 
     def _serve_http2(self, first: bytes) -> None:
         """Serve every request of the connection.  Its deadline is over with the first."""
-        server = Http2Front(self._context, self._wire, first, self.ip, self, self.give_way, self._ending).server
+        server = Http2Connection(self._context, self._wire, first, self.ip, self, self.give_way, self._ending).server
         with self._lock:
             self._http2 = server
         if self._context.closing.is_set():
@@ -201,9 +285,9 @@ class FrontConnection:
             self._answer(answer(404, to_head=to_head), linger=linger)
 
     def _serve_tunnel(self, head: RequestHead, upgrade: UpgradeRequest) -> None:
-        client, via_proxy = self._context.account(self.ip, head.values("x-forwarded-for"))
+        client, via_proxy = self._context.client_of(self.ip, head.values("x-forwarded-for"))
         address = ClientAddress(peer=self.peer, client=client, via_proxy=via_proxy)
-        _, is_proxy = self._context.account(client)
+        _, is_proxy = self._context.client_of(client)
         if via_proxy and not is_proxy:
             self._slow_down(client)
         slot = self._context.enter(address, self._wire.close)
@@ -238,12 +322,12 @@ class FrontConnection:
     # --- small things
 
     def _slow_down(self, ip: str) -> None:
-        """Wait for as long as this address has to; ends early when this connection is to end."""
+        """Block for as long as this address has to wait.  Raises _NotServed when this connection has to end first."""
         if not self._context.slow_down(ip, self.deadline, self._ending):
             raise _NotServed
 
     def _report(self, subject: str, text: str) -> None:
-        """Tell the operator about a mistake in the set-up, but seldom."""
+        """Log a mistake in the set-up, but not often."""
         if self._context.log_throttle.due(subject):
             log.warning(text, self.peer)
 
@@ -270,5 +354,106 @@ class FrontConnection:
 
 
 def _lost_its_upgrade(head: RequestHead) -> bool:
-    """Whether this was a WebSocket request: its other headers are for the end, and pass every proxy."""
+    """Return whether this was a WebSocket request: its other headers are end to end, and pass every proxy."""
     return head.method == "GET" and not head.has_body and bool(head.values("sec-websocket-key"))
+
+
+class Http2Connection:
+    """The requests of one HTTP/2 connection.  `server` runs it.
+
+    The connection itself counts as unfinished while it carries no pipe.
+    """
+
+    def __init__(
+        self,
+        context: FrontDoorContext,
+        wire: Wire,
+        first: bytes,
+        ip: str,
+        member: object,
+        give_way: Callable[[], None],
+        ending: threading.Event,
+    ) -> None:
+        """Serve what comes after `first`, which begins with the preface.
+
+        `member` counts as unfinished at the front door, and `give_way` ends it; `ending` is set when it has to end.
+        """
+        self._context = context
+        self._peer = wire.peer
+        self._ip = ip
+        self._member = member
+        self._give_way = give_way
+        self._ending = ending
+        self._lock = threading.Lock()  # guards the two below
+        self._streams = 0  # tunnel streams that have come
+        self._pipes = 0  # that the server has now
+        self.server = Http2Server(
+            wire, first, self._route, self._serve_tunnel, context.threads, has_room=context.has_room
+        )
+
+    def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
+        """Return what to answer, or a tunnel's dialect.  A fault here must not end the other streams."""
+        try:
+            return self._choose_route(request)
+        except Exception:
+            log_unexpected(f"a request from {self._peer} ended")
+            return PlainAnswer(500, "Internal Server Error\n")
+
+    def _choose_route(self, request: Http2Request) -> PlainAnswer | Dialect:
+        settings = self._context.settings
+        if request.size > settings.limits.header_bytes:
+            return PlainAnswer(431, "Request Header Fields Too Large\n")
+        if request.path == HEALTH_PATH and request.method in ("GET", "HEAD"):
+            return PlainAnswer(200, "ok\n")
+        if request.method == "POST" and not request.ended and not request.values("content-length"):
+            content_type = request.value("content-type").lower()
+            is_grpc = content_type.partition(";")[0].partition("+")[0] == grpc.CONTENT_TYPE
+            if is_grpc and request.path in (settings.path, grpc.METHOD_PATH):
+                return grpc.DIALECT
+            if content_type == http2.CONTENT_TYPE and request.path == settings.path:
+                return http2.DIALECT
+        log.debug("404 for %s from %s", request.method, self._peer)
+        return PlainAnswer(404, "Not Found\n")
+
+    def _serve_tunnel(self, exchange: Exchange) -> None:
+        context = self._context
+        client, via_proxy = context.client_of(self._ip, exchange.request.values("x-forwarded-for"))
+        address = ClientAddress(peer=self._peer, client=client, via_proxy=via_proxy)
+        slot = None
+        waited: bool | None = True
+        if self._must_wait(client, via_proxy):
+            deadline = Deadline(context.settings.limits.header_timeout)
+            waited = context.slow_down_stream(client, deadline, self._ending)
+        if waited:
+            slot = context.enter(address, lambda: exchange.close("it gave way to other clients"))
+        elif waited is not None:
+            return
+        if slot is None:
+            exchange.refuse(503, "Service Unavailable\n", retry_after=context.admission.retry_after(client))
+            return
+        try:
+            if not context.closing.is_set():
+                self._count_pipe(+1)
+                try:
+                    context.on_pipe(exchange.accept(), address, slot)
+                finally:
+                    self._count_pipe(-1)
+        finally:
+            slot.release()  # before the peer can see the end, and come again at once
+
+    def _must_wait(self, client: str, via_proxy: bool) -> bool:
+        """Return whether this stream is charged to its client: the connection itself was, unless a proxy made it."""
+        with self._lock:
+            self._streams += 1
+            if not via_proxy:
+                return self._streams > 1
+        return not self._context.client_of(client)[1]
+
+    def _count_pipe(self, change: int) -> None:
+        unfinished = self._context.admission.unfinished
+        with self._lock:
+            self._pipes += change
+            if not self._pipes:
+                unfinished.add(self._member, self._ip, self._give_way)
+            elif change > 0:
+                unfinished.forget(self._member)

@@ -1,12 +1,11 @@
 """The server's listening sockets: binds them, accepts, and gives each connection a thread of its own.
 
 What happens on a connection is `qanat.server.front_door.connection`; who is let in is
-`qanat.server.admission.admission`.  The runtime (`qanat.server.server`) owns one FrontDoor, and the pipes that it
-hands over.
+`qanat.server.admission.admission`.  `qanat.server.server` owns one FrontDoor, and the pipes that it hands over.
 
 Threads: `accept HOST:PORT`, one for each listener, blocks in accept() or, when the process can hold no more
 connections, on a condition; `front HOST:PORT`, one for each connection, named after the other end; `front door
-deadlines`, which cuts connections that take too long to become a pipe.  `close` ends all but those that serve a
+deadlines`, which cuts connections that take too long to become a pipe.  `close` ends all but those that carry a
 pipe; `join` waits for all.
 """
 
@@ -24,11 +23,11 @@ from qanat.base.errors import BindError, NoThread, OutOfFiles, QanatError, Trans
 from qanat.base.listen import Acceptor, bind
 from qanat.base.sockets import close_socket, format_address
 from qanat.base.threads import ThreadGroup
+from qanat.base.unexpected import log_unexpected
 from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
-from qanat.server.front_door.connection import FrontConnection
-from qanat.server.front_door.context import FrontDoorContext, OnPipe
+from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, OnPipe
 from qanat.transports.wire.tls_contexts import ReloadingServerContext
 
 log = logging.getLogger("qanat.front_door")
@@ -52,7 +51,7 @@ class FrontDoor:
     """
 
     def __init__(self, settings: ServerSettings, on_pipe: OnPipe) -> None:
-        """Loads the certificate, if there is one; raises UsageError when it cannot be used."""
+        """Load the certificate, if there is one; raises UsageError when it cannot be used."""
         self._settings = settings
         self.admission = Admission(settings.limits)
         self._closing = threading.Event()
@@ -121,24 +120,36 @@ class FrontDoor:
     # --- accepting
 
     def _accept_loop(self, listener: Acceptor) -> None:
-        while True:
+        accepting = True
+        while accepting:
             try:
-                accepted = listener.accept()
+                accepting = self._accept(listener)
             except OutOfFiles as error:
                 if self._log_throttle.due("accept"):
                     log.error("cannot accept connections: %s", error)
                 self._wait_for_an_end()  # trying again at once would only burn the processor
-                continue
-            if accepted is None:
-                return
-            sock, address = accepted
-            if not self._wait_for_room():
-                close_socket(sock)
-                return
-            self._admit(sock, address)
+            except Exception:
+                log_unexpected("accepting a connection failed")
+                self._wait_for_an_end()
+
+    def _accept(self, listener: Acceptor) -> bool:
+        """Block for one connection, and serve it in a thread of its own; return False once closing."""
+        accepted = listener.accept()
+        if accepted is None:
+            return False
+        sock, address = accepted
+        try:
+            if self._wait_for_room():
+                self._serve_in_thread(sock, address)
+                return True
+        except BaseException:
+            close_socket(sock)
+            raise
+        close_socket(sock)
+        return False
 
     def _wait_for_room(self) -> bool:
-        """Block while `limits.connections` are open; False once closing.
+        """Block while `limits.connections` are open; return False once closing.
 
         One that is no pipe yet gives way: the oldest of the address that has most of them, so that nobody can
         keep others out by doing nothing.  When all are pipes, newcomers wait in the kernel's backlog.
@@ -157,7 +168,7 @@ class FrontDoor:
             if not self._closing.is_set():
                 self._changed.wait(_PAUSE)
 
-    def _admit(self, sock: socket.socket, address: tuple[object, ...]) -> None:
+    def _serve_in_thread(self, sock: socket.socket, address: tuple[object, ...]) -> None:
         connection = FrontConnection(self._context, sock, address)
         with self._changed:
             self._connections.add(connection)
@@ -166,13 +177,18 @@ class FrontDoor:
         if closing:
             connection.cut()
         self._deadlines.add(connection)
+        started = False
         try:
             self._threads.start(f"front {connection.peer}", partial(self._serve, connection))
+            started = True
         except NoThread as error:
-            self._forget(connection)
-            connection.close()
             if self._log_throttle.due("threads"):
                 log.error("cannot serve connections: %s", error)
+        finally:
+            if not started:
+                self._forget(connection)
+                connection.close()
+        if not started:
             self._wait_for_an_end()
 
     def _serve(self, connection: FrontConnection) -> None:

@@ -1,8 +1,8 @@
 """One HTTP/1.1 request head in, one short answer out: bytes only, no sockets.
 
 The grammar is h11's; what lives here is the bound on a head's size, the few questions that the front
-door asks about a request, and the form of its answers.  Every answer ends its connection: who asks for
-`/healthz` asks once, and a connection that is never reused cannot confuse two requests.
+door asks about a request, and the form of its answers.  Every answer ends its connection: `/healthz` is asked
+for once, and a connection that is never reused cannot confuse two requests.
 Used by `qanat.server.front_door.connection`.
 """
 
@@ -51,7 +51,7 @@ def classify_opening(first: bytes | bytearray) -> Opening:
 
 
 class BadRequest(Exception):
-    """The peer sent no acceptable request head.  `status` is the answer; the text is for our log only."""
+    """A request head that is not acceptable.  `status` is the answer; the text is for our log only."""
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -69,7 +69,7 @@ class RequestHead:
     rest: bytes  # what was read beyond the head
 
     def values(self, name: str) -> tuple[str, ...]:
-        """All values of the header `name` (lower case), in the order sent."""
+        """Return all values of the header `name` (lower case), in the order sent."""
         return tuple(value for key, value in self.headers if key == name)
 
     @property
@@ -84,6 +84,7 @@ class RequestHead:
 
     @property
     def has_body(self) -> bool:
+        """Whether a body follows the head."""
         return bool(self.values("transfer-encoding")) or any(v.strip("0 ") for v in self.values("content-length"))
 
     @property
@@ -97,6 +98,7 @@ class HeadReader:
     """Collects the bytes of one request head, at most `limit` of them."""
 
     def __init__(self, limit: int) -> None:
+        """Take at most `limit` bytes."""
         self._limit = limit
         self._received = 0
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limit)
@@ -130,7 +132,7 @@ class HeadReader:
 
 
 def answer(status: int, body: str = "", *, retry_after: int | None = None, to_head: bool = False) -> bytes:
-    """A whole plain-text answer that ends the connection; `to_head` leaves the body out (RFC 9110 §9.3.2).
+    """Return a whole plain-text answer that ends the connection; `to_head` leaves the body out (RFC 9110 §9.3.2).
 
     It never names a server, and never has an `Upgrade` header, which a proxy may not pass on to HTTP/2.
     """

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qanat.config.settings import ServerLimits
 from qanat.process.log_throttle import LogThrottle
-from qanat.server.admission.address_rates import AddressRates, bucket_key
-from qanat.server.admission.admission import Admission, ClientAddress
+from qanat.server.admission.admission import AddressRates, Admission
+from qanat.server.admission.client_address import ClientAddress, bucket_key
 
 
 class Clock:

@@ -13,7 +13,8 @@ import websocket
 
 from qanat.base.errors import TransportError, UsageError
 from qanat.config.settings import ServerLimits, ServerSettings
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
 from tests.support.server.front_door_rig import (
@@ -206,15 +207,15 @@ class Reports(logging.Handler):
 
 
 @pytest.fixture
-def thread_reports() -> Iterator[Reports]:
+def fault_reports() -> Iterator[Reports]:
     reports = Reports()
-    logger = logging.getLogger("qanat.threads")
+    logger = logging.getLogger("qanat.unexpected")
     logger.addHandler(reports)
     yield reports
     logger.removeHandler(reports)
 
 
-def test_an_error_in_the_handler_ends_that_pipe_and_no_other(thread_reports: Reports) -> None:
+def test_an_error_in_the_handler_ends_that_pipe_and_no_other(fault_reports: Reports) -> None:
     def broken(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
         raise ZeroDivisionError
 
@@ -223,7 +224,7 @@ def test_an_error_in_the_handler_ends_that_pipe_and_no_other(thread_reports: Rep
             sock.sendall(f"GET /tunnel HTTP/1.1\r\n{WEBSOCKET}\r\n".encode())
             assert read_to_end(sock).startswith(b"HTTP/1.1 101 ")
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
-        report = thread_reports.queue.get(timeout=5)
+        report = fault_reports.queue.get(timeout=5)
         assert report.exc_info is not None
         assert report.exc_info[0] is ZeroDivisionError
         assert door.admission.handshakes == 0

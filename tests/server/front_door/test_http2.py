@@ -19,7 +19,8 @@ from h2.settings import SettingCodes
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.config.settings import ServerLimits
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl

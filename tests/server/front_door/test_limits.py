@@ -15,7 +15,8 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.config.settings import ServerLimits
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
 from tests.support.server.front_door_rig import (

@@ -19,7 +19,8 @@ from cryptography.x509.oid import NameOID
 
 from qanat.base.errors import PipeEnded
 from qanat.config.settings import ServerLimits, ServerSettings, ServerTls
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
 

@@ -26,7 +26,8 @@ from qanat.mux.carrying import PipeResult
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream_io import StreamIO
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.server import Server
 from qanat.transports.dial.urls import TunnelUrl

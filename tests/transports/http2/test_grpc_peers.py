@@ -30,7 +30,8 @@ from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import ServerIdentity
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.handshake.tokens import generate_token, parse_token
-from qanat.server.admission.admission import ClientAddress, HandshakeSlot
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.transports.cause import FirstCause
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl

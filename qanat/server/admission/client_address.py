@@ -1,15 +1,17 @@
-"""Who is behind a trusted proxy: X-Forwarded-For, believed only as far as it can be.
+"""Which address a connection is charged to: its other end's, or what a trusted proxy says in X-Forwarded-For.
 
 Each proxy appends the address that it was reached from, so the header is read from the right, and
-only while the one who wrote the entry is trusted itself; everything further left is what a
-stranger may have made up.  The answer is for logs and rate limits, never for authorisation.
-The front door calls this once for each connection.
+only while the one who wrote the entry is trusted itself; everything further left may have been made up by
+anybody.  The result is for logs and limits, never for authorization.  The front door asks for each connection, and
+for each stream of one over HTTP/2.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from qanat.base.addresses import IpAddress, IpNetwork, parse_address, parse_network, unmap
@@ -20,8 +22,20 @@ MAX_ENTRIES = 32
 _WITH_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](:[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
 
 
+@dataclass(frozen=True, slots=True)
+class ClientAddress:
+    """Where a connection comes from: for logs and limits, never for authorization."""
+
+    peer: str  # `host:port` of the socket's other end
+    client: str  # the IP address that it is charged to; behind a trusted proxy, as that proxy says
+    via_proxy: bool  # whether the socket's other end is one of `trusted_proxies`
+
+    def __str__(self) -> str:
+        return f"{self.client} via {self.peer}" if self.via_proxy else self.peer
+
+
 def client_address(peer_ip: str, xff_header_values: Sequence[str], trusted: Sequence[str]) -> tuple[str, bool]:
-    """The address nearest to the client that can be believed, and whether `peer_ip` itself is a trusted proxy.
+    """Return the address nearest to the client that can be believed, and whether `peer_ip` is a trusted proxy.
 
     `peer_ip` is the other end of the TCP connection; `xff_header_values` the values of every
     X-Forwarded-For header, in order; `trusted` the CIDR networks of `trusted_proxies`.  An entry
@@ -43,6 +57,19 @@ def client_address(peer_ip: str, xff_header_values: Sequence[str], trusted: Sequ
             break
         believed = address
     return str(believed), via_proxy
+
+
+def bucket_key(address: str) -> str:
+    """Return what addresses are counted by: themselves, or the /64 of an IPv6 address, which one customer has whole."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def _is_in(address: IpAddress, networks: Sequence[IpNetwork]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qanat.server.front_door.forwarded_for import MAX_ENTRIES, client_address
+from qanat.server.admission.client_address import MAX_ENTRIES, client_address
 
 PROXIES = ("10.0.0.0/8", "::1/128")
 
