@@ -278,7 +278,9 @@ def test_the_states_of_a_lane_are_the_table_s() -> None:
 
 
 def test_the_numbers_of_resuming_are_the_code_s() -> None:
-    assert PAGE.says("where that is possible in half a second")
+    assert PAGE.says(
+        "where that is possible in half a second", f"waits {pipe_runner.CLOSE_TIMEOUT:g} s for the other end"
+    )
     assert pipe_runner.YIELD_TIMEOUT == 0.5
     limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
     assert number(limits["lanes of a session"]) == ServerLimits().lanes
