@@ -74,7 +74,8 @@ def split_host_port(text: str) -> tuple[str, str]:
 def parse_port(text: str, *, lowest: int = 1) -> int:
     """A decimal port from `lowest` to 65535.  Raises UsageError."""
     if not _PORT.fullmatch(text):
-        raise UsageError("has a port that is not a number")
+        hint = "a service's name is not looked up: write its number" if text.isalpha() else ""
+        raise UsageError("has a port that is not a number", hint=hint)
     port = int(text)
     if not lowest <= port <= 65535:
         raise UsageError(f"has a port outside {lowest} to 65535")

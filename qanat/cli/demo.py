@@ -2,19 +2,18 @@
 
 A real server and a real client run as processes of their own, as they would on two machines; the web
 page behind the server lives in this process.  For each transport the page is fetched through the tunnel and
-compared, then bulk is, and what it took is printed.  Called by tunnel.py.
+compared, then bulk is, and what it took is printed.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import http.server
 import json
-import os
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,8 @@ from pathlib import Path
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError
+from qanat.base.private_files import write_new
+from qanat.cli import called
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import generate_token
 
@@ -66,6 +67,16 @@ class _Page(http.server.BaseHTTPRequestHandler):
         """Silent: the demo says what matters."""
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    parser.add_argument("--once", action="store_true", help="end after the proof")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the tunnel.  See `run_demo`."""
+    return run_demo(once=options.once)
+
+
 def run_demo(once: bool) -> int:
     """Show the tunnel on loopback over each transport; blocks until Ctrl-C unless `once`.  Returns the exit code.
 
@@ -78,10 +89,10 @@ def run_demo(once: bool) -> int:
         port = _free_port()
         local = {transport: _free_port() for transport in TRANSPORTS}
         _write_configuration(folder, port, web, local)
-        stack.enter_context(_process("server", folder / "server.yaml", folder))
+        stack.enter_context(_process("server", folder / "server.yaml"))
         _say(f"A server listens on ws://127.0.0.1:{port}/tunnel (plain here; put nginx or a certificate in front).")
         for transport in TRANSPORTS:
-            stack.enter_context(_process("client", folder / f"client-{transport}.yaml", folder))
+            stack.enter_context(_process("client", folder / f"client-{transport}.yaml"))
             _show(transport, local[transport])
         if once:
             return 0
@@ -164,10 +175,9 @@ def _web_server() -> Iterator[int]:
 
 
 @contextmanager
-def _process(command: str, config: Path, folder: Path) -> Iterator[None]:
+def _process(name: str, config: Path) -> Iterator[None]:
     """This very program, as another process, with its log in the folder."""
-    program = os.path.abspath(sys.argv[0])
-    with subprocess.Popen([sys.executable, program, command, "-c", str(config)], cwd=folder) as process:
+    with subprocess.Popen([*called.command(), name, "-c", str(config)]) as process:
         try:
             yield
         finally:
@@ -184,7 +194,7 @@ def _write_configuration(folder: Path, port: int, web: int, local: dict[str, int
     clients = []
     for transport, local_port in local.items():
         token = generate_token()
-        _write_secret(folder / f"{transport}.token", token)
+        write_new(folder / f"{transport}.token", token.encode())
         clients.append({"name": transport, "token_file": f"{transport}.token", "allow_connect": [f"127.0.0.1:{web}"]})
         client = {
             "name": transport,
@@ -204,11 +214,6 @@ def _write_configuration(folder: Path, port: int, web: int, local: dict[str, int
         "log": {"file": "server.log"},
     }
     (folder / "server.yaml").write_text(json.dumps({"server": server}, indent=2))
-
-
-def _write_secret(path: Path, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
 
 
 def _free_port() -> int:

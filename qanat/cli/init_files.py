@@ -2,7 +2,7 @@
 
 With the defaults, `server -c server.yaml` and `client -c client.yaml` simply connect.  The nginx
 block is cut from deploy/nginx.conf, so that what is printed is what the tests run.  Not
-here: printing, and what the keys mean (config.example.yaml).  Called by tunnel.py.
+here: printing, and what the keys mean (config.example.yaml).  `qanat.cli.init` calls this.
 """
 
 from __future__ import annotations
@@ -13,23 +13,29 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from ipaddress import ip_address
 from pathlib import Path
 
 from qanat.base.addresses import parse_listen
 from qanat.base.errors import UsageError
+from qanat.base.share import share
 from qanat.base.sockets import format_address
+from qanat.config.options import option_of
+from qanat.config.schema import schema_location
+from qanat.config.settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
+from qanat.handshake.messages import NAME
 from qanat.handshake.tokens import generate_token
 from qanat.transports.dial.urls import TunnelUrl
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PATH = re.compile(r"/[A-Za-z0-9/._~-]*")
 _SAMPLE_PORT = 18080
 
+DEFAULT_LISTEN = format_address(option_of(ServerSettings, "listen").default[0])
+DEFAULT_PATH: str = option_of(ServerSettings, "path").default
+
 _SERVER = """\
-# The server's end of the tunnel.  Every key is explained in config.example.yaml.
+{schema}# The server's end of the tunnel.  Every key is explained in config.example.yaml.
 server:
   listen: {listen}
   path: {path}
@@ -49,7 +55,7 @@ _TRUSTED_PROXIES = """\
 """
 
 _CLIENT = """\
-# The client's end of the tunnel.  Every key is explained in config.example.yaml.
+{schema}# The client's end of the tunnel.  Every key is explained in config.example.yaml.
 client:
   name: {name}
   url: {url}
@@ -83,12 +89,12 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
     Without `url` the client is to dial `listen` directly.  Raises UsageError, and leaves nothing
     behind, when a file is there already, cannot be written, or a value cannot work.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UsageError(f"not a client name: {name!r}", hint="use 1 to 64 of A-Z a-z 0-9 . _ -")
     host, port = _parse_listen(listen)
     direct = format_address((_reachable(host), port))
     sample = f"127.0.0.1:{_SAMPLE_PORT if port != _SAMPLE_PORT else _SAMPLE_PORT + 1}"
-    url = url or f"ws://{direct}/tunnel"
+    url = url or f"ws://{direct}{DEFAULT_PATH}"
     path = TunnelUrl.parse(url).path
     if not _PATH.fullmatch(path):
         raise UsageError(f"the path {path} in the URL needs quoting in nginx", hint="use letters, digits and / . _ ~ -")
@@ -96,12 +102,14 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
     server_yaml, client_yaml = directory / "server.yaml", directory / "client.yaml"
     token_file, identity_file = directory / f"{name}.token", directory / "server.key"
     _refuse_existing(server_yaml, client_yaml, token_file, identity_file)
+    schema = f"# yaml-language-server: $schema={schema_location()}\n"
     with _undone_on_failure() as made:
         directory.mkdir(parents=True, exist_ok=True)
         made.append(identity_file)
         fingerprint = load_or_create_identity(identity_file).fingerprint
         _write(made, token_file, generate_token() + "\n", mode=0o600)
         server = _SERVER.format(
+            schema=schema,
             listen=_quoted(format_address((host, port))),
             path=_quoted(path),
             trusted_proxies=_TRUSTED_PROXIES if _is_loopback(host) else "",
@@ -111,6 +119,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
         )
         _write(made, server_yaml, server, mode=0o644)
         client = _CLIENT.format(
+            schema=schema,
             name=_quoted(name),
             url=_quoted(url),
             token_file=_quoted(token_file.name),
@@ -132,7 +141,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
 
 def nginx_block(*, path: str, upstream: str) -> str:
     """The `location` of deploy/nginx.conf for this path and this HOST:PORT of the server."""
-    whole = resources.files("qanat").joinpath("share", "deploy", "nginx.conf").read_text("utf-8")
+    whole = share("deploy", "nginx.conf").read_text("utf-8")
     _, _, rest = whole.partition("# The tunnel: from here\n")
     block, _, _ = rest.partition("    # The tunnel: to here")
     return block.replace("location = /tunnel {", f"location = {path} {{").replace("127.0.0.1:8443", upstream)

@@ -1,26 +1,26 @@
-"""A client without a configuration file: a server's URLs, and forwards in ssh's syntax, as settings.
+"""What a command line says, as settings: a client without a file, and flags that come before a file.
 
-tunnel.py calls `client_from_options` with what stood on the command line; nothing here parses that.
+`qanat.cli` parses the command line and calls this.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from qanat.base.addresses import check_bind_host, check_target_host, parse_port, parse_target
+from qanat.base.addresses import check_bind_host, check_target_host, parse_port
 from qanat.base.errors import UsageError
-from qanat.config.fingerprints import check_fingerprint
-from qanat.config.parts import MAX_LANES, check_name, check_url, environment_state_dir
+from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
-from qanat.config.route import AnyProxy, parse_proxy, parse_transport
-from qanat.config.secret_files import check_private, check_readable, read_secret_file, read_token_file, token_secret
+from qanat.config.secret_files import read_secret_file, read_token_file, token_secret
 from qanat.config.settings import ClientSettings, ClientTls, Forward, RemoteServer
+from qanat.config.state import environment_state_dir, user_state_dir
+from qanat.config.texts import AnyProxy, check_name, check_url, parse_proxy
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 
@@ -39,55 +39,86 @@ _USER = re.compile(r"^(\w+://)([^@/?#:]*)@")
 def client_from_options(
     *,
     urls: Sequence[str],
-    local: Sequence[str] = (),
-    remote: Sequence[str] = (),
-    name: str | None = None,
-    token_file: Path | None = None,
-    fingerprint: str | None = None,
-    ca_file: Path | None = None,
-    certificate: Path | None = None,
-    key: Path | None = None,
-    proxy: str | None = None,
-    proxy_password_file: Path | None = None,
-    connect_to: str | None = None,
-    headers: Sequence[str] = (),
-    header_files: Sequence[str] = (),
-    transports: Sequence[str] = (),
-    lanes: int | None = None,
-    state_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    state_dir: Path | None = None,
+    **given: Any,
 ) -> ClientSettings:
-    """The settings of a client that has no file.  Blocks on the disk only.
+    """Return the settings of a client that has no file.  Blocks on the disk only.
 
-    All of `urls`, of which there is one at least, lead to the one server.
-    The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
+    All of `urls`, of which there is one at least, lead to the one server.  `given` has the values of flags, by the
+    `dest` of each.  The token is that in `token_file`, else in $QANAT_TOKEN.  The name is the first of `name`, the
     part before @ in a URL, $QANAT_NAME, the token file's name without its ending, and "client".
-    `headers` are NAME:VALUE, and `header_files` NAME:FILE; neither `proxy` nor `headers` may hold a secret.
-    `transports` are those of a configuration file, in order; each text may name several, with commas.
+    `header` are NAME:VALUE, and `header_file` NAME:FILE; neither `proxy` nor `header` may hold a secret.
     `state_dir` defaults to $STATE_DIRECTORY, then to the user's own directory for state.  Raises
     UsageError for the first thing that is wrong.
     """
     environ = os.environ if environ is None else environ
     user, urls = _split_users(urls)
-    if fingerprint is not None:
-        _named("--fingerprint", check_fingerprint, fingerprint)
-    chosen = name or user or environ.get(NAME_VARIABLE) or (token_file.stem if token_file else "") or DEFAULT_NAME
-    return ClientSettings(
-        name=_named("the client's name", check_name, chosen),
-        servers=(RemoteServer(urls, _token(token_file, environ), fingerprint),),
-        forwards=_forwards(local, remote),
-        tls=_tls(urls, ca_file, certificate, key),
-        proxy=_proxy(urls, proxy, proxy_password_file, environ),
-        connect_to=None if connect_to is None else _named("--connect-to", parse_target, connect_to),
-        headers=_headers(headers, header_files),
-        transports=_transports(transports),
-        lanes=_lanes(lanes),
-        state_dir=state_dir or environment_state_dir(environ) or _user_state_dir(environ, needed=fingerprint is None),
+    token_file: Path | None = given.get("token_file")
+    name = given.pop("name", None) or user or environ.get(NAME_VARIABLE)
+    name = name or (token_file.stem if token_file else "") or DEFAULT_NAME
+    server = with_flags(RemoteServer(urls, _token(token_file, environ)), given)
+    kept = server.fingerprint is None
+    settings = ClientSettings(
+        name=_named("the client's name", check_name, name),
+        servers=(server,),
+        forwards=_forwards(given.get("local", ()), given.get("remote", ())),
+        proxy=_proxy(urls, given.get("proxy"), given.get("proxy_password_file"), environ),
+        headers=_headers(given.get("header", ()), given.get("header_file", ())),
+        state_dir=state_dir or environment_state_dir(environ) or user_state_dir(environ, needed=kept),
     )
+    settings = with_flags(settings, given)
+    _check_tls(urls, settings.tls, given)
+    return settings
+
+
+def with_flags(settings: T, given: Mapping[str, Any]) -> T:
+    """Return `settings` with what flags set in them and in the sections below; for a client or a server.
+
+    What has a form of its own is left as it is.  Raises UsageError for a value that cannot be.
+    """
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}  # of the flags that stood there, by the keys that they set
+    for option in options_of(type(settings)):
+        before = getattr(settings, option.field)
+        if option.kind is Kind.SECTION and before is not None:
+            values[option.field] = with_flags(before, given)
+        elif option.kind is not Kind.OWN:
+            for flag in option.declared.flags:
+                if is_given(value := given.get(flag.dest)):
+                    values[option.field] = _named(flag.name, partial(_parse_flag, option), value)
+                    names[option.key] = flag.name
+    made: T = replace(settings, **values)  # type: ignore[type-var]
+    for conflict in conflicts_of(made):
+        for key in conflict.keys:
+            if key in names:
+                raise UsageError(f"{names[key]} {conflict.text}")
+    return made
+
+
+def is_given(value: object) -> bool:
+    """Whether a flag stood on the command line."""
+    return value is not None and value != []
+
+
+def _parse_flag(option: Option, value: Any) -> Any:
+    declared = option.declared
+    if option.kind in (Kind.WHOLE, Kind.NUMBER) and not option.allows(value):
+        raise UsageError(option.wanted)
+    if option.kind is Kind.TEXT:
+        return declared.value_of(value)
+    if option.kind is Kind.TEXTS:
+        found: list[Any] = []
+        for text in ",".join(value).split(","):
+            found.append(declared.value_of(text.strip(), found))
+        return tuple(found)
+    if option.kind is Kind.PATH and declared.check is not None:
+        declared.check(value)
+    return value
 
 
 def parse_ssh_forward(kind: str, text: str) -> Forward:
-    """`[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
+    """Return the forward in `[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
 
     ADDRESS is 127.0.0.1 when left out or `localhost`, and 0.0.0.0 when `*` or empty, as ssh has it
     for IPv4; to listen on IPv6 say so: `[::1]:8080:…`.  PORT 0 lets the system choose.
@@ -135,32 +166,15 @@ def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...
     return tuple(forwards)
 
 
-def _transports(texts: Sequence[str]) -> tuple[str, ...]:
-    found: list[str] = []
-    for text in ",".join(texts).split(",") if texts else ("websocket",):
-        found.append(_named("--transport", partial(parse_transport, before=found), text.strip()))
-    return tuple(found)
-
-
-def _lanes(lanes: int | None) -> int:
-    if lanes is not None and not 1 <= lanes <= MAX_LANES:
-        raise UsageError(f"--lanes must be a whole number from 1 to {MAX_LANES}")
-    return lanes or 1
-
-
-def _tls(urls: Sequence[str], ca_file: Path | None, certificate: Path | None, key: Path | None) -> ClientTls:
-    for option, path, check in (
-        ("--ca-file", ca_file, check_readable),
-        ("--cert", certificate, check_readable),
-        ("--key", key, check_private),
-    ):
-        if path is not None:
-            _named(option, check, path)
-            if not any(TunnelUrl.parse(url).tls for url in urls):
-                raise UsageError(f"{option} has no effect on a URL without TLS", hint="write wss://, or leave it out")
-    if (certificate is None) != (key is None):
+def _check_tls(urls: Sequence[str], tls: ClientTls, given: Mapping[str, Any]) -> None:
+    for option in options_of(ClientTls):
+        for flag in option.declared.flags:
+            if is_given(given.get(flag.dest)) and not any(TunnelUrl.parse(url).tls for url in urls):
+                raise UsageError(
+                    f"{flag.name} has no effect on a URL without TLS", hint="write wss://, or leave it out"
+                )
+    if (tls.certificate is None) != (tls.key is None):
         raise UsageError("--cert and --key go together", hint="both may name one file that holds both")
-    return ClientTls(ca_file, certificate, key)
 
 
 def _proxy(urls: Sequence[str], text: str | None, password_file: Path | None, environ: Mapping[str, str]) -> AnyProxy:
@@ -237,18 +251,3 @@ def _token(token_file: Path | None, environ: Mapping[str, str]) -> bytes:
     if not text:
         raise UsageError("there is no token", hint=f"give --token-file FILE, or set {TOKEN_VARIABLE}")
     return token_secret(text, f"{TOKEN_VARIABLE} holds no token")
-
-
-def _user_state_dir(environ: Mapping[str, str], *, needed: bool) -> Path | None:
-    """The user's own directory for state; None where there is none and none is `needed`."""
-    base = environ.get("XDG_STATE_HOME") or environ.get("LOCALAPPDATA")
-    if base:
-        return Path(base) / "qanat"
-    with contextlib.suppress(RuntimeError):
-        return Path.home() / ".local" / "state" / "qanat"
-    if needed:
-        raise UsageError(
-            "this user has no home directory to keep known hosts in",
-            hint="give --fingerprint SHA256:…, or set STATE_DIRECTORY to a directory that this user may write",
-        )
-    return None

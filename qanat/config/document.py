@@ -26,6 +26,7 @@ MAX_ALIASES = 256
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[^}]*)(?P<end>\}?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHELL_DEFAULT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(:[-=?+])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Place:
 
 
 def place_of(node: yaml.Node) -> Place:
+    """Return where `node` begins."""
     return Place(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
@@ -64,10 +66,11 @@ class Document:
         self.exposure: Exposure | None = None  # who else can read it; known once it is read
 
     def fault(self, place: Place, text: str) -> None:
+        """Note a fault at `place`."""
         self.faults.add(place.line, place.column, text)
 
     def read(self) -> yaml.Node | None:
-        """The root of the file, or None with a fault.  Blocks on the disk only; never on a pipe."""
+        """Return the root of the file, or None with a fault.  Blocks on the disk only; never on a pipe."""
         start = Place(1, 1)
         try:
             content = self._content()
@@ -109,7 +112,7 @@ class Document:
         return root
 
     def substitute(self, node: yaml.ScalarNode) -> Text:
-        """The text of `node` with `${NAME}` replaced and `$${` made `${`.  Raises UsageError for what cannot be."""
+        """Return the text of `node` with `${NAME}` replaced and `$${` made `${`.  Raises UsageError."""
         raw: str = node.value
         problems: list[str] = []
 
@@ -117,6 +120,11 @@ class Document:
             name = match["name"]
             if name is None:
                 return "${"
+            if match["end"] and (shell := _SHELL_DEFAULT.match(name)):
+                problems.append(
+                    f"has `${{NAME{shell[1]}…}}`: defaults are not available here; set the variable, or write the value"
+                )
+                return ""
             if not match["end"] or not _NAME.fullmatch(name):
                 problems.append("has a `${` that is not followed by a variable's name and `}`; `$${` stands for `${`")
                 return ""
@@ -149,6 +157,8 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
+    if error.context == "expected a single document in the stream":
+        return "a second document begins here (`---`); a configuration is one, so take the line out"
     problem = error.problem or "it cannot be understood"
     context = f" {error.context}" if error.context else ""
     mark = error.problem_mark

@@ -11,11 +11,12 @@ import re
 from qanat.base.errors import UsageError
 
 # 43 characters for 32 bytes leave two bits over, which are zero.
-_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")
+FINGERPRINT_PATTERN = r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]"
+_FINGERPRINT = re.compile(FINGERPRINT_PATTERN)
 
 
 def check_fingerprint(text: str) -> str:
-    """`text` as it was, when it is `SHA256:` and 43 characters of base64.  Raises UsageError."""
+    """Return `text`, when it is `SHA256:` and 43 characters of base64.  Raises UsageError."""
     if not _FINGERPRINT.fullmatch(text):
         raise UsageError(
             "is not a fingerprint: SHA256: and 43 characters of base64",

@@ -12,7 +12,8 @@ from qanat.base.errors import UsageError
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\x20-\x7e\t]*")
-_HOST = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+HOST_PATTERN = r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+_HOST = re.compile(HOST_PATTERN)
 
 _HOP_BY_HOP = frozenset(
     {
@@ -39,7 +40,7 @@ def check_header_name(name: str) -> None:
     if lower == "host":
         raise UsageError("has a key of its own: `host`")
     if lower == "proxy-authorization":
-        raise UsageError("would go to the server; a proxy's user and password belong into the URL in `proxy`")
+        raise UsageError("would go to the server; a proxy's user and password belong in the URL in `proxy`")
     if lower in _HOP_BY_HOP:
         raise UsageError("is about one connection, which a proxy ends and this program rules; it cannot be set")
     if lower in _OURS or lower.startswith(("sec-", "grpc-")):
@@ -51,7 +52,7 @@ def check_header_value(value: str) -> None:
     if not _VALUE.fullmatch(value):
         raise UsageError("has a value with a character beyond printable ASCII, which not every proxy passes on")
     if value != value.strip():
-        raise UsageError("has a value with space round it, which would be lost")
+        raise UsageError("has a value with space around it, which would be lost")
 
 
 def looks_secret(name: str) -> bool:
@@ -60,7 +61,7 @@ def looks_secret(name: str) -> bool:
 
 
 def check_host_header(text: str) -> str:
-    """`text` as it was, when it may stand in a Host header (RFC 9110 §7.2).  Raises UsageError."""
+    """Return `text`, when it may stand in a Host header (RFC 9110 §7.2).  Raises UsageError."""
     if not _HOST.fullmatch(text):
         raise UsageError("must be NAME or NAME:PORT, as it stands in a URL")
     return text

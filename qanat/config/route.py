@@ -1,55 +1,22 @@
-"""How a client reaches its servers, in a configuration file: `transport`, `proxy`, `tls` and `headers`.
+"""How a client reaches its servers, in a configuration file: `proxy`, `tls` and `headers`.
 
-`qanat.config.client` calls this; `qanat.config.command_line` uses the checks of single texts.
+`qanat.config.client` calls this.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
 
-from qanat.base.addresses import check_target_host, normalise_name, parse_address
 from qanat.base.errors import UsageError
 from qanat.config.document import Text
+from qanat.config.reader import read_options
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
-from qanat.config.secret_files import check_private, check_readable, read_secret_file
-from qanat.config.section import Section, did_you_mean
+from qanat.config.secret_files import read_secret_file
+from qanat.config.section import Section
 from qanat.config.settings import ClientTls
+from qanat.config.texts import AnyProxy, parse_proxy
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
-
-NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
-
-_TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
-_LATER_TRANSPORTS = ("websocket-h2", "split")
-_TRANSPORT_CHOICE = "websocket, http2, grpc or auto"
-
-AnyProxy = Proxy | EnvironmentProxies | None
-
-
-def read_transports(s: Section, default: tuple[str, ...]) -> tuple[str, ...]:
-    """`transport`: one, or a list of those that are tried in turn."""
-    found: list[str] = []
-
-    def parse(text: str) -> str:
-        found.append(parse_transport(text, found))
-        return found[-1]
-
-    s.not_empty("transport", "is empty, so nothing could carry the tunnel")
-    return s.tuple_of("transport", default, parse)
-
-
-def parse_transport(text: str, before: Collection[str]) -> str:
-    """The transport that `text` means, when it is not one of those `before` it.  Raises UsageError."""
-    if text in _LATER_TRANSPORTS:
-        raise UsageError("names a transport that is not available in this version", hint=f"use {_TRANSPORT_CHOICE}")
-    if text not in _TRANSPORTS:
-        raise UsageError(f"must be {_TRANSPORT_CHOICE}", hint=did_you_mean(text, _TRANSPORTS))
-    transport = _TRANSPORTS[text]
-    if transport in before:
-        hint = "auto is websocket in this version" if transport == _TRANSPORTS["auto"] else ""
-        raise UsageError(f"names {transport} twice", hint=hint)
-    return transport
 
 
 def read_proxy(s: Section, urls: tuple[str, ...]) -> AnyProxy:
@@ -77,38 +44,17 @@ def read_proxy(s: Section, urls: tuple[str, ...]) -> AnyProxy:
     return proxy
 
 
-def parse_proxy(text: str, environment: EnvironmentProxies, *, password_follows: bool = False) -> AnyProxy:
-    """`none`, `environment` or a URL.  Raises UsageError."""
-    if text == NO_PROXY:
-        return None
-    if text == FROM_ENVIRONMENT:
-        return environment
-    if "://" not in text:
-        near = did_you_mean(text, (NO_PROXY, FROM_ENVIRONMENT))
-        raise UsageError(
-            f"must be {NO_PROXY}, {FROM_ENVIRONMENT} or a proxy's URL",
-            hint=near or "for example http://proxy.example.com:3128 or socks5h://127.0.0.1:1080",
-        )
-    return Proxy.parse(text, password_follows=password_follows)
-
-
 def read_client_tls(s: Section, urls: tuple[str, ...], proxy: AnyProxy) -> ClientTls:
     """The client's `tls`; a key that could have no effect is a fault."""
     tls = s.section("tls")
-    settings = ClientTls(
-        ca_file=tls.path("ca_file", check_readable),
-        certificate=tls.path("certificate", check_readable),
-        key=tls.path("key", check_private),
-        server_name=tls.text("server_name", None, check_server_name),
-    )
+    settings = read_options(tls, ClientTls)
     if ("certificate" in tls) != ("key" in tls):
         here, missing = ("certificate", "key") if "certificate" in tls else ("key", "certificate")
         tls.refuse(here, f"needs `{missing}` beside it; both may name one file that holds both")
     if urls and not any(TunnelUrl.parse(url).tls for url in urls):
-        for key in ("ca_file", "certificate", "key", "server_name"):
+        for key in tls.keys:
             if key in tls and not (key == "ca_file" and _has_tls(proxy, urls)):
                 tls.refuse(key, "has no effect, since no `url` is with TLS; write wss:// there, or leave it out")
-    tls.finish()
     return settings
 
 
@@ -120,15 +66,6 @@ def _has_tls(proxy: AnyProxy, urls: tuple[str, ...]) -> bool:
             if used is not None and used.scheme == "https":
                 return True
     return False
-
-
-def check_server_name(text: str) -> str:
-    """The name in the form that a certificate has.  Raises UsageError."""
-    check_target_host(text)
-    name = text if parse_address(text) is not None else normalise_name(text)
-    if name is None:
-        raise UsageError("is not a host's name")
-    return name
 
 
 def read_headers(s: Section) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,6 @@ them back takes more code than these few methods.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 
 from qanat.base.errors import UsageError
 from qanat.config.document import Document, Place, Text, place_of
+from qanat.config.texts import any_of, did_you_mean
 
 T = TypeVar("T")
 
@@ -36,6 +36,9 @@ _KINDS = {
 _TEXT = "tag:yaml.org,2002:str"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9_]*)")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9_]*)(\.[0-9]*)?")
+_MAX_DIGITS = 300
+"""Digits of a whole number that are told apart; no bound is near that."""
+_PORT = re.compile(r"[0-9]{1,5}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -68,11 +71,15 @@ class Section:
         return tuple(self._values)
 
     def is_section(self, key: str) -> bool:
-        """Whether the value of `key` is a section itself."""
+        """Return whether the value of `key` is a section itself."""
         return isinstance(self._values.get(key), yaml.MappingNode)
 
+    def value_place(self, key: str) -> Place:
+        """Return where the value of `key` stands."""
+        return place_of(self._values[key])
+
     def place_of(self, key: str) -> Place:
-        """Where `key` stands, or the section when it does not."""
+        """Return where `key` stands, or the section when it does not."""
         return self._places.get(key, self.place)
 
     def knows(self, *keys: str) -> None:
@@ -94,7 +101,7 @@ class Section:
             self.document.fault(self.place, text)
 
     def unavailable(self, key: str, hint: str) -> bool:
-        """Whether `key`, which a later version will have, is here; refused with what to do instead."""
+        """Return whether `key`, which a later version will have, is here; refused with what to do instead."""
         if key not in self._values:
             return False
         self._values.pop(key)
@@ -107,30 +114,32 @@ class Section:
         if isinstance(node, yaml.SequenceNode) and not node.value:
             self.refuse(key, text, place_of(node))
 
-    def text(self, key: str, default: T, parse: Callable[[str], T]) -> T:
-        """The text of `key`, parsed."""
-        for text in self.texts(key, several=False):
+    def text(self, key: str, default: T, parse: Callable[[str], T], *, port_alone: str = "") -> T:
+        """Return the text of `key`, parsed.  `port_alone` is the form of an address, for who gave a number alone."""
+        for text in self.texts(key, several=False, port_alone=port_alone):
             return self.parsed(key, text, default, parse)
         return default
 
-    def tuple_of(self, key: str, default: tuple[T, ...], parse: Callable[[str], T]) -> tuple[T, ...]:
-        """One text or a list of them, each parsed; those with faults are left out."""
+    def tuple_of(
+        self, key: str, default: tuple[T, ...], parse: Callable[[str], T], *, port_alone: str = ""
+    ) -> tuple[T, ...]:
+        """Return one text or a list of them, each parsed; those with faults are left out."""
         if key not in self._values:
             self.knows(key)
             return default
-        found = (self.parsed(key, text, None, parse) for text in self.texts(key))
+        found = (self.parsed(key, text, None, parse) for text in self.texts(key, port_alone=port_alone))
         return tuple(value for value in found if value is not None)
 
-    def texts(self, key: str, *, several: bool = True) -> list[Text]:
-        """The text of `key`, or each of its list, as they are."""
+    def texts(self, key: str, *, several: bool = True, port_alone: str = "") -> list[Text]:
+        """Return the text of `key`, or each of its list, as they are."""
         node = self._value(key)
         if node is None:
             return []
         entries = node.value if several and isinstance(node, yaml.SequenceNode) else [node]
-        return [text for entry in entries if (text := self._text(key, entry, several)) is not None]
+        return [text for entry in entries if (text := self._text(key, entry, several, port_alone)) is not None]
 
     def parsed(self, key: str, text: Text, default: T, parse: Callable[[str], T]) -> T:
-        """`parse` of one of `texts`, or `default` with a fault at its place."""
+        """Return `parse` of one of `texts`, or `default` with a fault at its place."""
         if _CONTROL.search(text.value):
             self.refuse(key, "has a control character in it", text.place)
             return default
@@ -141,7 +150,7 @@ class Section:
             return default
 
     def path(self, key: str, check: Callable[[Path], object] | None = None) -> Path | None:
-        """A path, relative to the configuration file's directory; `check` raises UsageError for one that cannot be."""
+        """Return a path, relative to the configuration file's directory; `check` raises UsageError for a wrong one."""
 
         def parse(value: str) -> Path | None:
             path = self.resolve(value)
@@ -152,7 +161,7 @@ class Section:
         return self.text(key, None, parse)
 
     def resolve(self, value: str) -> Path:
-        """The path that a text of this file means.  Raises UsageError."""
+        """Return the path that a text of this file means.  Raises UsageError."""
         if not value:
             raise UsageError("is empty")
         if value.startswith("~"):
@@ -160,37 +169,43 @@ class Section:
         return self.document.base / value
 
     def choice(self, key: str, default: str, choices: Collection[str]) -> str:
-        """One of `choices`."""
+        """Return one of `choices`."""
 
         def parse(value: str) -> str:
             if value not in choices:
-                raise UsageError(f"must be {_any_of(choices)}", hint=did_you_mean(value, choices))
+                raise UsageError(f"must be {any_of(choices)}", hint=did_you_mean(value, choices))
             return value
 
         return self.text(key, default, parse)
 
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
-        number = self._number(key, _INTEGER, f"must be a whole number from {low} to {high}", low, high)
-        return default if number is None else int(number)
+    def switch(self, key: str, default: bool) -> bool:
+        """Return whether `key` is true."""
+        node = self._value(key)
+        if node is None:
+            return default
+        if isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("true", "false"):
+            return bool(node.value == "true")
+        self.refuse(key, "must be true or false", place_of(node))
+        return default
 
-    def number(self, key: str, default: float, low: float, high: float) -> float:
-        """A number from `low` to `high`."""
-        number = self._number(key, _DECIMAL, f"must be a number from {low:g} to {high:g}", low, high)
-        return default if number is None else number
-
-    def seconds(self, key: str, default: T, low: float, high: float) -> float | T:
-        """A number of seconds from `low` to `high`, without a unit."""
-        text = f"must be a number of seconds from {low:g} to {high:g}, without a unit"
-        number = self._number(key, _DECIMAL, text, low, high)
-        return default if number is None else number
+    def number(self, key: str, *, whole: bool, wanted: str) -> float | None:
+        """Return the number of `key`, or None; `wanted` says what it must be when it is none."""
+        node = self._value(key)
+        if node is None:
+            return None
+        form = _INTEGER if whole else _DECIMAL
+        if isinstance(node, yaml.ScalarNode) and node.style is None and form.fullmatch(node.value):
+            digits = node.value.replace("_", "")
+            return int(digits) if whole and len(digits) <= _MAX_DIGITS else float(digits)
+        self.refuse(key, wanted, place_of(node))
+        return None
 
     def section(self, key: str) -> Section:
-        """The section below `key`; an empty one when there is none."""
+        """Return the section below `key`; an empty one when there is none."""
         return Section(self.document, self._value(key, empty_is_fault=False), key, self.place_of(key))
 
     def sections(self, key: str) -> list[Section]:
-        """Each section of the list below `key`."""
+        """Return each section of the list below `key`."""
         node = self._value(key)
         if node is None:
             return []
@@ -205,7 +220,7 @@ class Section:
             if key in self._known:
                 continue
             if elsewhere and key in elsewhere:
-                hint = f"it belongs into {elsewhere[key]}"
+                hint = f"it belongs in {elsewhere[key]}"
             else:
                 hint = did_you_mean(key, self._known) or f"known are {', '.join(sorted(self._known))}"
             self.document.fault(self._places[key], f"unknown key `{_CONTROL.sub('?', key)}` in `{self.name}`; {hint}")
@@ -236,7 +251,7 @@ class Section:
             return None
         return node
 
-    def _text(self, key: str, node: yaml.Node, several: bool) -> Text | None:
+    def _text(self, key: str, node: yaml.Node, several: bool, port_alone: str) -> Text | None:
         if isinstance(node, yaml.ScalarNode) and node.tag == _TEXT:
             try:
                 return self.document.substitute(node)
@@ -245,18 +260,9 @@ class Section:
                 return None
         wanted = "text, or a list of texts" if several else "text"
         hint = "; put it in quotes" if isinstance(node, yaml.ScalarNode) and node.tag in _KINDS else ""
+        if hint and port_alone and _PORT.fullmatch(node.value) and int(node.value) <= 65535:
+            hint += f', with its address: "{port_alone.format(node.value)}"'
         self.refuse(key, f"must be {wanted}, not {_kind(node)}{hint}", place_of(node))
-        return None
-
-    def _number(self, key: str, form: re.Pattern[str], text: str, low: float, high: float) -> float | None:
-        node = self._value(key)
-        if node is None:
-            return None
-        if isinstance(node, yaml.ScalarNode) and node.style is None and form.fullmatch(node.value):
-            number = float(node.value.replace("_", ""))
-            if low <= number <= high:
-                return number
-        self.refuse(key, text, place_of(node))
         return None
 
 
@@ -270,14 +276,3 @@ def _kind(node: yaml.Node) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     return _KINDS.get(node.tag, "text" if node.tag == _TEXT else "a value with a tag of its own")
-
-
-def _any_of(choices: Collection[str]) -> str:
-    *others, last = choices
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def did_you_mean(word: str, words: Collection[str]) -> str:
-    """A hint at the nearest of `words`, or "" when none is near."""
-    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else ""

@@ -6,55 +6,47 @@
 from __future__ import annotations
 
 from qanat.base.errors import UsageError
-from qanat.config.fingerprints import check_fingerprint
-from qanat.config.parts import check_url, keys_of, read_tokens
+from qanat.config.options import option_of, options_of
+from qanat.config.reader import read_option
 from qanat.config.section import Section
 from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.config.texts import check_url
+from qanat.config.tokens import read_tokens
 from qanat.transports.dial.urls import TunnelUrl
 
-FIRST, ALL = "first", "all"
+ALL = "all"
 
-_DEFAULT = ClientSettings(name="", servers=())
-_KEYS = ("url", "token_file", "token", "server_fingerprint")
+_KEYS = tuple(key for option in options_of(RemoteServer) for key in option.keys)
 """What is said of a server: beside the client's `name` when there is one, else in each entry of `servers`."""
-
-_ELSEWHERE = {**keys_of("client", ClientSettings), "transport": "`client:`"}
-_EXAMPLE = "for example wss://tunnel.example.com/tunnel"
+_OF_THE_CLIENT = {key: "`client:`" for option in options_of(ClientSettings) for key in option.keys}
+_URL = option_of(RemoteServer, "urls")
 
 
 def read_servers(s: Section) -> tuple[RemoteServer, ...]:
     """The servers in their order; none only when that was a fault."""
     if "servers" not in s:
         s.knows("servers")
-        s.require("url", _EXAMPLE)
-        return (RemoteServer(_read_urls(s, {}), _read_token(s), _read_fingerprint(s)),)
+        s.require("url", _URL.declared.required)
+        return (_read_server(s, {}),)
     _refuse_the_other_form(s)
     s.not_empty("servers", "is empty, so there is no server to connect to")
     servers: list[RemoteServer] = []
     owners: dict[TunnelUrl, Section] = {}
     for entry in s.sections("servers"):
-        entry.require("url", _EXAMPLE)
-        servers.append(RemoteServer(_read_urls(entry, owners), _read_token(entry), _read_fingerprint(entry)))
-        entry.finish(_ELSEWHERE)
+        entry.require("url", _URL.declared.required)
+        servers.append(_read_server(entry, owners))
+        entry.finish(_OF_THE_CLIENT)
     return tuple(servers)
 
 
-def read_connect(s: Section, servers: tuple[RemoteServer, ...]) -> str:
-    """`connect`; going to all of one server is a fault."""
-    connect = s.choice("connect", _DEFAULT.connect, (FIRST, ALL))
-    if connect == ALL:
-        _need_several(s, "connect", servers)
-    return connect
-
-
-def read_failover_after(s: Section, servers: tuple[RemoteServer, ...], connect: str) -> float:
-    """`failover_after`, which means something only where one server follows another."""
-    if "failover_after" in s:
-        if connect == ALL:
+def check_order(s: Section, settings: ClientSettings) -> None:
+    """Note it when `connect` or `failover_after` says something of several servers where there is one."""
+    if settings.connect == ALL:
+        _need_several(s, "connect", settings.servers)
+        if "failover_after" in s:
             s.refuse("failover_after", "has no effect with `connect: all`, which waits for no server; leave it out")
-        else:
-            _need_several(s, "failover_after", servers)
-    return s.seconds("failover_after", _DEFAULT.failover_after, 0, 3600)
+    elif "failover_after" in s:
+        _need_several(s, "failover_after", settings.servers)
 
 
 def _need_several(s: Section, key: str, servers: tuple[RemoteServer, ...]) -> None:
@@ -69,16 +61,19 @@ def _refuse_the_other_form(s: Section) -> None:
     for key in _KEYS:
         if key in s:
             s.refuse(key, "stands beside `servers`; move it into an entry there, or leave `servers` out")
-    _read_urls(s, {})
-    _read_fingerprint(s)
-    if "token" in s or "token_file" in s:
-        _read_token(s)
+    _read_server(s, {}, token="token" in s or "token_file" in s)
     s.knows(*_KEYS)
 
 
-def _read_urls(s: Section, owners: dict[TunnelUrl, Section]) -> tuple[str, ...]:
-    """`url`; `owners` has the sections of the URLs met so far."""
+def _read_server(s: Section, owners: dict[TunnelUrl, Section], *, token: bool = True) -> RemoteServer:
+    """Read what is said of one server; `owners` has the sections of the URLs met so far."""
+    tokens = read_tokens(s, most=1) if token else []
+    own = {"urls": _read_urls(s, owners), "token": tokens[0][0] if tokens else b""}
+    others = (option for option in options_of(RemoteServer) if option.field not in own)
+    return RemoteServer(**own, **{option.field: read_option(s, option) for option in others})  # type: ignore[arg-type]
 
+
+def _read_urls(s: Section, owners: dict[TunnelUrl, Section]) -> tuple[str, ...]:
     def parse(text: str) -> str:
         owner = owners.setdefault(TunnelUrl.parse(check_url(text)), s)
         if owner is not s:
@@ -88,14 +83,5 @@ def _read_urls(s: Section, owners: dict[TunnelUrl, Section]) -> tuple[str, ...]:
             )
         return text
 
-    s.not_empty("url", "is empty, so there is no server to connect to")
+    s.not_empty("url", _URL.declared.empty)
     return s.tuple_of("url", (), parse)
-
-
-def _read_token(s: Section) -> bytes:
-    tokens = read_tokens(s, most=1)
-    return tokens[0][0] if tokens else b""
-
-
-def _read_fingerprint(s: Section) -> str | None:
-    return s.text("server_fingerprint", None, check_fingerprint)

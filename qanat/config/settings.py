@@ -1,97 +1,325 @@
-"""The settings of one process, as frozen values with their defaults.
+"""The settings of one process, as frozen values, each declared with its default, its bounds and its documentation.
 
-`qanat.config.load` fills these in from YAML, `tunnel.py` from a URL and options; the running client
-and server read nothing else.  Units stand in each comment.  Every number is a configuration key of
-the same name, and config.example.yaml documents each.
+This is the one place where an option stands: `qanat.config.options` says what a declaration holds and what is made
+from it.  `qanat.config.load` fills these in from YAML, `qanat.config.command_line` from a URL and flags; the running
+client and server read nothing else.  config.example.yaml documents each key at length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qanat.base.addresses import parse_target
+from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
+from qanat.config.options import Conflict, Flag, declared, option
+from qanat.config.request_headers import HOST_PATTERN, check_host_header
+from qanat.config.schema_forms import closed, list_of, one_or_several, text
+from qanat.config.secret_files import check_private, check_readable
+from qanat.config.texts import (
+    NAME_PATTERN,
+    PATH_PATTERN,
+    TRANSPORTS,
+    check_connect_rule,
+    check_listen_rule,
+    check_name,
+    check_network,
+    check_path,
+    check_server_name,
+    check_shared_rule,
+    check_url,
+    parse_next_listen,
+    parse_transport,
+)
+from qanat.handshake.hello import MAX_INITIAL_WINDOW
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
+
+MAX_LANES = 16
+"""Connections side by side that a client may ask for, and a server grant."""
+MAX_TOKENS = 2
+"""Tokens that one client may have, so that a new one can be brought out before the old one ends."""
+
+_TOKEN = "The token, as ${NAME} from the environment, or written out in a file that only you can read."
+_TOKEN_FILE = "The file that holds the token, which only you can read."
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    certificate: Path  # PEM chain; reloaded when the file changes
-    key: Path  # PEM; refused when others can read it
-    client_ca: Path | None = None  # PEM; when set, clients need a certificate of these authorities
+    """The certificates of a server that does TLS itself."""
+
+    certificate: Path = field(
+        metadata=declared(
+            doc="The certificate chain, PEM; read again when the file changes.",
+            check=check_readable,
+            required="leave `tls` out behind a proxy that does TLS",
+        )
+    )
+    key: Path = field(
+        metadata=declared(
+            doc="Its private key, PEM, which only you can read.",
+            check=check_private,
+            required="leave `tls` out behind a proxy that does TLS",
+        )
+    )
+    client_ca: Path | None = option(
+        None, doc="Authorities, PEM; clients need a certificate of theirs then.", check=check_readable
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAccount:
     """One client as the server knows it."""
 
-    name: str
-    tokens: tuple[bytes, ...] = field(repr=False)  # the 32-byte secrets; one or, during rotation, two
-    allow_listen: tuple[str, ...] = ()  # "HOST:PORT" or "HOST:LOW-HIGH"; nothing unless said
-    allow_connect: tuple[str, ...] = ()  # "CIDR:PORTS", "name:PORTS", "*" for all ports; nothing unless said
-    shared_listen: tuple[str, ...] = ()  # as allow_listen, for ports that other clients with such a rule may have too
+    name: str = field(
+        metadata=declared(
+            doc="What the client calls itself.",
+            parse=check_name,
+            pattern=NAME_PATTERN,
+            required="it is what the client calls itself",
+        )
+    )
+    tokens: tuple[bytes, ...] = field(  # the 32-byte secrets
+        repr=False,
+        metadata=declared(
+            doc="The token, or an old one and a new one.",
+            own={
+                "token": one_or_several(text(), least=1, most=MAX_TOKENS, doc=_TOKEN),
+                "token_file": one_or_several(text(), least=1, most=MAX_TOKENS, doc=_TOKEN_FILE),
+            },
+            own_needed=True,
+        ),
+    )
+    allow_listen: tuple[str, ...] = option(
+        (),
+        doc="Where the client's remote forwards may listen on this server: ADDRESS:PORTS.",
+        parse=check_listen_rule,
+        unset="nowhere",
+    )
+    allow_connect: tuple[str, ...] = option(
+        (),
+        doc="What the client's local forwards may reach: NETWORK:PORTS, ADDRESS:PORTS or NAME:PORTS.",
+        parse=check_connect_rule,
+        unset="nothing",
+    )
+    shared_listen: tuple[str, ...] = option(
+        (),
+        doc="Where they may listen together with those of other clients: ADDRESS:PORTS.",
+        parse=check_shared_rule,
+        unset="nowhere",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Bounds on what peers can make the server hold."""
 
-    connections: int = 4096  # accepted connections at once, over all peers
-    handshakes: int = 64  # unauthenticated connections in the handshake at once; above: 503
-    handshake_rate: float = 50.0  # handshakes begun a second, beyond as many at once as `handshakes`; above: 503
-    rsa_operations: int = 4  # RSA private-key operations at once
-    header_bytes: int = 16384  # of one HTTP request, before authentication
-    header_timeout: float = 10.0  # seconds for the TLS handshake and the HTTP request head
-    handshake_timeout: float = 10.0  # seconds from the upgrade until READY
-    per_address_rate: float = 20.0  # new connections a second from one address before they are slowed
-    per_address_burst: int = 100  # connections from one address that are never slowed
-    sessions: int = 1024  # sessions at once
-    streams: int = 4096  # open streams a session, in each direction
-    forwards: int = 256  # remote forwards a session
-    lanes: int = 8  # connections a session may have side by side
+    connections: int = option(
+        4096, low=1, high=1_000_000, unit="connections", doc="Connections at once, over all clients."
+    )
+    handshakes: int = option(
+        64,
+        low=1,
+        high=100_000,
+        unit="connections",
+        doc="Connections not yet authenticated, at once; above that who has most gives way, or gets 503.",
+    )
+    handshake_rate: float = option(
+        50.0,
+        low=0.1,
+        high=100_000,
+        unit="handshakes a second",
+        doc="Handshakes begun a second, after a burst of `handshakes`; above that 503 as well.",
+    )
+    rsa_operations: int = option(
+        4, low=1, high=1024, unit="operations", doc="Private-key operations at once: what a handshake costs in CPU."
+    )
+    header_bytes: int = option(16_384, low=1024, high=1_048_576, unit="bytes", doc="Bytes of one HTTP request's head.")
+    header_timeout: float = option(
+        10.0, low=0.1, high=300, unit="seconds", doc="Time for the TLS handshake and the request's head, together."
+    )
+    handshake_timeout: float = option(
+        10.0, low=0.1, high=300, unit="seconds", doc="Time from the upgrade until the client is authenticated."
+    )
+    per_address_rate: float = option(
+        20.0,
+        low=0.01,
+        high=1_000_000,
+        unit="connections a second",
+        doc="New connections a second from one address before they are slowed.",
+    )
+    per_address_burst: int = option(
+        100, low=1, high=1_000_000, unit="connections", doc="Connections from one address that are never slowed."
+    )
+    sessions: int = option(1024, low=1, high=1_000_000, unit="clients", doc="Clients connected at once.")
+    streams: int = option(
+        4096, low=1, high=1_000_000, unit="streams", doc="Open streams of one client, in each direction."
+    )
+    forwards: int = option(256, low=0, high=65_535, unit="forwards", doc="Remote forwards of one client.")
+    lanes: int = option(
+        8, low=1, high=MAX_LANES, unit="connections", doc="Connections that one client may have side by side."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Keepalive:
-    interval: float = 15.0  # seconds between sealed PINGs
-    timeout: float = 45.0  # seconds without one raw byte until the link counts as dead
+    """Sealed PINGs inside the tunnel, both ways."""
+
+    interval: float = option(15.0, low=1, high=3600, unit="seconds", doc="Time between PINGs.")
+    timeout: float = option(
+        45.0, low=2, high=86_400, unit="seconds", doc="Time without one byte until the link counts as dead."
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        if self.timeout <= self.interval:
+            yield Conflict(
+                ("timeout", "interval"),
+                "leaves `timeout` no longer than `interval`, so that a quiet link would count as dead",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Windows and queues; bytes."""
+    """Windows and queues."""
 
-    initial_window: int = 131072  # credit each stream starts with
-    max_window: int = 16777216  # to which one stream's window may grow
-    window_budget: int = 67108864  # that all streams of a session may grow by, together
-    outbox: int = 16777216  # DATA kept until acknowledged, a lane and direction
+    initial_window: int = option(
+        131_072,
+        low=16_384,
+        high=MAX_INITIAL_WINDOW,
+        unit="bytes",
+        doc="Bytes that each stream may receive unread from the start.",
+    )
+    max_window: int = option(
+        16_777_216,
+        low=16_384,
+        high=1 << 30,
+        unit="bytes",
+        doc="Bytes to which one stream's window may grow on a long, fast path.",
+    )
+    window_budget: int = option(
+        67_108_864,
+        low=0,
+        high=1 << 40,
+        unit="bytes",
+        doc="Bytes by which all windows of a session may grow, together.",
+    )
+    outbox: int = option(
+        16_777_216,
+        low=1 << 20,
+        high=1 << 30,
+        unit="bytes",
+        doc="Bytes kept until the other end has acknowledged them, for each connection and direction.",
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        if self.initial_window > self.max_window:
+            yield Conflict(("initial_window", "max_window"), "makes `initial_window` larger than `max_window`")
 
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    level: str = "info"  # error | warning | info | debug
-    format: str = "text"  # text | json
-    file: Path | None = None  # stderr when None; reopened on SIGHUP
+    """What is logged, how, and where."""
+
+    level: str = option(
+        "info",
+        choices=("error", "warning", "info", "debug"),
+        doc="How much is logged; debug shows frames.",
+        flag=Flag("-v", "--verbose", const="debug", help="log frames and other details", beside_file=True),
+    )
+    format: str = option(
+        "text",
+        choices=("text", "json"),
+        doc="Text for people, or json: one object a line.",
+        flag=Flag("--log-format", help="how to log", beside_file=True),
+    )
+    file: Path | None = option(
+        None,
+        doc="The log's file, opened again on SIGHUP for logrotate; a symbolic link is not followed.",
+        unset="stderr",
+        flag=Flag("--log-file", metavar="FILE", help="where to log; SIGHUP opens it again", beside_file=True),
+    )
+
+
+_PID_FILE = Flag("--pid-file", metavar="FILE", help="holds the process number while it runs", beside_file=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    clients: tuple[ClientAccount, ...]
-    listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 8443),)
-    path: str = "/tunnel"
-    identity: Path = Path("server.key")
-    tls: ServerTls | None = None
-    trusted_proxies: tuple[str, ...] = ()  # CIDR networks whose X-Forwarded-For is believed
-    node: str = ""  # this server's name in READY and logs; the host's name when empty
-    connect_timeout: float = 10.0  # seconds to reach a target
-    drain: float = 5.0  # seconds that open streams get to finish after SIGTERM
-    resume_for: float = 300.0  # seconds a session waits for its client to come back; 0: it ends with its connection
-    takeover_timeout: float = 3.0  # seconds a holder of a client name has to answer a PING
-    limits: ServerLimits = ServerLimits()
-    keepalive: Keepalive = Keepalive()
-    flow: Flow = Flow()
-    log: LogSettings = LogSettings()
-    pid_file: Path | None = None
-    state_dir: Path = Path(".")
+    """The end that accepts connections."""
+
+    clients: tuple[ClientAccount, ...] = field(
+        metadata=declared(
+            doc="Who may connect.",
+            required="give at least one client, with its name and token",
+            own={"clients": {}},
+            entries=ClientAccount,
+        )
+    )
+    listen: tuple[tuple[str, int], ...] = option(
+        (("127.0.0.1", 8443),),
+        doc="Where to accept connections: ADDRESS:PORT, or a list of them; port 0 lets the system choose.",
+        parse_next=parse_next_listen,
+        port_alone="127.0.0.1:{}",
+        empty="is empty, so nobody can connect",
+        unset="127.0.0.1:8443",
+    )
+    path: str = option(
+        "/tunnel",
+        doc="The path of the tunnel in the URL; others are answered with 404.",
+        parse=check_path,
+        pattern=PATH_PATTERN,
+    )
+    identity: Path = option(
+        Path("server.key"), doc="The server's private key, which only you can read; made at the first start."
+    )
+    tls: ServerTls | None = option(
+        None, doc="Certificates, for a server that does TLS itself.", unset="plain HTTP, as behind a proxy"
+    )
+    trusted_proxies: tuple[str, ...] = option(
+        (),
+        doc="Networks of proxies whose X-Forwarded-For header is believed, in logs and for the limits on one address.",
+        parse=check_network,
+        unset="none",
+    )
+    node: str = option(
+        "",
+        doc="What this server calls itself to clients and in logs.",
+        parse=check_name,
+        pattern=NAME_PATTERN,
+        unset="the host's name",
+    )
+    connect_timeout: float = option(
+        10.0, low=0.1, high=300, unit="seconds", doc="Time to reach a target, looking up its name included."
+    )
+    drain: float = option(
+        5.0, low=0, high=3600, unit="seconds", doc="Time that open streams get to finish after SIGTERM."
+    )
+    resume_for: float = option(
+        300.0,
+        low=0,
+        high=86_400,
+        unit="seconds",
+        doc="Time that a session waits for its client to come back; with 0 it ends with its connection.",
+    )
+    takeover_timeout: float = option(
+        3.0,
+        low=0.1,
+        high=60,
+        unit="seconds",
+        doc="Time that a client has to answer when another one comes under its name.",
+    )
+    limits: ServerLimits = option(ServerLimits(), doc="Bounds on what the other ends can make this server hold.")
+    keepalive: Keepalive = option(Keepalive(), doc="Sealed PINGs inside the tunnel, both ways.")
+    flow: Flow = option(Flow(), doc="Windows and queues.")
+    log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")
+    pid_file: Path | None = option(None, doc="Holds the process's number while it runs.", unset="none", flag=_PID_FILE)
+    state_dir: Path = option(
+        Path("."),
+        doc="Where the server keeps what it must remember.",
+        unset="$STATE_DIRECTORY, else this file's directory",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,52 +336,245 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    ca_file: Path | None = None  # PEM; the system's authorities when None
-    certificate: Path | None = None  # PEM chain, shown to a server that asks for one (mTLS)
-    key: Path | None = None  # PEM; refused when others can read it
-    server_name: str | None = None  # in SNI and in the certificate; the URL's host when None
+    """TLS on the way to the server."""
+
+    ca_file: Path | None = option(
+        None,
+        doc="Authorities for wss:// and https://, PEM.",
+        check=check_readable,
+        unset="the system's",
+        flag=Flag("--ca-file", metavar="FILE", help="authorities for TLS, PEM"),
+    )
+    certificate: Path | None = option(
+        None,
+        doc="The client's own certificate for TLS, PEM.",
+        check=check_readable,
+        flag=Flag("--cert", metavar="FILE"),
+    )
+    key: Path | None = option(
+        None,
+        doc="Its private key, PEM, which only you can read.",
+        check=check_private,
+        flag=Flag("--key", metavar="FILE"),
+    )
+    server_name: str | None = option(
+        None,
+        doc="The name that is sent (SNI) and that the certificate must have.",
+        parse=check_server_name,
+        unset="the URL's host",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Reconnect:
-    first: float = 0.1  # seconds within which, at random, the first try starts
-    min: float = 1.0  # back-off after the first failure, full jitter
-    max: float = 60.0  # its ceiling
+    """When to try again after the connection was lost; each wait is random, up to a bound that doubles."""
+
+    first: float = option(
+        0.1, low=0, high=60, unit="seconds", doc="Time within which, at random, the first try starts."
+    )
+    min: float = option(1.0, low=0.1, high=3600, unit="seconds", doc="The bound after the first failure.")
+    max: float = option(60.0, low=0.1, high=86_400, unit="seconds", doc="The bound after many.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        if self.min > self.max:
+            yield Conflict(("min", "max"), "makes `min` larger than `max`")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteServer:
     """One server as its client knows it.  All `urls` lead to this very server."""
 
-    urls: tuple[str, ...]  # tried in turn
-    token: bytes = field(repr=False)
-    fingerprint: str | None = None  # "SHA256:…"; None: trust on first use, kept in known_hosts
+    urls: tuple[str, ...] = field(
+        metadata=declared(
+            key="url",
+            doc="The server, as wss://HOST[:PORT]/PATH; a list names several ways to the same server, tried in turn.",
+            parse=check_url,
+            required="for example wss://tunnel.example.com/tunnel",
+            empty="is empty, so there is no server to connect to",
+        )
+    )
+    token: bytes = field(  # the 32-byte secret
+        repr=False,
+        metadata=declared(
+            doc="The token that the server has for this client's name.",
+            own={"token": text(doc=_TOKEN), "token_file": text(doc=_TOKEN_FILE)},
+            own_needed=True,
+            flag=Flag("--token-file", metavar="FILE", help="the token's file, which only you can read"),
+        ),
+    )
+    fingerprint: str | None = option(
+        None,
+        key="server_fingerprint",
+        doc="The server's key, as `tunnel.py fingerprint` on the server prints it.",
+        parse=check_fingerprint,
+        pattern=FINGERPRINT_PATTERN,
+        unset="trusted on first use, as ssh does",
+        flag=Flag("--fingerprint", metavar="SHA256:..."),
+    )
+
+
+_FORWARD = closed(
+    {
+        "local": text(doc="Listen here, at ADDRESS:PORT, and connect from the server, as ssh -L."),
+        "remote": text(doc="Listen on the server, at ADDRESS:PORT, and connect from here, as ssh -R."),
+        "to": text(doc="HOST:PORT to connect to; the name is looked up where the connection is made."),
+    },
+    required=("to",),
+)
+_HEADERS = {
+    "type": ["object", "null"],
+    "additionalProperties": {
+        "anyOf": [
+            text(),
+            closed({"value_file": text(doc="The file that holds the value.")}, required=("value_file",)),
+        ]
+    },
+    "description": "Further headers of each HTTP request: NAME: VALUE, or NAME: {value_file: FILE}.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    name: str
-    servers: tuple[RemoteServer, ...]
-    forwards: tuple[Forward, ...] = ()
-    connect: str = "first"  # "first": a later server only while no earlier one can be had; "all": a session to each
-    failover_after: float = 5.0  # seconds without a connection to a server until the next one is tried
-    transports: tuple[str, ...] = ("websocket",)  # tried in turn
-    lanes: int = 1  # connections side by side to each server
-    max_pipe_age: float | None = None  # seconds after which, less up to a fifth, a connection is replaced
-    tls: ClientTls = ClientTls()
-    proxy: Proxy | EnvironmentProxies | None = NO_PROXIES  # None goes straight to the server
-    connect_to: tuple[str, int] | None = None  # dial this though the URL names another host
-    host: str | None = None  # the Host header or :authority; the URL's when None
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # in every request; may be secrets
-    connect_timeout: float = 10.0  # seconds for TCP, proxy, TLS and HTTP together; and to reach a target
-    handshake_timeout: float = 10.0  # seconds from the upgrade until READY
-    drain: float = 5.0  # seconds that open streams get to finish after SIGTERM
-    keepalive: Keepalive = Keepalive()
-    reconnect: Reconnect = Reconnect()
-    flow: Flow = Flow()
-    log: LogSettings = LogSettings()
-    pid_file: Path | None = None
-    state_dir: Path | None = Path(".")  # None: nothing can be kept, and nothing has to be
+    """The end that dials."""
+
+    name: str = field(
+        metadata=declared(
+            doc="What the server's `clients` list calls this client.",
+            parse=check_name,
+            pattern=NAME_PATTERN,
+            required="it is what the server's `clients` list calls this client",
+            flag=Flag("--name", help="this client's name, as the server knows it; see below"),
+        )
+    )
+    servers: tuple[RemoteServer, ...] = field(
+        metadata=declared(
+            doc="Several servers, in place of the one that `url`, its token and `server_fingerprint` name.",
+            own={"servers": {}},
+            entries=RemoteServer,
+            entry_may_stand_here=True,
+        )
+    )
+    forwards: tuple[Forward, ...] = option(
+        (),
+        doc="What to carry.",
+        own={"forwards": list_of(_FORWARD, doc="What to carry.")},
+        flag=(
+            Flag("-L", dest="local", metavar="FORWARD", help="as ssh -L; see below", repeated=True),
+            Flag("-R", dest="remote", metavar="FORWARD", help="as ssh -R; see below", repeated=True),
+        ),
+    )
+    connect: str = option(
+        "first",
+        choices=("first", "all"),
+        doc="With several servers: keep to the first that can be had, or hold a session to each at once.",
+    )
+    failover_after: float = option(
+        5.0,
+        low=0,
+        high=3600,
+        unit="seconds",
+        doc="Time without a connection to a server until the next one is tried as well.",
+    )
+    transports: tuple[str, ...] = option(
+        ("websocket",),
+        key="transport",
+        choices=tuple(TRANSPORTS),
+        doc="How to carry the tunnel over HTTP: websocket, http2, grpc or auto; several are tried in turn.",
+        parse_next=parse_transport,
+        empty="is empty, so nothing could carry the tunnel",
+        flag=Flag(
+            "--transport",
+            metavar="NAMES",
+            help="websocket, http2, grpc or auto; several, with commas, are tried in turn",
+            repeated=True,
+        ),
+    )
+    lanes: int = option(
+        1,
+        low=1,
+        high=MAX_LANES,
+        unit="connections",
+        doc="Connections side by side to each server, which streams are spread over.",
+        flag=Flag("--lanes", metavar="N"),
+    )
+    max_pipe_age: float | None = option(
+        None,
+        low=1,
+        high=7 * 86_400,  # what a week has not cut is not cut for its age
+        unit="seconds",
+        doc="Age at which, less up to a fifth at random, a connection is replaced by a fresh one.",
+        unset="never",
+    )
+    tls: ClientTls = option(ClientTls(), doc="TLS on the way to the server.")
+    proxy: Proxy | EnvironmentProxies | None = option(  # None goes straight to the server
+        NO_PROXIES,
+        doc="The proxy on the way out.",
+        own={
+            "proxy": text(doc="The proxy on the way out: `none`, `environment` (the default), or a URL."),
+            "proxy_password_file": text(doc="The file that holds the password of the user in `proxy`."),
+        },
+        flag=(
+            Flag(
+                "--proxy", metavar="URL", help="http://, https:// or socks5h://[USER@]HOST:PORT, or `none`; see below"
+            ),
+            Flag("--proxy-password-file", metavar="FILE", help="the password of the USER in --proxy"),
+        ),
+    )
+    connect_to: tuple[str, int] | None = option(
+        None,
+        doc="Connect to this HOST:PORT though the URL names another host.",
+        parse=parse_target,
+        port_alone="HOST:{}",
+        unset="the URL's host and port",
+        flag=Flag("--connect-to", metavar="HOST:PORT"),
+    )
+    host: str | None = option(
+        None,
+        doc="The Host header (HTTP/2: :authority).",
+        parse=check_host_header,
+        pattern=HOST_PATTERN,
+        unset="the URL's",
+    )
+    headers: tuple[tuple[str, str], ...] = field(  # may be secrets
+        default=(),
+        repr=False,
+        metadata=declared(
+            doc="Further headers of each HTTP request.",
+            own={"headers": _HEADERS},
+            flag=(
+                Flag("--header", metavar="NAME:VALUE", help="send this header too; may be repeated", repeated=True),
+                Flag("--header-file", metavar="NAME:FILE", help="the same, with the value in a file", repeated=True),
+            ),
+        ),
+    )
+    connect_timeout: float = option(
+        10.0,
+        low=0.1,
+        high=300,
+        unit="seconds",
+        doc="Time to reach the server (TCP, proxy, TLS and HTTP together), or a target of a remote forward.",
+    )
+    handshake_timeout: float = option(
+        10.0,
+        low=0.1,
+        high=300,
+        unit="seconds",
+        doc="Time from the upgrade until both ends have authenticated each other.",
+    )
+    drain: float = option(
+        5.0, low=0, high=3600, unit="seconds", doc="Time that open streams get to finish after SIGTERM."
+    )
+    keepalive: Keepalive = option(Keepalive(), doc="Sealed PINGs inside the tunnel, both ways.")
+    reconnect: Reconnect = option(Reconnect(), doc="When to try again after the connection was lost.")
+    flow: Flow = option(Flow(), doc="Windows and queues.")
+    log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")
+    pid_file: Path | None = option(None, doc="Holds the process's number while it runs.", unset="none", flag=_PID_FILE)
+    state_dir: Path | None = option(  # None: nothing can be kept, and nothing has to be
+        Path("."),
+        doc="Where known hosts are kept.",
+        unset="$STATE_DIRECTORY, else this file's directory",
+    )
 
 
 def _join(address: tuple[str, int]) -> str:

@@ -16,23 +16,22 @@ from collections.abc import Callable
 
 from qanat.base.errors import NoThread, StreamReset
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
-from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
-from qanat.mux.stream import Stream
+from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.stream_io import StreamIO
 
 log = logging.getLogger("qanat.stream")
 
 SMALL_READ = 16 * 1024
-"""Bytes of a read that is copied; a stream that fills one reads into the lane's buffers from then on."""
+"""Bytes of a read that is copied; a stream that fills one reads into blocks from then on."""
 
 
 def join_stream(
-    stream: Stream, sock: WakeableSocket, start_thread: Callable[[str, Callable[[], None]], object], name: str
+    stream: StreamIO, sock: WakeableSocket, start_thread: Callable[[str, Callable[[], None]], object], name: str
 ) -> None:
     """Carry bytes both ways until both have ended; blocks.  The calling thread is the downlink.
 
-    `start_thread` gets the uplink's name and function; when it raises NoThread, the stream is reset.  Closes the
-    socket and releases the stream, whatever happens.
+    Closes the socket and releases the stream, whatever happens.
     """
     uplink = _Uplink()
     orderly = False
@@ -62,14 +61,14 @@ class _Uplink:
         self.orderly = False
         self.ended = threading.Event()
 
-    def run(self, stream: Stream, sock: WakeableSocket) -> None:
+    def run(self, stream: StreamIO, sock: WakeableSocket) -> None:
         try:
             self.orderly = _guarded(_uplink_loop, stream, sock)
         finally:
             self.ended.set()
 
 
-def _guarded(loop: Callable[[Stream, WakeableSocket], bool], stream: Stream, sock: WakeableSocket) -> bool:
+def _guarded(loop: Callable[[StreamIO, WakeableSocket], bool], stream: StreamIO, sock: WakeableSocket) -> bool:
     """Run `loop`; a fault of this program in it must not leave the other loop waiting for ever."""
     try:
         return loop(stream, sock)
@@ -78,14 +77,14 @@ def _guarded(loop: Callable[[Stream, WakeableSocket], bool], stream: Stream, soc
         raise
 
 
-def _uplink_loop(stream: Stream, sock: WakeableSocket) -> bool:
+def _uplink_loop(stream: StreamIO, sock: WakeableSocket) -> bool:
     """Socket to stream, until the socket's peer has finished (True) or anything failed (False)."""
     bulk = False
     try:
         while True:
             room = stream.wait_writable()
             if bulk:
-                count = _read_bulk(stream, sock, room)
+                count = _read_block(stream, sock, room)
                 if count:
                     bulk = count > SMALL_READ // 2
                     continue
@@ -106,29 +105,29 @@ def _uplink_loop(stream: Stream, sock: WakeableSocket) -> bool:
     return True
 
 
-def _read_bulk(stream: Stream, sock: WakeableSocket, room: int) -> int | None:
-    """Queue what is there now; return the number of bytes, 0 at the end, None when nothing is there."""
-    buffer = stream.take_buffer()
+def _read_block(stream: StreamIO, sock: WakeableSocket, room: int) -> int | None:
+    """Queue what is there now; the number of bytes, 0 at the end, None when nothing is there."""
+    block = stream.take_block()
     try:
-        count = sock.recv_available_into(buffer.payload[: min(room, BUFFER_PAYLOAD)])
+        count = sock.recv_available_into(block.payload[: min(room, BLOCK_PAYLOAD)])
     except BlockingIOError:
-        stream.return_buffer(buffer)
+        stream.return_block(block)
         return None
     except BaseException:
-        stream.return_buffer(buffer)
+        stream.return_block(block)
         raise
     if count > SMALL_READ:
-        buffer.length = count
-        stream.write_buffer(buffer)
+        block.length = count
+        stream.write_block(block)
         return count
-    data = bytes(buffer.payload[:count])
-    stream.return_buffer(buffer)
+    data = bytes(block.payload[:count])
+    stream.return_block(block)
     if data:
         stream.write(data)
     return count
 
 
-def _downlink_loop(stream: Stream, sock: WakeableSocket) -> bool:
+def _downlink_loop(stream: StreamIO, sock: WakeableSocket) -> bool:
     """Stream to socket, until the stream's peer has finished (True) or anything failed (False)."""
     try:
         while True:

@@ -1,18 +1,15 @@
-"""The values that go into a lane and the events that come out of it.  No behavior."""
+"""The values that go into a lane and the events that come out of it.  No behaviour."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qanat.mux.stream_state import StreamState
+from qanat.mux.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
 class LaneParameters:
-    """What both ends agreed on in HELLO and READY, and our own bounds: bytes, counts, and `keepalive` in seconds.
-
-    `outbox` has the configuration's name (`flow.outbox`): it is the limit of the retransmit buffer.
-    """
+    """What both ends agreed on in HELLO and READY, and our own bounds.  Bytes and counts."""
 
     client: bool
     initial_window: int = 131_072
@@ -30,13 +27,11 @@ class LaneParameters:
 class Opened:
     """The peer opened this stream; answer with `accept` or `reset`."""
 
-    stream: StreamState
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class ControlReceived:
-    """The peer sent this control message."""
-
     message: bytes
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import jsonschema
 import pytest
+import yaml
 
 from qanat.base.version import __version__
 from qanat.cli.init_files import Written, write_files
@@ -15,7 +19,7 @@ from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.machine.ports import unused_port
 from tests.support.machine.processes import TUNNEL, run_qanat
 
-COMMANDS = ("server", "client", "init", "token", "fingerprint", "check", "demo")
+COMMANDS = ("server", "client", "init", "token", "fingerprint", "check", "schema", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,54 @@ def test_small_commands_do_not_load_the_tunnel(command: tuple[str, ...], pair: W
     assert not loaded & {"qanat.server.server", "qanat.client.client", "websocket", "simple_websocket", "rich"}
 
 
+def test_each_small_command_loads_what_it_needs_and_no_settings_for_the_others() -> None:
+    for command in (("token",), ("--version",)):
+        arguments = [sys.executable, "-X", "importtime", TUNNEL, *command]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert not loaded & {"yaml", "qanat.config.settings", "qanat.process.log", "cryptography"}
+
+
+@pytest.mark.parametrize("program", [(TUNNEL,), ("-m", "qanat")])
+def test_the_program_has_several_names(program: tuple[str, ...]) -> None:
+    arguments = [sys.executable, *program, "token"]
+    done = subprocess.run(arguments, cwd=TUNNEL.parent, capture_output=True, text=True, timeout=30)
+    assert len(parse_token(done.stdout.strip())) == 32
+
+
+# --- schema ---------------------------------------------------------------------------------------
+
+
+def test_the_schema_is_printed_and_what_init_wrote_names_the_installed_copy(pair: Written) -> None:
+    done = run_qanat("schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in (pair.server_yaml, pair.client_yaml):
+        first, _, rest = path.read_text().partition("\n")
+        url = first.removeprefix("# yaml-language-server: $schema=")
+        assert Path(unquote(urlsplit(url).path)).read_text("utf-8") == done.stdout
+        jsonschema.Draft202012Validator(json.loads(done.stdout)).validate(yaml.safe_load(rest))
+
+
+# --- ssh's habits ---------------------------------------------------------------------------------
+
+
+def test_what_ssh_needs_for_forwards_alone_is_taken_and_ignored(tmp_path: Path) -> None:
+    assert "there is no token" in said_no(run_qanat("client", "-N", "ws://127.0.0.1:1/", cwd=tmp_path, HOME=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"), [("-f", "end the line with &"), ("-g", "0.0.0.0:PORT:HOST:HOSTPORT lets other machines in")]
+)
+def test_what_ssh_has_and_this_has_not_is_told_with_the_other_way(flag: str, words: str) -> None:
+    assert words in said_no(run_qanat("client", flag, "ws://127.0.0.1:1/", "-L", "1:x:2"))
+
+
+def test_a_services_name_is_told_to_be_none(tmp_path: Path) -> None:
+    said = said_no(run_qanat("client", "ws://127.0.0.1:1/", "-L", "8080:db:postgresql", QANAT_TOKEN=generate_token()))
+    assert "has a port that is not a number" in said
+    assert "a service's name is not looked up" in said
+
+
 # --- token, fingerprint, init ---------------------------------------------------------------------
 
 
@@ -118,6 +170,9 @@ def test_init_prints_the_nginx_block_and_what_to_type_next(tmp_path: Path) -> No
     done = run_qanat("init", "--name", "office", "--url", "wss://example.com/in", cwd=tmp_path)
     assert done.returncode == 0
     assert "location = /in {" in done.stdout
+    for name in ("config.example.yaml", "deploy/nginx.conf", "deploy"):
+        (path,) = {Path(word.rstrip(").;:,")) for word in done.stdout.split() if word.rstrip(").;:,").endswith(name)}
+        assert path.exists()
     python = "python3" if shutil.which("python3") == sys.executable else sys.executable
     assert f"{python} {TUNNEL} server -c server.yaml\n" in done.stdout
     assert f"{python} {TUNNEL} client -c client.yaml\n" in done.stdout

@@ -154,10 +154,10 @@ def test_the_name_is_the_first_that_is_given(
         ({"urls": ["ws://h/", "ws://i/"], "ca_file": Path(__file__)}, "--ca-file has no effect on a URL without TLS"),
         ({"urls": [URL, "ftp://h/"]}, "the URL cannot be used: the URL 'ftp://h/' does not begin with"),
         ({"urls": ["wss://a@h/", "wss://b@i/"]}, "the URLs have different names before the @"),
-        ({"urls": [URL], "transports": ["quic"]}, "--transport must be websocket, http2, grpc or auto"),
-        ({"urls": [URL], "transports": ["http2,"]}, "--transport must be websocket, http2, grpc or auto"),
-        ({"urls": [URL], "transports": ["split"]}, "--transport names a transport that is not available in this"),
-        ({"urls": [URL], "transports": ["grpc", "http2,grpc"]}, "--transport names grpc twice"),
+        ({"urls": [URL], "transport": ["quic"]}, "--transport must be websocket, http2, grpc or auto"),
+        ({"urls": [URL], "transport": ["http2,"]}, "--transport must be websocket, http2, grpc or auto"),
+        ({"urls": [URL], "transport": ["split"]}, "--transport names a transport that is not available in this"),
+        ({"urls": [URL], "transport": ["grpc", "http2,grpc"]}, "--transport names grpc twice"),
         ({"urls": [URL], "lanes": 0}, "--lanes must be a whole number from 1 to 16"),
         ({"urls": [URL], "lanes": 17}, "--lanes must be a whole number from 1 to 16"),
     ],
@@ -190,7 +190,7 @@ def test_known_hosts_are_kept_where_the_user_keeps_such_things(tmp_path: Path, m
 def test_the_transport_is_websocket_unless_others_are_named_in_their_order(
     transports: list[str], expected: tuple[str, ...]
 ) -> None:
-    assert client_from_options(urls=[URL], transports=transports, environ=ENVIRON).transports == expected
+    assert client_from_options(urls=[URL], transport=transports, environ=ENVIRON).transports == expected
 
 
 def test_one_connection_unless_more_lanes_are_asked_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,12 @@ import pytest
 import yaml
 
 from qanat.config.load import check_config, load_config
+from qanat.config.options import Kind, options_of
 from qanat.config.settings import (
     ClientAccount,
     ClientSettings,
     ClientTls,
-    Flow,
     Forward,
-    Keepalive,
-    LogSettings,
-    Reconnect,
     RemoteServer,
     ServerLimits,
     ServerSettings,
@@ -90,11 +86,20 @@ def everything(*, several: bool = False) -> str:
     return (_ONE_SERVER if several else _SEVERAL_SERVERS).sub("", text)
 
 
-def key_names(settings: type) -> set[str]:
-    renamed = {"urls": {"url"}, "transports": {"transport"}, "fingerprint": {"server_fingerprint"}}
-    renamed["tokens"] = renamed["token"] = {"token_file"}
-    renamed["proxy"] = {"proxy", "proxy_password_file"}
-    return set().union(*(renamed.get(field.name, {field.name}) for field in fields(settings)))
+def keys_of(settings: type) -> set[str]:
+    """The keys that set these; of a token's the one that stands in the example."""
+    return {key for option in options_of(settings) for key in option.keys} - {"token"}
+
+
+def compare(section: dict[str, Any], settings: type) -> None:
+    """Compare the keys of a section, and of those below, with the declared ones."""
+    assert set(section) == keys_of(settings), settings.__name__
+    for option in options_of(settings):
+        if option.settings is not None:
+            compare(section[option.key], option.settings)
+        if option.declared.entries is not None:
+            for entry in section[option.key][-1:]:
+                compare(entry, option.declared.entries)
 
 
 def test_the_example_works_as_it_stands_and_states_the_codes_own_defaults(directory: Path) -> None:
@@ -116,25 +121,47 @@ def test_the_example_works_as_it_stands_and_states_the_codes_own_defaults(direct
 def test_every_setting_is_a_key_of_the_example_and_every_key_a_setting() -> None:
     tree: dict[str, Any] = yaml.safe_load(everything(several=True))
     server, client = tree["server"], tree["client"]
-    for section, settings in (
-        (server, ServerSettings),
-        (server["clients"][0], ClientAccount),
-        (server["tls"], ServerTls),
-        (server["limits"], ServerLimits),
-        (server["keepalive"], Keepalive),
-        (server["flow"], Flow),
-        (server["log"], LogSettings),
-        (client, ClientSettings),
-        (client["servers"][1], RemoteServer),
-        (client["tls"], ClientTls),
-        (client["keepalive"], Keepalive),
-        (client["reconnect"], Reconnect),
-        (client["flow"], Flow),
-        (client["log"], LogSettings),
-    ):
-        assert set(section) == key_names(settings), settings.__name__
+    compare(server, ServerSettings)
+    compare(client, ClientSettings)
     one = yaml.safe_load(everything())["client"]
-    assert set(one) == set(client) - {"servers", "failover_after"} | key_names(RemoteServer)
+    assert set(one) == set(client) - {"servers", "failover_after"} | keys_of(RemoteServer)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("server", ServerSettings), ("client", ClientSettings)])
+def test_each_default_that_stands_there_is_the_declared_one(name: str, settings: type) -> None:
+    def look(section: dict[str, Any], settings: type) -> None:
+        for option in options_of(settings):
+            if option.settings is not None and option.key in section:
+                look(section[option.key], option.settings)
+            elif option.kind in (Kind.WHOLE, Kind.NUMBER, Kind.CHOICE, Kind.SWITCH):
+                if option.default is None or option.key == "failover_after":
+                    assert option.key not in section
+                else:
+                    assert section[option.key] == option.default, option.key
+
+    look(yaml.safe_load(EXAMPLE.read_text())[name], settings)
+
+
+def test_a_range_that_stands_there_is_the_declared_one() -> None:
+    """`1 to 16`, in the comment above a key or behind it."""
+    lines, found = EXAMPLE.read_text().splitlines(), 0
+    declared = {
+        option.key: option
+        for settings in (ServerSettings, ServerLimits, ClientSettings)
+        for option in options_of(settings)
+        if option.kind in (Kind.WHOLE, Kind.NUMBER)
+    }
+    comment = ""
+    for line in lines:
+        key = re.match(r" *(?:# )?([a-z_]+): [0-9]", line)
+        comment += line if key is None and line.lstrip().startswith("#") else ""
+        if key is not None and key[1] in declared:
+            for low, high in re.findall(r"\b([0-9]+) to ([0-9]+)\b", comment + line.partition("#")[2]):
+                option, found = declared[key[1]], found + 1
+                assert (float(low), float(high)) == (option.declared.low, option.declared.high), line
+        if key is not None or not line.strip():
+            comment = ""
+    assert found >= 3
 
 
 def test_only_what_has_no_default_is_commented_out() -> None:

@@ -201,14 +201,14 @@ headers:
         ("upgrade: x", "is about one connection"),
         ("Transfer-Encoding: chunked", "is about one connection"),
         ("TE: trailers", "is about one connection"),
-        ("Proxy-Authorization: Basic sesame", "belong into the URL in `proxy`"),
+        ("Proxy-Authorization: Basic sesame", "belong in the URL in `proxy`"),
         ("Sec-WebSocket-Key: x", "belongs to the transport"),
         ("Content-Length: '5'", "belongs to the transport"),
         ("grpc-timeout: 1S", "belongs to the transport"),
         ("'a b': c", "is no name that a header can have"),
         ("':path': /", "is no name that a header can have"),
         ("X-A: 'sesame\u00e9'", "beyond printable ASCII"),
-        ("X-A: ' sesame'", "space round it"),
+        ("X-A: ' sesame'", "space around it"),
         ('X-A: "sesame\\r\\nX-B: c"', "has a control character"),
         ("X-A: 5", "put it in quotes"),
         ("X-A: {}", "no `value_file`"),
@@ -244,13 +244,13 @@ def test_a_command_line_says_the_same(directory: ConfigDirectory) -> None:
     path = directory.path
     settings = client_from_options(
         urls=[URL],
-        certificate=path / "full.pem",
+        cert=path / "full.pem",
         key=path / "private.pem",
         proxy="http://me@proxy:3128",
         proxy_password_file=path / "password",
         connect_to="192.0.2.1:443",
-        headers=["X-Team: tunnels"],
-        header_files=[f"X-Secret:{path}/password"],
+        header=["X-Team: tunnels"],
+        header_file=[f"X-Secret:{path}/password"],
         environ=ENVIRON | {"https_proxy": "http://other:1"},
     )
     assert settings.tls == ClientTls(None, path / "full.pem", path / "private.pem")
@@ -269,21 +269,21 @@ def test_a_command_line_says_the_same(directory: ConfigDirectory) -> None:
         ({"proxy": "proxy:1"}, "--proxy must be none, environment or"),
         ({"proxy_password_file": "password"}, "--proxy-password-file needs a user in --proxy"),
         ({"proxy": "http://me@p:1", "proxy_password_file": "absent"}, "--proxy-password-file names"),
-        ({"headers": ["Authorization: Bearer sesame"]}, "give --header-file Authorization:FILE"),
-        ({"headers": ["X-A"]}, "--header must be NAME:VALUE"),
-        ({"headers": ["X-A: 1", "x-a: 2"]}, "--header x-a is given twice"),
-        ({"headers": ["Host: sesame"]}, "--header Host has a key of its own"),
-        ({"header_files": ["X-A:absent"]}, "--header-file X-A names"),
+        ({"header": ["Authorization: Bearer sesame"]}, "give --header-file Authorization:FILE"),
+        ({"header": ["X-A"]}, "--header must be NAME:VALUE"),
+        ({"header": ["X-A: 1", "x-a: 2"]}, "--header x-a is given twice"),
+        ({"header": ["Host: sesame"]}, "--header Host has a key of its own"),
+        ({"header_file": ["X-A:absent"]}, "--header-file X-A names"),
         ({"connect_to": "host"}, "--connect-to has no port"),
-        ({"certificate": "full.pem"}, "--cert and --key go together"),
-        ({"certificate": "full.pem", "key": "full.pem"}, "--key names"),
+        ({"cert": "full.pem"}, "--cert and --key go together"),
+        ({"cert": "full.pem", "key": "full.pem"}, "--key names"),
         ({"environ": {"all_proxy": "quic://sesame"}}, "the environment variable all_proxy names a kind of proxy"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused_without_a_secret(
     directory: ConfigDirectory, options: dict[str, object], words: str
 ) -> None:
-    for name in ("certificate", "key", "proxy_password_file"):
+    for name in ("cert", "key", "proxy_password_file"):
         if name in options:
             options = options | {name: directory.path / str(options[name])}
     environ = ENVIRON | options.pop("environ", {})  # type: ignore[operator]

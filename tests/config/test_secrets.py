@@ -53,6 +53,8 @@ def test_a_doubled_dollar_stands_for_itself_before_a_brace(directory: ConfigDire
         ("${NOT_SET}/${NEITHER}", "variable NOT_SET, which is not set and needs the environment variable NEITHER"),
         ("${OPEN", "has a `${` that is not followed by a variable's name"),
         ("${}", "has a `${` that is not followed by a variable's name"),
+        ("${NOT_SET:-x}", "has `${NAME:-…}`: defaults are not available here; set the variable, or write the value"),
+        ("${NOT_SET:?x}", "has `${NAME:?…}`: defaults are not available here"),
         ("${A-B}", "has a `${` that is not followed by a variable's name"),
     ],
 )

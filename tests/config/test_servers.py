@@ -71,8 +71,8 @@ def test_the_same_token_may_open_two_servers(directory: ConfigDirectory) -> None
         (f"[{{url: {A}, token_file: office.token, server_fingerprint: SHA256:x}}]", "3:93", "is not a fingerprint"),
         (f"[{{url: {A}, token_file: office.token, fingerprint: x}}]", "3:73", "did you mean `server_fingerprint`?"),
         (f"[{{url: {A}, token_file: office.token, urls: [{B}]}}]", "3:73", "did you mean `url`?"),
-        (f"[{{url: {A}, token_file: office.token, transport: grpc}}]", "3:73", "it belongs into `client:`"),
-        (f"[{{url: {A}, token_file: office.token, name: a}}]", "3:73", "it belongs into `client:`"),
+        (f"[{{url: {A}, token_file: office.token, transport: grpc}}]", "3:73", "it belongs in `client:`"),
+        (f"[{{url: {A}, token_file: office.token, name: a}}]", "3:73", "it belongs in `client:`"),
     ],
 )
 def test_a_fault_in_the_list_of_servers_is_told_in_its_place(

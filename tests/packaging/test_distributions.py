@@ -136,7 +136,7 @@ def test_the_wheel_holds_the_package_alone(built: Built) -> None:
     assert modules == {path for path in python if "/share/" not in path}
     others = {name for name in built.names() - modules if name.startswith("qanat/")}
     files = {f"qanat/share/deploy/{path.name}" for path in (ROOT / "deploy").iterdir() if path.is_file()}
-    assert others == {"qanat/py.typed", "qanat/share/config.example.yaml", *files}
+    assert others == {"qanat/py.typed", "qanat/share/config.example.yaml", "qanat/share/config.schema.json", *files}
 
 
 def followed(directory: Path) -> list[Path]:

@@ -1,0 +1,31 @@
+"""How the user called this program, to start it again and for commands to be typed next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def command() -> list[str]:
+    """Return the arguments that start this very program in another process."""
+    return [sys.executable, *_program(os.path.abspath(sys.argv[0]))]
+
+
+def shown_command() -> str:
+    """Return what the user typed, or would type, in front of a command's name."""
+    called = sys.argv[0]
+    if not called.endswith((".py", ".pyz")):
+        return os.path.basename(called)
+    python = sys.executable
+    if shutil.which("python3") == python:
+        python = "python3"
+    elif python.startswith(os.getcwd() + os.sep):
+        python = os.path.relpath(python)
+    return " ".join([python, *_program(called)])
+
+
+def _program(called: str) -> list[str]:
+    path = Path(called)
+    return ["-m", path.parent.name] if path.name == "__main__.py" else [called]

@@ -1,0 +1,96 @@
+"""`client`: run the end that dials, until a signal stops it or the server refuses it for good."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from qanat.base.errors import UsageError
+from qanat.cli.flags import add_flags, flags_of, given_flags
+from qanat.cli.main import DONE
+from qanat.cli.parser import add_config
+from qanat.cli.running import SIGNALS, run_logged
+from qanat.config.command_line import client_from_options, with_flags
+from qanat.config.load import load_config
+from qanat.config.settings import ClientSettings
+from qanat.process.daemon import take_lock
+
+DETAILS = (
+    """\
+-L and -R take ssh's syntax, and may be given several times:
+  -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
+  -R [ADDRESS:]PORT:HOST:HOSTPORT   listen on the server, connect to HOST:HOSTPORT from here
+ADDRESS is 127.0.0.1 when left out.  -N, which ssh needs for that, is taken and ignored.
+
+The token comes from the configuration file, from --token-file or from the environment variable
+QANAT_TOKEN; never from the command line, where every user of the machine could read it.
+The client's name is the first of: --name, the part before @ in the URL, QANAT_NAME, the name of
+the token file without its ending, "client".
+
+Without --proxy the environment names one, as for curl: HTTPS_PROXY (http_proxy for ws://),
+ALL_PROXY, and NO_PROXY for what is to be reached without.
+
+Several URLs, beside each other, are several ways to the same server, and are tried in turn; so are
+several transports with each URL: --transport http2,grpc or --transport http2 --transport grpc.
+
+"""
+    + SIGNALS
+)
+
+_SSH_ONLY = {
+    "f": (
+        "-f is not available: this program does not go to the background by itself",
+        "end the line with &, or run it under systemd, supervisor or cron (see deploy/)",
+    ),
+    "g": (
+        "-g is not available: each forward says who may connect to it",
+        "write the address into -L: 0.0.0.0:PORT:HOST:HOSTPORT lets other machines in",
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    parser.add_argument("urls", nargs="*", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
+    add_config(parser, required=False)
+    add_flags(parser.add_argument_group("with a URL"), ClientSettings, beside_file=False)
+    parser.add_argument(
+        "--lock", type=Path, metavar="FILE", help="exit at once and in silence when FILE is locked (cron)"
+    )
+    group = parser.add_argument_group("logs and files; these override the configuration")
+    add_flags(group, ClientSettings, beside_file=True)
+    parser.add_argument("-N", action="store_true", help=argparse.SUPPRESS)
+    for name in _SSH_ONLY:
+        parser.add_argument(f"-{name}", action="store_true", help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Keep the tunnel up until a signal comes, and return the exit code.  Blocks.  Raises QanatError."""
+    for name, (message, hint) in _SSH_ONLY.items():
+        if getattr(options, name):
+            raise UsageError(message, hint=hint)
+    # Before all else: cron starts this every minute, and it must cost nothing when it runs already.
+    if options.lock is not None and take_lock(options.lock) is None:
+        return DONE
+    settings = _settings(options)
+
+    def dial(stop: threading.Event, ready: Callable[[], None]) -> None:
+        from qanat.client.client import run_client
+
+        run_client(settings, stop, ready)
+
+    return run_logged(dial, settings.log, settings.pid_file)
+
+
+def _settings(options: argparse.Namespace) -> ClientSettings:
+    if (options.config is None) == (not options.urls):
+        raise UsageError("a client needs either -c FILE or a URL", hint="see: client --help")
+    given = given_flags(options, ClientSettings)
+    if options.urls:
+        return client_from_options(urls=options.urls, **given)
+    for _, flag in flags_of(ClientSettings):
+        if flag.dest in given and not flag.beside_file:
+            raise UsageError(f"{flag.name} goes with a URL, not with -c", hint=f"write it into {options.config}")
+    return with_flags(load_config(options.config, want="client"), given)

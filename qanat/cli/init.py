@@ -1,0 +1,42 @@
+"""`init`: write a working pair of configurations, and say what to do with them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qanat.base.share import share
+from qanat.cli.called import shown_command
+from qanat.cli.init_files import DEFAULT_LISTEN, DEFAULT_PATH, write_files
+from qanat.config.command_line import DEFAULT_NAME
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    parser.add_argument("directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
+    parser.add_argument("--name", default=DEFAULT_NAME, help="the client's name (default: %(default)s)")
+    parser.add_argument("--url", help=f"what the client dials (default: ws://{DEFAULT_LISTEN}{DEFAULT_PATH})")
+    parser.add_argument(
+        "--listen",
+        default=DEFAULT_LISTEN,
+        metavar="ADDRESS:PORT",
+        help="where the server listens (default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the files and print what to type next.  Raises UsageError when one is there already."""
+    written = write_files(options.directory, name=options.name, url=options.url, listen=options.listen)
+    program = shown_command()
+    print(
+        f"Wrote {written.server_yaml}, {written.client_yaml}, {written.token_file} and {written.identity}.\n"
+        f"\nBehind nginx (the whole file: {share('deploy', 'nginx.conf')}), paste into its `server` block:\n"
+        f"\n{written.nginx_block}"
+        f"\nNext, on the server:\n  {program} server -c {written.server_yaml}\n"
+        f"and on the client, with {written.client_yaml.name} and {written.token_file.name} beside each other:\n"
+        f"  {program} client -c {written.client_yaml}\n"
+        f"Then this goes through the tunnel:\n  curl http://{written.sample}/healthz\n"
+        f"\nEvery key is explained in {share('config.example.yaml')}; units for systemd and other samples are in "
+        f"{share('deploy')}."
+    )
+    return 0

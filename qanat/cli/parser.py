@@ -1,0 +1,79 @@
+"""Which commands there are, and a parser that loads a command when it was chosen.
+
+So `token`, `check` and `--version` answer at once.  A command is a module of this package that has `add_arguments`,
+`run`, which returns the exit code, and perhaps `DETAILS`, a text for the end of its help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qanat.base.version import __version__
+
+COMMANDS = {
+    "server": "run the end that accepts HTTP connections",
+    "client": "run the end that dials, from a file or from a URL",
+    "init": "write a server's and a client's configuration that fit together, a token and a key",
+    "token": "print a new token",
+    "fingerprint": "print the fingerprint of the server's key; makes no key",
+    "check": "say `ok`, or print every fault of a configuration file",
+    "schema": "print a JSON Schema of configuration files, for editors",
+    "demo": "run a whole tunnel on loopback and prove it by a request through it",
+}
+"""Each command's name, which is its module's, and what it does."""
+
+EXIT_CODES = """\
+exit codes:
+  0    done, or stopped by SIGTERM or SIGINT
+  1    failed while running
+  2    bad usage or configuration
+  3    refused by the other end (token, fingerprint) before this process ever succeeded
+  130  Ctrl-C before it had begun; 128 + the signal's number: ended at once by a second one
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        description="Carries TCP through ordinary HTTP infrastructure, sealed end to end.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qanat {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    for name, text in COMMANDS.items():
+        commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add -c FILE."""
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", required=required, help="the configuration, YAML")
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """The parser of one command; its module is loaded when it has to parse."""
+
+    _filled = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if not self._filled:
+            self._filled = True
+            module: Any = importlib.import_module(f"qanat.cli.{self.prog.split()[-1]}")
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+            self.epilog = getattr(module, "DETAILS", "") + EXIT_CODES
+        return super().parse_known_args(args, namespace)

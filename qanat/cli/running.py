@@ -1,0 +1,46 @@
+"""What `server` and `client` have in common: a log, a PID file, signals, and an exit code at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from qanat.base.errors import QanatError
+from qanat.cli.main import DONE, FAILED, exit_code
+from qanat.config.settings import LogSettings
+from qanat.process.daemon import Run, run_daemon
+from qanat.process.log import setup_logging
+
+log = logging.getLogger("qanat.tunnel")
+
+SIGNALS = """\
+signals:
+  SIGTERM, SIGINT   stop: open streams get a few seconds to finish; a second one ends at once
+  SIGHUP            open the log file again, after logrotate has moved it
+
+"""
+
+
+def run_logged(run: Run, log_settings: LogSettings, pid_file: Path | None) -> int:
+    """Call `run` until a signal stops it, and return the exit code.  Blocks.
+
+    Raises QanatError for `main` to show, unless a log that somebody else reads has it already.
+    """
+    setup_logging(log_settings)
+    # What logs to a terminal ends with it, as any program does; what logs to a file stays.
+    hangup_stops = log_settings.file is None and sys.stderr.isatty()
+    try:
+        run_daemon(run, pid_file=pid_file, hangup_stops=hangup_stops)
+    except QanatError as error:
+        # A text log on stderr says it once, in `complain`; any other reader of the log must hear of it too.
+        if log_settings.file is None and log_settings.format == "text":
+            raise
+        log.error("%s", error, extra={"event": "failed", "exit_code": exit_code(error), "hint": error.hint})
+        if log_settings.file is not None:
+            raise
+        return exit_code(error)
+    except Exception:
+        log.exception("ended by an unexpected error; please report it", extra={"event": "bug"})
+        return FAILED
+    return DONE

@@ -1,0 +1,35 @@
+"""`server`: run the end that accepts connections until a signal stops it."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from collections.abc import Callable
+
+from qanat.cli.flags import add_flags, given_flags
+from qanat.cli.parser import add_config
+from qanat.cli.running import SIGNALS, run_logged
+from qanat.config.command_line import with_flags
+from qanat.config.load import load_config
+from qanat.config.settings import ServerSettings
+
+DETAILS = SIGNALS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    add_config(parser, required=True)
+    group = parser.add_argument_group("logs and files; these override the configuration")
+    add_flags(group, ServerSettings, beside_file=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal comes, and return the exit code.  Blocks.  Raises QanatError."""
+    settings = with_flags(load_config(options.config, want="server"), given_flags(options, ServerSettings))
+
+    def serve(stop: threading.Event, ready: Callable[[], None]) -> None:
+        from qanat.server.server import run_server
+
+        run_server(settings, stop, ready)
+
+    return run_logged(serve, settings.log, settings.pid_file)
