@@ -158,7 +158,3 @@ class Pipe(ABC):
     @abstractmethod
     def cause(self) -> str | None:
         """Why the pipe has ended, or None while it lives."""
-
-    @abstractmethod
-    def seconds_since_received(self) -> float:
-        """How long ago the last raw byte came, so that a slow message does not look like a dead link."""

@@ -263,12 +263,3 @@ def test_nobody_leaves_unasked(pair: Pair) -> None:
     with pytest.raises(PipeEnded):
         one.recv()
     assert not told, "an end is no announcement"
-
-
-def test_the_time_since_something_came_is_known(pair: Pair) -> None:
-    one, other = pair
-    send_bytes(other, b"now")
-    one.recv()
-    assert one.seconds_since_received() < AT_ONCE
-    before = one.seconds_since_received()
-    assert one.seconds_since_received() >= before

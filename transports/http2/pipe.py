@@ -138,9 +138,6 @@ class Http2Pipe(Pipe):
     def cause(self) -> str | None:
         return self._stream.cause.text
 
-    def seconds_since_received(self) -> float:
-        return time.monotonic() - self._stream.last_received
-
 
 def _nothing() -> None:
     """The connection has a writer of its own."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -56,7 +55,6 @@ class WebSocketPipe(Pipe):
         self._keys = MaskKeys() if is_client else None
         self._cause = FirstCause()
         self._unusual_left: int | None = None
-        self._last_received = time.monotonic()
         self._send_lock = threading.Lock()
         self._send_failure: str | None = None  # the path failed for sending; there may be something to receive
         self._owed_lock = threading.Lock()  # guards the next line; held for moments
@@ -134,15 +132,11 @@ class WebSocketPipe(Pipe):
     def cause(self) -> str | None:
         return self._cause.text
 
-    def seconds_since_received(self) -> float:
-        return time.monotonic() - self._last_received
-
     def _receive(self) -> None:
         count = self._wire.recv_into(self._reader.space())
         if count == 0:
             where = " in the middle of a message" if self._reader.in_the_middle else ""
             raise TransportError(f"the connection was closed by the other end or the path{where}")
-        self._last_received = time.monotonic()
         self._reader.filled(count)
 
     def _receive_unusual(self, frame: Frame) -> memoryview | None:

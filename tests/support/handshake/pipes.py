@@ -6,7 +6,6 @@ Each message has its length in front as u32.  Only tests use it; the program's t
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
@@ -28,7 +27,6 @@ class SocketPipe(Pipe):
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._cause = FirstCause()
-        self._received_at = time.monotonic()
 
     def send(self, buffer: memoryview) -> None:
         buffer[:_LENGTH] = (len(buffer) - _LENGTH).to_bytes(_LENGTH, "big")
@@ -50,7 +48,6 @@ class SocketPipe(Pipe):
                 self._fail(f"receiving failed: {error.strerror}")
             if count == 0:
                 self._fail("the other end closed the pipe")
-            self._received_at = time.monotonic()
             filled += count
         return data
 
@@ -78,9 +75,6 @@ class SocketPipe(Pipe):
     @property
     def cause(self) -> str | None:
         return self._cause.text
-
-    def seconds_since_received(self) -> float:
-        return time.monotonic() - self._received_at
 
 
 def socket_pipes() -> tuple[SocketPipe, SocketPipe]:

@@ -129,9 +129,6 @@ class MemoryPipe(Pipe):
     def cause(self) -> str | None:
         return self._cause.text
 
-    def seconds_since_received(self) -> float:
-        return time.monotonic() - self._incoming.last_sent
-
 
 def memory_pair() -> tuple[MemoryPipe, MemoryPipe]:
     """Two pipes joined to each other.  Both must be closed by their owners; closing one ends the other."""

@@ -140,9 +140,6 @@ class StubPipe(Pipe):
     def cause(self) -> str | None:
         return self._cause.text
 
-    def seconds_since_received(self) -> float:
-        return 0.0
-
 
 def serve_sealed(pipe: Pipe, identity: ServerIdentity, token: bytes) -> str:
     """A server's handshake, then 8 MB both ways; the digest of those that came."""
