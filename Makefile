@@ -38,7 +38,7 @@ bench: $(VENV)/.bench
 	$(IN) -m benchmarks $(ARGS)
 
 clean:
-	rm -rf "$(VENV)" build *.egg-info tunnel.pyz .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf "$(VENV)" build dist *.egg-info tunnel.pyz .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than setup.cfg exactly when what it names is installed.

@@ -95,7 +95,8 @@ class Acceptor:
     def close(self) -> None:
         """Stop listening; a blocked `accept` returns.  Idempotent, from any thread; does not block.
 
-        The port is free when this returns, or as soon as a thread that is inside `accept` has left it.
+        Nobody is accepted any more when this returns (elsewhere than on Linux, as soon as a thread that is inside
+        `accept` has left it).
         """
         with self._lock:
             if self._closed:
@@ -104,6 +105,9 @@ class Acceptor:
             busy = self._accepting
             with contextlib.suppress(OSError):
                 self._wake_write.send(b"\0")
+            for sock in self._listeners:  # Whoever is inside closes them: a descriptor that is waited for stays.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
         if not busy:
             self._close_sockets()
 

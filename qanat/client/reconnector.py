@@ -30,8 +30,8 @@ from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
-from qanat.mux.carrying import PipeResult, Superseded
-from qanat.mux.lane import Lane
+from qanat.mux.lane import Lane, Superseded
+from qanat.mux.pipe_runner import PipeResult
 from qanat.session.messages import printable
 
 log = logging.getLogger("qanat.client")
@@ -239,7 +239,7 @@ class Reconnector:
             old = self._running
             if old is not None:
                 old.being_replaced = True
-        expected = self._lane.hold()
+        expected = self._lane.pause_writer()
         self._epoch += 1
         timeout = self._context.settings.handshake_timeout if old is None else HELLO_TIMEOUT
         ready = self._exchange_hello(endpoint, sealed, expected, timeout)
@@ -271,7 +271,7 @@ class Reconnector:
 
     def _old_pipe_answers(self) -> bool:
         """Whether the old pipe's server answers, whatever another one behind the same URL says; blocks."""
-        self._lane.release_hold()
+        self._lane.resume_writer()
         with self._changed:
             running = self._running
         return running is not None and self._lane.ping(PING_TIMEOUT)
@@ -279,7 +279,7 @@ class Reconnector:
     def _take_over(self, sealed: SealedPipe, ready: Ready) -> None:
         """Move the lane to this pipe.  Raises SessionOver when the server cannot go on where we can."""
         try:
-            self._lane.take(self._epoch, ready.expected, Deadline(YIELD_TIMEOUT))
+            self._lane.acquire(self._epoch, ready.expected, Deadline(YIELD_TIMEOUT))
         except (ProtocolError, Superseded) as error:  # Epochs are ours, so it is not that.
             sealed.close("the server goes on where we cannot")
             raise SessionOver(f"the server goes on where we cannot: {error.message}") from None
@@ -345,7 +345,7 @@ class Reconnector:
 
     def _failed(self, endpoint: Endpoint, error: Exception) -> None:
         """Count a try that came to nothing, and log it.  Called while `error` is being handled."""
-        self._lane.release_hold()
+        self._lane.resume_writer()
         retry_after = error.retry_after if isinstance(error, TransportError) else None
         if isinstance(error, RefusedError) and error.final:
             self._backoff.refused()

@@ -16,7 +16,7 @@ from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.stream import Stream
 from qanat.session.messages import (
     Listen,
     ListenFailed,
@@ -151,7 +151,7 @@ class ClientSession(Session):
         except NoThread as error:
             log.warning("%s is asked for again only with the next session: %s", forward, error)
 
-    def _on_open(self, stream: StreamIO, request: StreamRequest) -> None:
+    def _on_open(self, stream: Stream, request: StreamRequest) -> None:
         forward = self._remotes.get(request.forward) if isinstance(request, ThroughForward) else None
         if forward is None or not isinstance(request, ThroughForward):
             log.warning("the server opened a stream that is for none of our forwards; it was refused")

@@ -16,22 +16,23 @@ from collections.abc import Callable
 
 from qanat.base.errors import NoThread, StreamReset
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
-from qanat.mux.slab import BLOCK_PAYLOAD
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.stream import Stream
 
 log = logging.getLogger("qanat.stream")
 
 SMALL_READ = 16 * 1024
-"""Bytes of a read that is copied; a stream that fills one reads into blocks from then on."""
+"""Bytes of a read that is copied; a stream that fills one reads into the lane's buffers from then on."""
 
 
 def join_stream(
-    stream: StreamIO, sock: WakeableSocket, start_thread: Callable[[str, Callable[[], None]], object], name: str
+    stream: Stream, sock: WakeableSocket, start_thread: Callable[[str, Callable[[], None]], object], name: str
 ) -> None:
     """Carry bytes both ways until both have ended; blocks.  The calling thread is the downlink.
 
-    Closes the socket and releases the stream, whatever happens.
+    `start_thread` gets the uplink's name and function; when it raises NoThread, the stream is reset.  Closes the
+    socket and releases the stream, whatever happens.
     """
     uplink = _Uplink()
     orderly = False
@@ -61,14 +62,14 @@ class _Uplink:
         self.orderly = False
         self.ended = threading.Event()
 
-    def run(self, stream: StreamIO, sock: WakeableSocket) -> None:
+    def run(self, stream: Stream, sock: WakeableSocket) -> None:
         try:
             self.orderly = _guarded(_uplink_loop, stream, sock)
         finally:
             self.ended.set()
 
 
-def _guarded(loop: Callable[[StreamIO, WakeableSocket], bool], stream: StreamIO, sock: WakeableSocket) -> bool:
+def _guarded(loop: Callable[[Stream, WakeableSocket], bool], stream: Stream, sock: WakeableSocket) -> bool:
     """Run `loop`; a fault of this program in it must not leave the other loop waiting for ever."""
     try:
         return loop(stream, sock)
@@ -77,14 +78,14 @@ def _guarded(loop: Callable[[StreamIO, WakeableSocket], bool], stream: StreamIO,
         raise
 
 
-def _uplink_loop(stream: StreamIO, sock: WakeableSocket) -> bool:
+def _uplink_loop(stream: Stream, sock: WakeableSocket) -> bool:
     """Socket to stream, until the socket's peer has finished (True) or anything failed (False)."""
     bulk = False
     try:
         while True:
             room = stream.wait_writable()
             if bulk:
-                count = _read_block(stream, sock, room)
+                count = _read_bulk(stream, sock, room)
                 if count:
                     bulk = count > SMALL_READ // 2
                     continue
@@ -105,29 +106,29 @@ def _uplink_loop(stream: StreamIO, sock: WakeableSocket) -> bool:
     return True
 
 
-def _read_block(stream: StreamIO, sock: WakeableSocket, room: int) -> int | None:
-    """Queue what is there now; the number of bytes, 0 at the end, None when nothing is there."""
-    block = stream.take_block()
+def _read_bulk(stream: Stream, sock: WakeableSocket, room: int) -> int | None:
+    """Queue what is there now; return the number of bytes, 0 at the end, None when nothing is there."""
+    buffer = stream.take_buffer()
     try:
-        count = sock.recv_available_into(block.payload[: min(room, BLOCK_PAYLOAD)])
+        count = sock.recv_available_into(buffer.payload[: min(room, BUFFER_PAYLOAD)])
     except BlockingIOError:
-        stream.return_block(block)
+        stream.return_buffer(buffer)
         return None
     except BaseException:
-        stream.return_block(block)
+        stream.return_buffer(buffer)
         raise
     if count > SMALL_READ:
-        block.length = count
-        stream.write_block(block)
+        buffer.length = count
+        stream.write_buffer(buffer)
         return count
-    data = bytes(block.payload[:count])
-    stream.return_block(block)
+    data = bytes(buffer.payload[:count])
+    stream.return_buffer(buffer)
     if data:
         stream.write(data)
     return count
 
 
-def _downlink_loop(stream: StreamIO, sock: WakeableSocket) -> bool:
+def _downlink_loop(stream: Stream, sock: WakeableSocket) -> bool:
     """Stream to socket, until the stream's peer has finished (True) or anything failed (False)."""
     try:
         while True:

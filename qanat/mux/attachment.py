@@ -12,45 +12,49 @@ from enum import Enum
 from qanat.base.errors import LocalError
 
 
-class State(Enum):
+class AttachmentState(Enum):
+    """Whether a pipe carries the lane; the value is for messages."""
+
     DETACHED = "detached"
     ATTACHED = "attached"
     YIELDING = "yielding"
     OVER = "over"
 
 
-class Step(Enum):
+class AttachmentStep(Enum):
+    """What takes a lane from one state to another; the value is for messages."""
+
     ATTACH = "attach"
     """A pipe that has been granted the lane carries it from now on."""
     YIELD = "yield"
-    """A newer pipe has been granted the lane: the present one is to end."""
+    """A newer pipe has been granted the lane: the present one has to end."""
     PIPE_ENDED = "pipe ended"
     """No thread of the pipe touches the lane any more."""
     END = "end"
     """The lane is over for good."""
 
 
-TRANSITIONS: dict[tuple[State, Step], State] = {
-    (State.DETACHED, Step.ATTACH): State.ATTACHED,
-    (State.DETACHED, Step.YIELD): State.DETACHED,
-    (State.DETACHED, Step.END): State.OVER,
-    (State.ATTACHED, Step.YIELD): State.YIELDING,
-    (State.ATTACHED, Step.PIPE_ENDED): State.DETACHED,
-    (State.ATTACHED, Step.END): State.OVER,
-    (State.YIELDING, Step.YIELD): State.YIELDING,
-    (State.YIELDING, Step.PIPE_ENDED): State.DETACHED,
-    (State.YIELDING, Step.END): State.OVER,
-    (State.OVER, Step.YIELD): State.OVER,
-    (State.OVER, Step.PIPE_ENDED): State.OVER,
-    (State.OVER, Step.END): State.OVER,
+TRANSITIONS: dict[tuple[AttachmentState, AttachmentStep], AttachmentState] = {
+    (AttachmentState.DETACHED, AttachmentStep.ATTACH): AttachmentState.ATTACHED,
+    (AttachmentState.DETACHED, AttachmentStep.YIELD): AttachmentState.DETACHED,
+    (AttachmentState.DETACHED, AttachmentStep.END): AttachmentState.OVER,
+    (AttachmentState.ATTACHED, AttachmentStep.YIELD): AttachmentState.YIELDING,
+    (AttachmentState.ATTACHED, AttachmentStep.PIPE_ENDED): AttachmentState.DETACHED,
+    (AttachmentState.ATTACHED, AttachmentStep.END): AttachmentState.OVER,
+    (AttachmentState.YIELDING, AttachmentStep.YIELD): AttachmentState.YIELDING,
+    (AttachmentState.YIELDING, AttachmentStep.PIPE_ENDED): AttachmentState.DETACHED,
+    (AttachmentState.YIELDING, AttachmentStep.END): AttachmentState.OVER,
+    (AttachmentState.OVER, AttachmentStep.YIELD): AttachmentState.OVER,
+    (AttachmentState.OVER, AttachmentStep.PIPE_ENDED): AttachmentState.OVER,
+    (AttachmentState.OVER, AttachmentStep.END): AttachmentState.OVER,
 }
 
 
 class Attachment:
-    """See the module's docstring.  `epoch` is the highest that was ever granted the lane."""
+    """One lane's state, and the highest epoch that was ever granted it; -1 before the first."""
 
     def __init__(self) -> None:
-        self.state = State.DETACHED
+        self.state = AttachmentState.DETACHED
         self.epoch = -1
 
     def grant(self, epoch: int) -> bool:
@@ -58,10 +62,10 @@ class Attachment:
         if epoch <= self.epoch:
             return False
         self.epoch = epoch
-        self.advance(Step.YIELD)
+        self.advance(AttachmentStep.YIELD)
         return True
 
-    def advance(self, step: Step) -> None:
+    def advance(self, step: AttachmentStep) -> None:
         """Make one step of the table; raises LocalError when it has none."""
         following = TRANSITIONS.get((self.state, step))
         if following is None:

@@ -1,8 +1,8 @@
 """The frames inside a FRAMES record: their layout, and a strict parser (docs/PROTOCOL.md §4).
 
-Pure: bytes in, values out.  Nothing here knows what a stream or a lane is.  `qanat.mux.core` calls it.
-The parser gives a value for each frame or raises ProtocolError; it never copies DATA, whose
-payload is a view into the record.
+Pure: bytes in, values out.  Nothing here knows what a stream or a lane is.  `qanat.mux.receiver` calls the parser,
+`qanat.mux.sender` encodes.  The parser gives a value for each frame or raises ProtocolError; it never copies DATA,
+whose payload is a view into the record.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
 
 from qanat.base.errors import LocalError, ProtocolError
 
@@ -22,6 +21,8 @@ MAX_PLAINTEXT = 262_144
 
 
 class FrameType(IntEnum):
+    """The first byte of each frame.  Those below 16 are numbered, acknowledged and replayed; the others are not."""
+
     OPEN = 1
     DATA = 2
     FIN = 3
@@ -48,7 +49,7 @@ class Reason(IntEnum):
 
 
 def reason_name(code: int) -> str:
-    """The reason in words; a number for one that this version does not know."""
+    """Return the reason in words; a number for one that this version does not know."""
     try:
         return Reason(code).name.lower().replace("_", " ")
     except ValueError:
@@ -63,104 +64,132 @@ _CONTROL_HEADER = struct.Struct("!BH")
 _VALUE = struct.Struct("!BQ")
 
 DATA_HEADER_SIZE = _DATA_HEADER.size
-MAX_DATA = MAX_PLAINTEXT - 1 - DATA_HEADER_SIZE
-"""Bytes in one DATA frame at most: what fits into a record alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
+    """A stream begins; `request` says where it should lead, in at most MAX_TEXT bytes."""
+
     stream: int
     request: bytes
 
     def encode(self) -> bytes:
+        """Return the frame's bytes.  Raises LocalError for a request above MAX_TEXT bytes."""
         return _OPEN_HEADER.pack(FrameType.OPEN, self.stream, _size(self.request)) + self.request
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
+    """Payload of a stream, at least one byte: a view into the record."""
+
     stream: int
     payload: memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Fin:
+    """The sender has finished the stream, after `offset` bytes of payload."""
+
     stream: int
     offset: int
 
     def encode(self) -> bytes:
+        """Return the frame's bytes."""
         return _FIN.pack(FrameType.FIN, self.stream, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
+    """Both directions of the stream are over; `reason` is a Reason or one that this version does not know."""
+
     stream: int
     reason: int
     text: str
 
     def encode(self) -> bytes:
+        """Return the frame's bytes, the text cut to MAX_TEXT bytes."""
         text = encode_text(self.text)
         return _RESET_HEADER.pack(FrameType.RESET, self.stream, self.reason, len(text)) + text
 
 
 @dataclass(frozen=True, slots=True)
 class Accept:
+    """The stream's target was reached; `text` is its address."""
+
     stream: int
     text: str
 
     def encode(self) -> bytes:
+        """Return the frame's bytes, the text cut to MAX_TEXT bytes."""
         text = encode_text(self.text)
         return _OPEN_HEADER.pack(FrameType.ACCEPT, self.stream, len(text)) + text
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
+    """A message for the session above, of at most MAX_TEXT bytes."""
+
     message: bytes
 
     def encode(self) -> bytes:
+        """Return the frame's bytes.  Raises LocalError for a message above MAX_TEXT bytes."""
         return _CONTROL_HEADER.pack(FrameType.CONTROL, _size(self.message)) + self.message
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
+    """Every numbered frame below `expected` has been accepted."""
+
     expected: int
-    SIZE: ClassVar[int] = _VALUE.size
 
     def encode(self) -> bytes:
+        """Return the frame's bytes."""
         return _VALUE.pack(FrameType.ACK, self.expected)
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
+    """The sender takes payload of the stream up to byte `offset`, counted from the stream's beginning."""
+
     stream: int
     offset: int
-    SIZE: ClassVar[int] = _FIN.size
 
     def encode(self) -> bytes:
+        """Return the frame's bytes."""
         return _FIN.pack(FrameType.CREDIT, self.stream, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
+    """Answer with PONG of the same value."""
+
     value: int
 
     def encode(self) -> bytes:
+        """Return the frame's bytes."""
         return _VALUE.pack(FrameType.PING, self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
+    """The answer to PING."""
+
     value: int
 
     def encode(self) -> bytes:
+        """Return the frame's bytes."""
         return _VALUE.pack(FrameType.PONG, self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
+    """Payload of a stream that may be lost; no stream of this version takes any."""
+
     stream: int
     payload: bytes
 
     def encode(self) -> bytes:
+        """Return the frame's bytes."""
         return _OPEN_HEADER.pack(FrameType.DATAGRAM, self.stream, len(self.payload)) + self.payload
 
 
@@ -168,18 +197,13 @@ Frame = Open | Data | Fin | Reset | Accept | Control | Ack | Credit | Ping | Pon
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8, cut at a character so that it fits into MAX_TEXT."""
+    """Return `text` in UTF-8, cut at a character so that it fits into MAX_TEXT."""
     return text.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore").encode()
 
 
 def data_header(stream: int, length: int) -> bytes:
-    """The header of a DATA frame, for payload that is already where it should be."""
+    """Return the header of a DATA frame; the payload follows it."""
     return _DATA_HEADER.pack(FrameType.DATA, stream, length)
-
-
-def pack_data_header(buffer: bytearray, offset: int, stream: int, length: int) -> None:
-    """The same, written in place."""
-    _DATA_HEADER.pack_into(buffer, offset, FrameType.DATA, stream, length)
 
 
 def parse_frames(content: memoryview) -> Iterator[Frame]:

@@ -1,43 +1,268 @@
-"""One lane: a core, its lock, and the pipes that carry it, one after the other.
+"""One lane: a core, its lock, its streams, and the pipes that carry it, one after the other.
 
-One lock guards the core and all streams of the lane (`qanat.mux.lane_waking`).  What a pipe's threads do is in
-`qanat.mux.carrying`; here is what streams and sessions ask of a lane.  Streams' own threads come and go through
-`StreamIO`.
+One lock guards the core, all streams of the lane, and the present pipe's runner; it is never held while sealing,
+sending, receiving, or calling back.  A newer pipe is granted the lane by `acquire`, which ends the older one, and
+`run` carries it (`qanat.mux.pipe_runner`); in between, whoever has something to send waits for room.
+
+Who wakes whom: the core notes it (`qanat.mux.wakeups`), `wake_locked` does it before the lock is released, whatever
+was raised meanwhile.  The writer's condition is its pipe's, a stream's two are the stream's.  The lane's own:
+`_room`, whose waiters wait for a buffer or for the retransmit buffer (both get `notify_all`: woken one by one, the
+wrong one might take the turn and go back to sleep); `_pong`, for whoever waits for an answer; `_settled`, for
+whoever waits until a pipe is gone.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 from qanat.base.deadline import Deadline
-from qanat.base.errors import SessionEnded
-from qanat.mux.carrying import Carrying
-from qanat.mux.stream_io import StreamIO
+from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError
+from qanat.handshake.exchange import SealedPipe
+from qanat.handshake.hello import Close, CloseReason
+from qanat.mux.attachment import Attachment, AttachmentState, AttachmentStep
+from qanat.mux.core import LaneCore
+from qanat.mux.frames import Reason
+from qanat.mux.parameters import ControlReceived, LaneParameters, Opened
+from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
+from qanat.mux.stream import Stream
+from qanat.mux.stream_state import StreamPhase, StreamState
 
 
-class Lane(Carrying):
-    """See the module's docstring.
+class Superseded(QanatError):
+    """Another pipe has the lane, or more has been acknowledged than this one's end knows: it came too late."""
+
+
+class Lane:
+    """See the module's docstring.  Every method may be called from any thread.
 
     `on_open` is called by the reader for each stream that the peer opens, `on_control` for each control
-    message; neither may block.  What `on_control` raises as ProtocolError ends the lane.
+    message; neither may block.  What `on_control` raises as ProtocolError ends the lane.  `clock` gives seconds.
     """
 
-    def open_stream(self, request: bytes) -> StreamIO:
-        """Open a stream; blocks while the outbox is full.  Raises SessionEnded or StreamReset(LIMIT)."""
+    def __init__(
+        self,
+        name: str,
+        parameters: LaneParameters,
+        *,
+        on_open: Callable[[Stream], None],
+        on_control: Callable[[bytes], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.core = LaneCore(parameters, clock())
+        self._on_open = on_open
+        self._on_control = on_control
+        self._room = threading.Condition(self.lock)
+        self._pong = threading.Condition(self.lock)
+        self._settled = threading.Condition(self.lock)
+        self._streams: dict[int, Stream] = {}  # by id, until they are over on the wire
+        self._attachment = Attachment()
+        self._runner: PipeRunner | None = None
+        self._closing: Close | None = None
+        self._detached_at = clock()
+
+    # --- streams and messages -------------------------------------------------------------------
+
+    def open_stream(self, request: bytes) -> Stream:
+        """Open a stream; blocks while the retransmit buffer is full.
+
+        Raises SessionEnded, StreamReset(LIMIT) when the peer allows no more, and LocalError for a request above
+        1,024 bytes.
+        """
         with self.lock:
-            while self.core.outbox.full and self.core.ended is None and self._closing is None:
+            while self.core.sender.retransmit_buffer.full and self.core.ended is None and self._closing is None:
                 self._room.wait()
             if self._closing is not None:
                 raise SessionEnded("the session is closing")
-            stream = StreamIO(self, self.core.open_stream(request, self.clock()))
+            stream = self._add_stream_locked(self.core.open_stream(request, self.clock()))
             failed = self.wake_locked()
-        self.tell(failed)
+        self.report(failed)
         return stream
 
     def send_control(self, message: bytes) -> None:
-        """Queue a control message.  Does not block; the caller bounds how many there are."""
+        """Queue a control message of at most 1,024 bytes.  Does not block; the caller bounds how many there are."""
         with self.lock:
             self.core.send_control(message)
             failed = self.wake_locked()
-        self.tell(failed)
+        self.report(failed)
+
+    # --- the pipe that carries the lane ---------------------------------------------------------
+
+    def acquire(self, epoch: int, peer_expects: int | None, deadline: Deadline) -> int:
+        """Grant the lane to the pipe of `epoch`; return the number of the frame that we expect on it first.
+
+        Ends the pipe that the lane is on, with CLOSE (leaving) where that is possible, and blocks until no thread
+        of it touches the lane any more.  `peer_expects` is what the peer's HELLO said; None when it has yet to say so.
+        Raises Superseded, with nothing changed, for an epoch that is not the highest, and when the peer expects
+        what it has acknowledged already, which a HELLO does that was long on its way; ProtocolError when it expects
+        what was never sent; SessionEnded when the lane is over; TransportError at the deadline.
+        """
+        with self.lock:
+            kept = self.core.sender.retransmit_buffer
+            if self.core.ended is not None:
+                raise SessionEnded(self.core.ended)
+            if peer_expects is not None and peer_expects < kept.first:
+                raise Superseded("the peer has acknowledged more than this HELLO expects")
+            if epoch <= self._attachment.epoch:
+                raise Superseded(f"a pipe of epoch {self._attachment.epoch} has the lane, this one is of {epoch}")
+            if peer_expects is not None:
+                kept.check_resume(peer_expects)
+            self._attachment.grant(epoch)
+            old = self._runner
+            if old is not None:
+                old.close_next_locked(Close(CloseReason.LEAVING, "a newer connection takes over"))
+                if not self._wait_until_gone_locked(old, Deadline(YIELD_TIMEOUT)):
+                    old.cut("a newer connection takes over")
+                if not self._wait_until_gone_locked(old, deadline):
+                    raise TransportError("the old connection did not end in time")
+            if self._attachment.epoch != epoch:
+                raise Superseded("a later pipe has taken the lane meanwhile")
+            return self.core.receiver.expected
+
+    def run(
+        self,
+        sealed: SealedPipe,
+        *,
+        silence: float,
+        epoch: int = 0,
+        peer_expects: int = 0,
+        receive_from: int | None = None,
+        on_attached: Callable[[], None] = lambda: None,
+    ) -> PipeResult:
+        """Carry the lane on this pipe until it ends; blocks, and is the pipe's reader thread meanwhile.
+
+        `epoch` is what `acquire` has granted (0, for a lane's first pipe, needs no grant), `peer_expects` and
+        `receive_from` are what the two ends said in HELLO and READY (see `LaneCore.attach`).  `silence` is
+        the number of seconds after which the pipe counts as dead when not one raw byte came, or when nothing could be
+        sent.  `on_attached` is called once the lane is on the pipe.  The pipe is closed on return.  Never raises for
+        what the peer or the path did: the PipeResult says it.
+        """
+        runner = PipeRunner(self, sealed)
+        try:
+            refused = self._attach(runner, epoch, peer_expects, receive_from)
+            if refused is not None:
+                return refused
+            try:
+                on_attached()
+                return runner.run(silence)
+            finally:
+                self._detach()
+        finally:
+            sealed.close("the pipe's reader has ended")
+
+    def pause_writer(self) -> int:
+        """Have the writer begin no further record, until the pipe ends, `close` or `resume_writer`; does not block.
+
+        Returns the number of the frame that we expect next.  What this end then says in HELLO, on another pipe, is no
+        less than what it has acknowledged on this one, though the writer may still be busy with its last record.
+        """
+        with self.lock:
+            if self._runner is not None:
+                self._runner.pause_locked()
+            return self.core.receiver.expected
+
+    def resume_writer(self) -> None:
+        """Let the writer go on.  Idempotent; does not block."""
+        with self.lock:
+            if self._runner is not None:
+                self._runner.resume_locked()
+
+    def close(self, reason: CloseReason, text: str) -> None:
+        """Send what is queued, then a sealed CLOSE, and let the pipe end.  Idempotent; does not block.
+
+        Streams take no more from now on.  The pipe is closed by force when the peer has not ended it CLOSE_TIMEOUT
+        seconds after CLOSE; a peer that does not even take what is queued is the caller's to `cut`.
+        """
+        with self.lock:
+            if self._closing is None:
+                self._closing = Close(reason, text)
+            self.core.sender.close()
+            if self._runner is not None:
+                self._runner.close_when_idle_locked(self._closing)
+            self._room.notify_all()
+
+    def cut(self, cause: str) -> None:
+        """End the present pipe, if there is one, without CLOSE.  Idempotent; does not block."""
+        with self.lock:
+            runner = self._runner
+        if runner is not None:
+            runner.cut(cause)
+
+    def end(self, reason: Reason, text: str, close: Close | None = None) -> None:
+        """End the lane for good: reset every stream here, and end the pipe if there is one.
+
+        With `close` the peer is told so, if the writer is free to; otherwise the pipe just ends.  Idempotent;
+        does not block.
+        """
+        with self.lock:
+            runner = self._runner
+            self.core.end(reason, text)
+            self._attachment.advance(AttachmentStep.END)
+            told = close is not None and runner is not None and runner.close_if_free_locked(close)
+            self._pong.notify_all()
+            self._settled.notify_all()
+            failed = self.wake_locked()
+        if runner is not None and not told:
+            runner.cut(text)
+        self.report(failed)
+
+    # --- how it is ------------------------------------------------------------------------------
+
+    def ping(self, timeout: float) -> bool:
+        """Send a sealed PING at once; block until it is answered, or False after `timeout` seconds.
+
+        False as soon as the lane has ended; a lane without a pipe may still get one in time.
+        """
+        return self.wait_pong(self.send_ping(), timeout)
+
+    def send_ping(self) -> int:
+        """Have a sealed PING sent at once, or with the next pipe; return its number.  Does not block."""
+        with self.lock:
+            number = self.core.pending.ping_now(self.clock())
+            if self._runner is not None:
+                self._runner.wake_locked()
+            return number
+
+    def wait_pong(self, number: int, timeout: float) -> bool:
+        """Block until the PING of this number, or a later one, is answered.
+
+        False after `timeout` seconds, or as soon as the lane has ended.
+        """
+        deadline = Deadline(timeout)
+        with self.lock:
+            while self.core.pending.pings_answered < number:
+                if deadline.passed or self.core.ended is not None:
+                    return False
+                self._pong.wait(deadline.remaining())
+            return True
+
+    @property
+    def over(self) -> bool:
+        """Whether the lane has ended for good."""
+        with self.lock:
+            return self.core.ended is not None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the lane is on a pipe."""
+        with self.lock:
+            return self.core.sender.attached
+
+    @property
+    def away(self) -> float:
+        """For how many seconds the lane has been on no pipe; 0 while it is on one."""
+        with self.lock:
+            return 0.0 if self._runner is not None else self.clock() - self._detached_at
+
+    @property
+    def epoch(self) -> int:
+        """That of the newest pipe that was granted the lane; -1 before the first."""
+        with self.lock:
+            return self._attachment.epoch
 
     @property
     def open_streams(self) -> int:
@@ -49,68 +274,126 @@ class Lane(Carrying):
     def progress(self) -> int:
         """How many frames have got through: ours that the peer has acknowledged, and the peer's that have come."""
         with self.lock:
-            return self.core.acknowledged + self.core.received
-
-    @property
-    def attached(self) -> bool:
-        """Whether the lane is on a pipe."""
-        with self.lock:
-            return self.core.attached
-
-    @property
-    def away(self) -> float:
-        """For how many seconds the lane has been on no pipe; 0 while it is on one."""
-        with self.lock:
-            return 0.0 if self._sealed is not None else self.clock() - self._detached_at
-
-    @property
-    def epoch(self) -> int:
-        """That of the newest pipe that was granted the lane; -1 before the first."""
-        with self.lock:
-            return self._attachment.epoch
+            return self.core.sender.acknowledged + self.core.receiver.expected
 
     @property
     def load(self) -> tuple[bool, int, int]:
-        """How much there is on the lane, to be compared with others: without a pipe, open streams, bytes that wait."""
+        """How much there is on the lane, to compare it with others: without a pipe, open streams, bytes that wait."""
         with self.lock:
-            core = self.core
-            return not core.attached, len(core.streams), core.queued_bytes + core.outbox.charged
+            sender = self.core.sender
+            waiting = sender.queued_bytes + sender.retransmit_buffer.charged
+            return not sender.attached, len(self.core.streams), waiting
 
     @property
     def round_trip(self) -> float:
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
-        return self.core.owed.round_trip
+        return self.core.pending.round_trip
 
-    # --- how it is ----------------------------------------------------------------------------------
+    # --- for PipeRunner and Stream --------------------------------------------------------------
 
-    def ping(self, timeout: float) -> bool:
-        """Send a sealed PING at once; block until it is answered, or False after `timeout` seconds.
+    def receive(self, content: memoryview) -> None:
+        """Take the frames of one record and act on them; for the reader.  Raises ProtocolError."""
+        failed: list[Stream] = []
+        try:
+            with self.lock:
+                if self._attachment.state is AttachmentState.YIELDING:
+                    return  # The next pipe goes on where this one was when it had to yield.
+                try:
+                    events = self.core.receive(content, self.clock())
+                    # Made under the lock: a stream must not fail before there is somebody to report it to.
+                    opened = [self._add_stream_locked(e.stream) if isinstance(e, Opened) else e for e in events]
+                finally:
+                    # Also after a ProtocolError: the frames before the faulty one have taken effect.
+                    if self._closing is not None:
+                        self.core.wakeups.work = True
+                    failed = self.wake_locked()
+                    self._pong.notify_all()
+        finally:
+            self.report(failed)
+        for event in opened:
+            if isinstance(event, ControlReceived):
+                self._on_control(event.message)
+            else:
+                self._on_open(event)
 
-        False as soon as the lane has ended; a lane without a pipe may still get one in time.
-        """
-        return self.answered(self.ask(), timeout)
+    def wake_locked(self) -> list[Stream]:
+        """Wake the threads that the core has named; return the streams to `report` once the lock is released."""
+        wakeups, streams = self.core.wakeups, self._streams
+        if wakeups.readers:
+            for state in wakeups.readers:
+                stream = streams.get(state.id)
+                if stream is not None:
+                    stream.wake_reader_locked()
+            wakeups.readers.clear()
+        failed: list[Stream] = []
+        if wakeups.writers:
+            for state in wakeups.writers:
+                stream = streams.get(state.id)
+                if stream is not None:
+                    stream.wake_writer_locked()
+                    if state.phase is StreamPhase.CLOSED:  # Nobody waits for a stream that is over.
+                        del streams[state.id]
+                        if state.failure is not None:
+                            failed.append(stream)
+            wakeups.writers.clear()
+        if wakeups.room or failed:
+            wakeups.room = False
+            self._room.notify_all()
+        if wakeups.work:
+            wakeups.work = False
+            if self._runner is not None:
+                self._runner.wake_locked()
+        return failed
 
-    def ask(self) -> int:
-        """Have a sealed PING sent at once, or with the next pipe; returns its number.  Does not block."""
+    def report(self, failed: list[Stream]) -> None:
+        """Call the failure callbacks, without the lock."""
+        for stream in failed:
+            stream.fail()
+
+    def wait_for_room_locked(self) -> None:
+        """Block until a buffer or room in the retransmit buffer came back, or a stream failed; or without a cause."""
+        self._room.wait()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _add_stream_locked(self, state: StreamState) -> Stream:
+        stream = self._streams[state.id] = Stream(self, state)
+        return stream
+
+    def _attach(self, runner: PipeRunner, epoch: int, peer_expects: int, receive_from: int | None) -> PipeResult | None:
+        """Put the lane on the runner's pipe, or say why not."""
+        try:
+            with self.lock:
+                if self.core.ended is not None:
+                    return PipeResult("the session is over")
+                if self._attachment.epoch < 0:
+                    self._attachment.grant(epoch)
+                if self._attachment.epoch != epoch:
+                    return PipeResult("a later connection has the lane")
+                self.core.attach(self.clock(), peer_expects=peer_expects, receive_from=receive_from)
+                self._attachment.advance(AttachmentStep.ATTACH)
+                self._runner = runner
+                if self._closing is not None:
+                    runner.close_when_idle_locked(self._closing)
+                failed = self.wake_locked()
+        except ProtocolError as error:
+            return PipeResult(f"the peer broke the protocol: {error}", fault=True)
+        self.report(failed)
+        return None
+
+    def _detach(self) -> None:
+        """Take the lane off its pipe, whose threads have ended."""
         with self.lock:
-            owed = self.core.owed
-            owed.ping_now(self.clock())
-            self._work.notify()
-            return owed.ping_count + 1
+            self.core.detach()
+            self._runner = None
+            self._detached_at = self.clock()
+            self._attachment.advance(AttachmentStep.PIPE_ENDED)
+            self._settled.notify_all()
 
-    def answered(self, number: int, timeout: float) -> bool:
-        """Block until the PING of this number, or a later one, is answered; False after `timeout` seconds, or at the
-        lane's end."""
-        deadline = Deadline(timeout)
-        with self.lock:
-            while self.core.owed.pings_answered < number:
-                if deadline.passed or self.core.ended is not None:
-                    return False
-                self._pong.wait(deadline.remaining())
-            return True
-
-    @property
-    def over(self) -> bool:
-        """Whether the lane has ended for good."""
-        with self.lock:
-            return self.core.ended is not None
+    def _wait_until_gone_locked(self, old: PipeRunner, deadline: Deadline) -> bool:
+        """Wait until the lane is not on `old` any more; False at the deadline.  Another pipe may have it by then."""
+        while self._runner is old:
+            if deadline.passed:
+                return False
+            self._settled.wait(deadline.remaining())
+        return True

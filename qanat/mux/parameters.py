@@ -1,15 +1,18 @@
-"""The values that go into a lane and the events that come out of it.  No behaviour."""
+"""The values that go into a lane and the events that come out of it.  No behavior."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qanat.mux.stream import Stream
+from qanat.mux.stream_state import StreamState
 
 
 @dataclass(frozen=True, slots=True)
 class LaneParameters:
-    """What both ends agreed on in HELLO and READY, and our own bounds.  Bytes and counts."""
+    """What both ends agreed on in HELLO and READY, and our own bounds: bytes, counts, and `keepalive` in seconds.
+
+    `outbox` has the configuration's name (`flow.outbox`): it is the limit of the retransmit buffer.
+    """
 
     client: bool
     initial_window: int = 131_072
@@ -27,11 +30,13 @@ class LaneParameters:
 class Opened:
     """The peer opened this stream; answer with `accept` or `reset`."""
 
-    stream: Stream
+    stream: StreamState
 
 
 @dataclass(frozen=True, slots=True)
 class ControlReceived:
+    """The peer sent this control message."""
+
     message: bytes
 
 

@@ -4,14 +4,14 @@ A stream that becomes ready joins `fresh` with one quantum; fresh streams go fir
 not wait behind bulk.  One that has used its quantum goes to the end of `steady` for the next.  One that has
 run empty keeps a place there: until it comes up, the stream has only what is left of its quantum, so that
 nobody can starve the others by being quiet often; but with what is left it still goes first, since a person
-types several times while sixty downloads have a turn each.  Pure; `qanat.mux.core` calls it.
+types several times while sixty downloads have a turn each.  Pure; `qanat.mux.sender` calls it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from qanat.mux.stream import Stream
+from qanat.mux.stream_state import StreamState
 
 QUANTUM = 32 * 1024
 """Bytes a stream may send in one turn; a larger frame is paid for by skipping turns."""
@@ -25,19 +25,19 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        self._fresh: deque[Stream] = deque()
-        self._steady: deque[Stream] = deque()
+        self._fresh: deque[StreamState] = deque()
+        self._steady: deque[StreamState] = deque()
 
-    def add(self, stream: Stream) -> None:
-        """`stream`, which had nothing queued, is about to have."""
+    def add(self, stream: StreamState) -> None:
+        """Give a turn to `stream`, which had nothing queued and is about to have."""
         if not stream.in_steady and not stream.in_fresh:
             stream.deficit = QUANTUM
         if not stream.in_fresh and stream.deficit > 0:
             stream.in_fresh = True
             self._fresh.append(stream)
 
-    def peek(self) -> Stream | None:
-        """The stream whose turn it is, or None when nobody has anything to send."""
+    def peek(self) -> StreamState | None:
+        """Return the stream whose turn it is, or None when nobody has anything to send."""
         fresh, steady = self._fresh, self._steady
         while fresh:
             stream = fresh[0]
@@ -61,12 +61,12 @@ class Scheduler:
                 return stream
         return None
 
-    def charge(self, stream: Stream, size: int) -> None:
-        """`stream` has just sent `size` bytes."""
+    def charge(self, stream: StreamState, size: int) -> None:
+        """Count `size` bytes that `stream` has just sent."""
         stream.deficit -= size
 
     def clear(self) -> None:
-        """Nobody sends any more."""
+        """Forget every stream: nobody sends any more."""
         for stream in (*self._fresh, *self._steady):
             stream.in_fresh = stream.in_steady = False
         self._fresh.clear()

@@ -6,7 +6,7 @@ session, so the memory that a peer can make us hold is at most streams x initial
 
 The window doubles when half of it was consumed within two round trips (or within BUSY seconds,
 where the round trip is shorter than a thread's turn): then it is the window that limits the stream.
-It halves when that took IDLE_FACTOR times as long.  Pure; `qanat.mux.core` is the only caller.
+It halves when that took IDLE_FACTOR times as long.  Pure; the receiver and the stream table call it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WindowBudget:
 
 
 class ReceiveWindow:
-    """The receiving side's account of one stream, in absolute byte offsets."""
+    """What one stream may still receive, in absolute byte offsets; `size`, `initial` and `limit` are bytes."""
 
     __slots__ = ("budget", "charged", "consumed", "granted", "initial", "limit", "received", "since", "size")
 
@@ -42,7 +42,7 @@ class ReceiveWindow:
         self.since = now
 
     def consume(self, count: int, now: float, round_trip: float) -> bool:
-        """Account for `count` bytes handed on.  True when a CREDIT should now be sent."""
+        """Count `count` bytes handed on.  True when a CREDIT should now be sent."""
         self.consumed += count
         due = self.consumed + self.size - self.granted >= self.size // 2
         if due:
@@ -52,7 +52,7 @@ class ReceiveWindow:
         return due
 
     def grant(self) -> int:
-        """The absolute offset to put into a CREDIT sent now.  It never goes back."""
+        """Return the absolute offset to put into a CREDIT sent now.  It never goes back."""
         self.granted = max(self.granted, self.consumed + self.size)
         self._charge()
         return self.granted

@@ -24,8 +24,7 @@ from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
-from qanat.mux.carrying import Superseded
-from qanat.mux.lane import Lane
+from qanat.mux.lane import Lane, Superseded
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.admission.admission import HandshakeSlot
@@ -215,7 +214,7 @@ class Server:
             self._send_last(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
             return None
         try:
-            expected = lane.take(hello.epoch, hello.expected, deadline)
+            expected = lane.acquire(hello.epoch, hello.expected, deadline)
         except Superseded as error:
             log.info("%s from %s came too late: %s", name, address, error)
             self._send_last(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())

@@ -19,7 +19,7 @@ from qanat.handshake.hello import Close, CloseReason, Hello, Intent
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.shared_ports import Membership, SharedPorts
@@ -89,7 +89,7 @@ class ServerSession(Session):
 
     # --- streams towards us ---------------------------------------------------------------------
 
-    def _on_open(self, stream: StreamIO, request: StreamRequest) -> None:
+    def _on_open(self, stream: Stream, request: StreamRequest) -> None:
         if not isinstance(request, ConnectTcp):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return

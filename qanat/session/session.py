@@ -22,11 +22,11 @@ from qanat.endpoints.pump import join_stream
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
-from qanat.mux.carrying import PipeResult
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.stream import Stream
 from qanat.session.messages import StreamRequest, decode_request, printable
 
 log = logging.getLogger("qanat.session")
@@ -122,11 +122,11 @@ class Session(ABC):
         in time.
         """
         deadline = Deadline(timeout)
-        asked = [(lane, lane.ask()) for lane in self.lanes.values()]
+        asked = [(lane, lane.send_ping()) for lane in self.lanes.values()]
         while asked and not deadline.passed:
             for lane, question in asked:
                 remaining = deadline.remaining() or 0.0
-                if lane.answered(question, min(remaining, PING_ROUND / len(asked))):
+                if lane.wait_pong(question, min(remaining, PING_ROUND / len(asked))):
                     return True
             asked = [(lane, question) for lane, question in asked if not lane.over]
         return False
@@ -282,7 +282,7 @@ class Session(ABC):
 
     # --- what the peer asks for -----------------------------------------------------------------
 
-    def _receive_open(self, stream: StreamIO) -> None:
+    def _receive_open(self, stream: Stream) -> None:
         """Handle a stream that the peer opened; what is wrong with it concerns this stream alone."""
         if self._draining.is_set():
             self.refuse(stream, Reason.SESSION_ENDED, "the other end is shutting down")
@@ -306,7 +306,7 @@ class Session(ABC):
             log_unexpected(f"{self.name}: handling a control message failed")
 
     @abstractmethod
-    def _on_open(self, stream: StreamIO, request: StreamRequest) -> None:
+    def _on_open(self, stream: Stream, request: StreamRequest) -> None:
         """Handle the peer's OPEN.  Called by the reader: must not block.  ProtocolError refuses the stream."""
 
     @abstractmethod
@@ -319,7 +319,7 @@ class Session(ABC):
 
     # --- what both sides do with streams --------------------------------------------------------
 
-    def open_stream(self, request: bytes) -> StreamIO:
+    def open_stream(self, request: bytes) -> Stream:
         """Open a stream on the least loaded lane; blocks while its outbox is full.
 
         Raises SessionEnded or StreamReset(LIMIT).
@@ -362,7 +362,7 @@ class Session(ABC):
             target.close(orderly=False)  # if that has not been done
             self._end_serving()
 
-    def serve_incoming(self, stream: StreamIO, connect: Callable[[], WakeableSocket], what: str) -> bool:
+    def serve_incoming(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> bool:
         """Connect the peer's stream to its target in a thread of its own; does not block.
 
         Returns False when there was no thread for it: `connect` is not called then, and the stream has been refused.
@@ -395,7 +395,7 @@ class Session(ABC):
             return False
         return True
 
-    def refuse(self, stream: StreamIO, reason: Reason, text: str) -> None:
+    def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
         """Reset a stream and release it.  Idempotent; does not block."""
         stream.reset(reason, text)
         stream.release()

@@ -69,7 +69,8 @@ def test_an_old_connection_is_left_only_when_the_next_one_is_up(tmp_path: Path) 
                 assert sock.recv(100) == b"still by the old one"
                 session.resume(caller)
                 ending = old.end()
-                assert ending.by_us  # we, the server, have said LEAVING on it
+                assert ending.close is None  # we, the server, have said LEAVING on it
+                assert not ending.fault
                 sock.sendall(b"by the new one")
                 assert read(stream, 14) == b"by the new one"
             stream.release()
@@ -129,7 +130,7 @@ def test_a_session_is_over_when_the_server_has_forgotten_it_and_the_old_connecti
         with connection(client.local_ports[0]) as sock:
             stream = session.next_stream()
             caller = desk.next(Intent.RESUME)
-            session.carried.lane.hold()
+            session.carried.lane.pause_writer()
             expire(caller)
             began = time.monotonic()
             assert ending_of(sock) == RESET

@@ -18,9 +18,9 @@ import pytest
 
 from qanat.config.settings import Forward, Reconnect
 from qanat.handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
-from qanat.mux.carrying import PipeResult
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
+from qanat.mux.pipe_runner import PipeResult
 from qanat.session.messages import Listen, decode_control
 from tests.client.test_client import wait_for_log
 from tests.support.applications import END, RESET, Target, connection, echo, ending_of, exchange
@@ -60,7 +60,7 @@ def test_a_lost_connection_is_resumed_with_rising_epochs_and_the_right_numbers(t
             for epoch in (1, 2, 3):
                 stream.write(b"seen")
                 assert sock.recv(4) == b"seen"
-                sent = session.carried.lane.core.outbox.next_number
+                sent = session.carried.lane.core.sender.retransmit_buffer.next_number
                 session.cut()
                 caller = desk.next(Intent.RESUME)
                 assert (caller.hello.epoch, caller.hello.lane, caller.hello.expected) == (epoch, 0, sent)
@@ -171,7 +171,7 @@ def test_who_cannot_prove_to_have_the_session_is_not_believed(
             stream = session.next_stream()
             session.cut()
             caller = desk.next(Intent.RESUME)
-            true = session.ready(caller, session.carried.lane.core.received)
+            true = session.ready(caller, session.carried.lane.core.receiver.expected)
             lies = {
                 "no proof": replace(true, proof=bytes(32)),
                 "another handshake's proof": true.proven(session.secret, os.urandom(32)),

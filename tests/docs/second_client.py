@@ -348,7 +348,7 @@ class Lane:
         """CONNECT_TCP."""
         self.opened += 1
         stream = self.streams[2 * self.opened - 1] = Stream(2 * self.opened - 1)
-        request = struct.pack("!BH", 1, port) + lp16(host.encode()) + lp16(origin.encode())
+        request = struct.pack("!BH", 1, port) + lp16(host.encode()) + lp16(origin.encode(errors="surrogatepass"))
         self.send_numbered(struct.pack("!BI", OPEN, stream.number) + lp16(request))
         return stream
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 
 import pytest
 
+from qanat.base.errors import LocalError
 from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
 from qanat.handshake import hello, keys, machine, messages, sealed
 from qanat.handshake import key_schedule as schedule
@@ -21,14 +22,13 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Par
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
 from qanat.handshake.tokens import format_token, parse_token
-from qanat.mux import attachment, carrying
+from qanat.mux import attachment, pipe_runner
 from qanat.mux import frames as wire
 from qanat.mux.core import LaneCore
-from qanat.mux.lane_state import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM
-from qanat.mux.owed import ACK_DELAY
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.sending import FRAMES_KIND
-from qanat.mux.stream_state import TRANSITIONS, State, Step
+from qanat.mux.pending_control import ACK_DELAY
+from qanat.mux.sender import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM, FRAMES_KIND
+from qanat.mux.stream_state import TRANSITIONS, StreamPhase, StreamStep
 from qanat.server.admission import handshake_rate
 from qanat.session import messages as session_messages
 from qanat.session.messages import (
@@ -268,17 +268,20 @@ def test_the_examples_of_hello_and_ready_are_read() -> None:
 def test_the_states_of_a_lane_are_the_table_s() -> None:
     table = PAGE.table("lane's state", "step", "next state", under="Resuming")
     listed = {
-        (attachment.State[row["lane's state"]], attachment.Step[row["step"].split(":")[0]]): attachment.State[
-            row["next state"]
-        ]
+        (
+            attachment.AttachmentState[row["lane's state"]],
+            attachment.AttachmentStep[row["step"].split(":")[0]],
+        ): attachment.AttachmentState[row["next state"]]
         for row in table.rows
     }
     assert listed == attachment.TRANSITIONS
 
 
 def test_the_numbers_of_resuming_are_the_code_s() -> None:
-    assert PAGE.says("where that is possible in half a second")
-    assert carrying.YIELD == 0.5
+    assert PAGE.says(
+        "where that is possible in half a second", f"waits {pipe_runner.CLOSE_TIMEOUT:g} s for the other end"
+    )
+    assert pipe_runner.YIELD_TIMEOUT == 0.5
     limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
     assert number(limits["lanes of a session"]) == ServerLimits().lanes
     kept = number(limits["seconds that a lane is kept without a pipe (RESUME_FOR)"])
@@ -297,7 +300,7 @@ def test_the_frames_have_the_types_of_the_page_and_those_are_numbered_that_it_nu
         core.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
         assert core.open_stream(b"", 0.0).id == 2
         core.receive(memoryview(SIMPLEST_FRAMES[row["name"]]), 0.0)
-        assert core.received - 1 == (row["numbered"] == "yes"), row["name"]
+        assert core.receiver.expected - 1 == (row["numbered"] == "yes"), row["name"]
 
 
 SIMPLEST_FRAMES = {
@@ -321,23 +324,39 @@ def test_the_reasons_of_a_reset_are_the_page_s() -> None:
 
 
 def test_the_states_of_a_stream_are_the_table_s() -> None:
-    listed: dict[tuple[State, Step], State] = {}
+    listed: dict[tuple[StreamPhase, StreamStep], StreamPhase] = {}
     for row in PAGE.table("state", "we send FIN", "peer sends FIN").rows:
-        state = State[row["state"]]
+        state = StreamPhase[row["state"]]
         for column, steps in (
-            ("we send FIN", [Step.SEND_FIN]),
-            ("peer sends FIN", [Step.RECV_FIN]),
-            ("RESET, either way", [Step.SEND_RESET, Step.RECV_RESET]),
+            ("we send FIN", [StreamStep.SEND_FIN]),
+            ("peer sends FIN", [StreamStep.RECV_FIN]),
+            ("RESET, either way", [StreamStep.SEND_RESET, StreamStep.RECV_RESET]),
         ):
             # A dash is no transition; and what is closed is forgotten, so that nothing advances it.
-            if row[column] in State.__members__ and state is not State.CLOSED:
-                listed.update({(state, step): State[row[column]] for step in steps})
+            if row[column] in StreamPhase.__members__ and state is not StreamPhase.CLOSED:
+                listed.update({(state, step): StreamPhase[row[column]] for step in steps})
     assert listed == {key: after for key, after in TRANSITIONS.items() if "DATA" not in key[1].name}
-    for step, allowed in (
-        (Step.SEND_DATA, (State.OPEN, State.HALF_CLOSED_REMOTE)),
-        (Step.RECV_DATA, (State.OPEN, State.HALF_CLOSED_LOCAL)),
-    ):
-        assert {state: after for (state, at), after in TRANSITIONS.items() if at is step} == {s: s for s in allowed}
+    receiving = {state: after for (state, step), after in TRANSITIONS.items() if step is StreamStep.RECV_DATA}
+    assert receiving == {state: state for state in (StreamPhase.OPEN, StreamPhase.HALF_CLOSED_LOCAL)}
+
+
+@pytest.mark.parametrize("phase", [phase for phase in StreamPhase if phase is not StreamPhase.CLOSED])
+def test_data_is_sent_in_the_states_in_which_the_page_allows_it(phase: StreamPhase) -> None:
+    core = LaneCore(LaneParameters(client=False), 0.0)
+    core.attach(0.0)
+    core.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
+    (stream,) = core.streams
+    if phase is StreamPhase.HALF_CLOSED_LOCAL:
+        core.sender.finish(stream)
+    elif phase is StreamPhase.HALF_CLOSED_REMOTE:
+        core.receive(memoryview(wire.Fin(1, 0).encode()), 0.0)
+    assert stream.phase is phase
+    if phase is StreamPhase.HALF_CLOSED_LOCAL:
+        with pytest.raises(LocalError):
+            core.sender.send(stream, b"x")
+    else:
+        core.sender.send(stream, b"x")
+        assert core.sender.queued_bytes == 1
 
 
 def test_the_frames_numbers_in_the_text_are_the_code_s() -> None:
@@ -387,9 +406,9 @@ def first_record_of_a_stream() -> bytes:
     core = LaneCore(LaneParameters(client=True), 0.0)
     core.attach(0.0)
     stream = core.open_stream(REQUESTS["CONNECT_TCP"].encode(), 0.0)
-    core.send(stream, b"hello")
-    core.finish(stream)
-    record = core.next_record(0.0)
+    core.sender.send(stream, b"hello")
+    core.sender.finish(stream)
+    record = core.sender.next_record(0.0)
     assert record is not None
     return bytes(record)
 

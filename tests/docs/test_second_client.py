@@ -116,6 +116,28 @@ def test_a_target_that_is_not_allowed_is_refused_with_its_reason(session: Sessio
     assert stream.reset[0] == 4
 
 
+@pytest.mark.parametrize("origin", ["o" * 256, "\ud800"], ids=["too long", "no UTF-8"])
+def test_a_text_that_breaks_its_limit_costs_that_stream_alone(session: Session, target: Target, origin: str) -> None:
+    lane = session.start()
+    refused, accepted = (lane.open("127.0.0.1", target.port, text) for text in (origin, "o" * 255))
+    while refused.reset is None or accepted.accepted is None:
+        lane.step()
+    assert refused.reset[0] == 4
+    lane.send(accepted, b"and so on")
+    assert lane.receive(accepted, 9) == b"and so on"
+
+
+def test_a_forward_asked_for_wrongly_costs_that_forward_alone(session: Session) -> None:
+    lane = session.start()
+    addresses, failed = (b"x" * 256, b"no address"), 3
+    for number, address in enumerate(addresses):
+        lane.send_numbered(b"\x06" + lp16(struct.pack("!BIH", 1, number, 0) + lp16(address)))
+    while len(lane.controls) < len(addresses):
+        lane.step()
+    answers = [struct.unpack_from("!BIH", answer) for answer in lane.controls]
+    assert answers == [(failed, number, 4) for number in range(len(addresses))]
+
+
 def test_a_second_lane_joins(session: Session, target: Target) -> None:
     session.start()
     assert session.attach(1) == RESUMED

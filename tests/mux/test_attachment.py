@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qanat.base.errors import LocalError
-from qanat.mux.attachment import TRANSITIONS, Attachment, State, Step
+from qanat.mux.attachment import TRANSITIONS, Attachment, AttachmentState, AttachmentStep
 
 LEGAL = {
     ("detached", "attach"): "attached",
@@ -28,14 +28,14 @@ LEGAL = {
 """docs/PROTOCOL.md §3, Resuming, in words."""
 
 
-def attachment_in(state: State) -> Attachment:
+def attachment_in(state: AttachmentState) -> Attachment:
     """One that has come into `state` by steps."""
     attachment = Attachment()
     steps = {
-        State.DETACHED: (),
-        State.ATTACHED: (Step.ATTACH,),
-        State.YIELDING: (Step.ATTACH, Step.YIELD),
-        State.OVER: (Step.END,),
+        AttachmentState.DETACHED: (),
+        AttachmentState.ATTACHED: (AttachmentStep.ATTACH,),
+        AttachmentState.YIELDING: (AttachmentStep.ATTACH, AttachmentStep.YIELD),
+        AttachmentState.OVER: (AttachmentStep.END,),
     }
     for step in steps[state]:
         attachment.advance(step)
@@ -47,8 +47,10 @@ def test_the_table_is_the_one_that_is_documented() -> None:
     assert {(state.value, step.value): after.value for (state, step), after in TRANSITIONS.items()} == LEGAL
 
 
-@pytest.mark.parametrize(("state", "step"), list(itertools.product(State, Step)))
-def test_a_step_is_made_when_the_table_has_it_and_is_a_fault_otherwise(state: State, step: Step) -> None:
+@pytest.mark.parametrize(("state", "step"), list(itertools.product(AttachmentState, AttachmentStep)))
+def test_a_step_is_made_when_the_table_has_it_and_is_a_fault_otherwise(
+    state: AttachmentState, step: AttachmentStep
+) -> None:
     attachment = attachment_in(state)
     following = LEGAL.get((state.value, step.value))
     if following is None:
@@ -61,15 +63,15 @@ def test_a_step_is_made_when_the_table_has_it_and_is_a_fault_otherwise(state: St
 
 
 def test_a_lane_begins_without_a_pipe_and_takes_any_epoch() -> None:
-    assert Attachment().state is State.DETACHED
+    assert Attachment().state is AttachmentState.DETACHED
     for epoch in (0, 7, 2**32 - 1):
         attachment = Attachment()
         assert attachment.grant(epoch)
-        assert (attachment.epoch, attachment.state) == (epoch, State.DETACHED)
+        assert (attachment.epoch, attachment.state) == (epoch, AttachmentState.DETACHED)
 
 
-@pytest.mark.parametrize("state", State)
-def test_no_epoch_is_granted_twice_and_none_below(state: State) -> None:
+@pytest.mark.parametrize("state", AttachmentState)
+def test_no_epoch_is_granted_twice_and_none_below(state: AttachmentState) -> None:
     attachment = attachment_in(state)
     assert attachment.grant(3)
     granted = attachment.state
@@ -93,8 +95,8 @@ def test_the_highest_epoch_has_the_lane_whatever_the_order_of_arrival(
             assert attachment.state is before
             continue
         highest = epoch
-        if attachment.state is State.YIELDING:
-            attachment.advance(Step.PIPE_ENDED)
+        if attachment.state is AttachmentState.YIELDING:
+            attachment.advance(AttachmentStep.PIPE_ENDED)
         if attach:
-            attachment.advance(Step.ATTACH)
+            attachment.advance(AttachmentStep.ATTACH)
     assert attachment.epoch == max(arrivals)

@@ -15,8 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from qanat.base.errors import StreamReset
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream import Stream
-from qanat.mux.stream_state import State
+from qanat.mux.stream_state import StreamPhase, StreamState
 from tests.support.mux.cores import KIB, Peer, Rig
 
 NUMBERS = st.integers(min_value=0, max_value=2**31)
@@ -27,9 +26,9 @@ class Endpoint:
     """One direction of one stream, as the model sees it."""
 
     writer: Peer
-    sending: Stream
+    sending: StreamState
     reader: Peer
-    receiving: Stream | None = None
+    receiving: StreamState | None = None
     written: bytearray = field(default_factory=bytearray)
     read: int = 0
     finished: bool = False
@@ -90,7 +89,7 @@ class TwoLanes(RuleBasedStateMachine):
     def open(self, by_client: bool) -> None:
         opener = self.rig.ends[not by_client]
         other = self.rig.other(opener)
-        if opener.core.outbox.full:
+        if opener.core.sender.retransmit_buffer.full:
             return
         try:
             stream = opener.core.open_stream(b"request", self.now)
@@ -111,18 +110,18 @@ class TwoLanes(RuleBasedStateMachine):
     @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600, 3000, 64 * KIB, 128 * KIB)), small=st.booleans())
     def write(self, pick: int, size: int, small: bool) -> None:
         chosen = self._way(pick)
-        if chosen is None or chosen[1].finished or chosen[1].sending.state is State.CLOSED:
+        if chosen is None or chosen[1].finished or chosen[1].sending.phase is StreamPhase.CLOSED:
             return
         way = chosen[1]
-        size = min(size, way.writer.core.sendable(way.sending))
+        size = min(size, way.writer.core.sender.sendable(way.sending))
         data = way.next_bytes(size)
         if not size:
             return
         if small:
             data = data[: 16 * KIB]
-            way.writer.core.send(way.sending, data)
+            way.writer.core.sender.send(way.sending, data)
         else:
-            data = data[: way.writer.write_block(way.sending, data)]
+            data = data[: way.writer.write_buffer(way.sending, data)]
         way.written += data
 
     @rule(pick=NUMBERS)
@@ -130,7 +129,7 @@ class TwoLanes(RuleBasedStateMachine):
         chosen = self._way(pick)
         if chosen is not None:
             chosen[1].finished = True
-            chosen[1].writer.core.finish(chosen[1].sending)
+            chosen[1].writer.core.sender.finish(chosen[1].sending)
 
     @rule(pick=NUMBERS)
     def reset(self, pick: int) -> None:
@@ -156,7 +155,7 @@ class TwoLanes(RuleBasedStateMachine):
     def _read(self, way: Endpoint) -> None:
         if way.receiving is None:
             return
-        payload = way.reader.core.take(way.receiving)
+        payload = way.reader.core.receiver.take(way.receiving)
         if payload is not None:
             expected = way.written[way.read : way.read + len(payload)]
             assert bytes(payload) == bytes(expected), f"wrong bytes on stream {way.receiving.id} at {way.read}"
@@ -172,7 +171,7 @@ class TwoLanes(RuleBasedStateMachine):
     def _consume(self, way: Endpoint, count: int) -> None:
         if count and way.receiving is not None:
             way.taken -= count
-            way.reader.core.consumed(way.receiving, count, self.now)
+            way.reader.core.receiver.consumed(way.receiving, count, self.now)
 
     # --- what the network does ------------------------------------------------------------------
 
@@ -204,7 +203,7 @@ class TwoLanes(RuleBasedStateMachine):
     @precondition(lambda self: len(self.streams) > 0)
     @rule()
     def fill_everything_and_cut(self) -> None:
-        """Every window and both outboxes are as full as they get, and then the pipe is gone."""
+        """Every window and both retransmit buffers are as full as they get, and then the pipe is gone."""
         for _ in range(40):
             before = sum(len(way.written) for both in self.streams for way in both.ways)
             for pick in range(2 * len(self.streams)):
@@ -259,32 +258,32 @@ class TwoLanes(RuleBasedStateMachine):
                         self._read(way)
                     self._consume(way, way.taken)
                     way.finished = True
-                    way.writer.core.finish(way.sending)
+                    way.writer.core.sender.finish(way.sending)
             if round_number and all(not peer.core.streams for peer in self.rig.ends):
                 break
         self.cores_are_sound()
         for both in self.streams:
             refused = both.there.receiving is None
             for way in both.ways:
-                assert refused or way.sending.state is State.CLOSED, f"stream {both.number} has not ended"
+                assert refused or way.sending.phase is StreamPhase.CLOSED, f"stream {both.number} has not ended"
                 if not both.reset and not refused:
                     assert way.read == len(way.written), f"stream {both.number}: bytes are missing"
                     assert way.receiving is not None
                     assert way.receiving.fin_received
             for peer, stream in ((both.opener, both.there.sending), (both.there.reader, both.there.receiving)):
                 if stream is not None:
-                    peer.core.release(stream)
+                    peer.core.streams.release(stream)
         self.now += 1.0
         self.rig.settle(self.now)
         for peer in self.rig.ends:
             core = peer.core
             assert not core.streams
-            assert core.idle
-            assert len(core.outbox) == 0
-            assert core.outbox.charged == 0
-            assert core.slab.lent == 0
-            assert core.budget.used == 0
-            assert core.draining == 0
+            assert core.sender.idle
+            assert len(core.sender.retransmit_buffer) == 0
+            assert core.sender.retransmit_buffer.charged == 0
+            assert core.sender.buffers.lent == 0
+            assert core.streams.budget.used == 0
+            assert core.streams.draining == 0
             core.check_invariants()
 
 

@@ -9,8 +9,8 @@ import pytest
 from qanat.base.errors import LocalError, ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.parameters import ControlReceived, LaneParameters, Opened
-from qanat.mux.receiving import CLOSED_GRACE
-from qanat.mux.stream import Stream
+from qanat.mux.stream_state import StreamState
+from qanat.mux.stream_table import CLOSED_GRACE
 from tests.support.mux.cores import KIB, Peer
 
 
@@ -28,8 +28,8 @@ def server() -> Peer:
 
 
 @pytest.fixture
-def stream(server: Peer) -> Stream:
-    """Stream 1, opened by the client."""
+def stream(server: Peer) -> StreamState:
+    """StreamState 1, opened by the client."""
     server.feed(wire.Open(1, b"").encode())
     return server.opened[0]
 
@@ -61,14 +61,16 @@ def test_stream_numbers_rise(server: Peer) -> None:
     refused(server, wire.Open(3, b"").encode())
 
 
-def test_a_stream_number_is_not_used_again(server: Peer, stream: Stream) -> None:
+def test_a_stream_number_is_not_used_again(server: Peer, stream: StreamState) -> None:
     server.feed(wire.Reset(1, 1, "").encode())
     refused(server, wire.Open(1, b"").encode())
 
 
 @pytest.mark.parametrize("number", [0, 2, 3, 7, 2**32 - 1])
 @pytest.mark.parametrize("kind", ["data", "fin", "reset", "accept", "credit"])
-def test_frames_for_a_stream_that_never_was_are_refused(server: Peer, stream: Stream, kind: str, number: int) -> None:
+def test_frames_for_a_stream_that_never_was_are_refused(
+    server: Peer, stream: StreamState, kind: str, number: int
+) -> None:
     frame = {
         "data": data(number, b"x"),
         "fin": wire.Fin(number, 0).encode(),
@@ -79,7 +81,7 @@ def test_frames_for_a_stream_that_never_was_are_refused(server: Peer, stream: St
     refused(server, frame)
 
 
-def test_frames_that_crossed_our_reset_are_ignored(server: Peer, stream: Stream) -> None:
+def test_frames_that_crossed_our_reset_are_ignored(server: Peer, stream: StreamState) -> None:
     server.core.reset(stream, wire.Reason.REFUSED, "")
     server.feed(data(1, b"x"), wire.Credit(1, 9999).encode(), wire.Fin(1, 1).encode(), wire.Reset(1, 1, "").encode())
     server.core.check_invariants()
@@ -88,21 +90,21 @@ def test_frames_that_crossed_our_reset_are_ignored(server: Peer, stream: Stream)
 # --- states -----------------------------------------------------------------------------------------
 
 
-def test_data_after_fin_is_refused(server: Peer, stream: Stream) -> None:
+def test_data_after_fin_is_refused(server: Peer, stream: StreamState) -> None:
     refused(server, data(1, b"ab"), wire.Fin(1, 2).encode(), data(1, b"c"))
 
 
-def test_a_second_fin_is_refused(server: Peer, stream: Stream) -> None:
+def test_a_second_fin_is_refused(server: Peer, stream: StreamState) -> None:
     refused(server, wire.Fin(1, 0).encode(), wire.Fin(1, 0).encode())
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3, 2**64 - 1])
-def test_a_fin_must_name_the_bytes_that_came(server: Peer, stream: Stream, offset: int) -> None:
+def test_a_fin_must_name_the_bytes_that_came(server: Peer, stream: StreamState, offset: int) -> None:
     assert "2 came" in refused(server, data(1, b"ab"), wire.Fin(1, offset).encode())
     assert not stream.fin_received
 
 
-def test_accept_from_the_side_that_opened_is_refused(server: Peer, stream: Stream) -> None:
+def test_accept_from_the_side_that_opened_is_refused(server: Peer, stream: StreamState) -> None:
     refused(server, wire.Accept(1, "").encode())
 
 
@@ -112,16 +114,16 @@ def test_a_second_accept_is_refused(server: Peer) -> None:
     refused(server, wire.Accept(2, "there").encode())
 
 
-def test_our_own_faults_are_told_apart_and_lose_no_block(server: Peer, stream: Stream) -> None:
-    server.core.finish(stream)
-    block = server.core.slab.take()
-    assert block is not None
-    block.length = 5
+def test_our_own_faults_are_told_apart_and_lose_no_buffer(server: Peer, stream: StreamState) -> None:
+    server.core.sender.finish(stream)
+    buffer = server.core.sender.buffers.take()
+    assert buffer is not None
+    buffer.length = 5
     with pytest.raises(LocalError):
-        server.core.send(stream, block)
+        server.core.sender.send(stream, buffer)
     with pytest.raises(LocalError):
-        server.core.send(stream, b"late")
-    assert server.core.slab.lent == 0
+        server.core.sender.send(stream, b"late")
+    assert server.core.sender.buffers.lent == 0
     server.core.check_invariants()
 
 
@@ -130,7 +132,7 @@ def test_we_never_send_nothing_too_much_or_beyond_credit(server: Peer, size: int
     peer = Peer(LaneParameters(client=False, peer_initial_window=1000 if size == 2000 else 200 * KIB))
     peer.feed(wire.Open(1, b"").encode())
     with pytest.raises(LocalError):
-        peer.core.send(peer.opened[0], bytes(size))
+        peer.core.sender.send(peer.opened[0], bytes(size))
 
 
 def test_a_request_that_is_too_long_opens_nothing(server: Peer) -> None:
@@ -144,17 +146,17 @@ def test_a_request_that_is_too_long_opens_nothing(server: Peer) -> None:
 # --- credit and acknowledgement ---------------------------------------------------------------------
 
 
-def test_credit_may_be_used_to_the_last_byte_and_not_beyond(server: Peer, stream: Stream) -> None:
+def test_credit_may_be_used_to_the_last_byte_and_not_beyond(server: Peer, stream: StreamState) -> None:
     server.feed(data(1, bytes(1000)))
     assert "beyond its credit" in refused(server, data(1, b"x"))
 
 
-def test_a_lower_credit_than_before_is_ignored(server: Peer, stream: Stream) -> None:
+def test_a_lower_credit_than_before_is_ignored(server: Peer, stream: StreamState) -> None:
     server.feed(wire.Credit(1, 200_000).encode(), wire.Credit(1, 5).encode())
-    assert server.core.sendable(stream) == 200_000
+    assert server.core.sender.sendable(stream) == 200_000
 
 
-def test_an_ack_beyond_what_was_sent_is_refused(server: Peer, stream: Stream) -> None:
+def test_an_ack_beyond_what_was_sent_is_refused(server: Peer, stream: StreamState) -> None:
     server.core.accept(stream, "there")
     refused(server, wire.Ack(1).encode())
     server.all_frames()
@@ -162,14 +164,14 @@ def test_an_ack_beyond_what_was_sent_is_refused(server: Peer, stream: Stream) ->
     refused(server, wire.Ack(2).encode())
 
 
-def test_an_ack_below_an_earlier_one_is_ignored(server: Peer, stream: Stream) -> None:
+def test_an_ack_below_an_earlier_one_is_ignored(server: Peer, stream: StreamState) -> None:
     server.core.accept(stream, "there")
     server.all_frames()
     server.feed(wire.Ack(1).encode(), wire.Ack(0).encode())
     server.core.check_invariants()
 
 
-def test_a_resume_outside_what_is_kept_is_refused_and_changes_nothing(server: Peer, stream: Stream) -> None:
+def test_a_resume_outside_what_is_kept_is_refused_and_changes_nothing(server: Peer, stream: StreamState) -> None:
     server.core.accept(stream, "there")
     server.all_frames()
     server.feed(wire.Ack(1).encode())
@@ -179,14 +181,14 @@ def test_a_resume_outside_what_is_kept_is_refused_and_changes_nothing(server: Pe
             server.core.attach(0.0, peer_expects=expects)
     with pytest.raises(ProtocolError, match="goes on at frame 2"):
         server.core.attach(0.0, peer_expects=1, receive_from=2)
-    assert not server.core.attached
+    assert not server.core.sender.attached
     server.core.attach(0.0, peer_expects=1, receive_from=0)
     server.core.check_invariants()
 
 
 def test_frames_before_a_fault_have_taken_effect_and_those_after_have_not(server: Peer) -> None:
     refused(server, wire.Open(1, b"").encode(), wire.Open(1, b"").encode(), wire.Open(3, b"").encode())
-    assert list(server.core.streams) == [1]
+    assert [stream.id for stream in server.core.streams] == [1]
 
 
 # --- what cannot be made to grow --------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_an_open_flood_by_a_peer_that_never_reads_is_bounded(server: Peer) -> No
 
     with pytest.raises(ProtocolError, match="without acknowledging"):
         flood()
-    assert server.core.outbox.charged <= _charge_bound(server)
+    assert server.core.sender.retransmit_buffer.charged <= _charge_bound(server)
     assert len(server.core.streams) == 4
 
 
@@ -226,15 +228,15 @@ def test_a_flood_of_questions_by_a_peer_that_never_reads_is_bounded(server: Peer
 
     with pytest.raises(ProtocolError, match="without acknowledging"):
         flood()
-    assert server.core.outbox.charged <= _charge_bound(server)
+    assert server.core.sender.retransmit_buffer.charged <= _charge_bound(server)
 
 
 def test_a_peer_that_reads_may_open_and_be_refused_for_ever(server: Peer) -> None:
     for number in range(1, 20_001, 2):
         server.feed(wire.Open(number, b"").encode())
         server.all_frames()
-        server.feed(wire.Ack(server.core.outbox.next_number).encode())
-    assert server.core.outbox.charged == 0
+        server.feed(wire.Ack(server.core.sender.retransmit_buffer.next_number).encode())
+    assert server.core.sender.retransmit_buffer.charged == 0
 
 
 def test_an_innocent_open_is_taken_while_many_small_frames_wait_for_their_ack() -> None:
@@ -242,10 +244,10 @@ def test_an_innocent_open_is_taken_while_many_small_frames_wait_for_their_ack() 
     peer.core.attach(0.0)
     stream = peer.core.open_stream(b"", 0.0)
     for _ in range(40_000):
-        peer.core.send(stream, b"k")
+        peer.core.sender.send(stream, b"k")
         peer.send_all()
         peer.wire.clear()
-    assert len(peer.core.outbox) > 40_000
+    assert len(peer.core.sender.retransmit_buffer) > 40_000
     peer.feed(wire.Open(1, b"").encode())
     assert peer.opened
 
@@ -258,8 +260,8 @@ def test_rapid_reset_is_bounded_by_what_still_drains(server: Peer) -> None:
     opened = len(server.opened)
     assert opened <= CLOSED_GRACE + server.core.parameters.max_streams
     for stream in server.opened:
-        server.core.release(stream)
-    assert server.core.draining == 0
+        server.core.streams.release(stream)
+    assert server.core.streams.draining == 0
     server.feed(wire.Open(number, b"").encode())
     assert len(server.opened) == opened + 1
 
@@ -275,28 +277,28 @@ def test_rapid_reset_is_bounded_by_what_still_drains(server: Peer) -> None:
         wire.Datagram(99, b"").encode(),
     ],
 )
-def test_a_flood_without_numbers_takes_no_memory(server: Peer, stream: Stream, flood: bytes) -> None:
+def test_a_flood_without_numbers_takes_no_memory(server: Peer, stream: StreamState, flood: bytes) -> None:
     for _ in range(50):
         server.feed(*[flood] * 200)
     core = server.core
-    assert len(core.owed.credits) <= 1
-    assert not core.idle or core.outbox.charged == 0
+    assert len(core.pending.streams_with_credit) <= 1
+    assert not core.sender.idle or core.sender.retransmit_buffer.charged == 0
     assert len(server.all_frames()) <= 3
     core.check_invariants()
 
 
 def test_of_many_pings_only_the_last_is_answered(server: Peer) -> None:
-    server.core.work_made = False
+    server.core.wakeups.work = False
     server.feed(*(wire.Ping(value).encode() for value in range(100)))
-    assert server.core.work_made
+    assert server.core.wakeups.work
     assert [f for f in server.all_frames() if isinstance(f, wire.Pong)] == [wire.Pong(99)]
 
 
-def test_datagrams_are_dropped_and_never_counted(server: Peer, stream: Stream) -> None:
-    before = server.core.received
+def test_datagrams_are_dropped_and_never_counted(server: Peer, stream: StreamState) -> None:
+    before = server.core.receiver.expected
     server.feed(wire.Datagram(1, b"lost").encode(), wire.Datagram(5, b"lost").encode())
-    assert server.core.received == before
-    assert server.core.take(stream) is None
+    assert server.core.receiver.expected == before
+    assert server.core.receiver.take(stream) is None
 
 
 @pytest.mark.parametrize("size", [1, 9, 100])
@@ -312,9 +314,9 @@ def test_bytes_sent_singly_take_about_the_memory_that_their_credit_stands_for(si
     assert content == b"".join(bytes((at % 251,)) * size for at in range(0, credit - size, size))
 
 
-def test_a_small_payload_does_not_keep_its_record(server: Peer, stream: Stream) -> None:
+def test_a_small_payload_does_not_keep_its_record(server: Peer, stream: StreamState) -> None:
     server.feed(data(1, b"x" * 10), *[wire.Ping(1).encode()] * 25_000)
-    payload = server.core.take(stream)
+    payload = server.core.receiver.take(stream)
     assert payload is not None
     assert sys.getsizeof(payload.obj) < 1000
 
@@ -323,7 +325,7 @@ def test_bytes_that_an_application_writes_singly_are_joined_while_they_wait() ->
     peer = Peer(LaneParameters(client=True))
     stream = peer.core.open_stream(b"", 0.0)
     for at in range(100_000):
-        peer.core.send(stream, bytes((at % 251,)))
+        peer.core.sender.send(stream, bytes((at % 251,)))
     assert len(stream.queue) <= 10
     peer.core.attach(0.0)
     sent = b"".join(bytes(f.payload) for f in peer.all_frames() if isinstance(f, wire.Data))

@@ -11,13 +11,13 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, SessionEnded, StreamReset
 from qanat.handshake.hello import Close, CloseReason, RecordKind
 from qanat.mux import frames as wire
-from qanat.mux.carrying import PipeResult
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.pipe_runner import PipeResult
 from tests.support.background import Background, wait_until
 from tests.support.mux.cores import KIB
-from tests.support.mux.rig import DEADLINE, Pair, pattern, read_all, waiting, write_all
+from tests.support.mux.rig import DEADLINE, Pair, pattern, read_all, waiting_in, write_all
 from tests.support.transports.memory import memory_pair
 
 MIB = 1024 * KIB
@@ -27,7 +27,7 @@ MIB = 1024 * KIB
 
 
 def test_the_end_wakes_every_blocked_thread() -> None:
-    outbox = 4 * BLOCK_PAYLOAD
+    outbox = 4 * BUFFER_PAYLOAD
     with Pair(
         LaneParameters(client=True, outbox=outbox, peer_initial_window=16 * MIB),
         LaneParameters(client=False, initial_window=16 * MIB),
@@ -40,65 +40,60 @@ def test_the_end_wakes_every_blocked_thread() -> None:
             "receive": Background(reading.receive),
             "wait_accepted": Background(lambda: accepting.wait_accepted(Deadline(None))),
         }
-        wait_until(waiting(reading.readable), "receive waits")
-        wait_until(waiting(accepting.readable), "wait_accepted waits")
-        # Hold the lane's writer in a pipe that nobody reads, so that nothing is acknowledged any more.
-        with pair.server.lane.lock:
+        for name in blocked:
+            wait_until(waiting_in(name), f"{name} waits")
+        with pair.server.lane.lock:  # It neither reads nor acknowledges while we hold this.
             blocked["wait_writable"] = Background(lambda: write_all(full, bytes(64 * MIB)))
-            wait_until(lambda: bool(waiting(full.writable)()) or bool(waiting(lane._room)()), "the writer waits")
-            blocks = [block for _ in range(lane.core.slab.capacity) if (block := lane.core.slab.take())]
-            blocked["take_block"] = Background(accepting.take_block)
-            wait_until(waiting(lane._room), "take_block waits")
-            with lane.lock:
-                lane.core.outbox.charged += outbox
-            before = len(lane._room._waiters)  # type: ignore[attr-defined]
+            sender = lane.core.sender
+            wait_until(lambda: sender.retransmit_buffer.full and sender.buffers.exhausted, "all is full")
+            wait_until(waiting_in("wait_writable"), "the writer waits")
+            blocked["take_buffer"] = Background(accepting.take_buffer)
+            wait_until(waiting_in("take_buffer"), "take_buffer waits")
             blocked["open_stream"] = Background(lambda: lane.open_stream(b""))
-            wait_until(lambda: len(lane._room._waiters) > before, "open_stream waits")  # type: ignore[attr-defined]
+            wait_until(waiting_in("open_stream"), "open_stream waits")
             lane.end(Reason.SESSION_ENDED, "the session is over")
             for name, thread in blocked.items():
                 error = thread.error()
                 expected = SessionEnded if name == "open_stream" else StreamReset
                 assert isinstance(error, expected), f"{name}: {error!r}"
-            for block in blocks:
-                accepting.return_block(block)
 
 
-def test_a_block_that_comes_back_wakes_its_waiter_past_one_who_waits_for_something_else() -> None:
-    with Pair(LaneParameters(client=True, outbox=2 * BLOCK_PAYLOAD)) as pair:
+def test_a_buffer_that_comes_back_wakes_its_waiter_past_one_who_waits_for_something_else() -> None:
+    with Pair(LaneParameters(client=True, outbox=2 * BUFFER_PAYLOAD)) as pair:
         lane = pair.client.lane
         ours, theirs = pair.open()
-        blocks = [ours.take_block() for _ in range(lane.core.slab.capacity)]
-        with lane.lock:
-            lane.core.outbox.charged += 100 * MIB
-        opening = Background(lambda: lane.open_stream(b""))
-        wait_until(waiting(lane._room), "open_stream waits first")
-        taking = Background(ours.take_block)
-        wait_until(lambda: len(lane._room._waiters) == 2, "take_block waits second")  # type: ignore[attr-defined]
-        ours.return_block(blocks.pop())
-        blocks.append(taking.result())
-        with lane.lock:
-            lane.core.outbox.charged -= 100 * MIB
-        for block in blocks:
-            ours.return_block(block)
+        buffers = [ours.take_buffer() for _ in range(lane.core.sender.buffers.capacity)]
+        with pair.server.lane.lock:  # It acknowledges nothing while we hold this.
+            while not lane.core.sender.retransmit_buffer.full:
+                lane.send_control(bytes(1024))
+            opening = Background(lambda: lane.open_stream(b""))
+            wait_until(waiting_in("open_stream"), "open_stream waits first")
+            taking = Background(ours.take_buffer)
+            wait_until(waiting_in("take_buffer"), "take_buffer waits second")
+            ours.return_buffer(buffers.pop())
+            buffers.append(taking.result())
+            wait_until(waiting_in("open_stream"), "open_stream waits again")
+        for buffer in buffers:
+            ours.return_buffer(buffer)
         opening.result().release()
         ours.release()
         theirs.release()
 
 
-def test_a_block_written_to_a_stream_that_was_reset_wakes_who_waits_for_one() -> None:
-    with Pair(LaneParameters(client=True, outbox=2 * BLOCK_PAYLOAD)) as pair:
+def test_a_buffer_written_to_a_stream_that_was_reset_wakes_who_waits_for_one() -> None:
+    with Pair(LaneParameters(client=True, outbox=2 * BUFFER_PAYLOAD)) as pair:
         lane = pair.client.lane
         dead, dead_theirs = pair.open()
         ours, theirs = pair.open()
-        blocks = [dead.take_block() for _ in range(lane.core.slab.capacity)]
+        buffers = [dead.take_buffer() for _ in range(lane.core.sender.buffers.capacity)]
         dead.reset(Reason.CANCELLED, "")
-        taking = Background(ours.take_block)
-        wait_until(waiting(lane._room), "take_block waits")
-        blocks[0].length = 1
-        dead.write_block(blocks.pop(0))
-        blocks.append(taking.result())
-        for block in blocks:
-            ours.return_block(block)
+        taking = Background(ours.take_buffer)
+        wait_until(waiting_in("take_buffer"), "take_buffer waits")
+        buffers[0].length = 1
+        dead.write_buffer(buffers.pop(0))
+        buffers.append(taking.result())
+        for buffer in buffers:
+            ours.return_buffer(buffer)
         for stream in (dead, dead_theirs, ours, theirs):
             stream.release()
 
@@ -149,7 +144,7 @@ def test_a_ping_fails_when_the_other_end_is_silent_and_when_the_lane_ends() -> N
         with pair.server.lane.lock:  # It neither reads nor writes while we hold this.
             assert not pair.client.lane.ping(0.05)
             asking = Background(lambda: pair.client.lane.ping(10 * DEADLINE))
-            wait_until(waiting(pair.client.lane._pong), "ping waits")
+            wait_until(waiting_in("ping"), "ping waits")
             pair.client.lane.end(Reason.SESSION_ENDED, "over")
             assert asking.result() is False
 
@@ -157,7 +152,7 @@ def test_a_ping_fails_when_the_other_end_is_silent_and_when_the_lane_ends() -> N
 def test_a_ping_asked_for_before_the_pipe_is_there_is_answered_when_it_is() -> None:
     pair = Pair()
     asking = Background(lambda: pair.server.lane.ping(DEADLINE))
-    wait_until(waiting(pair.server.lane._pong), "ping waits")
+    wait_until(waiting_in("ping"), "ping waits")
     with pair:
         assert asking.result()
 
@@ -173,7 +168,8 @@ def test_close_sends_what_is_queued_and_then_close() -> None:
         assert ending.close is not None
         assert (ending.close.reason, ending.cause) == (CloseReason.SHUTDOWN, "going home")
         assert read_all(theirs) == data
-        assert pair.client.join().by_us
+        assert pair.client.join().close is None
+        assert not pair.client.join().fault
         with pytest.raises(SessionEnded):
             pair.client.lane.open_stream(b"")
 
@@ -190,8 +186,8 @@ def test_close_ends_although_applications_go_on_writing() -> None:
         assert isinstance(reading.error(), StreamReset)
 
 
-def test_close_waits_for_acknowledgements_when_the_outbox_is_full() -> None:
-    outbox = 2 * BLOCK_PAYLOAD
+def test_close_waits_for_acknowledgements_when_the_retransmit_buffer_is_full() -> None:
+    outbox = 2 * BUFFER_PAYLOAD
     with Pair(LaneParameters(client=True, outbox=outbox), LaneParameters(client=False, outbox=64 * MIB)) as pair:
         streams = [pair.open() for _ in range(3)]
         with pair.server.lane.lock:  # So that no ACK comes before all is queued.
@@ -207,7 +203,8 @@ def test_a_lane_that_is_closed_before_it_runs_says_so_at_once() -> None:
     pair = Pair()
     pair.client.lane.close(CloseReason.SHUTDOWN, "going")
     with pair:
-        assert pair.client.join().by_us
+        assert pair.client.join().close is None
+        assert not pair.client.join().fault
         assert pair.server.join().close == Close(CloseReason.SHUTDOWN, "going")
 
 
@@ -222,7 +219,7 @@ def test_a_lane_that_is_over_before_it_runs_leaves_its_pipe_without_a_word() -> 
     pair = Pair()
     pair.client.lane.end(Reason.SESSION_ENDED, "another took its place")
     with pair:
-        assert pair.client.join() == PipeResult("the session is over", by_us=True)
+        assert pair.client.join() == PipeResult("the session is over")
         assert pair.server.join().close is None
 
 
@@ -253,7 +250,7 @@ def test_keepalive_keeps_a_quiet_pipe_alive() -> None:
     parameters = LaneParameters(client=True, keepalive=0.05), LaneParameters(client=False, keepalive=0.05)
     with Pair(*parameters, silence=0.5) as pair:
         started = time.monotonic()
-        wait_until(lambda: pair.client.lane.core.owed.pings_answered >= 20, "twenty pings are answered")
+        wait_until(lambda: pair.client.lane.core.pending.pings_answered >= 20, "twenty pings are answered")
         assert time.monotonic() - started > 0.5
         assert pair.client.thread.is_alive()
 
@@ -282,9 +279,9 @@ def test_a_control_message_that_is_refused_ends_the_pipe() -> None:
 def test_a_writer_that_fails_does_not_leave_a_silent_pipe() -> None:
     with Pair() as pair:
 
-        def fail(buffer: memoryview) -> None:
+        def fail(plaintext: memoryview | bytes) -> None:
             raise ValueError("a bug")
 
-        pair.client.sealed.pipe.send = fail  # type: ignore[method-assign]
+        pair.client.sealed.send_record = fail  # type: ignore[method-assign]
         pair.client.lane.send_control(b"x")
         assert "a bug" in pair.client.join().cause

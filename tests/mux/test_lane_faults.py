@@ -12,13 +12,13 @@ from qanat.base.errors import PipeEnded
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
 from qanat.mux import frames as wire
-from qanat.mux.carrying import PipeResult
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.pipe_runner import PipeResult
 from tests.support.background import Background, wait_until
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
-from tests.support.mux.rig import sealed_pair, waiting, write_all
+from tests.support.mux.rig import sealed_pair, waiting_in, write_all
 from tests.support.transports.memory import memory_pair
 
 # --- what is kept -----------------------------------------------------------------------------------
@@ -52,18 +52,18 @@ def test_what_was_sent_is_kept_until_acknowledged_only_where_it_could_be_sent_ag
     parameters = LaneParameters(client=True, peer_initial_window=16 * MIB, outbox=4 * MIB, resumable=resumable)
     with against_a_reader(parameters) as (end, theirs, _):
         stream = end.lane.open_stream(b"")
-        size = 16 * MIB if not resumable else MIB  # four times the outbox, where nothing is to stay in it
+        size = 16 * MIB if not resumable else MIB  # four times the limit, where nothing may stay
         writing = Background(lambda: (write_all(stream, bytes(size)), stream.finish()))
         frames_until(theirs, wire.Fin)
         writing.result()
         core = end.lane.core
         if resumable:
-            assert len(core.outbox) >= 2 + size // BLOCK_PAYLOAD
-            assert core.slab.lent >= size // BLOCK_PAYLOAD
+            assert len(core.sender.retransmit_buffer) >= 2 + size // BUFFER_PAYLOAD
+            assert core.sender.buffers.lent >= size // BUFFER_PAYLOAD
         else:
-            wait_until(lambda: len(core.outbox) == 0, "the outbox is empty")
-            assert core.outbox.charged == 0
-            assert core.slab.lent == 0
+            wait_until(lambda: len(core.sender.retransmit_buffer) == 0, "the retransmit buffer is empty")
+            assert core.sender.retransmit_buffer.charged == 0
+            assert core.sender.buffers.lent == 0
         stream.release()
 
 
@@ -93,8 +93,9 @@ def test_a_record_whose_tag_does_not_hold_is_a_cut_and_not_a_fault() -> None:
         bulk = Bulk(lanes, 2 * MIB)
         bulk.wait_received(MIB)
         old = lanes.pipes[0]
-        lanes.client.lane.hold()  # so that its own writer does not send at the same time
-        wait_until(lambda: not lanes.client.lane._sending, "its writer is idle")
+        lanes.client.lane.pause_writer()  # so that its own writer does not send at the same time
+        sending = waiting_in("send", thread="client-writer")
+        wait_until(lambda: waiting_in("run", thread="client-writer")() and not sending(), "its writer is idle")
         raw = old.client.pipe
         raw.send(memoryview(bytearray(raw.headroom) + b"\x5a" * 100))
         ending = old.ends()[1]
@@ -113,7 +114,8 @@ def test_the_end_of_a_lane_is_told_with_its_reason(reason: CloseReason) -> None:
         at_client, at_server = lanes.pipes[0].ends()
         assert at_client.close == Close(reason, "because")
         assert not at_client.fault
-        assert at_server.by_us
+        assert at_server.close is None
+        assert not at_server.fault
         assert theirs.failure == (Reason.SESSION_ENDED, "it is over")
         ours.reset(Reason.CANCELLED, "")
         ours.release()
@@ -134,7 +136,7 @@ def test_the_end_of_a_lane_whose_writer_is_stuck_does_not_wait_for_it() -> None:
     wait_until(lambda: server.lane.attached, "it is on the pipe")
     stream = server.lane.open_stream(b"")
     writing = Background(lambda: write_all(stream, bytes(8 * MIB)))
-    wait_until(waiting(server_sealed.pipe._outgoing.changed), "the writer is stuck")  # type: ignore[attr-defined]
+    wait_until(waiting_in("send", thread="server-writer"), "the writer is stuck")
     began = time.monotonic()
     server.lane.end(Reason.SESSION_ENDED, "it is over", Close(CloseReason.REPLACED, "because"))
     running.result()

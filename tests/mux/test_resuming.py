@@ -12,14 +12,14 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, SessionEnded
 from qanat.handshake.hello import Close, CloseReason
-from qanat.mux.attachment import State
-from qanat.mux.carrying import YIELD, PipeResult, Superseded
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
+from qanat.mux.lane import Superseded
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.slab import BLOCK_PAYLOAD
+from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult
 from tests.support.background import Background, wait_until
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
-from tests.support.mux.rig import DEADLINE, pattern, read, read_all, sealed_pair, waiting, write_all
+from tests.support.mux.rig import DEADLINE, pattern, read, read_all, sealed_pair, waiting_in, write_all
 from tests.support.transports.memory import memory_pair
 
 # --- cuts -------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_bytes_go_on_both_ways_where_they_were_whenever_the_pipe_is_cut(seed: in
             bulk.check()
         for lane in lanes.both:
             assert lane.ping(DEADLINE)
-            wait_until(lambda lane=lane: len(lane.core.outbox) == 0, "all is acknowledged")
+            wait_until(lambda lane=lane: len(lane.core.sender.retransmit_buffer) == 0, "all is acknowledged")
 
 
 def test_what_is_opened_and_written_without_a_pipe_arrives_with_the_next() -> None:
@@ -83,15 +83,14 @@ def test_a_cut_before_anything_was_said_loses_nothing() -> None:
 
 
 def test_a_writer_that_has_filled_the_outbox_without_a_pipe_goes_on_with_the_next() -> None:
-    parameters = {"outbox": 4 * BLOCK_PAYLOAD, "initial_window": 16 * MIB, "peer_initial_window": 16 * MIB}
+    parameters = {"outbox": 4 * BUFFER_PAYLOAD, "initial_window": 16 * MIB, "peer_initial_window": 16 * MIB}
     with Lanes(LaneParameters(client=True, **parameters), LaneParameters(client=False, **parameters)) as lanes:
         ours, theirs = lanes.open()
         lanes.pipes[-1].cut()
         lanes.pipes[-1].ends()
         data = pattern(3 * MIB)
         writing = Background(lambda: (write_all(ours, data), ours.finish()))
-        room = waiting(lanes.client.lane._room)
-        wait_until(lambda: room() or waiting(ours.writable)(), "the writer waits")
+        wait_until(lambda: waiting_in("take_buffer")() or waiting_in("wait_writable")(), "the writer waits")
         reading = Background(lambda: read_all(theirs))
         lanes.connect()
         assert reading.result() == data
@@ -115,8 +114,8 @@ def test_a_new_pipe_takes_over_from_one_that_works_while_bulk_flows_both_ways() 
             moved += 1
             at_client, at_server = old.ends()
             assert at_client.close == Close(CloseReason.LEAVING, "a newer connection takes over")
-            assert at_server.by_us
             assert at_server.close is None
+            assert not at_server.fault
         assert moved >= 5
         bulk.check()
 
@@ -125,12 +124,12 @@ def test_a_lane_that_is_held_begins_no_further_record_until_it_is_let_go() -> No
     with Lanes() as lanes:
         ours, theirs = lanes.open()
         assert lanes.client.lane.ping(DEADLINE)
-        lanes.client.lane.hold()
+        lanes.client.lane.pause_writer()
         ours.write(b"later")
         assert not lanes.client.lane.ping(0.1)
         assert theirs.counts[1] == 0
-        lanes.client.lane.release_hold()
-        lanes.client.lane.release_hold()
+        lanes.client.lane.resume_writer()
+        lanes.client.lane.resume_writer()
         assert read(theirs, 5) == b"later"
         ours.release()
         theirs.release()
@@ -140,7 +139,7 @@ def test_a_goodbye_does_not_wait_for_a_lane_that_is_held() -> None:
     with Lanes() as lanes:
         ours, theirs = lanes.open()
         assert lanes.client.lane.ping(DEADLINE)
-        lanes.client.lane.hold()
+        lanes.client.lane.pause_writer()
         ours.write(b"the last of it")
         lanes.client.lane.close(CloseReason.SHUTDOWN, "going home")
         assert lanes.pipes[0].ends()[1].close == Close(CloseReason.SHUTDOWN, "going home")
@@ -153,15 +152,15 @@ def test_a_lane_that_is_held_still_receives_and_the_next_pipe_repeats_nothing() 
     with Lanes() as lanes:
         ours, theirs = lanes.open()
         client, server = lanes.both
-        expects = client.hold()
+        expects = client.pause_writer()
         theirs.write(b"still on the old one")
         assert read(ours, 20) == b"still on the old one"
-        assert client.core.received == expects + 1
+        assert client.core.receiver.expected == expects + 1
         pipe = lanes.new_pipe()
         lanes.epoch = 1
-        server_expects = server.take(1, expects, Deadline(DEADLINE))
+        server_expects = server.acquire(1, expects, Deadline(DEADLINE))
         lanes.server.run(pipe.server, epoch=1, peer_expects=expects, receive_from=server_expects)
-        client.take(1, server_expects, Deadline(DEADLINE))
+        client.acquire(1, server_expects, Deadline(DEADLINE))
         lanes.client.run(pipe.client, epoch=1, peer_expects=server_expects, receive_from=expects)
         theirs.write(b"and on")
         theirs.finish()
@@ -179,7 +178,7 @@ def test_what_a_pipe_still_acknowledges_while_it_yields_does_not_count_against_t
         client, server = lanes.both
         assert client.ping(DEADLINE)
         assert server.ping(DEADLINE)
-        expects = client.hold()
+        expects = client.pause_writer()
         old, new = lanes.pipes[0].server.pipe, lanes.new_pipe()
         send = old.send
 
@@ -191,10 +190,10 @@ def test_what_a_pipe_still_acknowledges_while_it_yields_does_not_count_against_t
         assert read(ours, 3) == b"one"
         monkeypatch.setattr(old, "send", send_without_room)
         theirs.write(b"two")
-        taking = Background(lambda: server.take(1, expects, Deadline(DEADLINE)))
-        wait_until(lambda: server._attachment.state is State.YIELDING, "the old pipe yields")
-        client.release_hold()
-        wait_until(lambda: client.core.owed._ack_due is None, "the client has acknowledged on it")
+        taking = Background(lambda: server.acquire(1, expects, Deadline(DEADLINE)))
+        wait_until(lambda: server.epoch == 1, "the old pipe yields")
+        client.resume_writer()
+        wait_until(lambda: client.core.pending.timeout(client.clock()) > 1, "the client has acknowledged on it")
         serving = lanes.server.run(new.server, epoch=1, peer_expects=expects, receive_from=taking.result())
         lanes.pipes[0].ends()
         new.cut()
@@ -227,7 +226,7 @@ def test_an_epoch_that_is_not_the_highest_changes_nothing(epoch: int) -> None:
         for _ in range(2):
             lanes.connect()
         with pytest.raises(Superseded, match="a pipe of epoch 2 has the lane"):
-            lanes.server.lane.take(epoch, lanes.client.lane.core.received, Deadline(DEADLINE))
+            lanes.server.lane.acquire(epoch, lanes.client.lane.core.receiver.expected, Deadline(DEADLINE))
         assert_the_old_pipe_goes_on(lanes)
 
 
@@ -236,7 +235,7 @@ def test_a_stale_epoch_is_no_fault_whatever_else_it_says() -> None:
     with Lanes() as lanes:
         lanes.connect()
         with pytest.raises(Superseded):
-            lanes.server.lane.take(1, 10**6, Deadline(DEADLINE))
+            lanes.server.lane.acquire(1, 10**6, Deadline(DEADLINE))
         assert_the_old_pipe_goes_on(lanes)
 
 
@@ -247,9 +246,9 @@ def test_a_hello_that_expects_what_it_has_acknowledged_since_changes_nothing() -
         write_all(theirs, b"x" * 100)
         assert read(ours, 100) == b"x" * 100
         server = lanes.server.lane
-        wait_until(lambda: server.core.outbox.first > 0, "it is acknowledged")
+        wait_until(lambda: server.core.sender.retransmit_buffer.first > 0, "it is acknowledged")
         with pytest.raises(Superseded, match="acknowledged more"):
-            server.take(1, 0, Deadline(DEADLINE))
+            server.acquire(1, 0, Deadline(DEADLINE))
         ours.release()
         theirs.release()
         assert_the_old_pipe_goes_on(lanes)
@@ -261,7 +260,7 @@ def test_expecting_what_was_never_sent_is_an_error_and_changes_nothing() -> None
     with Lanes() as lanes:
         server = lanes.server.lane
         with pytest.raises(ProtocolError, match="the peer expects frame"):
-            server.take(1, server.core.outbox.next_number + 1, Deadline(DEADLINE))
+            server.acquire(1, server.core.sender.retransmit_buffer.next_number + 1, Deadline(DEADLINE))
         assert_the_old_pipe_goes_on(lanes)
         lanes.connect()
         assert_the_old_pipe_goes_on(lanes)
@@ -271,7 +270,7 @@ def test_a_lane_that_is_over_is_taken_by_nobody() -> None:
     with Lanes() as lanes:
         lanes.server.lane.end(Reason.SESSION_ENDED, "it is over")
         with pytest.raises(SessionEnded, match="it is over"):
-            lanes.server.lane.take(1, 0, Deadline(DEADLINE))
+            lanes.server.lane.acquire(1, 0, Deadline(DEADLINE))
 
 
 @pytest.mark.parametrize("attempt", range(8))
@@ -280,11 +279,11 @@ def test_of_two_that_take_it_at_once_the_higher_epoch_has_it_in_the_end(attempt:
         bulk = Bulk(lanes, 2 * MIB)
         server = lanes.server.lane
         begin = threading.Barrier(2)
-        expects = lanes.client.lane.hold()
+        expects = lanes.client.lane.pause_writer()
 
         def take(epoch: int) -> int:
             begin.wait(DEADLINE)
-            return server.take(epoch, expects, Deadline(DEADLINE))
+            return server.acquire(epoch, expects, Deadline(DEADLINE))
 
         lower, higher = Background(lambda: take(1)), Background(lambda: take(2))
         server_expects = higher.result()
@@ -292,9 +291,9 @@ def test_of_two_that_take_it_at_once_the_higher_epoch_has_it_in_the_end(attempt:
             lower.result()
         stale, pipe = lanes.new_pipe(), lanes.new_pipe()
         late = lanes.server.run(stale.server, epoch=1, peer_expects=expects, receive_from=server_expects)
-        assert late.result() == PipeResult("a later connection has the lane", by_us=True)
+        assert late.result() == PipeResult("a later connection has the lane")
         lanes.server.run(pipe.server, epoch=2, peer_expects=expects, receive_from=server_expects)
-        lanes.client.lane.take(2, server_expects, Deadline(DEADLINE))
+        lanes.client.lane.acquire(2, server_expects, Deadline(DEADLINE))
         lanes.client.run(pipe.client, epoch=2, peer_expects=server_expects, receive_from=expects)
         lanes.epoch = 2
         bulk.check()
@@ -303,11 +302,11 @@ def test_of_two_that_take_it_at_once_the_higher_epoch_has_it_in_the_end(attempt:
 def test_a_pipe_that_was_granted_the_lane_and_not_yet_run_yields_to_the_next() -> None:
     with Lanes() as lanes:
         server = lanes.server.lane
-        expects = lanes.client.lane.hold()
-        server.take(1, expects, Deadline(DEADLINE))
-        server.take(2, expects, Deadline(DEADLINE))
+        expects = lanes.client.lane.pause_writer()
+        server.acquire(1, expects, Deadline(DEADLINE))
+        server.acquire(2, expects, Deadline(DEADLINE))
         stale = lanes.new_pipe()
-        assert lanes.server.run(stale.server, epoch=1).result().by_us
+        assert lanes.server.run(stale.server, epoch=1).result() == PipeResult("a later connection has the lane")
         assert stale.server.cause is not None
         lanes.epoch = 2
         lanes.connect()
@@ -323,11 +322,10 @@ def test_an_old_pipe_whose_writer_is_stuck_is_left_within_about_a_second() -> No
     wait_until(lambda: server.lane.attached, "it is on the pipe")
     stream = server.lane.open_stream(b"")
     writing = Background(lambda: write_all(stream, bytes(8 * MIB)))
-    way = server_sealed.pipe._outgoing.changed  # type: ignore[attr-defined]
-    wait_until(waiting(way), "the writer is stuck in send")
+    wait_until(waiting_in("send", thread="server-writer"), "the writer is stuck in send")
     began = time.monotonic()
-    server.lane.take(1, 0, Deadline(DEADLINE))
-    assert YIELD <= time.monotonic() - began < YIELD + 0.7
+    server.lane.acquire(1, 0, Deadline(DEADLINE))
+    assert YIELD_TIMEOUT <= time.monotonic() - began < YIELD_TIMEOUT + 0.7
     assert not running.result().fault
     assert not server.lane.attached
     server.lane.end(Reason.SESSION_ENDED, "the test is over")

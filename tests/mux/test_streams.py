@@ -6,9 +6,9 @@ import pytest
 
 from qanat.base.errors import SessionEnded, StreamReset
 from qanat.mux import frames as wire
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.slab import BLOCK_PAYLOAD
-from qanat.mux.stream_state import State
+from qanat.mux.stream_state import StreamPhase
 from tests.support.mux.cores import KIB, Rig, data_order, fill
 
 MIB = 1024 * KIB
@@ -20,9 +20,9 @@ MIB = 1024 * KIB
 def test_data_follows_open_at_once_up_to_the_initial_credit() -> None:
     rig = Rig(LaneParameters(client=True, peer_initial_window=10), LaneParameters(client=False, initial_window=10))
     stream = rig.client.core.open_stream(b"request", 0.0)
-    assert rig.client.core.sendable(stream) == 10
-    rig.client.core.send(stream, b"0123456789")
-    assert rig.client.core.sendable(stream) == 0
+    assert rig.client.core.sender.sendable(stream) == 10
+    rig.client.core.sender.send(stream, b"0123456789")
+    assert rig.client.core.sender.sendable(stream) == 0
     frames = rig.client.next_frames()
     assert [f for f in frames if isinstance(f, wire.Open | wire.Data)] == frames[-2:]
     rig.server.feed(wire.Open(1, b"request").encode(), wire.data_header(1, 10) + b"0123456789")
@@ -45,20 +45,20 @@ def test_either_end_may_finish_and_still_be_answered(client_first: bool) -> None
     ours, theirs = rig.open()
     first, second = (ours, theirs) if client_first else (theirs, ours)
     asking, answering = (rig.client, rig.server) if client_first else (rig.server, rig.client)
-    asking.core.send(first, b"question")
-    asking.core.finish(first)
-    asking.core.finish(first)
+    asking.core.sender.send(first, b"question")
+    asking.core.sender.finish(first)
+    asking.core.sender.finish(first)
     rig.settle()
     assert second.fin_received
-    assert second.state is State.HALF_CLOSED_REMOTE
-    assert first.state is State.HALF_CLOSED_LOCAL
+    assert second.phase is StreamPhase.HALF_CLOSED_REMOTE
+    assert first.phase is StreamPhase.HALF_CLOSED_LOCAL
     assert answering.read(second) == b"question"
-    answering.core.send(second, b"a long answer")
+    answering.core.sender.send(second, b"a long answer")
     rig.settle()
     assert asking.read(first) == b"a long answer"
-    answering.core.finish(second)
+    answering.core.sender.finish(second)
     rig.settle()
-    assert first.state is second.state is State.CLOSED
+    assert first.phase is second.phase is StreamPhase.CLOSED
     assert not rig.client.core.streams
     assert not rig.server.core.streams
 
@@ -66,21 +66,21 @@ def test_either_end_may_finish_and_still_be_answered(client_first: bool) -> None
 def test_a_reset_carries_its_reason_and_discards_what_was_not_picked() -> None:
     rig = Rig()
     ours, theirs = rig.open()
-    rig.client.core.send(ours, b"picked")
+    rig.client.core.sender.send(ours, b"picked")
     rig.settle()
     assert fill(rig.client, ours)
     rig.client.core.reset(ours, wire.Reason.CANCELLED, "it went away")
-    assert rig.client.core.slab.lent == 0
-    assert rig.client.core.queued_bytes == 0
+    assert rig.client.core.sender.buffers.lent == 0
+    assert rig.client.core.sender.queued_bytes == 0
     rig.settle()
     assert theirs.failure == (wire.Reason.CANCELLED, "it went away")
     assert rig.server.read(theirs) == b"picked"  # What came before the reset is still delivered.
-    assert rig.server.core.sendable(theirs) >= 0
-    rig.server.core.send(theirs, b"nobody listens")
-    rig.server.core.finish(theirs)
+    assert rig.server.core.sender.sendable(theirs) >= 0
+    rig.server.core.sender.send(theirs, b"nobody listens")
+    rig.server.core.sender.finish(theirs)
     rig.server.core.reset(theirs, wire.Reason.INTERNAL, "too late")
     assert theirs.failure == (wire.Reason.CANCELLED, "it went away")
-    assert rig.server.core.idle
+    assert rig.server.core.sender.idle
     for peer in rig.ends:
         peer.core.check_invariants()
 
@@ -94,18 +94,20 @@ def test_a_refusal_says_why(reason: wire.Reason) -> None:
     assert ours.failure == (reason, "because")
 
 
-def test_a_block_for_a_stream_that_is_over_comes_back_and_wakes_who_waits_for_one() -> None:
-    rig = Rig(LaneParameters(client=True, outbox=2 * BLOCK_PAYLOAD))
+def test_a_buffer_for_a_stream_that_is_over_comes_back_and_wakes_who_waits_for_one() -> None:
+    rig = Rig(LaneParameters(client=True, outbox=2 * BUFFER_PAYLOAD))
     core = rig.client.core
     ours, _ = rig.open()
-    blocks = [block for _ in range(core.slab.capacity) if (block := core.slab.take()) is not None]
-    assert core.slab.take() is None
+    buffers = [
+        buffer for _ in range(core.sender.buffers.capacity) if (buffer := core.sender.buffers.take()) is not None
+    ]
+    assert core.sender.buffers.take() is None
     core.reset(ours, wire.Reason.CANCELLED, "")
-    core.room_made = False
-    blocks[0].length = 100
-    core.send(ours, blocks[0])
-    assert core.room_made
-    assert core.slab.take() is not None
+    core.wakeups.room = False
+    buffers[0].length = 100
+    core.sender.send(ours, buffers[0])
+    assert core.wakeups.room
+    assert core.sender.buffers.take() is not None
 
 
 def test_the_peers_limit_of_streams_is_kept_by_the_opener() -> None:
@@ -130,25 +132,25 @@ def test_the_end_resets_every_stream_and_gives_everything_back() -> None:
     assert {stream.id for stream in over} == {ours.id for ours, _ in streams}
     assert all(stream.failure == (wire.Reason.SESSION_ENDED, "the session is over") for stream in over)
     core = rig.client.core
-    assert core.next_record(0.0) is None
+    assert core.sender.next_record(0.0) is None
     assert core.end(wire.Reason.INTERNAL, "again") == []
     with pytest.raises(SessionEnded):
         core.open_stream(b"", 0.0)
-    assert core.slab.lent == 0
-    assert core.outbox.charged == 0
+    assert core.sender.buffers.lent == 0
+    assert core.sender.retransmit_buffer.charged == 0
     core.check_invariants()
 
 
 def test_closing_takes_no_more_and_comes_to_an_end() -> None:
     rig = Rig()
     ours, theirs = rig.open()
-    queued = rig.client.write_block(ours, bytes(1000))
-    assert rig.client.core.sendable(ours)
-    rig.client.core.close()
-    assert rig.client.core.sendable(ours) == 0
-    assert not rig.client.core.idle
+    queued = rig.client.write_buffer(ours, bytes(1000))
+    assert rig.client.core.sender.sendable(ours)
+    rig.client.core.sender.close()
+    assert rig.client.core.sender.sendable(ours) == 0
+    assert not rig.client.core.sender.idle
     rig.settle()
-    assert rig.client.core.idle
+    assert rig.client.core.sender.idle
     assert theirs.window.received == queued
 
 
@@ -165,12 +167,12 @@ def test_an_interactive_stream_gets_through_beside_bulk_within_a_few_records(bul
         for stream in bulk:
             fill(rig.client, stream)
             stream.send_limit += 512 * KIB
-        rig.client.core.send(shell, b"k")
+        rig.client.core.sender.send(shell, b"k")
         for records in range(1, 200):
             if shell.id in data_order(rig.client.next_frames()):
                 waits.append(records)
                 break
-        rig.client.feed(wire.Ack(rig.client.core.outbox.next_number).encode())
+        rig.client.feed(wire.Ack(rig.client.core.sender.retransmit_buffer.next_number).encode())
         rig.client.next_frames()
     assert len(waits) == 30
     assert max(waits) <= bulk_streams + 2  # Never more than one turn of the others,
@@ -179,19 +181,19 @@ def test_an_interactive_stream_gets_through_beside_bulk_within_a_few_records(bul
 
 def test_bulk_streams_share_evenly_whatever_the_size_of_their_writes() -> None:
     rig = Rig(LaneParameters(client=True, outbox=64 * MIB, peer_initial_window=16 * MIB))
-    blocks, small = rig.client.core.open_stream(b"", 0.0), rig.client.core.open_stream(b"", 0.0)
-    sent = {blocks.id: 0, small.id: 0}
+    buffers, small = rig.client.core.open_stream(b"", 0.0), rig.client.core.open_stream(b"", 0.0)
+    sent = {buffers.id: 0, small.id: 0}
     for _ in range(400):
-        fill(rig.client, blocks)
-        while room := rig.client.core.sendable(small):
-            rig.client.core.send(small, bytes(min(room, 16 * KIB)))
+        fill(rig.client, buffers)
+        while room := rig.client.core.sender.sendable(small):
+            rig.client.core.sender.send(small, bytes(min(room, 16 * KIB)))
         for frame in rig.client.next_frames():
             if isinstance(frame, wire.Data):
                 sent[frame.stream] += len(frame.payload)
-        rig.client.feed(wire.Ack(rig.client.core.outbox.next_number).encode())
+        rig.client.feed(wire.Ack(rig.client.core.sender.retransmit_buffer.next_number).encode())
         if max(sent.values()) > 8 * MIB:
             break
-    assert abs(sent[blocks.id] - sent[small.id]) <= 512 * KIB
+    assert abs(sent[buffers.id] - sent[small.id]) <= 512 * KIB
 
 
 def test_nobody_starves_the_others_by_being_quiet_often() -> None:
@@ -200,12 +202,12 @@ def test_nobody_starves_the_others_by_being_quiet_often() -> None:
     sent = {bulk.id: 0, often.id: 0}
     while sent[often.id] < MIB:
         fill(rig.client, bulk)
-        rig.client.core.send(often, bytes(4 * KIB))  # Its queue is empty each time.
+        rig.client.core.sender.send(often, bytes(4 * KIB))  # Its queue is empty each time.
         while often.queue:
             for frame in rig.client.next_frames():
                 if isinstance(frame, wire.Data):
                     sent[frame.stream] += len(frame.payload)
-            rig.client.feed(wire.Ack(rig.client.core.outbox.next_number).encode())
+            rig.client.feed(wire.Ack(rig.client.core.sender.retransmit_buffer.next_number).encode())
     assert sent[bulk.id] >= sent[often.id] - 256 * KIB
 
 
@@ -217,29 +219,29 @@ def test_control_frames_go_before_bulk() -> None:
     new = rig.client.core.open_stream(b"", 0.0)
     rig.client.core.send_control(b"listen")
     rig.client.core.reset(bulk[0], wire.Reason.CANCELLED, "")
-    rig.client.core.finish(new)
+    rig.client.core.sender.finish(new)
     frames = rig.client.next_frames()
     kinds = [type(frame) for frame in frames if not isinstance(frame, wire.Ack)]
     assert kinds[:4] == [wire.Open, wire.Control, wire.Reset, wire.Fin]
 
 
-def test_what_is_owed_rides_in_front_of_a_block_without_a_record_of_its_own() -> None:
+def test_what_is_owed_rides_in_front_of_a_buffer_without_a_record_of_its_own() -> None:
     rig = Rig()
     ours, theirs = rig.open()
-    rig.server.core.send(theirs, b"makes an ACK due")
+    rig.server.core.sender.send(theirs, b"makes an ACK due")
     rig.settle()
-    rig.client.core.consumed(ours, 0, 0.0)
+    rig.client.core.receiver.consumed(ours, 0, 0.0)
     rig.client.feed(wire.Ping(5).encode())
     fill(rig.client, ours)
     frames = rig.client.next_frames()
     assert [type(frame) for frame in frames] == [wire.Pong, wire.Ack, wire.Data]
 
 
-def test_more_than_fits_in_front_of_a_block_goes_in_a_record_before_it() -> None:
+def test_more_than_fits_in_front_of_a_buffer_goes_in_a_record_before_it() -> None:
     rig = Rig()
     streams = [rig.open() for _ in range(30)]
     for _, theirs in streams:
-        rig.server.write_block(theirs, bytes(BLOCK_PAYLOAD))
+        rig.server.write_buffer(theirs, bytes(BUFFER_PAYLOAD))
     rig.settle()
     for ours, _ in streams:
         rig.client.read(ours)

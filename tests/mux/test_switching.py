@@ -16,7 +16,7 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, SessionEnded, TransportError
-from qanat.mux.carrying import Superseded
+from qanat.mux.lane import Superseded
 from tests.support.background import Background
 from tests.support.mux.resuming_rig import MIB, Bulk, Lanes, Pipe
 from tests.support.mux.rig import DEADLINE
@@ -52,19 +52,19 @@ class Switches:
         if chance.random() < 0.4:
             pipe = chance.choice(self.lanes.pipes[-3:])
             chance.choice((pipe.client, pipe.server)).close("the network was cut")
-        pipe, expects = self.lanes.new_pipe(), client.hold()
+        pipe, expects = self.lanes.new_pipe(), client.pause_writer()
         self.epoch += 1
         answer, answered = [0], threading.Event()
         epoch, late = self.epoch, chance.choice((0.0, 0.0, 0.0, 0.001, 0.02, 0.08)) * chance.random()
         self.threads.append(Background(lambda: self._serve(pipe, epoch, expects, late, answer, answered)))
         in_time = answered.wait(chance.choice((0.0, 0.002, 0.05, 0.3)))
         if not in_time or chance.random() < 0.2:
-            client.release_hold()
+            client.resume_writer()
             self.abandoned += 1
             if chance.random() < 0.5:
                 pipe.client.close("given up")
             return
-        client.take(epoch, answer[0], Deadline(DEADLINE))
+        client.acquire(epoch, answer[0], Deadline(DEADLINE))
         self.threads.append(Background(lambda: self._carry(pipe, epoch, answer[0], expects)))
         self.moved += 1
 
@@ -74,7 +74,7 @@ class Switches:
         time.sleep(late)  # HELLO is on its way
         server = self.lanes.server.lane
         try:
-            answer[0] = server.take(epoch, expects, Deadline(DEADLINE))
+            answer[0] = server.acquire(epoch, expects, Deadline(DEADLINE))
         except Superseded:
             self.stale += 1
             pipe.cut()

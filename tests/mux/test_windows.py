@@ -1,4 +1,4 @@
-"""What the core promises about memory and time: windows, the outbox, and when ACK and PING are due."""
+"""What the core promises about memory and time: windows, the retransmit buffer, and when ACK and PING are due."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from qanat.mux import frames as wire
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.sending import STREAM_QUEUE
-from qanat.mux.slab import BLOCK_PAYLOAD
-from qanat.mux.stream import Stream
+from qanat.mux.sender import STREAM_QUEUE
+from qanat.mux.stream_state import StreamState
 from tests.support.mux.cores import KIB, Peer, Rig, data_order, fill
 
 MIB = 1024 * KIB
@@ -19,7 +19,7 @@ MIB = 1024 * KIB
 # --- windows ----------------------------------------------------------------------------------------
 
 
-def pour(rig: Rig, stream: Stream, theirs: Stream, size: int, seconds: float, now: float = 0.0) -> float:
+def pour(rig: Rig, stream: StreamState, theirs: StreamState, size: int, seconds: float, now: float = 0.0) -> float:
     """Send `size` bytes as fast as credit allows to a reader that takes `seconds` for each round."""
     end = stream.promised + size
     while stream.promised < end:
@@ -37,18 +37,18 @@ def test_the_window_grows_while_its_reader_keeps_up_and_comes_back_afterwards() 
     now = pour(rig, ours, theirs, 40 * MIB, 0.001)
     grown = theirs.window.size
     assert grown >= 8 * MIB
-    assert rig.server.core.budget.used >= grown - theirs.window.initial
+    assert rig.server.core.streams.budget.used >= grown - theirs.window.initial
     for _ in range(100):
         fill(rig.client, ours)
         rig.settle(now)
-        payload = rig.server.core.take(theirs)
+        payload = rig.server.core.receiver.take(theirs)
         assert payload is not None
         now += 1.0
-        rig.server.core.consumed(theirs, len(payload), now)
+        rig.server.core.receiver.consumed(theirs, len(payload), now)
     assert theirs.window.size <= grown // 4  # A reader that became slow gives it back by halves,
     rig.server.core.reset(theirs, wire.Reason.CANCELLED, "")
-    rig.server.core.release(theirs)
-    assert rig.server.core.budget.used == 0  # and its end gives all of it.
+    rig.server.core.streams.release(theirs)
+    assert rig.server.core.streams.budget.used == 0  # and its end gives all of it.
 
 
 def test_a_window_never_grows_above_its_maximum() -> None:
@@ -62,7 +62,7 @@ def test_a_window_never_grows_above_its_maximum() -> None:
 def test_the_window_follows_the_round_trip_of_a_long_path() -> None:
     rig = Rig()
     ours, theirs = rig.open()
-    rig.server.core.owed.round_trip = 0.1
+    rig.server.core.pending.round_trip = 0.1
     pour(rig, ours, theirs, 20 * MIB, 0.1)
     assert theirs.window.size >= 4 * MIB
 
@@ -84,7 +84,7 @@ def test_many_fast_streams_stay_within_the_budget() -> None:
         for _, theirs in streams:
             rig.server.read(theirs, now)
         rig.settle(now)
-    assert rig.server.core.budget.used > 2 * MIB
+    assert rig.server.core.streams.budget.used > 2 * MIB
 
 
 def test_memory_is_at_its_limit_when_no_reader_consumes() -> None:
@@ -96,9 +96,9 @@ def test_memory_is_at_its_limit_when_no_reader_consumes() -> None:
             fill(rig.client, ours)
         rig.settle(1.0)
     assert sum(theirs.window.received for _, theirs in streams) == 100 * 128 * KIB
-    assert rig.client.core.queued_bytes == 0
-    assert all(rig.client.core.sendable(ours) == 0 for ours, _ in streams)
-    assert rig.server.core.budget.used == 0
+    assert rig.client.core.sender.queued_bytes == 0
+    assert all(rig.client.core.sender.sendable(ours) == 0 for ours, _ in streams)
+    assert rig.server.core.streams.budget.used == 0
 
 
 def test_a_slow_reader_stops_only_its_own_stream() -> None:
@@ -107,44 +107,44 @@ def test_a_slow_reader_stops_only_its_own_stream() -> None:
     fast, theirs = rig.open()
     fill(rig.client, slow)
     rig.settle()
-    assert rig.client.core.sendable(slow) == 0
+    assert rig.client.core.sender.sendable(slow) == 0
     pour(rig, fast, theirs, 20 * MIB, 0.001)
-    assert rig.client.core.sendable(slow) == 0
+    assert rig.client.core.sender.sendable(slow) == 0
     assert theirs.window.received >= 20 * MIB
 
 
-# --- the outbox -------------------------------------------------------------------------------------
+# --- the retransmit buffer -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def full() -> Rig:
-    """A client whose outbox is full, whose stream 1 has more queued, and whose stream 3 has nothing."""
-    rig = Rig(LaneParameters(client=True, outbox=4 * BLOCK_PAYLOAD, peer_initial_window=16 * MIB))
+    """A client whose retransmit buffer is full, whose stream 1 has more queued, and whose stream 3 has nothing."""
+    rig = Rig(LaneParameters(client=True, outbox=4 * BUFFER_PAYLOAD, peer_initial_window=16 * MIB))
     first, _ = rig.open()
     rig.open()
-    while not rig.client.core.outbox.full:
-        rig.client.write_block(first, bytes(BLOCK_PAYLOAD))
+    while not rig.client.core.sender.retransmit_buffer.full:
+        rig.client.write_buffer(first, bytes(BUFFER_PAYLOAD))
         rig.client.next_frames()
     fill(rig.client, first)
     rig.client.all_frames()
-    assert rig.client.core.queued_bytes
+    assert rig.client.core.sender.queued_bytes
     return rig
 
 
-def test_a_full_outbox_holds_back_data(full: Rig) -> None:
-    charged = full.client.core.outbox.charged
+def test_a_full_retransmit_buffer_holds_back_data(full: Rig) -> None:
+    charged = full.client.core.sender.retransmit_buffer.charged
     assert full.client.next_frames() == []
-    assert charged <= full.client.core.parameters.outbox + 2 * BLOCK_PAYLOAD
+    assert charged <= full.client.core.parameters.outbox + 2 * BUFFER_PAYLOAD
     full.client.core.check_invariants()
 
 
-def test_a_full_outbox_holds_back_no_end_no_reset_and_nothing_that_is_owed(full: Rig) -> None:
+def test_a_full_retransmit_buffer_holds_back_no_end_no_reset_and_nothing_that_is_pending(full: Rig) -> None:
     core = full.client.core
-    core.finish(core.streams[3])
-    core.reset(core.streams[1], wire.Reason.CANCELLED, "")
+    core.sender.finish(full.client.stream(3))
+    core.reset(full.client.stream(1), wire.Reason.CANCELLED, "")
     full.client.feed(wire.Open(2, b"").encode(), wire.Ping(9).encode(), wire.data_header(3, 70_000) + bytes(70_000))
-    full.client.read(core.streams[3])
-    core.accept(core.streams[2], "there")
+    full.client.read(full.client.stream(3))
+    core.accept(full.client.stream(2), "there")
     kinds = {type(frame) for frame in full.client.all_frames(1.0)}
     assert kinds >= {wire.Fin, wire.Reset, wire.Accept, wire.Pong, wire.Ack, wire.Credit}
     core.check_invariants()
@@ -152,43 +152,43 @@ def test_a_full_outbox_holds_back_no_end_no_reset_and_nothing_that_is_owed(full:
 
 def test_an_ack_makes_room_and_says_so(full: Rig) -> None:
     core = full.client.core
-    core.room_made = core.work_made = False
-    full.client.feed(wire.Ack(core.outbox.next_number).encode())
-    assert core.room_made
-    assert core.work_made
+    core.wakeups.room = core.wakeups.work = False
+    full.client.feed(wire.Ack(core.sender.retransmit_buffer.next_number).encode())
+    assert core.wakeups.room
+    assert core.wakeups.work
     assert data_order(full.client.next_frames()) == [1]
 
 
-def test_opening_and_closing_without_a_pipe_fills_the_outbox_so_that_openers_wait() -> None:
+def test_opening_and_closing_without_a_pipe_fills_the_retransmit_buffer_so_that_openers_wait() -> None:
     client = Peer(LaneParameters(client=True, outbox=64 * KIB))
     opened = 0
-    while not client.core.outbox.full:
+    while not client.core.sender.retransmit_buffer.full:
         stream = client.core.open_stream(b"x" * 100, 0.0)
         client.core.reset(stream, wire.Reason.CANCELLED, "")
         opened += 1
     assert 50 <= opened <= 300
     client.core.attach(0.0)
     client.all_frames()
-    client.feed(wire.Ack(client.core.outbox.next_number).encode())
-    assert not client.core.outbox.full
+    client.feed(wire.Ack(client.core.sender.retransmit_buffer.next_number).encode())
+    assert not client.core.sender.retransmit_buffer.full
     client.core.check_invariants()
 
 
 def test_streams_that_wait_for_the_queue_get_their_turn_in_order_and_in_the_end_all_at_once() -> None:
-    rig = Rig(LaneParameters(client=True, outbox=8 * BLOCK_PAYLOAD, peer_initial_window=16 * MIB))
+    rig = Rig(LaneParameters(client=True, outbox=8 * BUFFER_PAYLOAD, peer_initial_window=16 * MIB))
     core = rig.client.core
     streams = [rig.open()[0] for _ in range(6)]
     for stream in streams:
-        while core.sendable(stream) and rig.client.write_block(stream, bytes(BLOCK_PAYLOAD)):
+        while core.sender.sendable(stream) and rig.client.write_buffer(stream, bytes(BUFFER_PAYLOAD)):
             pass
     waiting = [stream for stream in streams if not stream.queue]
     assert [stream.id for stream in waiting] == [5, 7, 9, 11]
-    core.wake_writers.clear()
+    core.wakeups.writers.clear()
     woken: list[list[int]] = []
-    while core.queued_bytes:
+    while core.sender.queued_bytes:
         assert rig.client.next_frames()
-        woken.append([stream.id for stream in core.wake_writers if stream in waiting])
-        core.wake_writers.clear()
+        woken.append([stream.id for stream in core.wakeups.writers if stream in waiting])
+        core.wakeups.writers.clear()
     assert woken == [[5], [7], [9, 11], []]
 
 
@@ -214,61 +214,61 @@ def quiet() -> Rig:
 def test_an_ack_waits_20_ms_for_something_to_ride_on(quiet: Rig) -> None:
     server = quiet.server
     server.feed(wire.data_header(1, 4) + b"data", now=1.0)
-    assert server.core.next_timeout(1.0) == pytest.approx(0.020)
+    assert server.core.sender.next_timeout(1.0) == pytest.approx(0.020)
     assert server.next_frames(1.019) == []
-    assert server.core.next_timeout(1.019) == pytest.approx(0.001)
-    assert server.next_frames(1.0201) == [wire.Ack(server.core.received)]
+    assert server.core.sender.next_timeout(1.019) == pytest.approx(0.001)
+    assert server.next_frames(1.0201) == [wire.Ack(server.core.receiver.expected)]
     assert server.next_frames(1.1) == []
 
 
 def test_an_ack_rides_on_data(quiet: Rig) -> None:
     server = quiet.server
     server.feed(wire.data_header(1, 4) + b"data", now=1.0)
-    server.core.send(server.core.streams[1], b"echo")
+    server.core.sender.send(server.stream(1), b"echo")
     assert [type(frame) for frame in server.next_frames(1.0)] == [wire.Ack, wire.Data]
-    assert server.core.next_timeout(1.0) > 1.0
+    assert server.core.sender.next_timeout(1.0) > 1.0
 
 
-def test_an_ack_goes_at_once_after_a_quarter_of_the_outbox(quiet: Rig) -> None:
+def test_an_ack_goes_at_once_after_a_quarter_of_the_retransmit_buffer(quiet: Rig) -> None:
     server = quiet.server
-    server.core.streams[1].window.granted = 16 * MIB
-    server.core.work_made = False
+    server.stream(1).window.granted = 16 * MIB
+    server.core.wakeups.work = False
     for part in range(1, 5):
         assert server.next_frames(1.0) == []
-        assert server.core.work_made is (part == 2)  # The first frame starts the 20 ms,
-        server.core.work_made = False
+        assert server.core.wakeups.work is (part == 2)  # The first frame starts the 20 ms,
+        server.core.wakeups.work = False
         server.feed(wire.data_header(1, 64 * KIB) + bytes(64 * KIB), now=1.0)
-    assert server.core.work_made  # and the quarter is due at once.
-    assert server.next_frames(1.0) == [wire.Ack(server.core.received)]
+    assert server.core.wakeups.work  # and the quarter is due at once.
+    assert server.next_frames(1.0) == [wire.Ack(server.core.receiver.expected)]
 
 
 def test_a_lost_ack_is_said_again_after_a_cut(quiet: Rig) -> None:
     server = quiet.server
-    quiet.client.core.send(quiet.client.core.streams[1], b"data")
+    quiet.client.core.sender.send(quiet.client.stream(1), b"data")
     quiet.client.send(1.0)
     quiet.deliver(quiet.client, 1.0)
-    assert wire.Ack(server.core.received) in server.next_frames(2.0)  # This one goes nowhere.
+    assert wire.Ack(server.core.receiver.expected) in server.next_frames(2.0)  # This one goes nowhere.
     quiet.cut(3.0)
-    assert wire.Ack(server.core.received) in server.next_frames(3.0)
+    assert wire.Ack(server.core.receiver.expected) in server.next_frames(3.0)
 
 
 def test_an_ack_for_what_came_over_the_old_pipe_is_honoured_once_it_has_been_replayed() -> None:
     """The peer may have taken more from the old pipe than it said when the new one began (make before break)."""
-    rig = Rig(LaneParameters(client=True, outbox=4 * BLOCK_PAYLOAD))
+    rig = Rig(LaneParameters(client=True, outbox=4 * BUFFER_PAYLOAD))
     ours, theirs = rig.open()
-    rig.client.write_block(ours, bytes(BLOCK_PAYLOAD))
+    rig.client.write_buffer(ours, bytes(BUFFER_PAYLOAD))
     rig.client.send()
     rig.deliver(rig.client)
     core = rig.client.core
-    first = core.outbox.first
+    first = core.sender.retransmit_buffer.first
     rig.cut(1.0, stale=(1, 0))
     assert rig.server.send(1.0)
     rig.deliver(rig.server, 1.0)
-    assert core.outbox.first == first  # The block is still to be sealed.
+    assert core.sender.retransmit_buffer.first == first  # The buffer is still to be sealed.
     rig.settle(1.0)
-    assert len(core.outbox) == 0
-    assert core.slab.lent == 0
-    assert theirs.window.received == BLOCK_PAYLOAD
+    assert len(core.sender.retransmit_buffer) == 0
+    assert core.sender.buffers.lent == 0
+    assert theirs.window.received == BUFFER_PAYLOAD
     core.check_invariants()
 
 
@@ -277,8 +277,8 @@ def test_a_ping_goes_every_15_s_and_first_of_all_when_a_pipe_begins(quiet: Rig) 
     client.core.attach(100.0)
     assert wire.Ping(1) in client.next_frames(100.0)
     client.feed(wire.Pong(1).encode(), now=100.2)
-    assert client.core.owed.round_trip == pytest.approx(0.2)
-    assert client.core.next_timeout(100.2) == pytest.approx(14.8)
+    assert client.core.pending.round_trip == pytest.approx(0.2)
+    assert client.core.sender.next_timeout(100.2) == pytest.approx(14.8)
     assert client.next_frames(114.9) == []
     assert client.next_frames(115.0) == [wire.Ping(2)]
     client.core.detach()
@@ -291,11 +291,11 @@ def test_a_late_pong_proves_life_and_measures_nothing(quiet: Rig) -> None:
     client = Peer(LaneParameters(client=True))
     client.core.attach(0.0)
     client.next_frames(0.0)
-    client.core.owed.ping_now(1.0)
+    client.core.pending.ping_now(1.0)
     assert wire.Ping(2) in client.next_frames(1.0)
     client.feed(wire.Pong(1).encode(), wire.Pong(77).encode(), now=2.0)
-    assert client.core.owed.pings_answered == 1
-    assert client.core.owed.round_trip == 0.0
+    assert client.core.pending.pings_answered == 1
+    assert client.core.pending.round_trip == 0.0
 
 
 def test_credits_are_said_again_after_a_cut_but_for_streams_that_never_had_one() -> None:

@@ -20,7 +20,7 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Rea
 from qanat.mux import frames as wire
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.stream import Stream
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.server.shared_ports import Membership
@@ -74,7 +74,7 @@ def begin(server: Server, stack: ExitStack, *, lanes: int = 1) -> tuple[Kept, Ca
     return client.kept, carried
 
 
-def stream_to(carried: Carried, target: Target) -> StreamIO:
+def stream_to(carried: Carried, target: Target) -> Stream:
     """A stream that has reached its target and been answered by it, an echo."""
     stream = carried.lane.open_stream(ConnectTcp("127.0.0.1", target.port).encode())
     stream.write(b"before")
@@ -177,7 +177,7 @@ def test_a_client_whose_ready_was_lost_comes_with_a_higher_epoch(server: Server)
         stream = stream_to(carried, target)
         cut(carried)
         with RawClient(server, "a", TOKEN) as lost:
-            kind, _ = lost.ask(kept, epoch=1, expected=carried.lane.hold())
+            kind, _ = lost.ask(kept, epoch=1, expected=carried.lane.pause_writer())
             assert kind is RecordKind.READY
         stream.write(b"on")
         again(server, stack).go_on(kept, carried, epoch=2)
@@ -364,7 +364,7 @@ def test_an_epoch_that_is_not_the_highest_is_stale_and_the_present_pipe_goes_on(
     with ExitStack() as stack:
         kept, first = begin(server, stack)
         present = again(server, stack).go_on(kept, first, epoch=2)
-        kind, content = again(server, stack).ask(kept, epoch=epoch, expected=present.lane.core.received)
+        kind, content = again(server, stack).ask(kept, epoch=epoch, expected=present.lane.core.receiver.expected)
         assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.STALE)
         assert present.lane.ping(SECONDS)
         assert not present.endings
@@ -375,7 +375,7 @@ def test_a_hello_that_was_long_on_its_way_is_stale_though_it_comes_last(server: 
         kept, carried = begin(server, stack)
         late, prompt = again(server, stack), again(server, stack)
         cut(carried)
-        expected = carried.lane.hold()
+        expected = carried.lane.pause_writer()
         present = prompt.go_on(kept, carried, epoch=2)
         kind, content = late.ask(kept, epoch=1, expected=expected)
         assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.STALE)
@@ -387,7 +387,7 @@ def test_a_hello_that_expects_what_was_acknowledged_since_is_stale(server: Serve
         kept, carried = begin(server, stack)
         stream = stream_to(carried, target)
         session = session_of(server, kept)
-        wait_until(lambda: session.lanes[0].core.acknowledged > 0, "the echo is acknowledged")
+        wait_until(lambda: session.lanes[0].core.sender.acknowledged > 0, "the echo is acknowledged")
         kind, content = again(server, stack).ask(kept, epoch=7, expected=0)
         assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.STALE)
         assert carried.lane.ping(SECONDS)
@@ -529,7 +529,7 @@ def test_a_client_that_says_hello_and_never_runs_stays_away_too(tmp_path: Path) 
         stream = stream_to(carried, target)
         cut(carried)
         with RawClient(server, "a", TOKEN) as lost:
-            lost.ask(kept, expected=carried.lane.hold())
+            lost.ask(kept, expected=carried.lane.pause_writer())
         assert target.wait_endings(1) == [RESET]
         assert is_expired(server, kept)
         stream.release()

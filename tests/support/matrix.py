@@ -47,6 +47,8 @@ PROMISES = (
     "90 s of silence",
 )
 BULK = 8_000_000
+START = 120.0
+"""Seconds until each client is connected: all of them start at once, on machines with two processors."""
 SILENCE = 90.0
 """Seconds; more than nginx (60), HAProxy (50), nghttpx (60) and Apache (20) let a silent connection live."""
 BEGIN, END = "<!-- the matrix: from here -->\n", "<!-- the matrix: to here -->\n"
@@ -127,8 +129,8 @@ class Matrix:
             for path in PATHS
         }
         for cell in self.cells.values():
-            cell.client.wait_for(f"connected to .* over {cell.transport} as")
-            cell.client.wait_for("the server listens on")
+            cell.client.wait_for(f"connected to .* over {cell.transport} as", seconds=START)
+            cell.client.wait_for("the server listens on", seconds=START)
         self._unused_since = time.monotonic()
 
     def wait_unused(self) -> None:

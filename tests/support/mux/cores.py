@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.core import LaneCore
 from qanat.mux.frames import Data, Frame, parse_frames
 from qanat.mux.parameters import Event, LaneParameters, Opened
-from qanat.mux.slab import BLOCK_PAYLOAD
-from qanat.mux.stream import Stream
+from qanat.mux.stream_state import StreamState
 
 KIB = 1024
 
@@ -23,13 +23,17 @@ class Peer:
         self.events: list[Event] = []
 
     @property
-    def opened(self) -> list[Stream]:
+    def opened(self) -> list[StreamState]:
         """The streams that the other end opened, in order."""
         return [event.stream for event in self.events if isinstance(event, Opened)]
 
+    def stream(self, number: int) -> StreamState:
+        """The open stream of this id."""
+        return next(stream for stream in self.core.streams if stream.id == number)
+
     def send(self, now: float = 0.0) -> bool:
         """Put the next record on the wire; False when there is none."""
-        record = self.core.next_record(now)
+        record = self.core.sender.next_record(now)
         if record is None:
             return False
         self.wire.append(bytes(record[1:]))
@@ -47,7 +51,7 @@ class Peer:
 
     def next_frames(self, now: float = 0.0) -> list[Frame]:
         """The frames of the next record, which goes nowhere; nothing when there is none."""
-        record = self.core.next_record(now)
+        record = self.core.sender.next_record(now)
         return [] if record is None else list(parse_frames(memoryview(bytes(record[1:]))))
 
     def all_frames(self, now: float = 0.0) -> list[Frame]:
@@ -57,24 +61,38 @@ class Peer:
             found += frames
         return found
 
-    def read(self, stream: Stream, now: float = 0.0) -> bytes:
+    def read(self, stream: StreamState, now: float = 0.0) -> bytes:
         """What is in the stream's inbox, consumed."""
         parts = []
-        while (payload := self.core.take(stream)) is not None:
+        while (payload := self.core.receiver.take(stream)) is not None:
             parts.append(bytes(payload))
-            self.core.consumed(stream, len(payload), now)
+            self.core.receiver.consumed(stream, len(payload), now)
         return b"".join(parts)
 
-    def write_block(self, stream: Stream, data: bytes) -> int:
-        """Queue as much of `data` as fits into one block and is sendable; return how much that was."""
-        size = min(self.core.sendable(stream), len(data), BLOCK_PAYLOAD)
-        block = self.core.slab.take() if size else None
-        if block is None:
+    def write_buffer(self, stream: StreamState, data: bytes) -> int:
+        """Queue as much of `data` as fits into one buffer and is sendable; return how much that was."""
+        size = min(self.core.sender.sendable(stream), len(data), BUFFER_PAYLOAD)
+        buffer = self.core.sender.buffers.take() if size else None
+        if buffer is None:
             return 0
-        block.length = size
-        block.payload[:size] = data[:size]
-        self.core.send(stream, block)
+        buffer.length = size
+        buffer.payload[:size] = data[:size]
+        self.core.sender.send(stream, buffer)
         return size
+
+
+def held(core: LaneCore) -> list[str]:
+    """What a core still holds for streams: nothing once all are over, released and acknowledged."""
+    counts = {
+        "open streams": len(core.streams),
+        "draining streams": core.streams.draining,
+        "bytes of the budget": core.streams.budget.used,
+        "buffers": core.sender.buffers.lent,
+        "queued bytes": core.sender.queued_bytes,
+        "unacknowledged frames": len(core.sender.retransmit_buffer),
+        "charged bytes": core.sender.retransmit_buffer.charged,
+    }
+    return [f"{count} {what}" for what, count in counts.items() if count]
 
 
 class Rig:
@@ -107,7 +125,7 @@ class Rig:
                     self.deliver(peer, now)
                     moved = True
 
-    def open(self, request: bytes = b"") -> tuple[Stream, Stream]:
+    def open(self, request: bytes = b"") -> tuple[StreamState, StreamState]:
         """A stream from client to server, known to both."""
         ours = self.client.core.open_stream(request, 0.0)
         self.settle()
@@ -122,10 +140,10 @@ class Rig:
         for peer in self.ends:
             peer.wire.clear()
             peer.core.detach()
-        expected = {peer: peer.core.received for peer in self.ends}
+        expected = {peer: peer.core.receiver.expected for peer in self.ends}
         starts = {}
         for peer, back in zip(self.ends, stale, strict=True):
-            starts[peer] = max(peer.core.outbox.first, expected[self.other(peer)] - back)
+            starts[peer] = max(peer.core.sender.retransmit_buffer.first, expected[self.other(peer)] - back)
         for peer in self.ends:
             peer.core.attach(now, peer_expects=starts[peer], receive_from=starts[self.other(peer)])
 
@@ -136,13 +154,13 @@ class Rig:
         that; `during` and `after` of the server's reach the client until the server yields, and until READY comes.
         """
         client, server = self.client, self.server
-        expected = client.core.received
+        expected = client.core.receiver.expected
         for _ in range(min(before, len(client.wire))):
             self.deliver(client, now)
         for _ in range(min(during, len(server.wire))):
             self.deliver(server, now)
-        assert expected >= server.core.outbox.first, "more was acknowledged than HELLO says"
-        ready = server.core.received
+        assert expected >= server.core.sender.retransmit_buffer.first, "more was acknowledged than HELLO says"
+        ready = server.core.receiver.expected
         server.core.detach()
         server.core.attach(now, peer_expects=expected, receive_from=ready)
         for _ in range(min(after, len(server.wire))):
@@ -153,10 +171,10 @@ class Rig:
         client.core.attach(now, peer_expects=ready, receive_from=expected)
 
 
-def fill(peer: Peer, stream: Stream) -> int:
-    """Queue blocks until no more may be; return the bytes."""
+def fill(peer: Peer, stream: StreamState) -> int:
+    """Queue buffers until no more may be; return the bytes."""
     total = 0
-    while written := peer.write_block(stream, bytes(BLOCK_PAYLOAD)):
+    while written := peer.write_buffer(stream, bytes(BUFFER_PAYLOAD)):
         total += written
     return total
 

@@ -8,11 +8,11 @@ from typing import Self
 
 from qanat.base.deadline import Deadline
 from qanat.handshake.exchange import SealedPipe
-from qanat.mux.carrying import PipeResult
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.stream import Stream
 from tests.support.background import Background, wait_until
 from tests.support.mux.cores import KIB
 from tests.support.mux.rig import DEADLINE, pattern, read_all, sealed_pair, write_all
@@ -25,7 +25,7 @@ class End:
     """A lane, and the pipes that have carried it."""
 
     def __init__(self, parameters: LaneParameters) -> None:
-        self.opened: list[StreamIO] = []
+        self.opened: list[Stream] = []
         self.lane = Lane(
             "client" if parameters.client else "server", parameters, on_open=self.opened.append, on_control=bytes
         )
@@ -79,7 +79,7 @@ class Lanes:
             for running in end.endings:
                 running.result()
             with end.lane.lock:
-                assert kind is not None or end.lane.core.slab.lent == 0, "blocks are missing"
+                assert kind is not None or end.lane.core.sender.buffers.lent == 0, "buffers are missing"
 
     def new_pipe(self) -> Pipe:
         pipe = Pipe(*sealed_pair(*memory_pair()))
@@ -94,15 +94,15 @@ class Lanes:
             pipe.endings = [self.client.run(pipe.client), self.server.run(pipe.server)]
             return pipe
         client, server = self.client.lane, self.server.lane
-        expects = client.hold()
-        server_expects = server.take(self.epoch, expects, Deadline(DEADLINE))
+        expects = client.pause_writer()
+        server_expects = server.acquire(self.epoch, expects, Deadline(DEADLINE))
         serving = self.server.run(pipe.server, epoch=self.epoch, peer_expects=expects, receive_from=server_expects)
-        client.take(self.epoch, server_expects, Deadline(DEADLINE))
+        client.acquire(self.epoch, server_expects, Deadline(DEADLINE))
         calling = self.client.run(pipe.client, epoch=self.epoch, peer_expects=server_expects, receive_from=expects)
         pipe.endings = [calling, serving]
         return pipe
 
-    def open(self) -> tuple[StreamIO, StreamIO]:
+    def open(self) -> tuple[Stream, Stream]:
         """A stream from the client, and the server's end of it."""
         count = len(self.server.opened)
         ours = self.client.lane.open_stream(b"")
@@ -115,7 +115,7 @@ class Lanes:
 
 
 class Bulk:
-    """Bytes both ways at once on a stream of their own, in blocks one way and small pieces the other."""
+    """Bytes both ways at once on a stream of their own, in buffers one way and small pieces the other."""
 
     def __init__(self, lanes: Lanes, size: int) -> None:
         self.ours, self.theirs = lanes.open()
@@ -123,7 +123,7 @@ class Bulk:
         self._there, self._back = pattern(size, 1), pattern(size, 2)
         self._sending = [
             Background(lambda: (write_all(self.ours, self._there), self.ours.finish())),
-            Background(lambda: (write_all(self.theirs, self._back, blocks=False), self.theirs.finish())),
+            Background(lambda: (write_all(self.theirs, self._back, buffers=False), self.theirs.finish())),
         ]
         self._receiving = [Background(lambda: read_all(self.theirs)), Background(lambda: read_all(self.ours))]
 

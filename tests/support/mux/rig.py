@@ -6,20 +6,21 @@ The secrets are fixed: the handshake that would make them has its own tests.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import RecordKind
 from qanat.handshake.machine import HandshakeResult
 from qanat.handshake.sealed import Opener, Sealer
-from qanat.mux.carrying import PipeResult
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.stream import Stream
 from qanat.transports.pipe import Pipe
 from tests.support.transports.memory import memory_pair
 
@@ -49,7 +50,7 @@ class End:
     """One lane with the thread that runs it."""
 
     def __init__(self, name: str, parameters: LaneParameters, sealed: SealedPipe, silence: float = DEADLINE) -> None:
-        self.opened: queue.Queue[StreamIO] = queue.Queue()
+        self.opened: queue.Queue[Stream] = queue.Queue()
         self.controls: queue.Queue[bytes] = queue.Queue()
         self.on_control: Callable[[bytes], None] = self.controls.put
         self.lane = Lane(name, parameters, on_open=self.opened.put, on_control=lambda m: self.on_control(m))
@@ -62,7 +63,7 @@ class End:
         self.ending = self.lane.run(self.sealed, silence=self._silence)
         self.lane.end(Reason.SESSION_ENDED, "the connection is gone")
 
-    def next_stream(self) -> StreamIO:
+    def next_stream(self) -> Stream:
         """The next stream that the peer opened."""
         return self.opened.get(timeout=DEADLINE)
 
@@ -106,14 +107,14 @@ class Pair:
             self.check_nothing_is_held()
 
     def check_nothing_is_held(self) -> None:
-        """Every block is back, and once every stream has been released, every byte of the budget."""
+        """Every buffer is back, and once every stream has been released, every byte of the budget."""
         for end in (self.client, self.server):
             with end.lane.lock:
-                core = end.lane.core
-                assert core.slab.lent == 0, f"{end.lane.name}: {core.slab.lent} blocks are missing"
-                assert core.draining or core.budget.used == 0, f"{end.lane.name}: the budget is not back"
+                lent, streams = end.lane.core.sender.buffers.lent, end.lane.core.streams
+                assert lent == 0, f"{end.lane.name}: {lent} buffers are missing"
+                assert streams.draining or streams.budget.used == 0, f"{end.lane.name}: the budget is not back"
 
-    def open(self, request: bytes = b"") -> tuple[StreamIO, StreamIO]:
+    def open(self, request: bytes = b"") -> tuple[Stream, Stream]:
         """A stream from the client and the server's end of it, accepted."""
         ours = self.client.lane.open_stream(request)
         theirs = self.server.next_stream()
@@ -121,24 +122,23 @@ class Pair:
         return ours, theirs
 
 
-def write_all(stream: StreamIO, data: bytes, *, blocks: bool = True) -> None:
-    """Write all of `data`, in blocks or in small payloads; blocks for credit as a pump does."""
+def write_all(stream: Stream, data: bytes, *, buffers: bool = True) -> None:
+    """Write all of `data`, in buffers or in small payloads; block for credit as a pump does."""
     view = memoryview(data)
     while view:
         room = stream.wait_writable()
-        if blocks:
-            block = stream.take_block()
-            block.length = min(room, len(block.payload), len(view))
-            block.payload[: block.length] = view[: block.length]
-            size = block.length
-            stream.write_block(block)
+        if buffers:
+            buffer = stream.take_buffer()
+            size = buffer.length = min(room, len(buffer.payload), len(view))
+            buffer.payload[:size] = view[:size]
+            stream.write_buffer(buffer)
         else:
             size = min(room, 16 * 1024, len(view))
             stream.write(bytes(view[:size]))
         view = view[size:]
 
 
-def read_all(stream: StreamIO) -> bytes:
+def read_all(stream: Stream) -> bytes:
     """Everything until the stream's orderly end, consumed as it comes."""
     parts: list[bytes] = []
     while (payload := stream.receive()) is not None:
@@ -147,7 +147,7 @@ def read_all(stream: StreamIO) -> bytes:
     return b"".join(parts)
 
 
-def read(stream: StreamIO, size: int) -> bytes:
+def read(stream: Stream, size: int) -> bytes:
     """At least `size` bytes, consumed as they come."""
     parts: list[bytes] = []
     while size > 0:
@@ -165,6 +165,27 @@ def pattern(size: int, seed: int = 0) -> bytes:
     return (unit * (size // len(unit) + 1))[:size]
 
 
-def waiting(condition: threading.Condition) -> Callable[[], bool]:
-    """Whether a thread waits on `condition`: the only way to know that a call blocks, without sleeping."""
-    return lambda: bool(condition._waiters)  # type: ignore[attr-defined]
+def waiting_in(function: str, *, thread: str | None = None) -> Callable[[], bool]:
+    """Whether a thread (of this name) waits inside `function`: how to know that a call blocks, without sleeping."""
+
+    def waits() -> bool:
+        names = {each.ident: each.name for each in threading.enumerate()}
+        return any(
+            function in _calls_of_one_that_waits(frame)
+            for ident, frame in sys._current_frames().items()
+            if thread in (None, names.get(ident))
+        )
+
+    return waits
+
+
+def _calls_of_one_that_waits(frame: FrameType) -> set[str]:
+    """The functions on the stack of a thread that waits on a condition; none when it does not wait."""
+    if frame.f_code is not threading.Condition.wait.__code__:
+        return set()
+    calls: set[str] = set()
+    caller: FrameType | None = frame
+    while caller is not None:
+        calls.add(caller.f_code.co_name)
+        caller = caller.f_back
+    return calls

@@ -22,10 +22,10 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Par
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.keys import ClientKey
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
-from qanat.mux.carrying import PipeResult
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.stream import Stream
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
@@ -52,7 +52,7 @@ class Carried:
 
     lane: Lane
     thread: threading.Thread
-    opened: queue.SimpleQueue[StreamIO]
+    opened: queue.SimpleQueue[Stream]
     control: queue.SimpleQueue[bytes]
     endings: list[PipeResult] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ def carry(
     """Run a lane on `sealed` until it ends: a new one, or the one of `before`, which `take` has granted."""
     endings: list[PipeResult] = []
     if before is None:
-        opened: queue.SimpleQueue[StreamIO] = queue.SimpleQueue()
+        opened: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         control: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         parameters = LaneParameters(client=client, resumable=resumable)
         lane = Lane("raw", parameters, on_open=opened.put, on_control=control.put)
@@ -155,14 +155,14 @@ class RawClient:
         self, kept: Kept, before: Carried | None, intent: Intent = Intent.RESUME, *, lane: int = 0, epoch: int = 1
     ) -> Carried:
         """Resume a lane, or join a new one where there is none `before`."""
-        expected = 0 if before is None else before.lane.hold()
+        expected = 0 if before is None else before.lane.pause_writer()
         kind, content = self.ask(kept, intent, lane=lane, epoch=epoch, expected=expected)
         assert kind is RecordKind.READY, Close.decode(content)
         ready = Ready.decode(content)
         assert (ready.answer, ready.session) == (Answer.RESUMED, kept.session)
         assert ready.proof_holds(kept.secret, self.sealed.result.transcript)
         if before is not None:
-            before.lane.take(epoch, ready.expected, Deadline(SECONDS))
+            before.lane.acquire(epoch, ready.expected, Deadline(SECONDS))
         self.carried = carry(
             self.sealed, client=True, before=before, epoch=epoch, peer_expects=ready.expected, receive_from=expected
         )

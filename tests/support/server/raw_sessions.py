@@ -20,7 +20,7 @@ from qanat.client.client import Client
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Intent, Ready, RecordKind
-from qanat.mux.stream_io import StreamIO
+from qanat.mux.stream import Stream
 from qanat.server.server import Server
 from tests.support.applications import Target, echo
 from tests.support.harness import Relay
@@ -97,7 +97,7 @@ class RawSession:
         hello = caller.hello
         assert hello.session == self.id
         assert hello.proof_holds(self.secret, caller.sealed.result.transcript)
-        expected = self.carried.lane.take(hello.epoch, hello.expected, Deadline(SECONDS))
+        expected = self.carried.lane.acquire(hello.epoch, hello.expected, Deadline(SECONDS))
         caller.say(RecordKind.READY, self.ready(caller, expected).encode())
         self.caller = caller
         self.carried = carry(
@@ -110,7 +110,7 @@ class RawSession:
         )
         return self.carried
 
-    def next_stream(self) -> StreamIO:
+    def next_stream(self) -> Stream:
         return self.carried.opened.get(timeout=SECONDS)
 
 

@@ -1,9 +1,10 @@
 """Numbered frames kept until the peer has acknowledged them, so that a new pipe can replay them.
 
-An entry's number is its place: `first` is the oldest one kept, and numbers only rise.  The bound
-counts memory: a block counts whole, a small frame what it takes, and a control frame from when it is
-queued, since those do not wait for room: only DATA does, and whoever opens a stream.  Pure, not
-thread-safe: the lane's lock guards it.
+An entry's number is its place: `first` is the oldest one kept, and numbers only rise.  The limit (`flow.outbox` in
+the configuration) counts memory: a bulk buffer counts whole, a small frame what it takes, and a control frame from
+when it is queued, since those do not wait for room: only DATA does, and whoever opens a stream.
+
+Pure, and not thread-safe: the lane's lock guards it.
 """
 
 from __future__ import annotations
@@ -12,31 +13,31 @@ from collections import deque
 from collections.abc import Iterator
 
 from qanat.base.errors import ProtocolError
-from qanat.mux.slab import BLOCK_FRONT, BLOCK_PAYLOAD, Block, Slab
+from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
 
 ENTRY_OVERHEAD = 128
-"""Bytes that a small entry is counted for beyond its content."""
+"""Bytes that an entry is counted for beyond its content."""
 
 
 class Entry:
-    """One numbered frame: `head` is the frame whole, or the header of DATA whose payload is in `block`."""
+    """One numbered frame: `head` is the frame whole, or the header of DATA whose payload is in `buffer`."""
 
-    __slots__ = ("block", "charge", "head")
+    __slots__ = ("buffer", "charge", "head")
 
-    def __init__(self, head: bytes, block: Block | None = None) -> None:
+    def __init__(self, head: bytes, buffer: Buffer | None = None) -> None:
         self.head = head
-        self.block = block
-        self.charge = len(head) + ENTRY_OVERHEAD + (BLOCK_FRONT + BLOCK_PAYLOAD if block else 0)
+        self.buffer = buffer
+        self.charge = len(head) + ENTRY_OVERHEAD + (BUFFER_FRONT + BUFFER_PAYLOAD if buffer else 0)
 
 
-class Outbox:
-    """The unacknowledged tail of one lane's direction."""
+class RetransmitBuffer:
+    """The unacknowledged tail of one lane's direction; `limit` and `charged` are bytes."""
 
-    def __init__(self, limit: int, slab: Slab) -> None:
+    def __init__(self, limit: int, buffers: BufferPool) -> None:
         self.limit = limit
         self.charged = 0
         self.first = 0
-        self._slab = slab
+        self._buffers = buffers
         self._entries: deque[Entry] = deque()
 
     @property
@@ -46,7 +47,7 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """Whether DATA, and who opens a stream, must wait for an ACK."""
+        """Whether DATA, and whoever opens a stream, must wait for an ACK."""
         return self.charged >= self.limit
 
     def __len__(self) -> int:
@@ -57,7 +58,7 @@ class Outbox:
         self.charged += entry.charge
 
     def append(self, entry: Entry) -> None:
-        """Number `entry`, which has been reserved for, and keep it."""
+        """Keep `entry`, which has been reserved for, under the next number."""
         self._entries.append(entry)
 
     def acknowledge(self, expected: int) -> None:
@@ -66,8 +67,8 @@ class Outbox:
             entry = self._entries.popleft()
             self.first += 1
             self.charged -= entry.charge
-            if entry.block is not None:
-                self._slab.give(entry.block)
+            if entry.buffer is not None:
+                self._buffers.give_back(entry.buffer)
 
     def check_resume(self, expected: int) -> None:
         """Raise ProtocolError unless the frames from `expected` on can be replayed."""
@@ -75,7 +76,7 @@ class Outbox:
             raise ProtocolError(f"the peer expects frame {expected}; kept are {self.first} to {self.next_number}")
 
     def since(self, number: int) -> Iterator[Entry]:
-        """The entries from `number` on, for replay."""
+        """Yield the entries from `number` on, for replay."""
         start = number - self.first
         for index in range(start, len(self._entries)):
             yield self._entries[index]

@@ -1,0 +1,133 @@
+"""The frames without a number that one lane still has to send: ACK, CREDIT, PING and PONG.
+
+State, not a queue: the highest number to acknowledge, the set of streams whose credit moved, the last
+PING.  So a reader never has to write, and nothing that a peer does makes this grow.  Pure, and not thread-safe: the
+lane's lock guards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qanat.mux import frames as wire
+from qanat.mux.stream_state import StreamState
+
+ACK_DELAY = 0.020
+"""Seconds an ACK may wait for something to ride on."""
+CREDITS_AT_ONCE = 1024
+"""CREDIT frames in one record at most."""
+
+
+class PendingControl:
+    """What `Receiver` and `Sender` owe the peer together; `Sender` sends it.
+
+    `keepalive` is the number of seconds between PINGs; an ACK is due at once after `ack_bytes` bytes of DATA.
+    """
+
+    def __init__(self, keepalive: float, ack_bytes: int, now: float) -> None:
+        self.round_trip = 0.0
+        """Seconds that a PING takes, smoothed; 0 before the first answer."""
+        self.ping_count = 0
+        """How many PINGs have been sent; also the value of the last."""
+        self.pings_answered = 0
+        """The highest value of ours that came back in a PONG."""
+        self._keepalive = keepalive
+        self._ack_bytes = ack_bytes
+        self._credits: dict[int, StreamState] = {}
+        self._pong: int | None = None
+        self._expected = 0
+        self._ack_due: float | None = None
+        self._bytes_since_ack = 0
+        self._ping_due = now
+        self._ping_sent: tuple[int, float] | None = None
+
+    def restart(self, now: float, streams: Iterable[StreamState]) -> None:
+        """Say again on a new pipe what the old one may have lost, and measure the new round trip."""
+        # A stream that never had a CREDIT may be unknown to the peer: its OPEN is perhaps among what is replayed.
+        for stream in streams:
+            if stream.window.granted > stream.window.initial and not stream.fin_received:
+                self._credits[stream.id] = stream
+        self._pong = None
+        self._ack_due = now
+        self._ping_due = now
+        self._ping_sent = None
+
+    # --- what makes a frame due -------------------------------------------------------------------
+
+    def accepted(self, expected: int, size: int, now: float) -> bool:
+        """Note that the numbered frame before `expected`, with `size` bytes of DATA, has been accepted.
+
+        True when an ACK is now due sooner.
+        """
+        self._expected = expected
+        since = self._bytes_since_ack
+        self._bytes_since_ack = since + size
+        if since < self._ack_bytes <= since + size:
+            self._ack_due = now
+            return True
+        if self._ack_due is None:
+            self._ack_due = now + ACK_DELAY
+            return True
+        return False
+
+    def add_credit(self, stream: StreamState) -> None:
+        """Have the stream's present credit sent."""
+        self._credits[stream.id] = stream
+
+    def drop_credit(self, stream: StreamState) -> None:
+        """Send no credit for a stream on which nothing more will come."""
+        self._credits.pop(stream.id, None)
+
+    def ping_received(self, value: int) -> None:
+        """Answer the peer's latest PING; one that has not been answered yet no longer counts."""
+        self._pong = value
+
+    def pong_received(self, value: int, now: float) -> None:
+        """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare)."""
+        if value <= self.ping_count:
+            self.pings_answered = max(self.pings_answered, value)
+        if self._ping_sent is not None and value == self._ping_sent[0]:
+            sample = now - self._ping_sent[1]
+            self._ping_sent = None
+            self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
+
+    def ping_now(self, now: float) -> int:
+        """Have a PING sent with the next record, whatever the interval says; return its value."""
+        self._ping_due = now
+        return self.ping_count + 1
+
+    # --- what is sent -----------------------------------------------------------------------------
+
+    def frames(self, now: float, *, riding: bool) -> list[bytes]:
+        """Return the frames to send now; `riding` says that others will go out anyway, so an ACK may join."""
+        due: list[bytes] = []
+        if self._pong is not None:
+            due.append(wire.Pong(self._pong).encode())
+            self._pong = None
+        if now >= self._ping_due:
+            self.ping_count += 1
+            self._ping_sent = (self.ping_count, now)
+            self._ping_due = now + self._keepalive
+            due.append(wire.Ping(self.ping_count).encode())
+        while self._credits and len(due) < CREDITS_AT_ONCE:
+            stream = self._credits.pop(next(iter(self._credits)))
+            due.append(wire.Credit(stream.id, stream.window.grant()).encode())
+        if self._ack_due is not None and (riding or due or now >= self._ack_due):
+            due.append(wire.Ack(self._expected).encode())
+            self._ack_due = None
+            self._bytes_since_ack = 0
+        return due
+
+    def timeout(self, now: float) -> float:
+        """Return the seconds until `frames` has something although nothing else happens."""
+        due = self._ping_due if self._ack_due is None else min(self._ack_due, self._ping_due)
+        return max(0.0, due - now)
+
+    @property
+    def streams_with_credit(self) -> tuple[StreamState, ...]:
+        """The streams for which a CREDIT will be sent."""
+        return tuple(self._credits.values())
+
+    def clear(self) -> None:
+        """Send no credit any more: the lane is over."""
+        self._credits.clear()

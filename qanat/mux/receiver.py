@@ -1,0 +1,172 @@
+"""The receiving half of a lane's core: records become payload for readers, events, and frames for the peer.
+
+`receive` takes one record's frames, in order, exactly once, whatever was replayed.  Everything a peer can do wrong ends
+here as ProtocolError, and everything it can do too much of is bounded here: payload by credit, streams by their
+limit, answers by the memory they take (docs/PROTOCOL.md §4 and §5).
+
+Pure, and not thread-safe: every method is called with the lane's lock held.
+"""
+
+from __future__ import annotations
+
+from qanat.base.errors import ProtocolError
+from qanat.mux import frames as wire
+from qanat.mux.parameters import ControlReceived, Event, LaneParameters, Opened
+from qanat.mux.pending_control import PendingControl
+from qanat.mux.sender import Sender
+from qanat.mux.stream_state import StreamPhase, StreamState, StreamStep
+from qanat.mux.stream_table import StreamTable
+from qanat.mux.wakeups import Wakeups
+
+SMALL_PAYLOAD = 2048
+"""Payload below this is copied and joined: a Python object for each byte that a peer sends singly would take
+a hundred times the memory that its credit stands for."""
+JOINED = 16 * 1024
+"""Bytes up to which small payloads are joined."""
+
+
+class Receiver:
+    """What has come: which frames, and the payload that streams' readers have not taken."""
+
+    def __init__(
+        self,
+        parameters: LaneParameters,
+        streams: StreamTable,
+        sender: Sender,
+        pending: PendingControl,
+        wakeups: Wakeups,
+    ) -> None:
+        self.expected = 0
+        """The number of the frame that is expected next, and how many have been accepted.  Others only read it."""
+        self._refusal = f"{parameters.max_streams} streams are open already"
+        self._streams = streams
+        self._sender = sender
+        self._pending = pending
+        self._wakeups = wakeups
+        self._pipe_number = 0
+
+    # --- by the lane's reader -------------------------------------------------------------------
+
+    def attach(self, start: int) -> None:
+        """Count the frames of a new pipe from `start`, which has been checked; those below `expected` are dropped."""
+        self._pipe_number = start
+
+    def receive(self, content: memoryview, now: float) -> list[Event]:
+        """Take the frames of one FRAMES record.  Raises ProtocolError; the pipe is then over.
+
+        Payload is kept as views into `content`, which must not change afterwards; that of frames far
+        smaller than their record is copied, so that a byte cannot keep a quarter of a megabyte.
+        """
+        events: list[Event] = []
+        for frame in wire.parse_frames(content):
+            if isinstance(frame, wire.Data):
+                if self._is_new(now, len(frame.payload)):
+                    self._receive_data(frame, len(content))
+            elif isinstance(frame, wire.Ack):
+                self._sender.ack_received(frame.expected)
+            elif isinstance(frame, wire.Credit):
+                stream = self._streams.find(frame.stream)
+                if stream is not None:
+                    self._sender.credit_received(stream, frame.offset)
+            elif isinstance(frame, wire.Ping):
+                self._pending.ping_received(frame.value)
+                self._wakeups.work = True
+            elif isinstance(frame, wire.Pong):
+                self._pending.pong_received(frame.value, now)
+            elif isinstance(frame, wire.Datagram):
+                pass  # No stream of this version takes datagrams: dropped, as any datagram may be.
+            elif self._is_new(now, 0):
+                event = self._receive_numbered(frame, now)
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def _is_new(self, now: float, size: int) -> bool:
+        """Count one numbered frame; False when it is a duplicate from before the cut."""
+        number = self._pipe_number
+        self._pipe_number += 1
+        if number < self.expected:
+            return False
+        self.expected += 1
+        if self._pending.accepted(self.expected, size, now):
+            self._wakeups.work = True
+        return True
+
+    def _receive_data(self, frame: wire.Data, record_size: int) -> None:
+        stream = self._streams.find(frame.stream)
+        if stream is None:
+            return
+        if stream.phase is not StreamPhase.OPEN:
+            stream.advance(StreamStep.RECV_DATA)
+        size, window = len(frame.payload), stream.window
+        if window.received + size > window.granted:
+            raise ProtocolError(f"{size} bytes on stream {stream.id} beyond its credit of {window.granted}")
+        window.received += size
+        if stream.released:
+            return
+        inbox = stream.inbox
+        if size >= SMALL_PAYLOAD:
+            inbox.append(frame.payload if 2 * size >= record_size else memoryview(bytes(frame.payload)))
+        elif inbox and isinstance(last := inbox[-1], bytearray) and len(last) + size <= JOINED:
+            last += frame.payload
+        else:
+            inbox.append(bytearray(frame.payload))
+        self._wakeups.readers.append(stream)
+
+    def _receive_numbered(
+        self, frame: wire.Open | wire.Fin | wire.Reset | wire.Accept | wire.Control, now: float
+    ) -> Event | None:
+        if isinstance(frame, wire.Control):
+            self._sender.check_answers_are_read()
+            return ControlReceived(frame.message)
+        if isinstance(frame, wire.Open):
+            return self._receive_open(frame, now)
+        stream = self._streams.find(frame.stream)
+        if stream is None:
+            return None
+        if isinstance(frame, wire.Fin):
+            self._receive_fin(stream, frame.offset)
+        elif isinstance(frame, wire.Reset):
+            stream.advance(StreamStep.RECV_RESET)
+            self._sender.abort(stream, frame.reason, frame.text)
+        else:
+            if stream.accepted is not None or not self._streams.is_own(stream.id):
+                raise ProtocolError(f"ACCEPT of stream {stream.id} that was not to be accepted")
+            stream.accepted = frame.text
+            self._wakeups.readers.append(stream)
+        return None
+
+    def _receive_open(self, frame: wire.Open, now: float) -> Event | None:
+        self._sender.check_answers_are_read()
+        stream = self._streams.open_peer(frame.stream, frame.request, now)
+        if stream is None:
+            self._sender.queue_control(wire.Reset(frame.stream, wire.Reason.LIMIT, self._refusal))
+            return None
+        return Opened(stream)
+
+    def _receive_fin(self, stream: StreamState, offset: int) -> None:
+        came = stream.window.received
+        if offset != came:
+            raise ProtocolError(f"FIN of stream {stream.id} says {offset} bytes, {came} came")
+        stream.advance(StreamStep.RECV_FIN)
+        stream.fin_received = True
+        self._pending.drop_credit(stream)
+        self._wakeups.readers.append(stream)
+        if stream.phase is StreamPhase.CLOSED:
+            self._sender.forget(stream)
+
+    # --- by streams' readers --------------------------------------------------------------------
+
+    def take(self, stream: StreamState) -> memoryview | None:
+        """Return the next payload for the stream's reader, or None when there is none now."""
+        return memoryview(stream.inbox.popleft()) if stream.inbox else None
+
+    def consumed(self, stream: StreamState, count: int, now: float) -> bool:
+        """Note that the reader has handed on `count` bytes.  True when the peer is now owed a CREDIT."""
+        if stream.released:
+            return False
+        due = stream.window.consume(count, now, self._pending.round_trip)
+        if due and not stream.fin_received and self._streams.is_open(stream):
+            self._pending.add_credit(stream)
+            return True
+        return False

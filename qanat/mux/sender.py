@@ -1,0 +1,383 @@
+"""The sending half of a lane's core: from streams' queues to records (docs/PROTOCOL.md §4).
+
+Payload waits unnumbered in its stream's queue until `next_record` picks it, numbers it, and keeps it in the
+retransmit buffer until the peer has acknowledged it.  What goes into a record, in this order: what is pending without
+a number, then after a cut what is replayed, then control frames, then streams in the scheduler's turn.  Only DATA
+waits for room in the retransmit buffer.
+
+Pure, and not thread-safe: every method is called with the lane's lock held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from qanat.base.errors import LocalError, ProtocolError
+from qanat.mux import frames as wire
+from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.pending_control import PendingControl
+from qanat.mux.retransmit_buffer import Entry, RetransmitBuffer
+from qanat.mux.scheduler import Scheduler
+from qanat.mux.stream_state import StreamPhase, StreamState, StreamStep
+from qanat.mux.stream_table import StreamTable
+from qanat.mux.wakeups import Wakeups
+
+FRAMES_KIND = 3
+"""The record kind of everything `next_record` gives (docs/PROTOCOL.md §2)."""
+STREAM_QUEUE = 2 * BUFFER_PAYLOAD
+"""Bytes a stream may have waiting for the scheduler before its writer has to wait."""
+SMALL_RECORD = 64 * 1024
+"""Bytes of small frames that go into one record together."""
+MAX_SMALL = 64 * 1024
+"""Bytes of payload in a frame that is copied; more must come in a buffer."""
+JOINED = 16 * 1024
+"""Bytes up to which small payloads that wait are joined, so that bytes written singly do not cost a frame each."""
+RIDE_ROOM = BUFFER_FRONT - 1 - wire.DATA_HEADER_SIZE
+"""Bytes of other frames that fit in front of a buffer's payload."""
+CONTROL_ROOM = 1024 * 1024
+CONTROL_ROOM_PER_STREAM = 2048
+"""Bytes, at all and for each stream that the peer may have open, that unacknowledged frames other than DATA may take
+beyond the retransmit buffer's limit.  Only a peer that asks and never reads the answers makes them take more."""
+
+_KIND = bytes((FRAMES_KIND,))
+
+
+class Sender:
+    """What waits to be sent, and what was sent and may have to be sent again.
+
+    Others read the fields without an underscore, and none of them writes one.
+    """
+
+    def __init__(
+        self, parameters: LaneParameters, streams: StreamTable, pending: PendingControl, wakeups: Wakeups
+    ) -> None:
+        limit = parameters.outbox
+        self.buffers = BufferPool(limit + limit // 2)
+        self.retransmit_buffer = RetransmitBuffer(limit, self.buffers)
+        self.queued_bytes = 0
+        """Payload in all streams' queues."""
+        self.acknowledged = 0
+        """The highest ACK that the peer has sent."""
+        self.attached = False
+        """Whether a pipe carries the lane."""
+        self._streams = streams
+        self._pending = pending
+        self._wakeups = wakeups
+        self._scheduler = Scheduler()
+        self._resumable = parameters.resumable
+        self._closing = False
+        self._control: deque[Entry] = deque()  # numbered frames other than DATA, before they are numbered
+        self._replay: deque[Entry] = deque()
+        self._sent = 0
+        self._late_ack = 0
+        self._queue_limit = limit // 2
+        # In the order of their coming, which a set would not keep.
+        self._waiting_for_queue: dict[StreamState, None] = {}
+        self._charge_limit = limit + CONTROL_ROOM + CONTROL_ROOM_PER_STREAM * parameters.max_streams
+
+    # --- by streams' writers --------------------------------------------------------------------
+
+    def sendable(self, stream: StreamState) -> int:
+        """Return the bytes that may be queued on `stream` now; 0 means wait until it is in `Wakeups.writers`."""
+        if stream.queued_bytes >= STREAM_QUEUE or self._closing:
+            return 0
+        if self.queued_bytes >= self._queue_limit:
+            self._waiting_for_queue[stream] = None
+            return 0
+        if self._waiting_for_queue:
+            # A place in that queue that is kept without need would swallow another's turn.
+            self._waiting_for_queue.pop(stream, None)
+        return max(0, stream.send_limit - stream.promised)
+
+    def send(self, stream: StreamState, payload: Buffer | bytes) -> None:
+        """Queue payload within `sendable`; nothing when the stream is over.
+
+        A buffer is the sender's from now on, whatever happens; bytes are at most MAX_SMALL.  Raises LocalError for a
+        stream that is not open for sending.
+        """
+        size = payload.length if isinstance(payload, Buffer) else len(payload)
+        if stream.phase is StreamPhase.CLOSED:
+            if isinstance(payload, Buffer):
+                self.return_buffer(payload)
+            return
+        room = min(BUFFER_PAYLOAD if isinstance(payload, Buffer) else MAX_SMALL, stream.send_limit - stream.promised)
+        if stream.fin_due or stream.phase is StreamPhase.HALF_CLOSED_LOCAL or not 0 < size <= room:
+            if isinstance(payload, Buffer):
+                self.return_buffer(payload)
+            raise LocalError(f"{size} bytes on stream {stream.id}, which is {stream.phase.value} and may take {room}")
+        if not stream.queue:
+            self._scheduler.add(stream)
+        if isinstance(payload, Buffer) or not self._joined(stream, payload):
+            stream.queue.append(payload)
+        stream.queued_bytes += size
+        stream.promised += size
+        self.queued_bytes += size
+
+    @staticmethod
+    def _joined(stream: StreamState, payload: bytes) -> bool:
+        """Add `payload` to what waits last in the stream's queue, when both are small."""
+        last = stream.queue[-1] if stream.queue else None
+        if last is None or isinstance(last, Buffer) or len(last) + len(payload) > JOINED:
+            return False
+        if isinstance(last, bytearray):
+            last += payload
+        else:
+            stream.queue[-1] = bytearray(last) + payload
+        return True
+
+    def finish(self, stream: StreamState) -> None:
+        """Send FIN after all that is queued.  Idempotent; nothing when the stream is over."""
+        if stream.phase in (StreamPhase.OPEN, StreamPhase.HALF_CLOSED_REMOTE) and not stream.fin_due:
+            if stream.queue:
+                stream.fin_due = True
+            else:
+                self._queue_fin(stream)
+
+    def _queue_fin(self, stream: StreamState) -> None:
+        """Send FIN, since everything has been picked: with the control frames, which do not wait for room."""
+        stream.fin_due = False
+        stream.advance(StreamStep.SEND_FIN)
+        self.queue_control(wire.Fin(stream.id, stream.sent))
+        if stream.phase is StreamPhase.CLOSED:
+            self.forget(stream)
+
+    def return_buffer(self, buffer: Buffer) -> None:
+        """Take a buffer of the pool back; whoever waits for one is woken."""
+        if self.buffers.exhausted:
+            self._wakeups.room = True
+        self.buffers.give_back(buffer)
+
+    # --- by the core and the receiver -----------------------------------------------------------
+
+    def queue_control(self, frame: wire.Open | wire.Accept | wire.Reset | wire.Fin | wire.Control) -> None:
+        """Have `frame` sent before all DATA.  Its memory counts from now on, whenever it will be sent.
+
+        Raises LocalError for a request or message above MAX_TEXT bytes, with nothing changed.
+        """
+        entry = Entry(frame.encode())
+        self.retransmit_buffer.reserve(entry)
+        self._control.append(entry)
+        self._wakeups.work = True
+
+    def check_answers_are_read(self) -> None:
+        """Raise ProtocolError when what the peer asked for has been answered at length, and not acknowledged."""
+        if self.retransmit_buffer.charged > self._charge_limit:
+            raise ProtocolError("the peer asks for more and more without acknowledging the answers")
+
+    def ack_received(self, expected: int) -> None:
+        """Forget what the peer has accepted.  Raises ProtocolError for what was never sent."""
+        kept = self.retransmit_buffer
+        if expected > kept.next_number:
+            raise ProtocolError(f"an ACK for frame {expected} when {kept.next_number} is the next to be sent")
+        self.acknowledged = max(self.acknowledged, expected)
+        if expected > self._sent:
+            # These came over the pipe before.  They must be replayed all the same, since the peer counts frames.
+            self._late_ack = max(self._late_ack, expected)
+            expected = self._sent
+        if expected > kept.first:
+            self._acknowledged(expected)
+
+    def credit_received(self, stream: StreamState, offset: int) -> None:
+        """Note that the peer takes bytes of the stream up to `offset`."""
+        if offset > stream.send_limit:
+            stream.send_limit = offset
+            self._wakeups.writers.append(stream)
+
+    def abort(self, stream: StreamState, reason: int, text: str) -> None:
+        """End both directions here: what waits to be sent is discarded, whoever waits is woken.
+
+        What has already been received stays for its reader, as it does in a TCP socket that gets a RST.
+        """
+        stream.failure = (reason, text)
+        for payload in stream.queue:
+            if isinstance(payload, Buffer):
+                self.return_buffer(payload)
+        self.queued_bytes -= stream.queued_bytes
+        stream.promised -= stream.queued_bytes
+        stream.queue.clear()
+        stream.queued_bytes = 0
+        stream.fin_due = False
+        self._wakeups.readers.append(stream)
+        self._wake_queue_waiters()
+        self.forget(stream)
+
+    def forget(self, stream: StreamState) -> None:
+        """Leave a stream that is over on the wire; its reader may still be draining it."""
+        self._streams.remove(stream)
+        self._pending.drop_credit(stream)
+        self._waiting_for_queue.pop(stream, None)
+        self._wakeups.writers.append(stream)
+
+    def attach(self, peer_expects: int) -> None:
+        """Replay from `peer_expects`, which has been checked, on a new pipe."""
+        self._acknowledged(peer_expects)
+        self._replay = deque(self.retransmit_buffer.since(peer_expects))
+        self._sent = peer_expects
+        self._late_ack = 0
+        self.attached = True
+
+    def detach(self) -> None:
+        """Keep what was sent and not acknowledged for the next pipe."""
+        self.attached = False
+        self._replay.clear()
+
+    def close(self) -> None:
+        """Take no more payload: once `idle`, all that was queued has been sent.  Idempotent."""
+        self._closing = True
+
+    def end(self) -> None:
+        """Drop everything: the lane is over, and its streams have been aborted."""
+        self.attached = False
+        self._control.clear()
+        self._replay.clear()
+        self._scheduler.clear()
+        self._pending.clear()
+        self.retransmit_buffer.clear()
+        self.buffers.clear()
+        self._wakeups.writers.extend(self._waiting_for_queue)
+        self._waiting_for_queue.clear()
+        self._wakeups.room = self._wakeups.work = True
+
+    # --- by the lane's writer -------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was queued has been sent."""
+        return not (self._replay or self._control or self.queued_bytes)
+
+    def next_record(self, now: float) -> memoryview | None:
+        """Return the plaintext of the next FRAMES record, or None when nothing has to be sent now.
+
+        Everything it holds counts as sent.  The view is valid until the next call or ACK, which for
+        what it holds no honest peer sends before it has come: seal it first.
+        """
+        if not self.attached:
+            return None
+        if not self._resumable:
+            self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
+        elif self._late_ack > self.retransmit_buffer.first:
+            self._acknowledged(min(self._late_ack, self._sent))
+        riding = self._pending.frames(now, riding=bool(self._replay or self._control or self.queued_bytes))
+        room = SMALL_RECORD - sum(map(len, riding))
+        while room > 0:
+            entry = self._next_small()
+            if entry is None:
+                break
+            riding.append(entry.head)
+            room -= len(entry.head)
+        bulk = self._next_bulk(sum(map(len, riding)))
+        if bulk is not None and bulk.buffer is not None:
+            return self._around(riding, bulk.head, bulk.buffer)
+        if not riding:
+            return None
+        return memoryview(b"".join((_KIND, *riding)))
+
+    def next_timeout(self, now: float) -> float | None:
+        """Return the seconds until `next_record` may have something although nothing else has happened.
+
+        None while there is no pipe.
+        """
+        if not self.attached:
+            return None
+        return self._pending.timeout(now)
+
+    def _next_small(self) -> Entry | None:
+        """Return the next numbered frame that is not in a buffer, moved into the retransmit buffer."""
+        if self._replay:
+            if self._replay[0].buffer is not None:
+                return None
+            self._sent += 1
+            return self._replay.popleft()
+        if self._control:
+            entry = self._control.popleft()
+            self.retransmit_buffer.append(entry)
+            self._sent += 1
+            return entry
+        stream = None if self.retransmit_buffer.full else self._scheduler.peek()
+        if stream is None:
+            return None
+        payload = stream.queue[0]
+        if isinstance(payload, Buffer):
+            return None
+        self._dequeued(stream, len(payload))
+        return self._keep(Entry(wire.data_header(stream.id, len(payload)) + payload))
+
+    def _next_bulk(self, riding: int) -> Entry | None:
+        """Return the next numbered frame when it is in a buffer and `riding` bytes fit in front of it."""
+        if riding > RIDE_ROOM:
+            return None
+        if self._replay:
+            if self._replay[0].buffer is None:
+                return None
+            self._sent += 1
+            return self._replay.popleft()
+        stream = None if self._control or self.retransmit_buffer.full else self._scheduler.peek()
+        buffer = None if stream is None else stream.queue[0]
+        if stream is None or not isinstance(buffer, Buffer):
+            return None
+        self._dequeued(stream, buffer.length)
+        return self._keep(Entry(wire.data_header(stream.id, buffer.length), buffer))
+
+    @staticmethod
+    def _around(riding: list[bytes], header: bytes, buffer: Buffer) -> memoryview:
+        front = b"".join((_KIND, *riding, header))
+        start = BUFFER_FRONT - len(front)
+        buffer.storage[start:BUFFER_FRONT] = front
+        return buffer.view[start : BUFFER_FRONT + buffer.length]
+
+    def _keep(self, entry: Entry) -> Entry:
+        self.retransmit_buffer.reserve(entry)
+        self.retransmit_buffer.append(entry)
+        self._sent += 1
+        return entry
+
+    def _dequeued(self, stream: StreamState, size: int) -> None:
+        stream.queue.popleft()
+        stream.queued_bytes -= size
+        stream.sent += size
+        self.queued_bytes -= size
+        self._scheduler.charge(stream, size)
+        self._wakeups.writers.append(stream)
+        self._wake_queue_waiters()
+        if stream.fin_due and not stream.queue:
+            self._queue_fin(stream)
+
+    def _acknowledged(self, expected: int) -> None:
+        """Forget every frame below `expected`: the peer has accepted them."""
+        full, exhausted = self.retransmit_buffer.full, self.buffers.exhausted
+        self.retransmit_buffer.acknowledge(expected)
+        if (full and not self.retransmit_buffer.full) or (exhausted and not self.buffers.exhausted):
+            self._wakeups.room = self._wakeups.work = True
+
+    def _wake_queue_waiters(self) -> None:
+        """Let one more stream queue payload, since some went; let all of them try once most has gone.
+
+        Waking everybody each time would give hundreds of threads a turn for one buffer.  One at a time
+        would not do either: a thread that is woken may find that its socket has nothing to read.
+        """
+        waiting = self._waiting_for_queue
+        if not waiting or self.queued_bytes >= self._queue_limit:
+            return
+        if self.queued_bytes < self._queue_limit // 2:
+            self._wakeups.writers.extend(waiting)
+            waiting.clear()
+        else:
+            first = next(iter(waiting))
+            del waiting[first]
+            self._wakeups.writers.append(first)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when its parts contradict each other.  Slow; for tests."""
+        kept = list(self.retransmit_buffer.since(self.retransmit_buffer.first))
+        queued = sum(isinstance(payload, Buffer) for stream in self._streams for payload in stream.queue)
+        charges = sum(entry.charge for entry in (*kept, *self._control))
+        assert self.queued_bytes == sum(stream.queued_bytes for stream in self._streams), "queued bytes do not add up"
+        assert self.retransmit_buffer.charged == charges, "the retransmit buffer is charged for what it does not hold"
+        in_use = queued + sum(entry.buffer is not None for entry in kept)
+        assert in_use <= self.buffers.lent <= self.buffers.capacity, "a buffer came back in use, or too many are lent"
+        assert self.retransmit_buffer.first <= self._sent <= self.retransmit_buffer.next_number, "sent and not kept"
+        missing = self.retransmit_buffer.next_number - self._sent
+        assert not self.attached or len(self._replay) == missing, "the replay is not what is missing"
+        for stream in (*self._waiting_for_queue, *self._pending.streams_with_credit):
+            assert self._streams.is_open(stream), f"{stream.id} is over, and waits for the queue or for credit"
