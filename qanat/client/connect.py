@@ -78,17 +78,17 @@ class Connector:
         pipe = _CONNECT[endpoint.transport](
             endpoint.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
-        with cancel.waking(lambda: pipe.close("the client is stopping")):
-            deadline = Deadline(settings.handshake_timeout)
-            try:
+        try:
+            with cancel.waking(lambda: pipe.close("the client is stopping")):
+                deadline = Deadline(settings.handshake_timeout)
                 key = self._keys.take(deadline.remaining() or 0.0)
-            except BaseException:
-                pipe.close("there is no key for it")
-                raise
-            handshake = ClientHandshake(
-                settings.name, self._server.token, key, lambda spki: self._check_server(endpoint.url, spki)
-            )
-            return client_handshake(pipe, handshake, deadline)
+                handshake = ClientHandshake(
+                    settings.name, self._server.token, key, lambda spki: self._check_server(endpoint.url, spki)
+                )
+                return client_handshake(pipe, handshake, deadline)
+        except BaseException:
+            pipe.close("the handshake failed")
+            raise
 
     def exchange_hello(
         self, endpoint: Endpoint, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel

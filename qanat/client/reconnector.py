@@ -123,7 +123,8 @@ class Reconnector:
     def run(self, endpoint: Endpoint, sealed: SealedPipe | None) -> None:
         """Keep the lane on a pipe until it is over, or the client ends; blocks.
 
-        `sealed` is the pipe on which the session began, when this is its first lane.
+        `sealed` is the pipe on which the session began, when this is its first lane.  Raises NoThread; the lane is over
+        when this raises anything.
         """
         self._session.on_end(self._on_session_end)
         try:
@@ -133,6 +134,9 @@ class Reconnector:
                     self._start_pipe(endpoint, sealed)
                 while (why := self._wait_for_cause()) is not None:
                     self._replace_pipe(why)
+        except BaseException:
+            self._session.end_lane(self._number, self._lane, "this program failed; please report its log")
+            raise
         finally:
             self._session.off_end(self._on_session_end)
             if self._watched is not None:

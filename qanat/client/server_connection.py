@@ -27,7 +27,7 @@ from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContex
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, RemoteServer
 from qanat.handshake.exchange import SealedPipe
-from qanat.handshake.hello import Answer, Hello
+from qanat.handshake.hello import Answer, Hello, Ready
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.session.limits import hello_parameters, lane_parameters, share
 from qanat.session.session import new_id
@@ -184,19 +184,46 @@ class ServerConnection:
             return None
         try:
             self._keep_session(endpoint, session, sealed, lanes)
+        except NoThread as error:
+            self._backoff.failed()
+            log.error("%s", error)
+        except SessionEnded:
+            log.debug("the session was over before it began")
         except Exception:
             self._backoff.failed()
             log_unexpected(f"the session with {endpoint.url} ended")
+        finally:
+            sealed.close("the session is over")
+            session.end("the client is stopping")
+            self._session = None
+            self._pipe_changed()
+            self._former = [former for former in (*self._former, session) if len(former.threads)]
         return None
 
     def _begin_session(self, endpoint: Endpoint) -> tuple[ClientSession, SealedPipe, int]:
         """Return a new session, its first pipe, and how many lanes the server grants.  Blocks."""
         settings, context = self._settings, self._context
         sealed = context.connector.connect(endpoint, self._cancel_new)
-        hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
-        ready = context.connector.exchange_hello(endpoint, sealed, hello, deadline, self._cancel_new)
-        if ready.answer is not Answer.NEW:
+        try:
+            hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
+            ready = context.connector.exchange_hello(endpoint, sealed, hello, deadline, self._cancel_new)
+            session = self._make_session(sealed, ready)
+        except BaseException:
             sealed.close("the session did not begin")
+            raise
+        log.info(
+            "connected to %s over %s as %s; %s",
+            endpoint.url,
+            sealed.pipe.transport,
+            settings.name,
+            describe_server(sealed, ready),
+            extra={"event": "connected", "url": str(endpoint.url)},
+        )
+        return session, sealed, min(settings.lanes, ready.parameters.lanes)
+
+    def _make_session(self, sealed: SealedPipe, ready: Ready) -> ClientSession:
+        settings = self._settings
+        if ready.answer is not Answer.NEW:
             raise ProtocolError("the server answered NEW with something else")
         resume_for = float(ready.parameters.resume_for)
         parameters = lane_parameters(
@@ -209,15 +236,7 @@ class ServerConnection:
             resumable=resume_for > 0,
         )
         remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
-        log.info(
-            "connected to %s over %s as %s; %s",
-            endpoint.url,
-            sealed.pipe.transport,
-            settings.name,
-            describe_server(sealed, ready),
-            extra={"event": "connected", "url": str(endpoint.url)},
-        )
-        session = ClientSession(
+        return ClientSession(
             settings.name,
             parameters,
             ready.session,
@@ -227,7 +246,6 @@ class ServerConnection:
             remotes=remotes,
             connect_timeout=settings.connect_timeout,
         )
-        return session, sealed, min(settings.lanes, ready.parameters.lanes)
 
     def _keep_session(self, endpoint: Endpoint, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:
         """Keep the session until it is over; blocks."""
@@ -235,30 +253,18 @@ class ServerConnection:
         self.succeeded, self.refused = True, None
         self._session = session
         session.on_end(self._changed)
-        try:
-            for number in range(1, lanes):
-                run = partial(self._lane_loop, endpoint, session, number)
-                self._threads.start(f"{self._name} lane {number}", run)
-            reconnector = Reconnector(self._context, session, 0, session.add_lane(0), endpoint, self._backoff)
-            reconnector.run(endpoint, sealed)
-            if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.cancelled:
-                log.warning(
-                    "the session with %s is over: %s; its streams were reset",
-                    endpoint.url,
-                    session.why,
-                    extra={"event": "expired", "url": str(endpoint.url)},
-                )
-        except NoThread as error:
-            log.error("%s", error)
-            self._backoff.failed()
-        except SessionEnded:
-            log.debug("the session was over before it began")
-        finally:
-            sealed.close("the session is over")
-            session.end("the client is stopping")
-            self._session = None
-            self._pipe_changed()
-            self._former = [former for former in (*self._former, session) if len(former.threads)]
+        for number in range(1, lanes):
+            run = partial(self._lane_loop, endpoint, session, number)
+            self._threads.start(f"{self._name} lane {number}", run)
+        reconnector = Reconnector(self._context, session, 0, session.add_lane(0), endpoint, self._backoff)
+        reconnector.run(endpoint, sealed)
+        if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.cancelled:
+            log.warning(
+                "the session with %s is over: %s; its streams were reset",
+                endpoint.url,
+                session.why,
+                extra={"event": "expired", "url": str(endpoint.url)},
+            )
 
     def _lane_loop(self, endpoint: Endpoint, session: ClientSession, number: int) -> None:
         """Keep a further lane, and another one when that is over, while the session lasts."""
@@ -272,7 +278,6 @@ class ServerConnection:
                 Reconnector(self._context, session, number, lane, endpoint, backoff).run(endpoint, None)
             except Exception:
                 log_unexpected(f"lane {number} of the session with {endpoint.url} ended")
-                session.end_lane(number, lane, "this program failed; please report its log")
             # Numbers are not used again: the server may still know the lane that is over.
             number += self._settings.lanes
             backoff.failed()

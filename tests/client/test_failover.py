@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -477,6 +478,25 @@ def test_with_all_of_them_wanted_each_serves_the_remote_forwards_and_local_ones_
 
 
 # --- refusals ---------------------------------------------------------------------------------------
+
+
+def test_an_unexpected_error_in_choosing_a_server_does_not_end_the_choosing(
+    tmp_path: Path,
+    places: tuple[Place, Place],
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    choose, calls = Client._choose_servers_locked, itertools.count()
+
+    def choose_or_fail(client: Client, now: float) -> float | None:
+        if next(calls) == 0:
+            raise ZeroDivisionError
+        return choose(client, now)
+
+    monkeypatch.setattr(Client, "_choose_servers_locked", choose_or_fail)
+    start_with_the_second(tmp_path, places, stack)
+    assert caplog.text.count("please report it") == 1
 
 
 def test_a_client_that_both_refuse_gives_up(tmp_path: Path) -> None:

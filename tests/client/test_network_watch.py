@@ -1,4 +1,4 @@
-"""The way of a connection changes, and its owner hears of it: with fakes, and in a network of the test's own."""
+"""The route of a connection changes, and its owner hears of it: with fakes, and in a network of the test's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 
 from qanat.base.errors import LocalError
-from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, ask_kernel, seconds_asleep
+from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched, ask_kernel, seconds_asleep
 from qanat.transports.pipe import SockAddr
 from tests.support.background import DEADLINE, wait_until
 from tests.support.machine.networks import card, in_a_network_of_its_own, ip
@@ -41,7 +41,7 @@ class World:
         return self.source
 
     def move(self, source: SockAddr | OSError | None) -> None:
-        """Change the way, and wait until that was seen."""
+        """Change the route, and wait until that was seen."""
         self.source = source
         self.pass_by()
 
@@ -81,7 +81,7 @@ def test_another_way_is_told_once_and_each_time_it_changes_again(stack: ExitStac
     world.move(LTE)
     assert len(told) == 2
     world.move(HOME)
-    assert len(told) == 2, "this is the connection's own way"
+    assert len(told) == 2, "this is the connection's own route"
     world.move(CAFE)
     assert len(told) == 3
 
@@ -180,6 +180,26 @@ def test_one_who_fails_does_not_take_the_news_from_the_others(
     world.move(LTE)
     assert len(told) == 2
     assert "please report it" in caplog.text
+
+
+def test_an_unexpected_error_about_one_connection_does_not_end_the_watch(
+    stack: ExitStack, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = watching(stack, world)
+    told: list[str] = []
+    real, broken = Watched.compare, watch.add((HOME, SERVER), lambda why: None)
+    watch.add((HOME, SERVER), told.append)
+
+    def compare(one: Watched, source: SockAddr | None) -> str | None:
+        if one is broken:
+            raise ZeroDivisionError
+        return real(one, source)
+
+    monkeypatch.setattr(Watched, "compare", compare)
+    world.move(CAFE)
+    world.move(LTE)
+    assert len(told) == 2
+    assert caplog.text.count("please report it") == 1
 
 
 def test_close_wakes_the_thread_and_joins_it(world: World) -> None:

@@ -186,7 +186,7 @@ def test_a_client_whose_ready_was_lost_comes_with_a_higher_epoch(server: Server)
 
 
 def test_what_was_to_happen_to_an_absence_that_ended_does_not_happen_to_the_next(tmp_path: Path) -> None:
-    """Between two pipes a lane has none for a moment, which may be when an earlier absence would have been too long."""
+    """Between two pipes a lane has none for a moment, which may be when an earlier timeout would have run out."""
     with ExitStack() as stack:
         server = stack.enter_context(server_with(tmp_path, resume_for=SOON))
         kept, carried = begin(server, stack)

@@ -189,7 +189,7 @@ def test_a_session_too_many_is_told_to_come_later(tmp_path: Path, server: Server
         with RawClient(server, "b", TOKEN) as second:
             kind, content = second.greet()
             assert (kind, Close.decode(content).reason) == (RecordKind.CLOSE, CloseReason.BUSY)
-        # The room is free again as soon as the first has said goodbye.
+        # The room is free again as soon as the first has closed its session.
         first.end(CloseReason.SHUTDOWN)
     with RawClient(server, "b", TOKEN) as third:
         assert third.join().lane.ping(SECONDS)

@@ -1,4 +1,4 @@
-"""Promises about X-Forwarded-For: whatever a stranger writes there, he cannot choose whose account he is on."""
+"""Promises about X-Forwarded-For: whatever a stranger writes there, it cannot choose what address it is charged to."""
 
 from __future__ import annotations
 

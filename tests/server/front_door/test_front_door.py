@@ -1,4 +1,4 @@
-"""What the front door answers to whom, over real sockets."""
+"""What the front door answers, over real sockets."""
 
 from __future__ import annotations
 

@@ -1,0 +1,272 @@
+"""An error that nobody expected in one connection or stream is the end of that alone, wherever it is raised.
+
+Each case raises one, once, at one place of a running tunnel.  Another client's session must not notice, the tunnel must
+work again by itself, and the log must have the traceback once, with the request to report it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qanat.base import listen, unexpected
+from qanat.client import connect as connect_module
+from qanat.client import server_connection
+from qanat.client import session as client_session
+from qanat.client.client import Client
+from qanat.client.connect import Connector
+from qanat.client.reconnector import Reconnector
+from qanat.client.server_connection import ServerConnection
+from qanat.client.session import ClientSession
+from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
+from qanat.endpoints import pump
+from qanat.handshake import keys
+from qanat.handshake.identity import load_or_create_identity
+from qanat.server import server as server_module
+from qanat.server.front_door import connection as front_connection
+from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, Http2Connection
+from qanat.server.front_door.front_door import FrontDoor
+from qanat.server.resume_timeouts import ResumeTimeouts
+from qanat.server.server import Server
+from qanat.server.session import ServerSession
+from qanat.server.sessions import Registry
+from qanat.session import session as session_module
+from qanat.session.session import Session
+from qanat.transports.http2.pipe import Http2Pipe
+from qanat.transports.websocket.pipe import WebSocketPipe
+from tests.support.applications import Target, connection, echo, echoes, exchange
+from tests.support.background import wait_until
+from tests.support.harness import SECONDS, Relay
+
+TOKENS = {"a": b"a" * 32, "b": b"b" * 32}
+QUICK = Reconnect(first=0.01, min=0.01, max=0.05)
+
+
+class Tunnel:
+    """A server; a client `b` that only watches; and a client `a`, over a relay, with a forward either way."""
+
+    def __init__(self, directory: Path, identity: Path, stack: ExitStack, transport: str, lanes: int) -> None:
+        self._directory, self._stack, self._transport, self._lanes = directory, stack, transport, lanes
+        self._target = stack.enter_context(Target(echo))
+        rules = ("127.0.0.1:*",)
+        accounts = tuple(ClientAccount(name, (token,), ("127.0.0.1:0",), rules) for name, token in TOKENS.items())
+        self.server = Server(ServerSettings(clients=accounts, listen=(("127.0.0.1", 0),), identity=identity, drain=0.1))
+        self.server.start()
+        stack.callback(self.server.stop)
+        self.relay = stack.enter_context(Relay(self.server.addresses[0][1]))
+        self.bystander = self._client("b", self.server.addresses[0][1], "websocket", 1, self._local)
+        self.client: Client | None = None
+
+    @property
+    def _local(self) -> Forward:
+        return Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self._target.port))
+
+    def _client(self, name: str, port: int, transport: str, lanes: int, *forwards: Forward) -> Client:
+        scheme = "ws" if transport == "websocket" else "http"
+        server = RemoteServer((f"{scheme}://127.0.0.1:{port}/tunnel",), TOKENS[name], self.server.identity.fingerprint)
+        directory = self._directory / name
+        directory.mkdir()
+        client = Client(
+            ClientSettings(
+                name,
+                (server,),
+                forwards,
+                transports=(transport,),
+                lanes=lanes,
+                reconnect=QUICK,
+                drain=0.1,
+                state_dir=directory,
+            )
+        )
+        client.start()
+        self._stack.callback(client.stop)
+        return client
+
+    def start(self) -> None:
+        remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", self._target.port))
+        self.client = self._client("a", self.relay.port, self._transport, self._lanes, self._local, remote)
+
+    def works(self) -> bool:
+        """Whether client `a` carries connections both ways, over as many lanes as it should."""
+        assert self.client is not None
+        session = self.client.servers[0].session
+        if session is None or sum(lane.attached for lane in session.lanes.values()) != self._lanes:
+            return False
+        return self.open_local() and self.open_remote()
+
+    def open_local(self) -> bool:
+        assert self.client is not None
+        return _echoes(self.client.local_ports[0])
+
+    def open_remote(self) -> bool:
+        ports = [
+            listener.port
+            for session in self.server.registry.sessions
+            if session.name == "a"
+            for listener in list(session._listeners.values())
+        ]
+        return bool(ports) and _echoes(ports[0])
+
+
+def _echoes(port: int) -> bool:
+    try:
+        return echoes(port)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where the error is raised, and what comes to that place."""
+
+    owner: Any
+    name: str
+    provoke: str
+    thread: str = ""  # in the first thread whose name begins so
+    transport: str = "websocket"
+    lanes: int = 1
+
+    def __str__(self) -> str:
+        owner = getattr(self.owner, "__name__", "").removeprefix("qanat.")
+        return f"{owner}.{self.name}-{self.provoke}" + (f"-{self.transport}" if self.transport != "websocket" else "")
+
+
+PROVOKE: dict[str, Callable[[Tunnel], object]] = {
+    "start": Tunnel.start,
+    "cut": lambda tunnel: tunnel.relay.cut(),
+    "local": Tunnel.open_local,
+    "remote": Tunnel.open_remote,
+}
+
+CLIENT = [
+    Case(Connector, "connect", "start"),
+    Case(connect_module, "client_handshake", "start"),
+    Case(Connector, "exchange_hello", "start"),
+    Case(server_connection, "lane_parameters", "start"),
+    Case(ClientSession, "request_forwards", "start"),
+    Case(ServerConnection, "_keep_session", "start"),
+    Case(Reconnector, "_start_pipe", "start"),
+    Case(Reconnector, "_watch_pipe", "start"),
+    Case(Reconnector, "run", "start", thread="connector lane", lanes=2),
+    Case(Reconnector, "_exchange_hello", "start", thread="connector lane", lanes=2),
+    Case(ClientSession, "_on_control", "start"),
+    Case(keys, "generate_private_key", "start"),
+    Case(Connector, "connect", "cut"),
+    Case(Reconnector, "_move_lane", "cut"),
+    Case(Reconnector, "_exchange_hello", "cut"),
+    Case(Reconnector, "_take_over", "cut"),
+    Case(Reconnector, "_watch_pipe", "cut"),
+    Case(Reconnector, "_wait_for_cause", "cut", thread="connector"),
+    Case(Session, "_conclude", "cut", thread="a-reader"),
+    Case(Reconnector, "_log_end", "cut", thread="a-reader"),
+    Case(WebSocketPipe, "recv", "local", thread="a-reader"),
+    Case(WebSocketPipe, "send", "local", thread="a-writer"),
+    Case(Http2Pipe, "recv", "local", thread="a-reader", transport="http2"),
+    Case(Http2Pipe, "send", "local", thread="a-writer", transport="grpc"),
+    Case(Client, "_accepted", "local"),
+    Case(Client, "_choose_locked", "local"),
+    Case(Session, "open_stream", "local"),
+    Case(session_module, "join_stream", "local"),
+    Case(pump, "_downlink_loop", "local"),
+    Case(pump, "_uplink_loop", "local"),
+    Case(ClientSession, "_on_open", "remote"),
+    Case(ClientSession, "serve_incoming", "remote"),
+    Case(client_session, "resolve", "remote"),
+    Case(client_session, "connect", "remote"),
+]
+SERVER = [
+    Case(listen.Acceptor, "accept", "start", thread="accept"),
+    Case(FrontDoor, "_wait_for_room", "start"),
+    Case(FrontDoor, "_serve_in_thread", "start"),
+    Case(FrontConnection, "_serve_wire", "start"),
+    Case(front_connection, "classify_opening", "start"),
+    Case(front_connection, "accept", "start"),
+    Case(FrontDoorContext, "enter", "start"),
+    Case(FrontDoorContext, "enter", "start", transport="http2"),
+    Case(Http2Connection, "_choose_route", "start", transport="http2"),
+    Case(Http2Connection, "_serve_tunnel", "start", transport="grpc"),
+    Case(server_module, "server_handshake", "start"),
+    Case(server_module, "server_handshake", "start", transport="http2"),
+    Case(Server, "_admit", "start"),
+    Case(Server, "_begin_session", "start"),
+    Case(server_module, "lane_parameters", "start"),
+    Case(Registry, "claim", "start"),
+    Case(Server, "_carry", "start"),
+    Case(ServerSession, "_bind", "start"),
+    Case(Server, "_resume_session", "cut"),
+    Case(Registry, "find", "cut"),
+    Case(ServerSession, "lane_for", "cut"),
+    Case(ResumeTimeouts, "begin", "cut"),
+    Case(ResumeTimeouts, "stop", "cut"),
+    Case(Session, "_conclude", "cut", thread="front"),
+    Case(WebSocketPipe, "recv", "local", thread="front"),
+    Case(WebSocketPipe, "send", "local", thread="a-writer"),
+    Case(Http2Pipe, "recv", "local", thread="h2", transport="grpc"),
+    Case(ServerSession, "_on_open", "local"),
+    Case(ServerSession, "serve_incoming", "local"),
+    Case(ServerSession, "_connect", "local"),
+    Case(ServerSession, "start_outgoing", "remote", thread="a-listen"),
+]
+CASES = [*CLIENT, *SERVER]
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("server") / "server.key"
+    load_or_create_identity(path)
+    return path
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_unexpected_error_ends_what_it_was_raised_in_and_nothing_else(
+    tmp_path: Path,
+    identity: Path,
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: Case,
+) -> None:
+    caplog.set_level(logging.INFO, "qanat")
+    monkeypatch.setattr(unexpected, "_logged", {})
+    monkeypatch.setattr(client_session, "RETRY_IN_USE", 0.1)
+    tunnel = Tunnel(tmp_path, identity, stack, case.transport, case.lanes)
+    witness = stack.enter_context(connection(tunnel.bystander.local_ports[0]))
+    assert exchange(witness, b"before") == b"before"
+    if case.provoke != "start":
+        tunnel.start()
+        wait_until(tunnel.works, "the tunnel is up")
+    real, raised, lock = getattr(case.owner, case.name), threading.Event(), threading.Lock()
+
+    def raise_once(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            first = not raised.is_set() and threading.current_thread().name.startswith(case.thread)
+            if first:
+                raised.set()
+        if first:
+            raise ZeroDivisionError
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(case.owner, case.name, raise_once)
+    PROVOKE[case.provoke](tunnel)
+    assert raised.wait(SECONDS), "nothing came to that place"
+    wait_until(tunnel.works, "the tunnel works again")
+    assert exchange(witness, b"after") == b"after"
+    assert tunnel.client is not None
+    assert not tunnel.client.over.is_set()
+    assert not tunnel.bystander.over.is_set()
+    wait_until(lambda: "please report it" in caplog.text, "it is in the log")
+    assert caplog.text.count("an unexpected error") == 1
+    assert caplog.text.count("Traceback") == 1
