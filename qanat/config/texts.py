@@ -23,7 +23,9 @@ NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
 TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
 """What each name in a configuration means."""
 NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
-PATH_PATTERN = r"/[A-Za-z0-9/%:@!$&'()*+,=~._-]*"
+MAX_PATH = 512
+"""Characters; with the rest of a request's head they fit into the least that `limits.header_bytes` can be."""
+PATH_PATTERN = rf"/[A-Za-z0-9/%:@!$&'()*+,=~._-]{{0,{MAX_PATH - 1}}}"
 """What a client's URL can name without quoting."""
 
 _LATER_TRANSPORTS = ("websocket-h2", "split")
@@ -52,6 +54,8 @@ def check_url(text: str) -> str:
 
 def check_path(text: str) -> str:
     """Return `text`, when it can be the tunnel's path."""
+    if len(text) > MAX_PATH:
+        raise UsageError(f"is longer than {MAX_PATH} characters", hint="for example /tunnel")
     if not _PATH.fullmatch(text):
         raise UsageError(
             "must begin with / and have only characters that a URL's path can have", hint="for example /tunnel"
