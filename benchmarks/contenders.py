@@ -16,7 +16,6 @@ import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -233,19 +232,16 @@ def _start_ssh_clients(site: Site, count: int) -> Running:
     sshd, port = _start_sshd(site)
     running = Running((LOOPBACK, port), far=[sshd])
     try:
-        for _ in range(count):
-            running.near.append(site.near(*_ssh_command(site, port)))
-            # sshd's connections are its children, and each that is logged in has one of its own.
-            wanted = 1 + 2 * len(running.near)
-            sshd.wait_until(partial(_has_family, sshd.pid, wanted), f"having {len(running.near)} clients logged in")
+        for turn in range(count):
+            in_now = site.folder / f"logged-in-{turn}"
+            tell = ("-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=touch {in_now}")
+            client = site.near(*_ssh_command(site, port, *tell))
+            running.near.append(client)
+            client.wait_until(in_now.exists, "logged in")
     except BaseException:
         running.stop()
         raise
     return running
-
-
-def _has_family(pid: int, count: int) -> bool:
-    return len(processes.family(pid)) >= count
 
 
 def _ssh_command(site: Site, port: int, *arguments: object) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from . import load, processes
 from .contenders import Contender, Running
@@ -69,14 +70,18 @@ class Figure:
     better: str  # "more" or "less"
 
 
+Step = Callable[[Running, Contender, Lengths], Values]
+"""One measurement of a contender."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Figures that one measurement gives."""
+    """Figures that belong together, by one step or several; each contender does a step before the next one begins."""
 
     name: str  # in --figures
     title: str
     figures: Callable[[Lengths], list[Figure]]
-    measure: Callable[[Running, Contender, Lengths], Values]
+    steps: Callable[[Lengths], list[Step]]
     fresh: bool = False  # whether the contender has to be started for it alone
 
 
@@ -122,20 +127,26 @@ def _throughput_figures(lengths: Lengths) -> list[Figure]:
     return found
 
 
-def _throughput(running: Running, contender: Contender, lengths: Lengths) -> Values:
-    values: Values = {}
-    for way in lengths.ways:
-        for count in lengths.streams:
-            up, down = way in ("up", "both"), way in ("down", "both")
-            seconds = lengths.many if count >= 1000 else lengths.bulk
-            before = running.processor_time
-            carried = load.bulk(running.address, streams=count, up=up, down=down, seconds=seconds)
-            values[f"throughput.{way}.{count}"] = (carried.up + carried.down) * 8 / 1e9
-            if count >= 64:
-                values[f"wait.{way}.{count}"] = carried.waited
-            if count == 1 and way != "both":
-                values[f"cpu.{way}"] = (running.processor_time - before) * 1000 / (carried.total / 1e9)
+def _throughput(way: str, count: int, running: Running, contender: Contender, lengths: Lengths) -> Values:
+    load.settle(running.address)
+    before = running.processor_time
+    carried = load.bulk(
+        running.address,
+        streams=count,
+        up=way in ("up", "both"),
+        down=way in ("down", "both"),
+        seconds=lengths.many if count >= 1000 else lengths.bulk,
+    )
+    values = {f"throughput.{way}.{count}": (carried.up + carried.down) * 8 / 1e9}
+    if count >= 64:
+        values[f"wait.{way}.{count}"] = carried.waited
+    if count == 1 and way != "both":
+        values[f"cpu.{way}"] = (running.processor_time - before) * 1000 / (carried.total / 1e9)
     return values
+
+
+def _throughput_steps(lengths: Lengths) -> list[Step]:
+    return [partial(_throughput, way, count) for count in lengths.streams for way in lengths.ways]
 
 
 # --- small exchanges ----------------------------------------------------------------------------
@@ -156,13 +167,14 @@ def _as_percentiles(name: str, seconds: list[float], factor: float) -> Values:
 
 
 def _ping(running: Running, contender: Contender, lengths: Lengths) -> Values:
-    load.ping(running.address, 0.2)
+    load.settle(running.address)
     before = running.processor_time
     took = load.ping(running.address, lengths.ping)
     return {**_as_percentiles("ping", took, 1e6), "cpu.ping": (running.processor_time - before) * 1e6 / len(took)}
 
 
 def _ping_bulk(running: Running, contender: Contender, lengths: Lengths) -> Values:
+    load.settle(running.address)
     with load.Beside(running.address, streams=1, up=False, down=True) as beside:
         took = load.ping(running.address, lengths.ping_bulk)
     assert beside.carried is not None
@@ -170,6 +182,7 @@ def _ping_bulk(running: Running, contender: Contender, lengths: Lengths) -> Valu
 
 
 def _connections(running: Running, contender: Contender, lengths: Lengths) -> Values:
+    load.settle(running.address)
     before = running.processor_time
     count, took = load.connections_in_turn(running.address, lengths.connections)
     cost = (running.processor_time - before) * 1000 / count
@@ -202,14 +215,16 @@ def _memory_figures(lengths: Lengths) -> list[Figure]:
 def _memory(running: Running, contender: Contender, lengths: Lengths) -> Values:
     def look() -> tuple[float, float]:
         time.sleep(SETTLE)
-        near = processes.memory(p.pid for p in running.near)
+        near = processes.memory(p.pid for p in (*running.near, *running.between))
         far = processes.memory(p.pid for p in running.far)
         return float(near.pss + far.pss), float(max(near.threads, far.threads))
 
+    if not running.processes:
+        return {}
     empty, threads = look()
     values = {"memory.0": empty / 2**20, "threads.0": threads}
     for count in lengths.idle:
-        if count > contender.streams or not running.processes:
+        if count > contender.streams:
             continue
         with load.idle_streams(running.address, count):
             full, threads = look()
@@ -265,13 +280,17 @@ def measure_clients(start: Callable[[int], Running], most: int, lengths: Lengths
     return values
 
 
+def _only(step: Step) -> Callable[[Lengths], list[Step]]:
+    return lambda lengths: [step]
+
+
 def _fixed(*figures: Figure) -> Callable[[Lengths], list[Figure]]:
     return lambda lengths: list(figures)
 
 
 GROUPS = (
-    Group("throughput", "Bulk", _throughput_figures, _throughput),
-    Group("ping", "64 bytes there and back", _ping_figures, _ping),
+    Group("throughput", "Bulk", _throughput_figures, _throughput_steps),
+    Group("ping", "64 bytes there and back", _ping_figures, _only(_ping)),
     Group(
         "ping-bulk",
         "The same beside one bulk download",
@@ -279,7 +298,7 @@ GROUPS = (
             *_percentiles("ping-bulk", "ping-pong beside bulk", "ms"),
             Figure("ping-bulk.rate", "what the download had", "Gbit/s", "more"),
         ],
-        _ping_bulk,
+        _only(_ping_bulk),
     ),
     Group(
         "connections",
@@ -289,7 +308,7 @@ GROUPS = (
             Figure("connections.50", "new connections, 50 at once", "1/s", "more"),
             Figure("cpu.connection", "CPU a connection", "ms", "less"),
         ),
-        _connections,
+        _only(_connections),
     ),
     Group(
         "http",
@@ -298,8 +317,8 @@ GROUPS = (
             Figure("http.rate", "HTTP requests", "1/s", "more"),
             Figure("http.p99", "HTTP request p99", "ms", "less"),
         ),
-        _http,
+        _only(_http),
     ),
-    Group("memory", "Memory of both ends (PSS) and threads", _memory_figures, _memory, fresh=True),
+    Group("memory", "Memory of both ends (PSS) and threads", _memory_figures, _only(_memory), fresh=True),
 )
 """Those on loopback, of any contender.  `clients` and `paths` have modules of their own."""

@@ -28,12 +28,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .target import BOTH, CHUNK, COUNT, COUNT_STREAM, DOWNLOAD, ECHO, MANY, MARK, RUN, UPLOAD, Count, Waits, payload
+from .target import BOTH, CHUNK, COUNT, COUNT_STREAM, DOWNLOAD, ECHO, GO, MANY, MARK, RUN, UPLOAD, Count, Waits, payload
 
 Address = tuple[str, int]
 
 PATIENCE: Final = 20.0
 """Seconds that any single step may take before the measurement has failed."""
+MARK_PATIENCE: Final = 60.0
+"""Seconds that a byte may take through the queues that bulk makes: OpenSSH holds 2 MiB for each of 1,000 streams."""
 _TIMEOUT = struct.pack("ll", int(PATIENCE), 0)
 _PING = bytes(64)
 
@@ -66,6 +68,23 @@ def receive(sock: socket.socket, count: int) -> bytes:
             raise ConnectionError("the forward closed a stream that was in use")
         data += more
     return data
+
+
+def settle(address: Address, seconds: float = PATIENCE) -> None:
+    """Block until nothing stands in the way any more that earlier streams have left there, or for `seconds`.
+
+    That is when three exchanges in a row take less than 30 ms each.
+    """
+    end = time.monotonic() + seconds
+    with connect(address, ECHO) as sock:
+        took: list[float] = []
+        while time.monotonic() < end:
+            began = time.monotonic()
+            sock.sendall(_PING)
+            receive(sock, len(_PING))
+            took.append(time.monotonic() - began)
+            if len(took) >= 3 and max(took[-3:]) < 0.03:
+                return
 
 
 # --- small exchanges ----------------------------------------------------------------------------
@@ -258,6 +277,7 @@ class _Bulk:
             if time.monotonic() > end:
                 raise TimeoutError(f"{there} of {count} streams reached the target")
             time.sleep(0.02)
+        self._ask(GO)
         for number in self._socks:
             self._waits.opened(number, time.monotonic())
             down = select.EPOLLIN if kind in (DOWNLOAD, BOTH) else 0
@@ -313,10 +333,10 @@ class _Bulk:
             self._waits.mark(now)
         self._answer = b""
         self._count.send(what)
-        end = now + PATIENCE
+        end = now + MARK_PATIENCE
         self.move(lambda: len(self._answer) >= Count.LAYOUT.size or time.monotonic() > end)
         if len(self._answer) < Count.LAYOUT.size:
-            raise TimeoutError(f"one byte beside the bulk streams had no answer within {PATIENCE:g} s")
+            raise TimeoutError(f"one byte beside the bulk streams had no answer within {MARK_PATIENCE:g} s")
         return Count.decode(self._answer), *here
 
 

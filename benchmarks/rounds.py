@@ -87,16 +87,17 @@ class Run:
     # --- the three kinds of groups --------------------------------------------------------------
 
     def _group(self, group: Group, number: int, order: Sequence[Contender]) -> None:
-        for one in order:
-            with self._attempt(one, group.name, number):
+        if group.fresh:
+            self._stop_all()
+        for step in group.steps(self._plan.lengths):
+            for one in order:
+                with self._attempt(one, group.name, number):
+                    running = self._started(one)
+                    with self._cost.watched(group.name):
+                        values = step(running, one, self._plan.lengths)
+                    self._keep(one, group.name, number, values)
                 if group.fresh:
                     self._stop(one.name)
-                running = self._started(one)
-                with self._cost.watched(group.name):
-                    values = group.measure(running, one, self._plan.lengths)
-                self._keep(one, group.name, number, values)
-            if group.fresh:
-                self._stop(one.name)
 
     def _clients(self, number: int, order: Sequence[Contender]) -> None:
         self._stop_all()

@@ -7,9 +7,10 @@ followed by RUN bytes that name the run which the stream belongs to:
     G  HTTP/1.1, kept alive ("GET ...")       D  send until the peer has gone (download)
     C  count, see below                       B  both at once
 
-A count stream asks with single bytes, MARK or COUNT, and gets a Count for each: what the streams of its run have
+A count stream asks with single bytes, MARK, COUNT or GO, and gets a Count for each: what the streams of its run have
 carried, by this end's clock.  Figures taken here do not depend on how long the answer travels, so an upload can be
-measured through a tunnel whose queues are full.  MARK begins the longest wait anew.
+measured through a tunnel whose queues are full.  MARK begins the longest wait anew.  Downloads wait for GO, so that
+the first do not stand in the way of those that are still to be opened.
 
 Two processes: what is small and in a hurry (E, G) is served where connections are accepted, so that it never stands
 behind bulk; the other kinds are handed to the second process with their sockets.  Nothing here looks at bulk bytes:
@@ -35,7 +36,7 @@ from typing import Final
 ECHO, UPLOAD, DOWNLOAD, BOTH, COUNT_STREAM, HTTP = b"E", b"U", b"D", b"B", b"C", b"G"
 RUN: Final = 8
 """Bytes of a run's name."""
-MARK, COUNT = b"M", b"S"
+MARK, COUNT, GO = b"M", b"S", b"G"
 CHUNK: Final = 256 * 1024
 """Bytes that one stream moves before the next one's turn."""
 MANY: Final = 8
@@ -107,6 +108,7 @@ class _Run:
     received: int = 0
     sent: int = 0
     users: int = 0
+    going: bool = False
     waits: Waits = field(default_factory=Waits)
 
 
@@ -161,7 +163,16 @@ class _Bulk:
         if kind in (UPLOAD, BOTH):
             run.waits.opened(number, time.monotonic())
         self._streams[number] = _Stream(sock, kind, name, run)
-        self._poll.register(number, _IN | (_OUT if kind in (DOWNLOAD, BOTH) else 0))
+        self._poll.register(number, self._events(self._streams[number]))
+
+    def _events(self, stream: _Stream) -> int:
+        return _IN | (_OUT if stream.kind in (DOWNLOAD, BOTH) and stream.run.going else 0)
+
+    def _go(self, run: _Run) -> None:
+        run.going = True
+        for number, stream in self._streams.items():
+            if stream.run is run:
+                self._poll.modify(number, self._events(stream))
 
     def _serve(self, number: int, events: int) -> None:
         stream = self._streams[number]
@@ -187,6 +198,8 @@ class _Bulk:
                 count = Count(now, run.streams, run.received, run.sent, run.waits.longest(now))
                 if bytes([byte]) == MARK:
                     run.waits.mark(now)
+                elif bytes([byte]) == GO:
+                    self._go(run)
                 stream.sock.sendall(count.encode())
             return bool(asked)
         came = stream.sock.recv_into(self._scratch, len(self._scratch), socket.MSG_TRUNC)
