@@ -28,7 +28,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .target import BOTH, CHUNK, COUNT, COUNT_STREAM, DOWNLOAD, ECHO, GO, MANY, MARK, RUN, UPLOAD, Count, Waits, payload
+from .target import (
+    BOTH,
+    CHUNK,
+    COUNT,
+    COUNT_STREAM,
+    DOWNLOAD,
+    ECHO,
+    GO,
+    MANY,
+    MARK,
+    RUN,
+    SMALL,
+    UPLOAD,
+    Count,
+    Waits,
+    payload,
+)
 
 Address = tuple[str, int]
 
@@ -70,10 +86,10 @@ def receive(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def settle(address: Address, seconds: float = PATIENCE) -> None:
+def settle(address: Address, seconds: float = PATIENCE) -> bool:
     """Block until nothing stands in the way any more that earlier streams have left there, or for `seconds`.
 
-    That is when three exchanges in a row take less than 30 ms each.
+    That is when three exchanges in a row take less than 30 ms each.  Return whether it came to that.
     """
     end = time.monotonic() + seconds
     with connect(address, ECHO) as sock:
@@ -84,7 +100,8 @@ def settle(address: Address, seconds: float = PATIENCE) -> None:
             receive(sock, len(_PING))
             took.append(time.monotonic() - began)
             if len(took) >= 3 and max(took[-3:]) < 0.03:
-                return
+                return True
+    return False
 
 
 # --- small exchanges ----------------------------------------------------------------------------
@@ -269,7 +286,7 @@ class _Bulk:
             sock = stack.enter_context(connect(address, kind + run))
             sock.setblocking(False)
             if count > MANY:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
             self._socks[sock.fileno()] = sock
             self.received[sock.fileno()] = 0
         end = time.monotonic() + PATIENCE

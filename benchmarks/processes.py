@@ -72,7 +72,9 @@ class Started:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """SIGTERM to the family, then SIGKILL to what is left of it.  Blocks for at most a few seconds."""
+        """SIGTERM to the family, then SIGKILL to what is left of it.  Blocks for at most a few seconds.  Idempotent."""
+        if self._output.closed:
+            return
         family_pids = {pid for pid, _ in family(self.pid)} if self.running else set()
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

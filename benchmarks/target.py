@@ -40,7 +40,8 @@ MARK, COUNT, GO = b"M", b"S", b"G"
 CHUNK: Final = 256 * 1024
 """Bytes that one stream moves before the next one's turn."""
 MANY: Final = 8
-"""With more streams in a run, each end's socket gets a buffer of CHUNK bytes, so that memory stays bounded."""
+"""With more streams in a run, each end's socket gets a buffer of SMALL bytes: else the kernel runs short of memory."""
+SMALL: Final = 64 * 1024
 BODY: Final = b"x" * 64
 RESPONSE: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\n\r\n" + BODY
 
@@ -159,7 +160,7 @@ class _Bulk:
         if kind != COUNT_STREAM:
             run.streams += 1
             if run.streams > MANY:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
         if kind in (UPLOAD, BOTH):
             run.waits.opened(number, time.monotonic())
         self._streams[number] = _Stream(sock, kind, name, run)
