@@ -30,7 +30,7 @@ The client's name is the first of: --name, the part before @ in the URL, QANAT_N
 the token file without its ending, "client".
 
 Without --proxy the environment names one, as for curl: HTTPS_PROXY (http_proxy for ws://),
-ALL_PROXY, and NO_PROXY for what is to be reached without.
+ALL_PROXY, and NO_PROXY for what is reached without.
 
 Several URLs, beside each other, are several ways to the same server, and are tried in turn; so are
 several transports with each URL: --transport http2,grpc or --transport http2 --transport grpc.

@@ -135,7 +135,7 @@ def _show(transport: str, port: int) -> None:
 
 
 def _first_page(port: int) -> bytes:
-    """The page, as soon as the client listens and has its session."""
+    """Return the page, as soon as the client listens and has its session."""
     deadline = Deadline(START)
     retry = threading.Event()
     while True:
@@ -176,7 +176,7 @@ def _web_server() -> Iterator[int]:
 
 @contextmanager
 def _process(name: str, config: Path) -> Iterator[None]:
-    """This very program, as another process, with its log in the folder."""
+    """Run this very program as another process, with its log in the folder."""
     with subprocess.Popen([*called.command(), name, "-c", str(config)]) as process:
         try:
             yield
@@ -217,7 +217,7 @@ def _write_configuration(folder: Path, port: int, web: int, local: dict[str, int
 
 
 def _free_port() -> int:
-    """A port that is free now; the process that is to listen there comes a moment later."""
+    """Return a port that is free now; the process that will listen there comes a moment later."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port

@@ -86,7 +86,7 @@ class Written:
 def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> Written:
     """Write server.yaml, client.yaml, NAME.token and server.key into `directory`; make it when missing.
 
-    Without `url` the client is to dial `listen` directly.  Raises UsageError, and leaves nothing
+    Without `url` the client dials `listen` directly.  Raises UsageError, and leaves nothing
     behind, when a file is there already, cannot be written, or a value cannot work.
     """
     if not NAME.fullmatch(name):
@@ -140,7 +140,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
 
 
 def nginx_block(*, path: str, upstream: str) -> str:
-    """The `location` of deploy/nginx.conf for this path and this HOST:PORT of the server."""
+    """Return the `location` of deploy/nginx.conf for this path and this HOST:PORT of the server."""
     whole = share("deploy", "nginx.conf").read_text("utf-8")
     _, _, rest = whole.partition("# The tunnel: from here\n")
     block, _, _ = rest.partition("    # The tunnel: to here")
@@ -158,7 +158,7 @@ def _parse_listen(listen: str) -> tuple[str, int]:
 
 
 def _reachable(host: str) -> str:
-    """An address by which this machine reaches a server that listens on `host`."""
+    """Return an address by which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 

@@ -37,7 +37,7 @@ class Ports:
 
     @classmethod
     def parse(cls, text: str) -> Ports:
-        """`*` (1 to 65535), `N` or `LOW-HIGH`; port 0 only by itself.  Raises UsageError."""
+        """Return the range in `*` (1 to 65535), `N` or `LOW-HIGH`; port 0 only by itself.  Raises UsageError."""
         if text == "*":
             return cls(1, 65535)
         first, dash, last = text.partition("-")
@@ -50,6 +50,7 @@ class Ports:
         return cls(low, high)
 
     def __contains__(self, port: int) -> bool:
+        """Return whether `port` is one of them."""
         return self.low <= port <= self.high
 
 
@@ -70,6 +71,7 @@ class NameRule:
     ports: Ports
 
     def matches(self, name: str) -> bool:
+        """Return whether the rule is about `name`, in lower case and without a final dot."""
         return name.endswith("." + self.name) if self.below else name == self.name
 
 
@@ -78,12 +80,14 @@ ConnectRule = NetworkRule | NameRule
 
 @dataclass(frozen=True, slots=True)
 class ListenRule:
+    """Allows listening at one address."""
+
     address: IpAddress
     ports: Ports
 
 
 def parse_connect_rule(text: str) -> ConnectRule:
-    """One rule of `allow_connect`.  Raises UsageError."""
+    """Return one rule of `allow_connect`.  Raises UsageError."""
     host, port_text = split_host_port(text)
     ports = Ports.parse(port_text)
     if ports.low == 0:
@@ -120,7 +124,7 @@ def _parse_name_rule(text: str, ports: Ports) -> NameRule:
 
 
 def parse_listen_rule(text: str) -> ListenRule:
-    """One rule of `allow_listen`: a literal address, and ports.  Raises UsageError."""
+    """Return one rule of `allow_listen`: a literal address, and ports.  Raises UsageError."""
     host, port_text = split_host_port(text)
     ports = Ports.parse(port_text)
     address = parse_address(check_bind_host(host, ports.low))

@@ -49,17 +49,17 @@ ONLY_BY_A_RULE_INSIDE: tuple[IpNetwork, ...] = (*_LOOPBACK, *_LINK_LOCAL, *_META
 
 
 def is_inside(network: IpNetwork, outer: IpNetwork) -> bool:
-    """Whether all of `network` lies in `outer`; false across IP versions."""
+    """Return whether all of `network` lies in `outer`; false across IP versions."""
     if isinstance(network, IPv4Network):
         return isinstance(outer, IPv4Network) and network.subnet_of(outer)
     return isinstance(outer, IPv6Network) and network.subnet_of(outer)
 
 
 def is_never(address: IpAddress) -> bool:
-    """Whether no rule at all can open `address`."""
+    """Return whether no rule at all can open `address`."""
     return any(address in network for network in NEVER)
 
 
 def special_ranges(address: IpAddress) -> list[IpNetwork]:
-    """The special ranges that `address` is in: usually none."""
+    """Return the special ranges that `address` is in: usually none."""
     return [network for network in ONLY_BY_A_RULE_INSIDE if address in network]

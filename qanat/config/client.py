@@ -17,7 +17,7 @@ _ELSEWHERE = dict.fromkeys(("local", "remote", "to"), "an entry of `forwards:`")
 
 
 def read_client(s: Section) -> ClientSettings:
-    """Return the client's settings; when faults were noted they are to be thrown away."""
+    """Return the client's settings; they mean nothing when a fault was noted."""
     servers = read_servers(s)
     urls = tuple(url for server in servers for url in server.urls)
     proxy = read_proxy(s, urls)

@@ -186,7 +186,7 @@ def _proxy(urls: Sequence[str], text: str | None, password_file: Path | None, en
         proxy = _named("--proxy", lambda value: parse_proxy(value, environment, password_follows=follows), text)
     if isinstance(proxy, EnvironmentProxies):
         for url in urls:
-            proxy.proxy_for(TunnelUrl.parse(url))  # what cannot be used is to be said now
+            proxy.proxy_for(TunnelUrl.parse(url))  # a variable that cannot be used ends the start
     if isinstance(proxy, Proxy) and proxy.password is not None:
         raise UsageError(
             "--proxy has a password, which every user of this machine can read on a command line",
@@ -224,7 +224,7 @@ def _headers(texts: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, str
 
 
 def _named(what: str, parse: Callable[[S], T], value: S) -> T:
-    """`parse(value)`, with `what` in front of its complaint."""
+    """Return `parse(value)`, with `what` in front of its complaint."""
     try:
         return parse(value)
     except UsageError as error:
@@ -232,7 +232,7 @@ def _named(what: str, parse: Callable[[S], T], value: S) -> T:
 
 
 def _split_users(urls: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """The name before the @ in any of `urls`, or "", and the URLs without it."""
+    """Return the name before the @ in any of `urls`, or "", and the URLs without it."""
     user, plain = "", []
     for url in urls:
         match = _USER.match(url)

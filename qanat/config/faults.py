@@ -1,7 +1,7 @@
 """What is wrong with a configuration file: every fault with its place, and the error that carries them.
 
 Nothing here knows what a configuration means.  `qanat.config.document` and `qanat.config.section`
-collect faults; `qanat.config.load` raises them; tunnel.py prints them.
+collect faults; `qanat.config.load` raises them; `qanat.cli` prints them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Faults:
         self._inserted: dict[str, str] = {}
 
     def add(self, line: int, column: int, text: str) -> None:
-        """A fault at `line` and `column`, counted from 1; `text` is a plain sentence without a full stop."""
+        """Note a fault at `line` and `column`, counted from 1; `text` is a plain sentence without a full stop."""
         self._noted.append((line, column, text))
 
     def hide(self, value: str, name: str) -> None:
@@ -60,7 +60,7 @@ class Faults:
             self._inserted[value] = "${" + name + "}"
 
     def found(self) -> list[Fault]:
-        """All faults so far, each once, in the order of the file."""
+        """Return all faults so far, each once, in the order of the file."""
         return sorted({Fault(line, column, self._clean(text), self._file) for line, column, text in self._noted})
 
     def raise_if_any(self) -> None:

@@ -2,8 +2,8 @@
 
 The file is YAML with a `server:` and a `client:` section, either or both.  Only the section that is
 wanted is read, so that a server needs none of the client's variables and files; `check_config` reads
-both.  What the sections may hold stands in `qanat.config.server` and `qanat.config.client`; how a
-section is asked, and why by hand, in `qanat.config.section`.  Called by tunnel.py.
+both.  What the sections may hold stands in `qanat.config.settings`; how a section is asked, and why by
+hand, in `qanat.config.section`.  The command line calls this.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ from typing import Literal, overload
 from qanat.config.client import read_client
 from qanat.config.document import Document, place_of
 from qanat.config.faults import ConfigError, Fault
+from qanat.config.options import options_of
 from qanat.config.section import Section
 from qanat.config.server import read_server
 from qanat.config.settings import ClientSettings, ServerSettings
 
 __all__ = ["ConfigError", "Fault", "check_config", "load_config"]
 
-_ELSEWHERE = {"clients": "`server:`", "listen": "`server:`", "forwards": "`client:`", "url": "`client:`"}
+_KEYS = {
+    name: {key for option in options_of(settings) for key in option.keys}
+    for name, settings in (("server", ServerSettings), ("client", ClientSettings))
+}
+_ELSEWHERE = {
+    **dict.fromkeys(_KEYS["server"] - _KEYS["client"], "`server:`"),
+    **dict.fromkeys(_KEYS["client"] - _KEYS["server"], "`client:`"),
+    "url": "`client:`",
+}
 
 
 @overload
@@ -32,7 +41,7 @@ def load_config(path: Path, *, want: Literal["client"], environ: Mapping[str, st
 def load_config(
     path: Path, *, want: Literal["server", "client"], environ: Mapping[str, str] | None = None
 ) -> ServerSettings | ClientSettings:
-    """The settings in the `want` section of `path`.  Blocks on the disk only.
+    """Return the settings in the `want` section of `path`.  Blocks on the disk only.
 
     `environ` (the process's own when None) serves `${NAME}` and STATE_DIRECTORY.  Raises ConfigError
     with every fault of that section, of the files that it names, and of the file's outermost keys.

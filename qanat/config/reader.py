@@ -18,7 +18,7 @@ def read_options(s: Section, settings: type[T], *, elsewhere: Mapping[str, str] 
     """Return what `s` sets, and note every key of it that is unknown, missing or wrong.
 
     Options in `given`, by their fields' names, have been read already.  `elsewhere` tells, beside the sections below,
-    where keys of other sections belong.  When faults were noted what is returned is to be thrown away.
+    where keys of other sections belong.  What is returned means nothing when a fault was noted.
     """
     values: dict[str, Any] = {}
     complete = True

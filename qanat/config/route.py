@@ -20,7 +20,7 @@ from qanat.transports.dial.urls import TunnelUrl
 
 
 def read_proxy(s: Section, urls: tuple[str, ...]) -> AnyProxy:
-    """`proxy` and `proxy_password_file`; variables that cannot be used for one of `urls` are faults, too."""
+    """Return `proxy`, with its password; variables that cannot be used for one of `urls` are faults, too."""
     environment = EnvironmentProxies.read(s.document.environ)
     proxy: AnyProxy = environment
     follows = "proxy_password_file" in s
@@ -45,7 +45,7 @@ def read_proxy(s: Section, urls: tuple[str, ...]) -> AnyProxy:
 
 
 def read_client_tls(s: Section, urls: tuple[str, ...], proxy: AnyProxy) -> ClientTls:
-    """The client's `tls`; a key that could have no effect is a fault."""
+    """Return the client's `tls`; a key that could have no effect is a fault."""
     tls = s.section("tls")
     settings = read_options(tls, ClientTls)
     if ("certificate" in tls) != ("key" in tls):
@@ -59,7 +59,7 @@ def read_client_tls(s: Section, urls: tuple[str, ...], proxy: AnyProxy) -> Clien
 
 
 def _has_tls(proxy: AnyProxy, urls: tuple[str, ...]) -> bool:
-    """Whether the proxy on the way to one of `urls` is reached by TLS."""
+    """Return whether the proxy on the way to one of `urls` is reached by TLS."""
     for url in urls:
         with contextlib.suppress(UsageError):  # noted already
             used = proxy.proxy_for(TunnelUrl.parse(url)) if isinstance(proxy, EnvironmentProxies) else proxy
@@ -69,7 +69,7 @@ def _has_tls(proxy: AnyProxy, urls: tuple[str, ...]) -> bool:
 
 
 def read_headers(s: Section) -> tuple[tuple[str, str], ...]:
-    """`headers`: names to values, or to {value_file: FILE}."""
+    """Return `headers`: names to values, or to {value_file: FILE}."""
     h = s.section("headers")
     headers: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
@@ -109,7 +109,7 @@ def _read_header(h: Section, name: str) -> str | None:
 
 
 def _password_stands_there(text: Text) -> bool:
-    """Whether the password in a proxy's URL is written out, and not brought in from the environment."""
+    """Return whether the password in a proxy's URL is written out, and not brought in from the environment."""
     password = text.written.rpartition("@")[0].rpartition(":")[2]
     return "${" not in password
 

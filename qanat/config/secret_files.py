@@ -79,7 +79,7 @@ def check_readable(path: Path) -> None:
 
 
 def _instead_of_token(text: str) -> str:
-    """What `text`, which is no token, looks like, or ""."""
+    """Return what `text`, which is no token, looks like, or ""."""
     if not text:
         return "nothing is in it"
     if text[0] in _QUOTES or text[-1] in _QUOTES:

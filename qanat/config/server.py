@@ -21,7 +21,7 @@ _IDENTITY: Path = option_of(ServerSettings, "identity").default
 
 
 def read_server(s: Section) -> ServerSettings:
-    """Return the server's settings; when faults were noted they are to be thrown away."""
+    """Return the server's settings; they mean nothing when a fault was noted."""
     s.require("clients", option_of(ServerSettings, "clients").declared.required)
     return read_options(
         s, ServerSettings, clients=_read_accounts(s), identity=_read_identity(s), state_dir=read_state_dir(s)

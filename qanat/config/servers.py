@@ -23,7 +23,7 @@ _URL = option_of(RemoteServer, "urls")
 
 
 def read_servers(s: Section) -> tuple[RemoteServer, ...]:
-    """The servers in their order; none only when that was a fault."""
+    """Return the servers in their order; none only when that was a fault."""
     if "servers" not in s:
         s.knows("servers")
         s.require("url", _URL.declared.required)
@@ -57,7 +57,7 @@ def _need_several(s: Section, key: str, servers: tuple[RemoteServer, ...]) -> No
 
 
 def _refuse_the_other_form(s: Section) -> None:
-    """What stands beside `servers` is read too: its faults would go with it into an entry."""
+    """Read what stands beside `servers`, too: its faults would go with it into an entry."""
     for key in _KEYS:
         if key in s:
             s.refuse(key, "stands beside `servers`; move it into an entry there, or leave `servers` out")

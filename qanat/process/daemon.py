@@ -1,7 +1,7 @@
 """What the operating system expects of a process that stays: signals, a PID file, a lock, sd_notify.
 
 Not here: what the process does (qanat.server.server, qanat.client.client), and going to the background,
-which systemd, supervisor and cron do themselves.  Called by tunnel.py through `run_daemon`.
+which systemd, supervisor and cron do themselves.  The command line calls `run_daemon`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Signals:
         self._stopping = [signal.SIGTERM, signal.SIGINT]
         self._reopening: list[signal.Signals] = []
         if hasattr(signal, "SIGHUP"):
-            # nohup starts us with SIGHUP ignored, and means it: a closed terminal is to end nothing.
+            # nohup starts us with SIGHUP ignored, and means it: a closed terminal ends nothing.
             hangup_stops = hangup_stops and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
             (self._stopping if hangup_stops else self._reopening).append(signal.SIGHUP)
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -115,7 +115,7 @@ class Signals:
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """A handler that is there so that the interpreter reports the signal."""
+    """Do nothing: the handler is there so that the interpreter reports the signal."""
 
 
 class AlreadyRunning(UsageError):

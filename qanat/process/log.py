@@ -5,8 +5,8 @@ and become keys of the JSON object.  Whatever reaches an output here has lost an
 like a token: the program never logs one on purpose, and this is the last defence should it happen
 by accident, in a traceback or in what the other end sent.
 
-Not here: what is logged, and the signal that asks for `reopen` (qanat.process.daemon).  Called by
-tunnel.py, once for each process.
+Not here: what is logged, and the signal that asks for `reopen` (qanat.process.daemon).  The command
+line calls `setup_logging`, once for each process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("qanat.log")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
 # Texts of the other end are logged too: a line break in one must not forge a line of ours, and an
-# escape sequence must not reach a terminal, nor what turns the direction of its text round.
+# escape sequence must not reach a terminal, nor what reverses the direction of its text.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
 _CONTROL.update({0x0A: "\\n", 0x0D: "\\r"})
 _TURNING = (*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0x061C, 0xFEFF)
@@ -109,6 +109,7 @@ class FloodFilter(logging.Filter):
         self._counts: dict[tuple[str, int], tuple[float, int]] = {}  # place: since when, how many
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line goes out."""
         if record.levelno < logging.INFO:
             return True
         place = (record.pathname, record.lineno)
@@ -132,6 +133,7 @@ class ForgivingHandler(logging.StreamHandler[TextIO]):
 
     @property
     def where(self) -> str:
+        """What messages call it."""
         return "stderr"
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -188,6 +190,7 @@ class ReopeningFileHandler(ForgivingHandler):
 
     @property
     def where(self) -> str:
+        """What messages call it."""
         return str(self.path)
 
     def reopen(self) -> None:
@@ -206,13 +209,15 @@ class ReopeningFileHandler(ForgivingHandler):
 
 class _ScrubbingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without anything that looks like a token."""
         return hide_tokens(self.line(record))
 
     def line(self, record: logging.LogRecord) -> str:
+        """Return what `format` makes of the record, tokens and all."""
         raise NotImplementedError
 
     def traceback_of(self, record: logging.LogRecord) -> str:
-        """The record's traceback, or ""."""
+        """Return the record's traceback, or ""."""
         parts = []
         if record.exc_info and record.exc_info[0] is not None:
             parts.append(self.formatException(record.exc_info))
@@ -225,6 +230,7 @@ class TextFormatter(_ScrubbingFormatter):
     """`2026-01-31 12:00:00.123 info    connected to …`, in local time; tracebacks follow, indented."""
 
     def line(self, record: logging.LogRecord) -> str:
+        """Return the record as this class writes it."""
         moment = datetime.fromtimestamp(record.created).isoformat(sep=" ", timespec="milliseconds")
         line = f"{moment} {record.levelname.lower():<7} {record.getMessage().translate(_CONTROL)}"
         traceback = self.traceback_of(record)
@@ -237,6 +243,7 @@ class JsonFormatter(_ScrubbingFormatter):
     """One object a line: ts (UTC), level, logger, message, the extras, and traceback where there is one."""
 
     def line(self, record: logging.LogRecord) -> str:
+        """Return the record as this class writes it."""
         facts = {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         entry: dict[str, object] = {
