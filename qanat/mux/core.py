@@ -3,8 +3,8 @@
 A lane is an ordered sequence of frames in each direction that outlives the pipe it runs on.  Its core is made of a
 `Sender` (streams' queues to records), a `Receiver` (records to streams' inboxes), and the `StreamTable`; they share
 what is pending without a number and the list of who must be woken.  Here is what concerns all of them: pipes that
-begin and end, streams that begin or are reset, and the end of the lane.  Who writes to a stream or reads from it calls
-the sender or the receiver.
+begin and end, streams that begin or are reset, and the end of the lane.  Who writes to a stream or reads from it, and
+who has a record or wants one, calls the sender or the receiver.
 
 Pure, and not thread-safe: `qanat.mux.lane` guards it with its lock, and does what `wakeups` says.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from qanat.base.errors import ProtocolError, SessionEnded
 from qanat.mux import frames as wire
-from qanat.mux.parameters import Event, LaneParameters
+from qanat.mux.parameters import LaneParameters
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.receiver import Receiver
 from qanat.mux.sender import Sender
@@ -56,10 +56,6 @@ class LaneCore:
     def detach(self) -> None:
         """Note that the pipe is gone; what was sent and not acknowledged waits for the next."""
         self.sender.detach()
-
-    def receive(self, content: memoryview, now: float) -> list[Event]:
-        """Take the frames of one FRAMES record (see `Receiver.receive`); nothing when the lane is over."""
-        return [] if self.ended is not None else self.receiver.receive(content, now)
 
     # --- streams --------------------------------------------------------------------------------
 
@@ -107,6 +103,8 @@ class LaneCore:
         for stream in over:
             self.sender.abort(stream, reason, text)
         self.sender.end()
+        self.receiver.end()
+        self.wakeups.pong = True
         return over
 
     def check_invariants(self) -> None:

@@ -16,15 +16,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
-from qanat.mux.attachment import Attachment, AttachmentState, AttachmentStep
+from qanat.mux.attachment import Attachment, AttachmentStep
 from qanat.mux.core import LaneCore
 from qanat.mux.frames import Reason
-from qanat.mux.parameters import ControlReceived, LaneParameters, Opened
+from qanat.mux.parameters import ControlReceived, Event, LaneParameters
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
 from qanat.mux.stream import Stream
 from qanat.mux.stream_state import StreamPhase, StreamState
@@ -203,7 +204,6 @@ class Lane:
             self.core.end(reason, text)
             self._attachment.advance(AttachmentStep.END)
             told = close is not None and runner is not None and runner.close_if_free_locked(close)
-            self._pong.notify_all()
             self._settled.notify_all()
             failed = self.wake_locked()
         if runner is not None and not told:
@@ -291,30 +291,15 @@ class Lane:
 
     # --- for PipeRunner and Stream --------------------------------------------------------------
 
-    def receive(self, content: memoryview) -> None:
-        """Take the frames of one record and act on them; for the reader.  Raises ProtocolError."""
-        failed: list[Stream] = []
-        try:
-            with self.lock:
-                if self._attachment.state is AttachmentState.YIELDING:
-                    return  # The next pipe goes on where this one was when it had to yield.
-                try:
-                    events = self.core.receive(content, self.clock())
-                    # Made under the lock: a stream must not fail before there is somebody to report it to.
-                    opened = [self._add_stream_locked(e.stream) if isinstance(e, Opened) else e for e in events]
-                finally:
-                    # Also after a ProtocolError: the frames before the faulty one have taken effect.
-                    if self._closing is not None:
-                        self.core.wakeups.work = True
-                    failed = self.wake_locked()
-                    self._pong.notify_all()
-        finally:
-            self.report(failed)
-        for event in opened:
-            if isinstance(event, ControlReceived):
-                self._on_control(event.message)
-            else:
-                self._on_open(event)
+    def callbacks_locked(self, events: list[Event]) -> list[Callable[[], None]]:
+        """Return what has to be called for these events once the lock is released; it may raise ProtocolError."""
+        # Streams are made under the lock: one must not fail before there is somebody to report it to.
+        return [
+            partial(self._on_control, event.message)
+            if isinstance(event, ControlReceived)
+            else partial(self._on_open, self._add_stream_locked(event.stream))
+            for event in events
+        ]
 
     def wake_locked(self) -> list[Stream]:
         """Wake the threads that the core has named; return the streams to `report` once the lock is released."""
@@ -339,6 +324,9 @@ class Lane:
         if wakeups.room or failed:
             wakeups.room = False
             self._room.notify_all()
+        if wakeups.pong:
+            wakeups.pong = False
+            self._pong.notify_all()
         if wakeups.work:
             wakeups.work = False
             if self._runner is not None:

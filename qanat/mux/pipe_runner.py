@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,8 @@ from qanat.base.errors import NoThread, ProtocolError, QanatError, TransportErro
 from qanat.base.threads import start_thread
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
-from qanat.mux.stream import LaneOfStream
+from qanat.mux.parameters import Event
+from qanat.mux.stream import LaneOfStream, Stream
 from qanat.mux.trace import describe_frames
 
 log = logging.getLogger("qanat.mux")
@@ -45,8 +47,8 @@ class PipeResult:
 class LaneOfPipe(LaneOfStream, Protocol):
     """What a pipe needs of the lane that it carries (`qanat.mux.lane.Lane`)."""
 
-    def receive(self, content: memoryview) -> None:
-        """Take the frames of one record and act on them.  Raises ProtocolError."""
+    def callbacks_locked(self, events: list[Event]) -> list[Callable[[], None]]:
+        """Return what has to be called for these events once the lock is released; it may raise ProtocolError."""
 
 
 class PipeRunner:
@@ -56,6 +58,7 @@ class PipeRunner:
         self._lane = lane
         self._lock = lane.lock
         self._sender = lane.core.sender
+        self._receiver = lane.core.receiver
         self._sealed = sealed
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
         self._work = threading.Condition(lane.lock)
@@ -152,12 +155,32 @@ class PipeRunner:
             if kind is RecordKind.FRAMES:
                 if frame_log.isEnabledFor(logging.DEBUG):
                     self._trace("<", content)
-                self._lane.receive(content)
+                self._receive(content)
             elif kind is RecordKind.CLOSE:
                 close = Close.decode(content)
                 return PipeResult(close.text or close.reason.name.lower().replace("_", " "), close)
             else:
                 raise ProtocolError(f"a {kind.name} record in the middle of a session")
+
+    def _receive(self, content: memoryview) -> None:
+        lane = self._lane
+        failed: list[Stream] = []
+        try:
+            with self._lock:
+                if self._close_next is not None:
+                    return  # The next pipe goes on where this one was when it had to yield.
+                try:
+                    events = self._receiver.receive(content, lane.clock())
+                    callbacks = lane.callbacks_locked(events)
+                finally:
+                    # Also after a ProtocolError: the frames before the faulty one have taken effect.
+                    if self._close_when_idle is not None:  # An ACK may have made it idle.
+                        self._work.notify()
+                    failed = lane.wake_locked()
+        finally:
+            lane.report(failed)
+        for callback in callbacks:
+            callback()
 
     def _flush_wanted(self) -> None:
         """Have the writer flush what the pipe itself owes the peer: a pong, a window."""

@@ -44,6 +44,7 @@ class Receiver:
         self._pending = pending
         self._wakeups = wakeups
         self._pipe_number = 0
+        self._ended = False
 
     # --- by the lane's reader -------------------------------------------------------------------
 
@@ -51,13 +52,19 @@ class Receiver:
         """Count the frames of a new pipe from `start`, which has been checked; those below `expected` are dropped."""
         self._pipe_number = start
 
+    def end(self) -> None:
+        """Take no more frames: the lane is over."""
+        self._ended = True
+
     def receive(self, content: memoryview, now: float) -> list[Event]:
-        """Take the frames of one FRAMES record.  Raises ProtocolError; the pipe is then over.
+        """Take the frames of one FRAMES record; nothing after `end`.  Raises ProtocolError; the pipe is then over.
 
         Payload is kept as views into `content`, which must not change afterwards; that of frames far
         smaller than their record is copied, so that a byte cannot keep a quarter of a megabyte.
         """
         events: list[Event] = []
+        if self._ended:
+            return events
         for frame in wire.parse_frames(content):
             if isinstance(frame, wire.Data):
                 if self._is_new(now, len(frame.payload)):
@@ -73,6 +80,7 @@ class Receiver:
                 self._wakeups.work = True
             elif isinstance(frame, wire.Pong):
                 self._pending.pong_received(frame.value, now)
+                self._wakeups.pong = True
             elif isinstance(frame, wire.Datagram):
                 pass  # No stream of this version takes datagrams: dropped, as any datagram may be.
             elif self._is_new(now, 0):

@@ -12,13 +12,15 @@ from qanat.mux.stream_state import StreamState
 class Wakeups:
     """A mailbox: everybody may add, the lane alone takes out."""
 
-    __slots__ = ("readers", "room", "work", "writers")
+    __slots__ = ("pong", "readers", "room", "work", "writers")
 
     def __init__(self) -> None:
         self.readers: list[StreamState] = []
         """Streams that have something for their reader, or are over."""
         self.writers: list[StreamState] = []
         """Streams whose writer may have room, and each stream once more when it is over on the wire, as the last."""
+        self.pong = False
+        """A PING of ours was answered, or never will be."""
         self.room = False
         """A buffer came back, or the retransmit buffer is no longer full."""
         self.work = False

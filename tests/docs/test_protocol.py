@@ -297,9 +297,9 @@ def test_the_frames_have_the_types_of_the_page_and_those_are_numbered_that_it_nu
     for row in table.rows:
         core = LaneCore(LaneParameters(client=False), 0.0)
         core.attach(0.0)
-        core.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
+        core.receiver.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
         assert core.open_stream(b"", 0.0).id == 2
-        core.receive(memoryview(SIMPLEST_FRAMES[row["name"]]), 0.0)
+        core.receiver.receive(memoryview(SIMPLEST_FRAMES[row["name"]]), 0.0)
         assert core.receiver.expected - 1 == (row["numbered"] == "yes"), row["name"]
 
 
@@ -344,12 +344,12 @@ def test_the_states_of_a_stream_are_the_table_s() -> None:
 def test_data_is_sent_in_the_states_in_which_the_page_allows_it(phase: StreamPhase) -> None:
     core = LaneCore(LaneParameters(client=False), 0.0)
     core.attach(0.0)
-    core.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
+    core.receiver.receive(memoryview(wire.Open(1, b"").encode()), 0.0)
     (stream,) = core.streams
     if phase is StreamPhase.HALF_CLOSED_LOCAL:
         core.sender.finish(stream)
     elif phase is StreamPhase.HALF_CLOSED_REMOTE:
-        core.receive(memoryview(wire.Fin(1, 0).encode()), 0.0)
+        core.receiver.receive(memoryview(wire.Fin(1, 0).encode()), 0.0)
     assert stream.phase is phase
     if phase is StreamPhase.HALF_CLOSED_LOCAL:
         with pytest.raises(LocalError):

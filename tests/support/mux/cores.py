@@ -45,7 +45,7 @@ class Peer:
 
     def feed(self, *frames: bytes, now: float = 0.0) -> list[Event]:
         """Receive a record of `frames`, whoever made them."""
-        events = self.core.receive(memoryview(b"".join(frames)), now)
+        events = self.core.receiver.receive(memoryview(b"".join(frames)), now)
         self.events += events
         return events
 
