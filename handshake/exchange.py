@@ -151,7 +151,7 @@ def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline)
     `client_handshake`.  The pipe is closed by then.
     """
     with _closed_on_error(pipe), closed_at(deadline, pipe) as expired:
-        pipe.set_guarded(True)
+        pipe.set_unauthenticated(True)
         pipe.send(_with_headroom(pipe, handshake.start()))
         while not handshake.done:
             message = pipe.recv()
@@ -163,7 +163,7 @@ def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline)
             _send_all(pipe, answers)
             if handshake.refused:
                 raise RefusedError(handshake.refusal_detail)
-        pipe.set_guarded(False)
+        pipe.set_unauthenticated(False)
     result = handshake.result
     return SealedPipe(
         pipe,

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Final, TypeVar
 
 from qanat.base.errors import LocalError, ProtocolError
+from qanat.base.text import encode_cut
 from qanat.handshake.fields import FieldReader, lp8, lp16
 from qanat.handshake.key_schedule import hmac_sha256, secrets_equal
 
@@ -244,8 +245,7 @@ class Close:
 
     def encode(self) -> bytes:
         """Return the record's content, without its kind."""
-        cut = self.text.encode("utf-8", "replace")[:MAX_CLOSE_TEXT].decode("utf-8", "ignore")
-        return bytes([self.reason]) + lp16(cut.encode("utf-8"))
+        return bytes([self.reason]) + lp16(encode_cut(self.text, MAX_CLOSE_TEXT))
 
     @classmethod
     def decode(cls, content: bytes | memoryview) -> Close:

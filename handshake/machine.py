@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import Final
 
 from qanat.base.errors import HandshakeError, LocalError, RefusedError
+from qanat.base.text import NAME
 from qanat.handshake import key_schedule, keys
 from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.messages import (
@@ -23,7 +24,6 @@ from qanat.handshake.messages import (
     LARGEST_MESSAGE,
     M3_LIMIT,
     MAX_VERSIONS,
-    NAME,
     PROOF_SIZE,
     RANDOM_SIZE,
     SECRET_SIZE,

@@ -6,12 +6,12 @@ HandshakeError.  Which message is legal when, and what its fields mean, is known
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
 from qanat.base.errors import HandshakeError
+from qanat.base.text import NAME
 from qanat.handshake.fields import FieldReader, lp, lp8
 
 M1_LIMIT: Final = 1024
@@ -28,8 +28,6 @@ PROOF_SIZE: Final = 32
 SECRET_SIZE: Final = 32
 AUTH_LABEL: Final = b"qanat/1 auth"
 SESSION_LABEL: Final = b"qanat/1 session"
-NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-"""What a client may be called; match it whole."""
 
 _HEADER_SIZE: Final = 3
 

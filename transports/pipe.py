@@ -15,7 +15,7 @@ MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
 
 MAX_UNAUTHENTICATED = 1024
-"""The largest message that a guarded pipe takes: the handshake's own limit (docs/PROTOCOL.md §1)."""
+"""The largest message that an unauthenticated pipe takes: the handshake's own limit (docs/PROTOCOL.md §1)."""
 
 
 SockAddr = tuple[Any, ...]
@@ -63,10 +63,10 @@ class Wire(ABC):
         """Send what reading made this wire owe (TLS KeyUpdate).  By the writing thread; blocks as `send_all`."""
 
     @abstractmethod
-    def close(self, last_words: bytes = b"") -> None:
+    def close(self, final: bytes = b"") -> None:
         """Shut down and close; wakes a blocked reader and writer.  Idempotent, from any thread, never blocks.
 
-        `last_words` are sent first if, and only if, that is possible at once.
+        `final` is sent first if, and only if, that is possible at once.
         """
 
 
@@ -117,8 +117,8 @@ class Pipe(ABC):
         raise PipeEnded then.  From any thread; does not block; heeded from the next `send` on.
         """
 
-    def set_guarded(self, guarded: bool) -> None:  # noqa: B027 - not every transport has something to guard
-        """While guarded, `recv` takes no more than a handshake needs: the peer is a stranger.
+    def set_unauthenticated(self, unauthenticated: bool) -> None:  # noqa: B027 - not every transport has limits of its own
+        """While the peer is unauthenticated, `recv` takes no more than a handshake needs.
 
         A message above MAX_UNAUTHENTICATED ends the pipe before its bytes are waited for, and so do more of the
         transport's own frames (pings, fragments) than honest proxies make.  By the thread that calls `recv`.
@@ -143,7 +143,7 @@ class Pipe(ABC):
         """Send the control bytes that reading made this pipe owe (pongs, KeyUpdate), if any.
 
         Called by the thread that calls `send`, which also sends them; blocks and raises as `send` does.
-        What is owed is bounded: of many pings only the last is answered.
+        What is pending is bounded: of many pings only the last is answered.
         """
 
     @abstractmethod

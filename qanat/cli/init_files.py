@@ -20,11 +20,11 @@ from qanat.base.addresses import parse_listen
 from qanat.base.errors import UsageError
 from qanat.base.share import share
 from qanat.base.sockets import format_address
+from qanat.base.text import NAME
 from qanat.config.options import option_of
 from qanat.config.schema import schema_location
 from qanat.config.settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
-from qanat.handshake.messages import NAME
 from qanat.handshake.tokens import generate_token
 from qanat.transports.dial.urls import TunnelUrl
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.text import printable
 from qanat.client.known_hosts import KnownHosts
 from qanat.config.settings import ClientSettings, RemoteServer
 from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at
@@ -19,7 +20,6 @@ from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
-from qanat.session.messages import printable
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import grpc

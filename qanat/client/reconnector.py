@@ -21,6 +21,7 @@ from functools import partial
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.client.backoff import Backoff
@@ -32,7 +33,6 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.pipe_runner import PipeResult
-from qanat.session.messages import printable
 
 log = logging.getLogger("qanat.client")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qanat.base.addresses import parse_target
+from qanat.base.addresses import format_host_port, parse_target
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
 from qanat.config.options import Conflict, Flag, declared, option
 from qanat.config.request_headers import HOST_PATTERN, check_host_header
@@ -331,7 +331,7 @@ class Forward:
     to: tuple[str, int]  # name or literal, resolved at the connecting end
 
     def __str__(self) -> str:
-        return f"{self.kind} {_join(self.listen)} to {_join(self.to)}"
+        return f"{self.kind} {format_host_port(*self.listen)} to {format_host_port(*self.to)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,8 +575,3 @@ class ClientSettings:
         doc="Where known hosts are kept.",
         unset="$STATE_DIRECTORY, else this file's directory",
     )
-
-
-def _join(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

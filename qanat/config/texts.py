@@ -13,8 +13,8 @@ from collections.abc import Collection
 
 from qanat.base.addresses import check_target_host, normalise_name, parse_address, parse_listen, parse_network
 from qanat.base.errors import UsageError
+from qanat.base.text import NAME
 from qanat.config.access_rules import parse_connect_rule, parse_listen_rule
-from qanat.handshake.messages import NAME
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 

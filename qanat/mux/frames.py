@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from qanat.base.errors import LocalError, ProtocolError
+from qanat.base.text import encode_cut
 
 MAX_TEXT = 1024
 """Bytes in a stream request, a text or a control message at most."""
@@ -198,7 +199,7 @@ Frame = Open | Data | Fin | Reset | Accept | Control | Ack | Credit | Ping | Pon
 
 def encode_text(text: str) -> bytes:
     """Return `text` in UTF-8, cut at a character so that it fits into MAX_TEXT."""
-    return text.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore").encode()
+    return encode_cut(text, MAX_TEXT)
 
 
 def data_header(stream: int, length: int) -> bytes:

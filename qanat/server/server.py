@@ -19,6 +19,7 @@ from dataclasses import replace
 from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
 from qanat.base.sockets import format_address
+from qanat.base.text import printable
 from qanat.config.settings import ClientAccount, ServerSettings
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
@@ -35,7 +36,6 @@ from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
 from qanat.session.limits import affordable_streams, hello_parameters, lane_parameters, share
-from qanat.session.messages import printable
 from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")

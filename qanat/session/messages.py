@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from qanat.base.errors import ProtocolError
+from qanat.base.text import encode_cut, printable
 from qanat.handshake.fields import FieldReader, lp16
 
 MAX_NAME = 255
@@ -36,7 +37,7 @@ class ConnectTcp:
 
     def encode(self) -> bytes:
         """Return the stream request; an origin that is too long is cut."""
-        return struct.pack("!BH", 1, self.port) + lp16(self.host.encode()) + lp16(_cut(self.origin))
+        return struct.pack("!BH", 1, self.port) + lp16(self.host.encode()) + lp16(encode_cut(self.origin, MAX_NAME))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class ThroughForward:
 
     def encode(self) -> bytes:
         """Return the stream request; an origin that is too long is cut."""
-        return struct.pack("!BI", 2, self.forward) + lp16(_cut(self.origin))
+        return struct.pack("!BI", 2, self.forward) + lp16(encode_cut(self.origin, MAX_NAME))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class ListenFailed:
 
     def encode(self) -> bytes:
         """Return the control message; a text that is too long is cut."""
-        return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(_cut(self.text, MAX_REASON))
+        return struct.pack("!BIH", 3, self.forward, self.reason) + lp16(encode_cut(self.text, MAX_REASON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +153,6 @@ def _decode_listen(reader: FieldReader, forward: int) -> Listen:
     return message
 
 
-def printable(text: str) -> str:
-    """Return `text` from the peer with replacements for what could move a cursor or begin a line of a log."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
 def _readable(content: bytes) -> str:
     return printable(content[:MAX_REASON].decode(errors="replace"))
 
@@ -169,8 +165,3 @@ def _text(reader: FieldReader) -> str:
         return printable(content.decode())
     except UnicodeDecodeError as error:
         raise ProtocolError("a text that is not UTF-8") from error
-
-
-def _cut(text: str, limit: int = MAX_NAME) -> bytes:
-    """Return at most `limit` bytes of `text`, whole characters."""
-    return text.encode(errors="replace")[:limit].decode(errors="ignore").encode()

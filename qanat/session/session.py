@@ -16,6 +16,7 @@ from collections.abc import Callable
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError, QanatError, SessionEnded
+from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.pump import join_stream
@@ -27,7 +28,7 @@ from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
-from qanat.session.messages import StreamRequest, decode_request, printable
+from qanat.session.messages import StreamRequest, decode_request
 
 log = logging.getLogger("qanat.session")
 

@@ -14,6 +14,7 @@ from enum import IntEnum
 import pytest
 
 from qanat.base.errors import LocalError
+from qanat.base.untrusted import MAX_RETRY_AFTER
 from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
 from qanat.handshake import hello, keys, machine, messages, sealed
 from qanat.handshake import key_schedule as schedule
@@ -43,7 +44,6 @@ from qanat.session.messages import (
     decode_control,
     decode_request,
 )
-from qanat.transports.dial.errors import MAX_RETRY_AFTER
 from qanat.transports.dial.route import NODE_COOKIE
 from qanat.transports.pipe import MAX_MESSAGE
 from tests.support.protocol_page import load_page, number

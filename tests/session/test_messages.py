@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qanat.base.errors import ProtocolError
+from qanat.base.text import printable
 from qanat.session.messages import (
     ConnectTcp,
     ControlMessage,
@@ -21,7 +22,6 @@ from qanat.session.messages import (
     Unlisten,
     decode_control,
     decode_request,
-    printable,
 )
 
 LARGEST = 1024  # docs/PROTOCOL.md §5

@@ -7,14 +7,11 @@ one place.  Facts about proxies are measured ones.  Used by each transport's cli
 from __future__ import annotations
 
 import datetime
-import email.utils
 from collections.abc import Mapping
 
 from qanat.base.errors import TransportError
+from qanat.base.untrusted import retry_after, words
 from qanat.transports.dial.urls import TunnelUrl
-
-MAX_RETRY_AFTER = 3600.0
-"""Seconds; whoever answers may be nobody of ours, and must not silence a client for a day."""
 
 _CHECK_PATH = "check the path in the URL against `path` in the server's configuration, and the proxy's routes"
 
@@ -138,20 +135,22 @@ def explain_status(status: int, headers: Mapping[str, str], transport: str, url:
 
     `headers` has lower-case names.  Retry-After (RFC 9110 §10.2.3) is honoured for 429 and 503.
     """
-    words, hint = _words(status, headers, transport, url)
-    retry_after = _retry_after(headers.get("retry-after", "")) if status in (429, 503) else None
-    return TransportError(f"{url} over {transport}: {words}", hint=hint, retry_after=retry_after)
+    text, hint = _text_and_hint(status, headers, transport, url)
+    wait = None
+    if status in (429, 503):
+        wait = retry_after(headers.get("retry-after", ""), datetime.datetime.now(datetime.UTC))
+    return TransportError(f"{url} over {transport}: {text}", hint=hint, retry_after=wait)
 
 
-def _words(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> tuple[str, str]:
+def _text_and_hint(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> tuple[str, str]:
     if status in _REDIRECTS:
-        return _explain_redirect(status, printable(headers.get("location", "")), url)
+        return _explain_redirect(status, words(headers.get("location", "")), url)
     table = _EXPLAINED_OVER_HTTP2 if transport != "websocket" and status in _EXPLAINED_OVER_HTTP2 else _EXPLAINED
     if status in table:
-        words, hint = table[status]
+        text, hint = table[status]
         if status == 400:
             hint = (_ON_TLS_PORT if url.tls else _ON_PLAIN_PORT) + hint
-        return words, hint
+        return text, hint
     if 200 <= status < 300:
         return f"{status}: an ordinary web page is there, not a tunnel", _CHECK_PATH
     return f"status {status}, which no tunnel gives", "look at the log of the web server or proxy that answered"
@@ -159,29 +158,10 @@ def _words(status: int, headers: Mapping[str, str], transport: str, url: TunnelU
 
 def _explain_redirect(status: int, location: str, url: TunnelUrl) -> tuple[str, str]:
     where = f" to {location}" if location else ""
-    words = f"{status}: it redirects{where}, which is not followed"
+    text = f"{status}: it redirects{where}, which is not followed"
     if location.startswith("https://") and not url.tls:
-        return words, "write wss:// instead of ws:// in the URL"
-    return words, (
+        return text, "write wss:// instead of ws:// in the URL"
+    return text, (
         "put the final address into the URL; if it leads to a login, exempt the tunnel's path from that, or give what "
         "the access gateway wants in `headers`"
     )
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds, from a number or a date; None when there is none or it makes no sense."""
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), MAX_RETRY_AFTER)
-    try:
-        at = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=datetime.UTC)
-    return min(max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds()), MAX_RETRY_AFTER)
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """A stranger's text, fit for a terminal and a log."""
-    return "".join(c if c.isprintable() else "?" for c in text[:limit])

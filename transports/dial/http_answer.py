@@ -10,7 +10,7 @@ import re
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
-from qanat.transports.dial.errors import printable
+from qanat.base.untrusted import header_text, http_status, words
 from qanat.transports.pipe import Wire
 
 MAX_HEAD = 64 * 1024
@@ -76,17 +76,17 @@ class AnswerReader:
         return count
 
     def _parse(self, head: bytes) -> tuple[int, dict[str, str]]:
-        first, *lines = head.decode("latin-1").split("\n")
-        words = first.split()
-        if len(words) < 2 or not (words[1].isascii() and words[1].isdigit()):
+        first, *lines = header_text(head).split("\n")
+        status = http_status(first.partition(" ")[2].lstrip()[:4].rstrip())
+        if not status:
             raise self._not_http(head)
         fields = (line.partition(":") for line in lines)
-        return int(words[1]), {name.strip().lower(): value.strip() for name, _, value in fields}
+        return status, {name.strip().lower(): value.strip() for name, _, value in fields}
 
     def _not_http(self, received: bytes) -> TransportError:
         if received[:1] in (b"\x15", b"\x16"):  # a TLS alert or handshake record, RFC 8446 §5.1
             return TransportError(f"{self._who} speaks TLS on this port", hint=self._use_tls)
         return TransportError(
-            f"{self._who} is not a web server: it answered {printable(received[:20].decode('latin-1'))!r}",
+            f"{self._who} is not a web server: it answered {words(header_text(received[:20]))!r}",
             hint=self._check,
         )

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.base.sockets import format_address
+from qanat.base.untrusted import words
 from qanat.base.version import __version__
-from qanat.transports.dial.errors import printable
 from qanat.transports.dial.http_answer import AnswerReader
 from qanat.transports.dial.proxies import Proxy
 from qanat.transports.pipe import Wire
@@ -37,7 +37,7 @@ def connect(proxy: Proxy, wire: Wire, host: str, port: int, deadline: Deadline) 
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", f"User-Agent: qanat/{__version__}"]
     if proxy.user is not None:
         login = f"{proxy.user}:{proxy.password or ''}".encode()
-        lines.append("Proxy-Authorization: Basic " + base64.b64encode(login).decode("ascii"))
+        lines.append("Proxy-Authorization: Basic " + str(base64.b64encode(login), "ascii"))
     wire.send_all("\r\n".join([*lines, "", ""]).encode("ascii"))
     reader = AnswerReader(
         wire,
@@ -69,7 +69,7 @@ def _explain(proxy: Proxy, target: str, status: int, headers: Mapping[str, str])
 
 
 def _explain_407(proxy: Proxy, headers: Mapping[str, str]) -> TransportError:
-    offered = printable(headers.get("proxy-authenticate", ""))
+    offered = words(headers.get("proxy-authenticate", ""))
     basic = "basic" in offered.lower() or not offered
     if basic and proxy.user is not None:
         return TransportError(

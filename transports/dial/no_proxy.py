@@ -1,6 +1,6 @@
 """Which hosts NO_PROXY exempts: curl's rules, and a port where one is written.
 
-Pure.  Used by `proxy`.  Commas and spaces separate the entries:
+Pure.  Used by `proxies`.  Commas and spaces separate the entries:
 
     *                   alone: every host
     example.com         the host, and all below it; a dot in front changes nothing
@@ -16,8 +16,10 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from qanat.base.untrusted import number
+
 _SEPARATORS = re.compile(r"[,\s]+")
-_WITH_PORT = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*):(?P<port>[0-9]+)")
+_WITH_PORT = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*):(?P<port>[0-9]{1,5})")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -31,7 +33,7 @@ def is_exempt(host: str, port: int, no_proxy: str) -> bool:
     for entry in filter(None, _SEPARATORS.split(no_proxy)):
         with_port = _WITH_PORT.fullmatch(entry)
         if with_port is not None:
-            if int(with_port["port"]) != port:
+            if number(with_port["port"], 65535) != port:
                 continue
             entry = with_port["host"]
         entry = entry.removeprefix("[").removesuffix("]")

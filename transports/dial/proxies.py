@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
+from qanat.base.addresses import format_host_port
 from qanat.base.errors import UsageError
+from qanat.base.untrusted import number
 from qanat.transports.dial.no_proxy import is_exempt
 from qanat.transports.dial.urls import TunnelUrl
 
@@ -95,7 +97,7 @@ class Proxy:
     @property
     def address(self) -> str:
         """`host:port`, for logs and messages."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return format_host_port(self.host, self.port)
 
     def __str__(self) -> str:
         """The URL without its login."""
@@ -148,8 +150,8 @@ def _split_address(text: str, default: int) -> tuple[str, int]:
     if match is None:
         raise UsageError("is not HOST:PORT after its scheme and login", hint=_EXAMPLE)
     host = match[1]
-    port = int(match[2]) if match[2] else default
-    if not 1 <= port <= 65535:
+    port = number(match[2], 65535) if match[2] else default
+    if not port:
         raise UsageError("has a port outside 1 to 65535", hint=_EXAMPLE)
     if host.startswith("["):
         try:
@@ -157,7 +159,7 @@ def _split_address(text: str, default: int) -> tuple[str, int]:
         except ValueError:
             raise UsageError("has something in brackets that is not an IPv6 address", hint=_EXAMPLE) from None
     try:
-        host = host if host.isascii() else host.encode("idna").decode("ascii")
+        host = host if host.isascii() else str(host.encode("idna"), "ascii")
     except UnicodeError:
         host = ""
     if not _HOST.fullmatch(host):

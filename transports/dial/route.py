@@ -6,20 +6,18 @@ way.  Nothing here blocks but `tls_context`, which reads files.
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qanat.base.text import NAME
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.wire.tls_contexts import client_tls_context
 
 NODE_COOKIE = "qanat-node"
 """The cookie's name, for the load balancer's configuration."""
-
-_NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Route:
         return self.server_name or url.host
 
     def authority(self, url: TunnelUrl) -> str:
-        """What belongs into the Host header, or into :authority."""
+        """What goes into the Host header, or into :authority."""
         return self.host or url.authority
 
     def with_headers(self, defaults: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -59,7 +57,7 @@ class Route:
         that is not 1 to 64 of A-Z a-z 0-9 . _ - is not sent: it came from the other end.
         """
         own = list(self.headers)
-        if self.node is not None and _NODE.fullmatch(self.node):
+        if self.node is not None and NAME.fullmatch(self.node):
             cookies = [value.strip(" ;") for name, value in own if name.lower() == "cookie"]
             cookies.append(f"{NODE_COOKIE}={self.node}")
             own = [header for header in own if header[0].lower() != "cookie"]

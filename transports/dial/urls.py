@@ -10,6 +10,7 @@ import ipaddress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urlsplit
 
+from qanat.base.addresses import format_host_port
 from qanat.base.errors import UsageError
 
 _SCHEMES = {"wss": True, "https": True, "ws": False, "http": False}
@@ -48,15 +49,14 @@ class TunnelUrl:
 
     @property
     def authority(self) -> str:
-        """What belongs into a Host header (RFC 9110 §7.2): the port only where it is not the default."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+        """What goes into a Host header (RFC 9110 §7.2): the port only where it is not the default."""
+        default = 443 if self.tls else 80
+        return self.address.removesuffix(f":{default}") if self.port == default else self.address
 
     @property
     def address(self) -> str:
         """`host:port`, for logs and messages."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return format_host_port(self.host, self.port)
 
     def __str__(self) -> str:
         return f"{'wss' if self.tls else 'ws'}://{self.authority}{self.path}"
@@ -79,7 +79,7 @@ def _host(text: str, parts: SplitResult) -> str:
         except ValueError as error:
             raise UsageError(f"{host!r} in the URL is not an IPv6 address", hint=_EXAMPLE) from error
     try:
-        return host if host.isascii() else host.encode("idna").decode("ascii")
+        return host if host.isascii() else str(host.encode("idna"), "ascii")
     except UnicodeError as error:
         raise UsageError(f"{host!r} in the URL is not a host name", hint=_EXAMPLE) from error
 

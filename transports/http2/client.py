@@ -1,7 +1,7 @@
 """Opening a pipe over HTTP/2: one connection, one POST, and what every other answer most likely means.
 
 Over TLS `h2` alone is offered in ALPN; in clear the connection begins as HTTP/2 at once (prior knowledge, RFC 9113
-§3.3), since proxies do not upgrade a POST.  Used by `http2.connect` and `grpc.connect`.
+§3.3), since proxies do not upgrade a POST.  Used by `octet_stream.connect` and `grpc.connect`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, TransportError
+from qanat.base.untrusted import header_text, words
 from qanat.transports.dial.dialer import dial
-from qanat.transports.dial.errors import printable
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.dialect import Dialect
@@ -78,7 +78,7 @@ def _await_answer(
     """The head of the answer.  This thread reads and writes: so little has been sent that neither can be full."""
 
     def something_to_do() -> bool:
-        return stream.response is not None or stream.over or bool(engine.core.owed)
+        return stream.response is not None or stream.over or bool(engine.core.pending_control)
 
     while True:
         engine.flush()
@@ -111,7 +111,7 @@ def _no_answer(url: TunnelUrl, engine: Http2Engine, cause: str) -> TransportErro
         return TransportError(f"{url.address} speaks TLS on this port", hint="write wss:// instead of ws:// in the URL")
     if opening and len(opening) >= 9 and opening[3] != 4:  # a server's first frame is SETTINGS, RFC 9113 §3.4
         return TransportError(
-            f"{url.address} is not an HTTP/2 server: it answered {printable(opening.decode('latin-1'))!r}",
+            f"{url.address} is not an HTTP/2 server: it answered {words(header_text(opening))!r}",
             hint="check host and port in the URL",
         )
     if not opening and cause.startswith("TLS failed"):  # in TLS 1.3 its verdict on our certificate comes only now

@@ -1,12 +1,12 @@
 """What an HTTP/2 connection does with bytes: h2's state machine, and the bulk that goes round it.
 
-    control frames:  h2 decides; what it wants to say is kept in `owed`, in its order
+    control frames:  h2 decides; what it wants to say is kept in `pending_control`, in its order
     DATA, inwards:   views into the receive buffer, put together by the stream's inbox; h2 sees only END_STREAM
     DATA, outwards:  within the windows that h2 knows (`charge`)
     GOAWAY:          ours: h2 takes any for the end, but streams up to its last id go on (RFC 9113 §6.8)
 
 Does no I/O and starts no thread; whom a change concerns is notified through the conditions of `Http2Stream`, so every
-method needs the lock that these share.  Used by `http2_engine` alone.
+method needs the lock that these share.  Used by `engine` alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from h2.stream import StreamState
 from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from qanat.base.errors import ProtocolError
-from qanat.transports.dial.errors import printable
+from qanat.base.untrusted import header_text, http_status, words
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.frames import (
     MAX_CONTROL,
@@ -49,7 +49,14 @@ from qanat.transports.http2.frames import (
     Http2Error,
     empty_data,
 )
-from qanat.transports.http2.limits import MAX_HEADER_LIST, MAX_OWED, MAX_STREAMS, TURN, WINDOW, Calm
+from qanat.transports.http2.limits import (
+    MAX_BURST,
+    MAX_HEADER_LIST,
+    MAX_PENDING_CONTROL,
+    MAX_STREAMS,
+    WINDOW,
+    ControlFrameBudget,
+)
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
 from qanat.transports.http2.stream import Http2Stream
 
@@ -64,14 +71,14 @@ class Http2Core:
         """A server when there is a `router`.  The rest is as for `Http2Engine`."""
         client = router is None
         self.streams: dict[int, Http2Stream] = {}
-        """Those that have, or are to have, a pipe, until it is over for both ends."""
+        """Those that have a pipe, or will have one, until it is over for both ends."""
         self.requests: list[tuple[Http2Request, PlainAnswer | Http2Stream]] = []
         """A server's new requests and what becomes of them; the owner empties it."""
-        self.owed = bytearray()
+        self.pending_control = bytearray()
         """What is to be sent before any DATA."""
         self.leaving = False
         """The peer has sent GOAWAY: what runs may finish, nothing new may begin."""
-        self.farewell = ""
+        self.goaway_reason = ""
         """Why the peer gave up the connection, if its GOAWAY said so."""
         self.opening = b""
         """The first few bytes, to tell what spoke when it was not HTTP/2."""
@@ -81,7 +88,7 @@ class Http2Core:
         self._client = client
         self._window = window
         self._connection_due = 0  # bytes that came since the connection's window was last reopened
-        self._calm = Calm(time.monotonic)
+        self._budget = ControlFrameBudget(time.monotonic)
         self._h2 = H2Connection(H2Configuration(client_side=client, header_encoding=None))
         self._h2.local_settings = _settings(client, window)
         self._h2.decoder.max_header_list_size = MAX_HEADER_LIST
@@ -96,14 +103,14 @@ class Http2Core:
         """Whether `receive` has something to do though nothing new came."""
         self._frames = FrameReader(first)
         if client:
-            self._calm.trust()
+            self._budget.trust()
         self._collect()
-        self._owe_window(0, WINDOW - _DEFAULT_WINDOW)
+        self._add_window_update(0, WINDOW - _DEFAULT_WINDOW)
 
     # --- streams
 
     def request(self, headers: Headers, dialect: Dialect) -> Http2Stream:
-        """As a client: open a stream; its HEADERS are owed."""
+        """As a client: open a stream; its HEADERS wait in `pending_control`."""
         stream_id = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream_id, headers)
         self._collect()
@@ -115,7 +122,7 @@ class Http2Core:
         return stream
 
     def answer(self, stream_id: int, headers: Headers, body: bytes | None) -> None:
-        """As a server: owe the head of an answer, and with `body` the whole of it.
+        """As a server: queue the head of an answer, and with `body` the whole of it.
 
         A peer whose window does not take the body gets none.  What still comes of the request is ignored, and its
         window not reopened.  It is not reset, though RFC 9113 §8.1 allows that with NO_ERROR: curl 7.88 takes it for a
@@ -130,7 +137,7 @@ class Http2Core:
         self._collect()
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
-        """Owe RST_STREAM, unless it is over already."""
+        """Queue RST_STREAM, unless it is over already."""
         with contextlib.suppress(H2ProtocolError):
             self._h2.reset_stream(stream_id, code)
         self._collect()
@@ -154,17 +161,17 @@ class Http2Core:
                 self._h2.reset_stream(stream.id, ErrorCodes.NO_ERROR)
         self._collect()
 
-    def last_words(self, code: int) -> bytes:
-        """What to say when the connection ends here: what is owed, a client's END_STREAM, GOAWAY."""
-        words = bytes(self.owed)
+    def closing_bytes(self, code: int) -> bytes:
+        """What to say when the connection ends here: what is pending, a client's END_STREAM, GOAWAY."""
+        closing = bytes(self.pending_control)
         if self._client:
             whole = (s for s in self.streams.values() if not s.in_message and not s.ended_here)
-            words += b"".join(empty_data(stream.id) for stream in whole)
-        return words + self._goaway(code)
+            closing += b"".join(empty_data(stream.id) for stream in whole)
+        return closing + self._goaway(code)
 
     def go_away(self) -> None:
-        """Owe GOAWAY, so that the peer begins nothing new; what runs may finish."""
-        self.owed += self._goaway(ErrorCodes.NO_ERROR)
+        """Queue GOAWAY, so that the peer begins nothing new; what runs may finish."""
+        self.pending_control += self._goaway(ErrorCodes.NO_ERROR)
 
     def _goaway(self, code: int) -> bytes:
         return GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=code).serialize()
@@ -177,13 +184,13 @@ class Http2Core:
         return self._h2.max_outbound_frame_size
 
     def charge(self, stream: Http2Stream, wanted: int) -> int:
-        """How many bytes of DATA may be sent now, at most `wanted` and one turn's; they count as sent."""
-        size = min(self._h2.local_flow_control_window(stream.id), wanted, TURN)
+        """How many bytes of DATA may be sent now, at most `wanted` and MAX_BURST; they count as sent."""
+        size = min(self._h2.local_flow_control_window(stream.id), wanted, MAX_BURST)
         if size <= 0:
             return 0
         self._h2.outbound_flow_control_window -= size
         self._h2.streams[stream.id].outbound_flow_control_window -= size
-        self._calm.earn(size)
+        self._budget.earn(size)
         stream.in_message = size < wanted
         return size
 
@@ -192,9 +199,9 @@ class Http2Core:
         return self._h2.local_flow_control_window(stream.id) > 0
 
     def widen(self, stream: Http2Stream) -> None:
-        """The peer of this stream is no stranger: open its whole window, and be patient."""
+        """Take the peer of this stream for an authenticated one: open its whole window, and be patient."""
         if stream.full_window < WINDOW:
-            self._calm.trust()
+            self._budget.trust()
             stream.widen()
             self.credit(stream)
 
@@ -204,13 +211,13 @@ class Http2Core:
         stream.inbox.released = 0
         due = stream.credit(released)
         if due:
-            self._owe_window(stream.id, due)
+            self._add_window_update(stream.id, due)
 
-    def _owe_window(self, stream_id: int, increment: int) -> None:
-        self.owed += WindowUpdateFrame(stream_id, window_increment=increment).serialize()
+    def _add_window_update(self, stream_id: int, increment: int) -> None:
+        self.pending_control += WindowUpdateFrame(stream_id, window_increment=increment).serialize()
 
     def _collect(self) -> None:
-        self.owed += self._h2.data_to_send()
+        self.pending_control += self._h2.data_to_send()
 
     # --- inwards
 
@@ -233,11 +240,11 @@ class Http2Core:
                 else:
                     self._control(frame)
         except H2ProtocolError as error:
-            self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `last_words` has one that says the same
+            self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `closing_bytes` has one that says the same
             raise Http2Error(error.error_code, str(error)) from error
         except H2Error as error:
             raise Http2Error(ErrorCodes.PROTOCOL_ERROR, str(error)) from error
-        if len(self.owed) > MAX_OWED:
+        if len(self.pending_control) > MAX_PENDING_CONTROL:
             raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "it asks for answers and does not read them")
 
     def _data(self, part: DataPart) -> None:
@@ -245,13 +252,13 @@ class Http2Core:
         if part.charged:
             self._connection_due += part.charged
             if self._connection_due >= WINDOW // 8:
-                self._owe_window(0, self._connection_due)
+                self._add_window_update(0, self._connection_due)
                 self._connection_due = 0
         if stream is None or stream.ended_there or stream.over:
             self._stray_data(part, stream)
             return
         if part.empty and not part.ended:
-            self._calm.spend(FrameType.DATA)
+            self._budget.spend(FrameType.DATA)
         stream.window -= part.charged
         if stream.window < 0:
             self.fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
@@ -276,7 +283,7 @@ class Http2Core:
             self._feed_h2(empty_data(part.stream_id))  # or the stream counts as open for ever
         if not part.first:
             return
-        self._calm.spend(FrameType.DATA)
+        self._budget.spend(FrameType.DATA)
         if stream is not None or part.stream_id > self._h2.highest_inbound_stream_id:
             # After END_STREAM, or before HEADERS: h2 knows how bad that is (RFC 9113 §5.1).
             self._feed_h2(empty_data(part.stream_id))
@@ -292,11 +299,11 @@ class Http2Core:
     def _control(self, frame: ControlFrame) -> None:
         if frame.kind == FrameType.HEADERS:
             if self._client:
-                self._calm.spend(frame.kind)
+                self._budget.spend(frame.kind)
         elif frame.kind == FrameType.RST_STREAM and self._is_answered(frame.stream_id):
-            self._calm.spend(FrameType.DATA)
+            self._budget.spend(FrameType.DATA)
         else:
-            self._calm.spend(frame.kind)
+            self._budget.spend(frame.kind)
         if frame.kind == FrameType.GOAWAY:
             self._hear_goaway(frame)
         else:
@@ -341,24 +348,23 @@ class Http2Core:
     def _stream_event(self, stream: Http2Stream, event: Event) -> None:
         if isinstance(event, ResponseReceived):
             headers = dict(_decode(event.headers))
-            status = headers.pop(":status", "")
-            stream.response = (int(status) if status.isascii() and status.isdigit() else 0, headers)
+            stream.response = http_status(headers.pop(":status", "")), headers
             stream.readable.notify_all()
         elif isinstance(event, TrailersReceived):
             stream.trailers = stream.dialect.describe_trailers(dict(_decode(event.headers)))
         elif isinstance(event, StreamReset):
             stream.ended_here = stream.ended_there = True
             self.streams.pop(stream.id, None)
-            name = _name_of(int(event.error_code))
+            name = _name_of(event.error_code)
             who = "it or a proxy on the way" if event.remote_reset else "this end"
-            stream.end(f"{who} reset the stream: {name}" + (f" ({self.farewell})" if self.farewell else ""))
+            stream.end(f"{who} reset the stream: {name}" + (f" ({self.goaway_reason})" if self.goaway_reason else ""))
         elif isinstance(event, StreamEnded):
             stream.ended_there = True
             if stream.inbox.in_the_middle:
                 stream.end("the other end or a proxy on the way ended the stream in the middle of a message")
             else:
-                words = f": {stream.trailers}" if stream.trailers else ""
-                stream.end(f"the other end or a proxy on the way ended the stream{words}")
+                why = f": {stream.trailers}" if stream.trailers else ""
+                stream.end(f"the other end or a proxy on the way ended the stream{why}")
 
     def _hear_goaway(self, frame: ControlFrame) -> None:
         if frame.stream_id or len(frame.payload) < 8:
@@ -366,13 +372,14 @@ class Http2Core:
         last, code = struct.unpack_from("!II", frame.payload)
         self.leaving = True
         if code != ErrorCodes.NO_ERROR:
-            words = printable(bytes(frame.payload[8:]).decode("utf-8", "replace"))
-            self.farewell = f"the other end gave up the connection: {_name_of(code)}" + (f", {words}" if words else "")
+            text = words(frame.payload[8:])
+            reason = f"{_name_of(code)}, {text}" if text else _name_of(code)
+            self.goaway_reason = f"the other end gave up the connection: {reason}"
         if self._client:
             for stream in list(self.streams.values()):
                 if stream.id > last & 0x7FFF_FFFF:
                     self.streams.pop(stream.id)
-                    stream.end(self.farewell or "the other end is going away and did not take the request")
+                    stream.end(self.goaway_reason or "the other end is going away and did not take the request")
 
 
 def _settings(client: bool, window: int) -> Settings:
@@ -389,11 +396,7 @@ def _settings(client: bool, window: int) -> Settings:
 
 
 def _decode(headers: Iterable[tuple[bytes | str, bytes | str]]) -> Headers:
-    return [(_text(name), _text(value)) for name, value in headers]
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode("latin-1")
+    return [(header_text(name), header_text(value)) for name, value in headers]
 
 
 def _name_of(code: int) -> str:

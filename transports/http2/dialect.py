@@ -1,8 +1,8 @@
 """What the transports over one HTTP/2 stream differ in: headers, trailers, and how DATA is cut into messages.
 
-`Dialect` is the interface; `http2` and `grpc` each have one, and everything else is theirs in common: `http2_engine`
-(the connection), `http2_pipe` (a stream as a Pipe), `http2_client` and `http2_server`.   `http2_inbox` puts
-messages together again, the dialect telling where they end.  Sans-IO.
+`Dialect` is the interface; `octet_stream` and `grpc` each have one, and everything else they have in common: `engine`
+(the connection), `pipe` (a stream as a Pipe), `client` and `server`.  `inbox` puts messages together again, the
+dialect telling where they end.  Sans-IO.
 """
 
 from __future__ import annotations

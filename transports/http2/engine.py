@@ -1,14 +1,14 @@
 """One HTTP/2 connection for pipes, as a client or as a server: who reads it, who writes it, how it ends.
 
-What bytes mean is `http2_core`'s.  One lock guards that and every stream, and is never held during I/O.
+What bytes mean is `core`'s.  One lock guards that and every stream, and is never held during I/O.
 
-Nobody reads who must not wait: whichever thread waits for the connection reads it, unless another one does already
-(`wait_locked`), so that a client needs no thread for it and a server has one.  **Who reads never writes**: what is
-owed to the peer is announced (`on_owed`) to a thread that may.  Bytes leave in turns (`FairLock`): taken from the core
-under the lock, handed to the wire under the turn, so that their order is that in which they were made.  A
-writer waits, with neither, for a window *or* something owed *or* the end.
+Whichever thread waits for the connection reads it, unless another one does already (`wait_locked`), so that a client
+needs no thread for it and a server has one.  **A thread that reads never writes**: what must be said to the peer
+because of what was read is announced (`on_pending_control`) to a thread that may.  Bytes are taken from the core under
+the lock and handed to the wire under the write lock, which is fair, so that they leave in the order in which they were
+made.  A writer waits, with neither, for a window *or* pending control *or* the end.
 
-Used by `http2_pipe`, `http2_client` and `http2_server`.
+Used by `pipe`, `client` and `server`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections.abc import Callable
 from h2.errors import ErrorCodes
 
 from qanat.base.errors import PipeEnded, ProtocolError, TransportError
+from qanat.base.untrusted import words
 from qanat.transports.cause import FirstCause
-from qanat.transports.dial.errors import printable
 from qanat.transports.http2.core import Http2Core
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.fair_lock import FairLock
@@ -34,7 +34,7 @@ from qanat.transports.pipe import Wire
 log = logging.getLogger("qanat.http2")
 
 _CUT = "the connection was closed by the other end or the path"
-_LAST_WORDS = 0.5
+_CLOSING_TIME = 0.5
 """Seconds that a writer gets to finish, so that GOAWAY can say what the other end did wrong."""
 _EARLY = 0.005  # seconds by which the system may wake us before the time is up
 
@@ -46,25 +46,25 @@ class Http2Engine:
         """A server when there is a `router`, else a client.  `window` is how much a new stream's peer may send.
         `first` came already, a client's preface included.
 
-        Sends nothing: our own preface or SETTINGS are owed.
+        Sends nothing: our own preface or SETTINGS are pending.
         """
         self.wire = wire
         self.lock = threading.Lock()
         self.core = Http2Core(self.lock, window=window, first=first, router=router)
         self.cause = FirstCause()
-        self._on_owed: Callable[[], None] = _nothing
+        self._on_pending_control: Callable[[], None] = _nothing
         self._on_leaving: Callable[[], None] | None = None
         self._write_lock = FairLock()
-        self._told = False  # somebody was told to send what is owed, and nothing has been sent since
+        self._told = False  # somebody was told to send what is pending, and nothing has been sent since
         self._work = threading.Condition(self.lock)  # for `writer_loop`
         self._flush_due = False
         self._send_failure: str | None = None
         self.sends = 0
-        """How often the kernel has taken something; only the thread that has the turn counts."""
+        """How often the kernel has taken something; only the thread that has the write lock counts."""
         self._has_reader = router is not None  # a server's pipes never read: closing one could not wake it
         self._reading = False
         self._read_timeout: float | None = None  # as the wire has it
-        self._followers: list[threading.Condition] = []  # of those who wait while another reads
+        self._waiters: list[threading.Condition] = []  # of those who wait while another reads
 
     @property
     def over(self) -> bool:
@@ -73,7 +73,7 @@ class Http2Engine:
     # --- streams
 
     def answer(self, request: Http2Request, answer: PlainAnswer | Headers) -> None:
-        """As a server: owe a whole answer; a bare list of headers has no body.  Does not block."""
+        """As a server: queue a whole answer; a bare list of headers has no body.  Does not block."""
         headers, body = (answer, b"") if isinstance(answer, list) else encode_answer(request, answer)
         with self.lock:
             if not self.over:
@@ -81,14 +81,14 @@ class Http2Engine:
         self.tell()
 
     def answer_head(self, request: Http2Request, headers: Headers) -> None:
-        """As a server: owe the head of an answer whose body stays open.  Does not block."""
+        """As a server: queue the head of an answer whose body stays open.  Does not block."""
         with self.lock:
             if not self.over:
                 self.core.answer(request.stream_id, headers, None)
         self.tell()
 
     def refuse(self, stream_id: int, code: ErrorCodes) -> None:
-        """As a server: owe a reset.  Does not block."""
+        """As a server: queue a reset.  Does not block."""
         with self.lock:
             self.core.streams.pop(stream_id, None)
             if not self.over:
@@ -113,32 +113,32 @@ class Http2Engine:
 
     def _end_locked(self, cause: str) -> None:
         if self.cause.set(cause):
-            self._close_locked(cause, ErrorCodes.NO_ERROR, None, in_turn=self._write_lock.try_enter())
+            self._close_locked(cause, ErrorCodes.NO_ERROR, None, locked=self._write_lock.try_acquire())
 
     def _give_up_locked(self, error: Http2Error) -> None:
         """End the connection because the other end broke HTTP/2, and say so to it.
 
         By the thread that reads.  Waits a moment, without the lock, for what is half sent.
         """
-        cause = f"the other end broke HTTP/2: {printable(str(error))}"
+        cause = f"the other end broke HTTP/2: {words(str(error))}"
         if not self.cause.set(cause):
             return
         self.lock.release()
         try:
-            in_turn = self._write_lock.enter_within(_LAST_WORDS)
+            locked = self._write_lock.acquire_within(_CLOSING_TIME)
         finally:
             self.lock.acquire()
-        self._close_locked(cause, error.code, ProtocolError(cause), in_turn=in_turn)
+        self._close_locked(cause, error.code, ProtocolError(cause), locked=locked)
 
-    def _close_locked(self, cause: str, code: int, fault: ProtocolError | None, *, in_turn: bool) -> None:
-        """Once, by whoever has set the cause.  Without the turn something is half sent, so there are no last words."""
-        self.wire.close(self.core.last_words(code) if in_turn and self._send_failure is None else b"")
-        if in_turn:
-            self._write_lock.leave()
+    def _close_locked(self, cause: str, code: int, fault: ProtocolError | None, *, locked: bool) -> None:
+        """For whoever has set the cause.  Without the write lock something is half sent, so GOAWAY cannot follow it."""
+        self.wire.close(self.core.closing_bytes(code) if locked and self._send_failure is None else b"")
+        if locked:
+            self._write_lock.release()
         for stream in self.core.streams.values():
             stream.end(cause, fault)
         self.core.streams.clear()
-        self._wake_followers_locked()
+        self._wake_waiters_locked()
         self._work.notify_all()
 
     # --- sending
@@ -153,7 +153,7 @@ class Http2Engine:
             stream.sending = True
         try:
             while at < len(buffer):
-                size = self._send_turn(stream, buffer, at)
+                size = self._send_part(stream, buffer, at)
                 at += size
                 if size:
                     blocked = None
@@ -165,16 +165,16 @@ class Http2Engine:
                 stream.sending = False
                 stream.writable.notify_all()
 
-    def _send_turn(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
-        """Send what is owed, and what the windows allow.  Returns how much of DATA that was."""
+    def _send_part(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
+        """Send what is pending, and what the windows allow; return how much of DATA that was."""
         with self._write_lock:
             with self.lock:
                 self._check_locked(stream)
                 size = self.core.charge(stream, len(buffer) - at)
-                owed = self._take_owed_locked()
+                pending = self._take_pending_locked()
                 frame_size = self.core.frame_size
-            if owed:
-                self._send_now(owed)
+            if pending:
+                self._send_now(pending)
             if 0 < size <= frame_size:
                 write_data_header(buffer, at - HEADER_SIZE, size, stream.id)
                 self._send_now(buffer[at - HEADER_SIZE : at + size])
@@ -200,43 +200,54 @@ class Http2Engine:
             raise PipeEnded(self._send_failure)
 
     def _may_act_locked(self, stream: Http2Stream) -> bool:
-        return stream.over or self._send_failure is not None or bool(self.core.owed) or self.core.may_send(stream)
+        return (
+            stream.over
+            or self._send_failure is not None
+            or bool(self.core.pending_control)
+            or self.core.may_send(stream)
+        )
 
     def flush(self) -> None:
-        """Send what is owed.  Blocks and raises as `send` does; never by a thread that reads."""
+        """Send what is pending.  Blocks and raises as `send` does; never by a thread that reads."""
         with self._write_lock:
             with self.lock:
-                owed = self._take_owed_locked()
+                pending = self._take_pending_locked()
                 if self.over:
                     raise self.cause.error()
-            if owed:
-                self._send_now(owed)
+            if pending:
+                self._send_now(pending)
             try:
                 self.wire.flush()
             except TransportError as error:
                 raise self._failed(error) from error
 
     def tell(self) -> None:
-        """Have what is owed sent: by a writer that waits for a window, by `writer_loop`, by whom `on_owed` wakes."""
+        """Have what is pending sent.
+
+        By a writer that waits for a window, by `writer_loop`, or by what `on_pending_control` wakes.
+        """
         with self.lock:
-            due = bool(self.core.owed) and not self._told
+            due = bool(self.core.pending_control) and not self._told
             self._told |= due
             if due:
                 for stream in self.core.streams.values():
                     stream.writable.notify_all()
         if due:
             self.wake_writer()
-            self._on_owed()
+            self._on_pending_control()
 
-    def on_owed(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, without the lock, by the thread that reads, when something is owed; now, if it is."""
-        self._on_owed = callback
+    def on_pending_control(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when control frames become pending; now, if some are.
+
+        It is called without the lock, by the thread that reads.
+        """
+        self._on_pending_control = callback
         with self.lock:
             self._told = False
         self.tell()
 
     def on_leaving(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once, as in `on_owed`, when the peer is going away and still serves what runs."""
+        """Have `callback` called once, in the same way, when the peer is going away and still serves what runs."""
         with self.lock:
             self._on_leaving = callback
         self._tell_leaving()
@@ -244,7 +255,7 @@ class Http2Engine:
     def _tell_leaving(self) -> None:
         with self.lock:
             callback = self._on_leaving
-            if not self.core.leaving or self.core.farewell or all(s.over for s in self.core.streams.values()):
+            if not self.core.leaving or self.core.goaway_reason or all(s.over for s in self.core.streams.values()):
                 return
             self._on_leaving = None
         if callback is not None:
@@ -257,7 +268,7 @@ class Http2Engine:
             self._work.notify_all()
 
     def writer_loop(self) -> None:
-        """Send what is owed whenever something is, in a thread for that alone, until the connection is over."""
+        """Send what is pending whenever something is, in a thread for that alone, until the connection is over."""
         while True:
             with self.lock:
                 self._work.wait_for(lambda: self._flush_due or self.over)
@@ -269,11 +280,11 @@ class Http2Engine:
             except TransportError as error:  # the reader finds out, too, and has more to say about it
                 log.debug("sending to %s failed: %s", self.wire.peer, error)
 
-    def _take_owed_locked(self) -> bytes:
-        owed = bytes(self.core.owed)
-        self.core.owed.clear()
+    def _take_pending_locked(self) -> bytes:
+        pending = bytes(self.core.pending_control)
+        self.core.pending_control.clear()
         self._told = False
-        return owed
+        return pending
 
     def _send_now(self, data: bytes | memoryview) -> None:
         if self._send_failure is not None:
@@ -310,15 +321,15 @@ class Http2Engine:
                     return False
                 waited = True
                 if self._has_reader or self._reading or self.over:
-                    self._followers.append(condition)
+                    self._waiters.append(condition)
                     condition.wait(remaining)
-                    self._followers.remove(condition)
+                    self._waiters.remove(condition)
                 else:
                     self.read_locked(remaining)
             return True
         finally:
             if not self._reading:
-                self._wake_followers_locked()  # one of them reads from now on
+                self._wake_waiters_locked()  # one of them reads from now on
 
     def read_locked(self, timeout: float | None) -> None:
         """Block for more bytes, without the lock, and act on them; return also after `timeout` seconds of silence."""
@@ -332,7 +343,7 @@ class Http2Engine:
             self.core.receive(count)
         except Http2Error as error:
             self._give_up_locked(error)
-        if (self.core.owed and not self._told) or (self._on_leaving is not None and self.core.leaving):
+        if (self.core.pending_control and not self._told) or (self._on_leaving is not None and self.core.leaving):
             self.lock.release()
             try:
                 self.tell()
@@ -359,14 +370,14 @@ class Http2Engine:
         if self.over or (failure and timeout is not None and time.monotonic() - began >= timeout - _EARLY):
             return None
         if count == 0:
-            self._end_locked(self.core.farewell or failure or _CUT)
+            self._end_locked(self.core.goaway_reason or failure or _CUT)
             return None
         return count
 
-    def _wake_followers_locked(self) -> None:
-        for condition in self._followers:
+    def _wake_waiters_locked(self) -> None:
+        for condition in self._waiters:
             condition.notify_all()
 
 
 def _nothing() -> None:
-    """Whoever sends next will send what is owed, too."""
+    """Whoever sends next will send what is pending, too."""

@@ -3,7 +3,7 @@
 Sans-IO.  `FrameReader` owns the one receive buffer of a connection.  DATA, which is what bulk is made of, is
 handed out as views, piece by piece as it comes, without its padding and without waiting for a frame's end; h2 alone
 would copy each byte four times.  Every other frame is cut out whole, after its size was checked, and left to h2's state
-machine.  Used by `http2_core` and `http2_engine`.
+machine.  Used by `core` and `engine`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ END_STREAM = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
 
-_DATA = int(FrameType.DATA)
+_DATA: int = FrameType.DATA.value
 _HEADER = struct.Struct("!HBBBI")  # length in 16 + 8 bits, type, flags, stream
 _BLOCK_STARTS = (FrameType.HEADERS, FrameType.PUSH_PROMISE)
 

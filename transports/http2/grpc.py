@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from urllib.parse import unquote
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, TransportError
+from qanat.base.untrusted import number, percent_decoded, retry_after_milliseconds
 from qanat.base.version import __version__
-from qanat.transports.dial.errors import explain_status, printable
+from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.client import open_pipe
@@ -35,6 +35,7 @@ _FIELD = 0x0A  # field 1, length-delimited
 _MAX_BODY = MAX_MESSAGE + 4  # the field's tag, and three bytes of length
 
 OK = 0
+_UNKNOWN = 2
 _NAMES = {
     0: "OK",
     1: "CANCELLED",
@@ -67,12 +68,14 @@ class GrpcDialect(Dialect):
     overhead = _PREFIX.size + 4
 
     def body_size(self, prefix: bytes | memoryview) -> int:
+        compressed: int
+        size: int
         compressed, size = _PREFIX.unpack(prefix)
         if compressed:
             raise ProtocolError("a compressed gRPC message, which was not agreed on")
         if size > _MAX_BODY:
             raise ProtocolError(f"a gRPC message of {size} bytes, above the limit of {_MAX_BODY}")
-        return int(size)
+        return size
 
     def unwrap(self, body: memoryview) -> memoryview:
         if not body:  # how protobuf writes an empty field
@@ -115,7 +118,7 @@ class GrpcDialect(Dialect):
         return [("grpc-status", str(OK))]
 
     def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        code = _OF_STATUS.get(status, 2)
+        code = _OF_STATUS.get(status, _UNKNOWN)
         headers = [
             (":status", "200"),
             ("content-type", CONTENT_TYPE),
@@ -131,24 +134,23 @@ class GrpcDialect(Dialect):
             return explain_status(status, headers, self.name, url)
         if "grpc-status" not in headers:
             return None
-        pushback = headers.get("grpc-retry-pushback-ms", "")
         return TransportError(
             f"{url} over {self.name}: {self.describe_trailers(headers)}",
             hint=_HINTS.get(_code(headers), "look at the log of the server, or of the proxy in front of it"),
-            retry_after=min(float(pushback) / 1000, 3600.0) if pushback.isascii() and pushback.isdigit() else None,
+            retry_after=retry_after_milliseconds(headers.get("grpc-retry-pushback-ms", "")),
         )
 
     def describe_trailers(self, headers: Mapping[str, str]) -> str:
         if "grpc-status" not in headers:
             return ""
         code = _code(headers)
-        words = printable(unquote(headers.get("grpc-message", "")))
-        return f"gRPC status {code} {_NAMES.get(code, '')}".rstrip() + (f": {words}" if words else "")
+        message = percent_decoded(headers.get("grpc-message", ""))
+        return f"gRPC status {code} {_NAMES.get(code, '')}".rstrip() + (f": {message}" if message else "")
 
 
 def _code(headers: Mapping[str, str]) -> int:
-    text = headers.get("grpc-status", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 2
+    code = number(headers.get("grpc-status", ""), 999)
+    return _UNKNOWN if code is None else code
 
 
 DIALECT = GrpcDialect()

@@ -1,7 +1,7 @@
 """Messages put together again from DATA, however proxies have cut it, until they are taken.
 
 Sans-IO.  Large messages have a buffer each, which is used again; small ones share one, since a million of them must not
-cost more than their bytes.  Used by `http2_stream` and `http2_pipe`.
+cost more than their bytes.  Used by `stream` and `pipe`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Inbox:
         self._filled = 0  # bytes of that body that have come
         self._spare: list[bytearray] = []  # buffers for large messages: new ones would cost page faults
         self._lent: bytearray | None = None  # the one of the message that was taken last
-        self._guarded = False
-        self._held: bytearray | None = None  # all that came since a message that is too large for a stranger
+        self._unauthenticated = False
+        self._held: bytearray | None = None  # all that came since a message that is too large before authentication
         self.released = 0
         """Bytes that need no more room here since its owner last set this to 0."""
 
@@ -77,15 +77,15 @@ class Inbox:
     @property
     def waiting(self) -> bool:
         """Whether `take` has something, or something to say."""
-        return bool(self._items) or (self._guarded and self._held is not None)
+        return bool(self._items) or (self._unauthenticated and self._held is not None)
 
-    def set_guarded(self, guarded: bool) -> None:
-        """While guarded, no message above MAX_UNAUTHENTICATED is taken.  Raises ProtocolError, as `feed` does.
+    def set_unauthenticated(self, unauthenticated: bool) -> None:
+        """While unauthenticated, no message above MAX_UNAUTHENTICATED is taken.  Raises ProtocolError, as `feed` does.
 
-        What came too early for that waits, in the little room that a stranger has: the guard holds for what is taken,
+        What came too early for that waits, in the little room that such a peer has: the limit holds for what is taken,
         not for what comes, since honest bytes may come before we know that they are.
         """
-        self._guarded = guarded
+        self._unauthenticated = unauthenticated
         held, self._held = self._held, None
         if held:
             self.feed(memoryview(held))
@@ -104,7 +104,10 @@ class Inbox:
                 if prefix is None:
                     break
                 size = self._dialect.body_size(prefix)
-                if self._guarded and size > MAX_UNAUTHENTICATED + self._dialect.overhead - self._dialect.prefix_size:
+                if (
+                    self._unauthenticated
+                    and size > MAX_UNAUTHENTICATED + self._dialect.overhead - self._dialect.prefix_size
+                ):
                     self._held = bytearray(prefix) + data[position:]
                     return True  # so that whoever waits for a message hears that it is none
                 if end - position >= size:  # the whole body is here
@@ -127,14 +130,14 @@ class Inbox:
     def take(self) -> memoryview | None:
         """The next message, the caller's until the next call; None when none is whole.
 
-        Raises ProtocolError when the next is too large for a stranger.
+        Raises ProtocolError when the next is too large before authentication.
         """
         if self._lent is not None:
             if len(self._spare) < _SPARE:
                 self._spare.append(self._lent)
             self._lent = None
         if not self._items:
-            if self._guarded and self._held is not None:
+            if self._unauthenticated and self._held is not None:
                 raise ProtocolError(f"a message of more than {MAX_UNAUTHENTICATED} bytes in the handshake")
             return None
         first = self._items[0]

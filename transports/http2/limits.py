@@ -1,6 +1,6 @@
-"""How much a peer may ask for: windows, streams, header lists, and frames that cost us more than him.
+"""How much a peer may ask for: windows, streams, header lists, and frames that cost us more than it.
 
-Numbers and one small account; `http2_engine` keeps the books.  The windows are sized for 1 Gbit/s over 100 ms,
+Numbers, and one budget that `core` charges.  The windows are sized for 1 Gbit/s over 100 ms,
 which is 12.5 MB in flight: an update is sent for each eighth, so 14 MiB of 16 are always open.
 """
 
@@ -15,8 +15,8 @@ from qanat.transports.http2.frames import FrameType, Http2Error
 WINDOW = 16 * 1024 * 1024
 """Bytes in flight that we let a stream, and a connection, have."""
 
-STRANGER_WINDOW = 65535
-"""Bytes in flight on a stream towards a server until its pipe is no longer guarded (RFC 9113's own default)."""
+UNAUTHENTICATED_WINDOW = 65535
+"""Bytes in flight on a stream towards a server until its client is authenticated (RFC 9113's own default)."""
 
 MAX_STREAMS = 128
 """Requests that a connection may have open at once (SETTINGS_MAX_CONCURRENT_STREAMS)."""
@@ -24,10 +24,10 @@ MAX_STREAMS = 128
 MAX_HEADER_LIST = 64 * 1024
 """Bytes of a decompressed header list (RFC 9113 §6.5.2); above, the connection ends, since h2 can do no less."""
 
-MAX_OWED = 64 * 1024
-"""Bytes of answers to control frames that wait to be sent; a peer who asks for more does not read."""
+MAX_PENDING_CONTROL = 64 * 1024
+"""Bytes of control frames that wait to be sent; a peer that asks for more does not read."""
 
-TURN = 272 * 1024
+MAX_BURST = 272 * 1024
 """Bytes that one stream may send before another that is waiting gets its turn."""
 
 MAX_PLAIN = 1000
@@ -37,39 +37,40 @@ IDLE = 60.0
 """Seconds that a connection to a server may be without any request."""
 
 _BUDGET = 4096.0
-_STRANGERS_BUDGET = 1024.0
+_UNAUTHENTICATED_BUDGET = 1024.0
 _REFILL = 1 / 16  # of the budget, every second
 _EARNED = 4.0  # by each DATA frame that we send: WINDOW_UPDATEs and PINGs are the answer to these
 _BYTES_AN_UPDATE = 512
 """Bytes of DATA that we send for each WINDOW_UPDATE that is free of charge.  A proxy that hands on what it reads
-settles for the stream and for the connection after each piece, which may be no more than one TCP segment."""
+acknowledges it for the stream and for the connection after each piece, which may be no more than one TCP segment."""
 _MOST_UPDATES = WINDOW / _BYTES_AN_UPDATE
 _COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0}
 
 
-class Calm:
-    """A budget for frames that carry nothing, so that nobody lives on them (RFC 9113 §10.5).
+class ControlFrameBudget:
+    """A budget for frames that carry nothing, so that no peer sends those alone (RFC 9113 §10.5).
 
     128 resets, 256 SETTINGS or 4096 PINGs at once are allowed, a quarter of that until a stream of the connection is
     known to be an honest client's, and a sixteenth every second.  RST_STREAM is dear because the request that it ends
-    was cheap for the peer and dear for us (CVE-2023-44487).  WINDOW_UPDATEs are paid for by the bytes that they settle.
+    was cheap for the peer and dear for us (CVE-2023-44487).  WINDOW_UPDATEs are paid for by the bytes that they
+    acknowledge.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._budget = _STRANGERS_BUDGET
+        self._budget = _UNAUTHENTICATED_BUDGET
         self._left = self._budget
         self._at = clock()
         self._updates = 0.0  # WINDOW_UPDATEs that have been paid for
 
     def trust(self) -> None:
-        """The peer is no stranger, or carries one who is none."""
+        """Grant the whole budget: the peer is authenticated, or carries a client that is."""
         if self._budget < _BUDGET:
             self._left += _BUDGET - self._budget
             self._budget = _BUDGET
 
     def spend(self, kind: int) -> None:
-        """Raises Http2Error when the peer has asked for too much."""
+        """Charge a frame that the peer sent.  Raises Http2Error when it has sent too many."""
         if kind == FrameType.WINDOW_UPDATE and self._updates >= 1:
             self._updates -= 1
             return
@@ -82,6 +83,6 @@ class Calm:
                 raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
 
     def earn(self, size: int) -> None:
-        """A DATA frame of `size` bytes was sent."""
+        """Give something back for a DATA frame of `size` bytes that was sent."""
         self._left = min(self._budget, self._left + _EARNED)
         self._updates = min(_MOST_UPDATES, self._updates + size / _BYTES_AN_UPDATE)

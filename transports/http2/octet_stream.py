@@ -34,10 +34,11 @@ class Http2Dialect(Dialect):
     overhead = _LENGTH.size
 
     def body_size(self, prefix: bytes | memoryview) -> int:
+        size: int
         (size,) = _LENGTH.unpack(prefix)
         if size > MAX_MESSAGE:
             raise ProtocolError(f"a message of {size} bytes, above the limit of {MAX_MESSAGE}")
-        return int(size)
+        return size
 
     def unwrap(self, body: memoryview) -> memoryview:
         return body

@@ -1,7 +1,7 @@
 """One HTTP/2 stream as a `Pipe`, whatever dialect is spoken on it.
 
 A client's pipe has its connection for itself and ends with it; a server's shares it with other streams, and the
-connection's owner (`http2_server`) sends what is owed.  Made by `http2_client` and `http2_server`.
+connection's owner (`server`) sends what is pending.  Made by `client` and `server`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Http2Pipe(Pipe):
     """See the module's docstring.  `end` ends what the pipe owns, with the cause that it is given."""
 
     def __init__(self, engine: Http2Engine, stream: Http2Stream, end: Callable[[str], None], *, alone: bool) -> None:
-        """`alone` is whether the connection serves this pipe only, so that the lane's writer sends what is owed."""
+        """`alone` is whether the connection serves this pipe only, so that the lane's writer sends what is pending."""
         self.transport = stream.dialect.name
         self.peer = engine.wire.peer
         self.addresses = engine.wire.addresses
@@ -36,9 +36,9 @@ class Http2Pipe(Pipe):
         self._end = end
         self._alone = alone
         if alone:
-            engine.on_owed(self._start_writer)
+            engine.on_pending_control(self._start_writer)
         self._read_timeout: float | None = None
-        self._guarded = False
+        self._unauthenticated = False
 
     @property
     def leaving(self) -> bool:
@@ -53,17 +53,17 @@ class Http2Pipe(Pipe):
 
     def recv(self) -> memoryview:
         engine, stream = self._engine, self._stream
-        if stream.full_window < WINDOW and not self._guarded:
-            self.set_guarded(False)
+        if stream.full_window < WINDOW and not self._unauthenticated:
+            self.set_unauthenticated(False)
         with engine.lock:
             message = self._next_locked()
             if message is not None:
                 engine.core.credit(stream)
-            owes = bool(engine.core.owed)
+            pending = bool(engine.core.pending_control)
         if message is None:
             self._end("the pipe has ended")  # which keeps the cause that there is
             raise stream.error()
-        if owes:
+        if pending:
             engine.tell()
         return message
 
@@ -97,15 +97,15 @@ class Http2Pipe(Pipe):
         with contextlib.suppress(TransportError):  # the connection is closed, and the next recv says why
             self._engine.wire.set_write_timeout(seconds)
 
-    def set_guarded(self, guarded: bool) -> None:
-        """While guarded, a server's stream keeps the small window with which it began."""
+    def set_unauthenticated(self, unauthenticated: bool) -> None:
+        """While unauthenticated, a server's stream keeps the small window with which it began."""
         with self._engine.lock:
-            self._guarded = guarded
+            self._unauthenticated = unauthenticated
             try:
-                self._stream.inbox.set_guarded(guarded)
+                self._stream.inbox.set_unauthenticated(unauthenticated)
             except ProtocolError as error:
                 self._engine.core.fail_stream(self._stream, ErrorCodes.PROTOCOL_ERROR, error.message)
-            if not guarded:
+            if not unauthenticated:
                 self._engine.core.widen(self._stream)
         self._engine.tell()
 
@@ -113,7 +113,7 @@ class Http2Pipe(Pipe):
         if not self._alone:
             return  # the connection's own writer does it
         self._engine.wire.set_wakeup(wakeup)
-        self._engine.on_owed(wakeup)
+        self._engine.on_pending_control(wakeup)
 
     def set_on_leaving(self, callback: Callable[[], None]) -> None:
         """For GOAWAY without an error on a client's connection (RFC 9113 §6.8)."""
@@ -130,8 +130,8 @@ class Http2Pipe(Pipe):
         self._end(cause)
 
     def _start_writer(self) -> None:
-        """Something is owed before anybody offered to flush: from now on a thread does it, until the end."""
-        self._engine.on_owed(_nothing)
+        """Something is pending before anybody offered to flush: from now on a thread does it, until the end."""
+        self._engine.on_pending_control(_nothing)
         start_thread(f"h2-writer {self.peer}", self._engine.writer_loop)
 
     @property

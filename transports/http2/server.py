@@ -1,7 +1,8 @@
 """A server's HTTP/2 connection: reads it, answers what is plain, and gives every tunnel stream a thread of its own.
 
 A proxy carries the streams of several clients on one connection and uses it again, so nothing here may let one
-stream hold up another: who reads the connection waits for nothing else, and what is owed has a writer of its own.
+stream hold up another: the thread that reads the connection waits for nothing else, and pending control frames have
+a writer of their own.
 
 Threads: the caller of `serve` reads; `h2-writer PEER` sends what nobody else does; `h2 PEER/STREAM`, one for each
 tunnel stream, runs the handler, which as a rule becomes the reader of a session.
@@ -21,7 +22,7 @@ from qanat.base.errors import NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.engine import Http2Engine
-from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, STRANGER_WINDOW
+from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, UNAUTHENTICATED_WINDOW
 from qanat.transports.http2.pipe import Http2Pipe
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
 from qanat.transports.http2.stream import Http2Stream
@@ -58,7 +59,7 @@ class Http2Server:
         The streams' threads are of the group `threads`, and begin only while it `has_room`; otherwise the answer is
         503.  `idle` is the number of seconds that the connection may be without a request that runs.
         """
-        self._engine = Http2Engine(wire, window=STRANGER_WINDOW, first=first, router=router)
+        self._engine = Http2Engine(wire, window=UNAUTHENTICATED_WINDOW, first=first, router=router)
         self._peer = wire.peer
         self._idle = idle
         self._handle = handle
@@ -129,9 +130,9 @@ class Http2Server:
         engine = self._engine
         with engine.lock:
             self.requests += 1
-            welcome = self._running < MAX_STREAMS and not self._leaving
+            accepted = self._running < MAX_STREAMS and not self._leaving
             self._idle_since = time.monotonic()
-        if not welcome:
+        if not accepted:
             engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
         elif isinstance(decision, PlainAnswer):
             engine.answer(request, decision)

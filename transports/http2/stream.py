@@ -1,7 +1,6 @@
 """One stream of an HTTP/2 connection that carries, or is to carry, a pipe: its state, and nothing that acts.
 
-Everything here is guarded by the lock of the connection (`http2_engine`), which also moves it.  Used by that and by
-`http2_pipe`.
+Everything here is guarded by the lock of the connection (`engine`), which also moves it.  Used by that and by `pipe`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Http2Stream:
         self.readable = threading.Condition(lock)
         """A message is there, the answer's head is, or the stream is over."""
         self.writable = threading.Condition(lock)
-        """The peer has opened a window, the connection owes something, or the stream is over."""
+        """The peer has opened a window, control frames are pending, or the stream is over."""
         self.cause = FirstCause()
         self.fault: ProtocolError | None = None  # what the peer broke, for `recv` to raise once
         self.response: tuple[int, dict[str, str]] | None = None  # a client's: the answer's status and headers
@@ -60,7 +59,7 @@ class Http2Stream:
         return fault if fault is not None else self.cause.error()
 
     def widen(self) -> None:
-        """Open the whole window: the peer is no stranger.  The next `credit` says by how much."""
+        """Open the whole window: the peer is authenticated.  The next `credit` says by how much."""
         self._due += WINDOW - self.full_window
         self.full_window = WINDOW
 

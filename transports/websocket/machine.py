@@ -19,6 +19,7 @@ import simple_websocket
 import websocket
 from wsproto.connection import ConnectionState
 
+from qanat.base.untrusted import words
 from qanat.transports.websocket.frames import CloseCode, FrameError
 
 _NO_STATUS = 1005  # RFC 6455 §7.4.1: the close frame was empty
@@ -100,8 +101,8 @@ class ServerMachine:
         answer = self._capture.take()
         if not server.connected:
             if server.ws.state is ConnectionState.CLOSED:
-                return Outcome(closed=describe_close(int(server.close_reason), server.close_message), answer=answer)
-            raise FrameError(int(server.close_reason), server.close_message or "a malformed frame")
+                return Outcome(closed=describe_close(server.close_reason, server.close_message), answer=answer)
+            raise FrameError(server.close_reason, server.close_message or "a malformed frame")
         message = server.input_buffer.pop() if server.input_buffer else None
         return Outcome(message=message, answer=answer)
 
@@ -124,15 +125,14 @@ class ClientMachine:
         answer = self._capture.take()
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             code = struct.unpack("!H", content.data[:2])[0] if content.data else _NO_STATUS
-            return Outcome(closed=describe_close(code, content.data[2:].decode("utf-8")), answer=answer)
+            return Outcome(closed=describe_close(code, content.data[2:]), answer=answer)
         if opcode == websocket.ABNF.OPCODE_BINARY:
             return Outcome(message=content.data, answer=answer)
         return Outcome(answer=answer)
 
 
-def describe_close(code: int, reason: str | None) -> str:
-    """A peer's close frame for our log; its text is a stranger's, so nothing unprintable is kept."""
+def describe_close(code: int, reason: bytes | str | None) -> str:
+    """Return a peer's close frame in words for our log; its reason is a stranger's, and may end inside a character."""
     if code == _NO_STATUS:
         return "the other end closed the WebSocket without giving a status"
-    words = "".join(c if c.isprintable() else "?" for c in reason or "")
-    return f"the other end closed the WebSocket: {code} {words}".rstrip()
+    return f"the other end closed the WebSocket: {code:d} {words(reason or '')}".rstrip()

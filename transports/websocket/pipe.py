@@ -34,8 +34,8 @@ from qanat.transports.websocket.frames import (
 from qanat.transports.websocket.machine import Machine
 from qanat.transports.websocket.mask import MaskKeys, xor_mask
 
-GUARDED_FRAMES = 64
-"""Frames that are no whole message, and cost a hundred times more than their bytes, which a stranger may send."""
+MAX_UNUSUAL_UNAUTHENTICATED = 64
+"""Frames that are no whole message, and cost a hundred times more than their bytes, before authentication."""
 
 
 class WebSocketPipe(Pipe):
@@ -57,8 +57,8 @@ class WebSocketPipe(Pipe):
         self._unusual_left: int | None = None
         self._send_lock = threading.Lock()
         self._send_failure: str | None = None  # the path failed for sending; there may be something to receive
-        self._owed_lock = threading.Lock()  # guards the next line; held for moments
-        self._owed = b""  # the pong for the last ping
+        self._pong_lock = threading.Lock()  # guards the next line; held for moments
+        self._pending_pong = b""  # the pong for the last ping
         self._wakeup: Callable[[], None] | None = None
 
     def send(self, buffer: memoryview) -> None:
@@ -72,8 +72,8 @@ class WebSocketPipe(Pipe):
                 key = self._keys.next()
                 xor_mask(buffer[headroom:], key)
             start = write_header(buffer, headroom, key)
-            if self._owed:
-                self._send_owed_locked()
+            if self._pending_pong:
+                self._send_pong_locked()
             self._send_locked(buffer[start:])
 
     def recv(self) -> memoryview:
@@ -104,22 +104,22 @@ class WebSocketPipe(Pipe):
         with contextlib.suppress(TransportError):  # likewise
             self._wire.set_write_timeout(seconds)
 
-    def set_guarded(self, guarded: bool) -> None:
-        self._reader.max_message = MAX_UNAUTHENTICATED if guarded else self.max_message
-        self._unusual_left = GUARDED_FRAMES if guarded else None
+    def set_unauthenticated(self, unauthenticated: bool) -> None:
+        self._reader.max_message = MAX_UNAUTHENTICATED if unauthenticated else self.max_message
+        self._unusual_left = MAX_UNUSUAL_UNAUTHENTICATED if unauthenticated else None
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         self._wire.set_wakeup(wakeup)
-        with self._owed_lock:
+        with self._pong_lock:
             self._wakeup = wakeup
-            owed = bool(self._owed)
-        if owed:
+            pong = bool(self._pending_pong)
+        if pong:
             wakeup()
 
     def flush(self) -> None:
         with self._send_lock:
-            if self._owed:
-                self._send_owed_locked()
+            if self._pending_pong:
+                self._send_pong_locked()
             try:
                 self._wire.flush()
             except TransportError as error:
@@ -143,23 +143,25 @@ class WebSocketPipe(Pipe):
         """Let the library decide what `frame` means; return a message if one is now whole."""
         if self._unusual_left is not None:
             if not self._unusual_left:
-                raise FrameError(CloseCode.PROTOCOL_ERROR, f"more than {GUARDED_FRAMES} pings or fragments at once")
+                raise FrameError(
+                    CloseCode.PROTOCOL_ERROR, f"more than {MAX_UNUSUAL_UNAUTHENTICATED} pings or fragments at once"
+                )
             self._unusual_left -= 1
         outcome = self._machine.receive(bytes(frame.raw))
         if outcome.closed is not None:
             self._end(outcome.closed, outcome.answer)
         elif outcome.answer and frame.opcode == Opcode.PING:
-            with self._owed_lock:
-                self._owed = outcome.answer
+            with self._pong_lock:
+                self._pending_pong = outcome.answer
                 wakeup = self._wakeup
             if wakeup is not None:
                 wakeup()
         return None if outcome.message is None else memoryview(bytearray(outcome.message))
 
-    def _send_owed_locked(self) -> None:
-        with self._owed_lock:
-            owed, self._owed = self._owed, b""
-        self._send_locked(owed)
+    def _send_pong_locked(self) -> None:
+        with self._pong_lock:
+            pong, self._pending_pong = self._pending_pong, b""
+        self._send_locked(pong)
 
     def _send_locked(self, data: bytes | memoryview) -> None:
         if self._cause.text is not None:
@@ -181,13 +183,13 @@ class WebSocketPipe(Pipe):
     def _close_frame(self, code: int) -> bytes:
         return close_frame(code, None if self._keys is None else os.urandom(4))
 
-    def _end(self, cause: str, last_words: bytes) -> bool:
-        """Close the wire if `cause` is the first; `last_words` only if no frame is half sent.  Does not block."""
+    def _end(self, cause: str, closing: bytes) -> bool:
+        """Close the wire if `cause` is the first; `closing` only if no frame is half sent.  Does not block."""
         if not self._cause.set(cause):
             return False
         if self._send_lock.acquire(blocking=False):
             try:
-                self._wire.close(b"" if self._send_failure is not None else last_words)
+                self._wire.close(b"" if self._send_failure is not None else closing)
             finally:
                 self._send_lock.release()
         else:

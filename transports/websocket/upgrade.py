@@ -238,6 +238,11 @@ class _Opening:
     def _check_headers(self, headers: dict[str, str]) -> None:
         if headers.get("sec-websocket-extensions"):
             raise TransportError(f"{self._url} wants a WebSocket extension that was not offered", hint=_NO_REWRITING)
+        if not all(headers.get(name, "").isascii() for name in _UPGRADE_HEADERS):
+            raise TransportError(
+                f"{self._url} answered 101, but not as WebSocket demands: a header of it is not ASCII",
+                hint=_NO_REWRITING,
+            )
         if headers.get("sec-websocket-protocol", SUBPROTOCOL) != SUBPROTOCOL:
             raise TransportError(
                 f"{self._url} is a WebSocket server, but not a Qanat server",

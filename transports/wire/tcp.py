@@ -176,15 +176,15 @@ class TcpWire(Wire):
     def flush(self) -> None:
         """A plain socket owes nothing for having been read."""
 
-    def close(self, last_words: bytes = b"") -> None:
+    def close(self, final: bytes = b"") -> None:
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             unused = self._users == 0
-        if last_words and _DONT_WAIT is not None:
+        if final and _DONT_WAIT is not None:
             with contextlib.suppress(OSError):
-                self._sock.send(last_words, _DONT_WAIT)
+                self._sock.send(final, _DONT_WAIT)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes whoever is inside; the last to leave closes
         if unused:

@@ -30,7 +30,7 @@ READ_SIZE = 256 * 1024
 """Bytes of ciphertext asked for at once."""
 
 _WRITE_SIZE = 64 * 1024  # plaintext encrypted under one hold of the lock: four TLS records
-_MAX_OWED = 64 * 1024  # bytes OpenSSL may owe for having read; only a flood of KeyUpdates gets there
+_MAX_PENDING = 64 * 1024  # bytes OpenSSL may want to send for having read; only a flood of KeyUpdates gets there
 
 
 class TlsWire(Wire):
@@ -115,23 +115,23 @@ class TlsWire(Wire):
                 self._wire.send_all(ciphertext)
             self._wire.flush()
 
-    def close(self, last_words: bytes = b"") -> None:
+    def close(self, final: bytes = b"") -> None:
         # With a writer inside, nothing can be added behind what it has half sent.
         if not self._send_lock.acquire(blocking=False):
             self._wire.close()
             return
         try:
             with self._lock:
-                farewell = self._farewell_locked(last_words)
-            self._wire.close(farewell)
+                ciphertext = self._close_notify_locked(final)
+            self._wire.close(ciphertext)
         finally:
             self._send_lock.release()
 
-    def _farewell_locked(self, last_words: bytes) -> bytes:
-        """Ciphertext of `last_words` and close_notify (RFC 8446 §6.1)."""
+    def _close_notify_locked(self, final: bytes) -> bytes:
+        """Return the ciphertext of `final` and of close_notify (RFC 8446 §6.1)."""
         try:
-            if last_words:
-                self._ssl.write(last_words)
+            if final:
+                self._ssl.write(final)
             self._ssl.unwrap()
         except ssl.SSLError:
             pass  # unwrap() says so when the peer's own close_notify is still to come: not waited for
@@ -157,10 +157,10 @@ class TlsWire(Wire):
             except ssl.SSLError as error:
                 hint = "" if self._ssl.server_side else hint_for_refusal(error)
                 self._read_failure = TransportError(f"TLS failed while receiving: {reason_of(error)}", hint=hint)
-            owed = self._outgoing.pending
-        if owed > _MAX_OWED:
+            pending = self._outgoing.pending
+        if pending > _MAX_PENDING:
             self._read_failure = TransportError("the other end floods TLS with messages that demand answers")
-        elif owed and self._wakeup is not None:
+        elif pending and self._wakeup is not None:
             self._wakeup()
         if count == 0 and self._read_failure is not None:
             raise self._read_failure

@@ -14,6 +14,8 @@ from enum import Enum, auto
 
 import h11
 
+from qanat.base.untrusted import header_text
+
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What an HTTP/2 client sends first (RFC 9113 §3.4)."""
 
@@ -120,10 +122,10 @@ class HeadReader:
             if not event.http_version.startswith(b"1."):
                 raise BadRequest("a version of HTTP that is not spoken here", status=505)
             return RequestHead(
-                method=event.method.decode("ascii"),
-                target=event.target.decode("ascii"),
-                headers=tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers),
-                version=event.http_version.decode("ascii"),
+                method=header_text(event.method),
+                target=header_text(event.target),
+                headers=tuple((header_text(name), header_text(value)) for name, value in event.headers),
+                version=header_text(event.http_version),
                 rest=bytes(self._h11.trailing_data[0]),
             )
         if self._received >= self._limit:

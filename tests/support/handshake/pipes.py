@@ -63,10 +63,10 @@ class SocketPipe(Pipe):
         """The handshake has a deadline of its own."""
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
-        """Nothing is ever owed here."""
+        """Nothing is ever pending here."""
 
     def flush(self) -> None:
-        """Nothing is ever owed here."""
+        """Nothing is ever pending here."""
 
     def close(self, cause: str) -> None:
         self._cause.set(cause)

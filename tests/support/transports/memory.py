@@ -109,10 +109,10 @@ class MemoryPipe(Pipe):
         self._write_timeout = seconds
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
-        """Nothing is ever owed here."""
+        """Nothing is ever pending here."""
 
     def flush(self) -> None:
-        """Nothing is ever owed here."""
+        """Nothing is ever pending here."""
 
     def close(self, cause: str) -> None:
         self._cause.set(cause)

@@ -18,13 +18,13 @@ def test_the_limits_are_the_code_s() -> None:
     rows = [number(row["number"]) for row in PAGE.table("of an HTTP/2 connection", "number").rows]
     assert rows == [
         http2_limits.WINDOW,
-        http2_limits.STRANGER_WINDOW,
+        http2_limits.UNAUTHENTICATED_WINDOW,
         MAX_FRAME,
         MAX_CONTROL,
         http2_limits.MAX_HEADER_LIST,
         http2_limits.MAX_STREAMS,
         http2_limits.MAX_PLAIN,
-        http2_limits.MAX_OWED,
+        http2_limits.MAX_PENDING_CONTROL,
         http2_limits.IDLE,
         http2_limits._BUDGET,
         http2_limits._STRANGERS_BUDGET,

@@ -225,15 +225,15 @@ def test_a_guard_holds_for_what_is_taken_and_not_for_what_comes_early(dialect: D
     data = b"".join(framed(dialect, message) for message in (b"handshake", large, b"after"))
     for cut in (1, 7, 20, 500):
         inbox = Inbox(dialect)
-        inbox.set_guarded(True)
+        inbox.set_unauthenticated(True)
         for at in range(0, len(data), cut):
             inbox.feed(memoryview(data)[at : at + cut])
         assert inbox.take() == b"handshake"
-        inbox.set_guarded(False)
+        inbox.set_unauthenticated(False)
         assert [inbox.take(), inbox.take()] == [large, b"after"]
         assert inbox.released == len(data)
         inbox = Inbox(dialect)
-        inbox.set_guarded(True)
+        inbox.set_unauthenticated(True)
         inbox.feed(memoryview(data))
         inbox.take()
         assert inbox.waiting

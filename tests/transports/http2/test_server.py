@@ -23,7 +23,7 @@ from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.http2.frames import FrameType
-from qanat.transports.http2.limits import MAX_STREAMS, STRANGER_WINDOW, WINDOW
+from qanat.transports.http2.limits import MAX_STREAMS, UNAUTHENTICATED_WINDOW, WINDOW
 from qanat.transports.pipe import MAX_UNAUTHENTICATED, Pipe
 from tests.support.background import DEADLINE, Background, wait_until
 from tests.support.transports.http2_loopback import (
@@ -113,9 +113,9 @@ def test_a_stream_that_nobody_reads_stops_no_other(stack: ExitStack, server: Tes
     full, _ = open_stream(peer, server)
     other, pipe = open_stream(peer, server)
     message = framed(http2.DIALECT, bytes(16000))
-    while peer.h2.local_flow_control_window(full) < STRANGER_WINDOW:
+    while peer.h2.local_flow_control_window(full) < UNAUTHENTICATED_WINDOW:
         peer.read()
-    for _ in range(STRANGER_WINDOW // len(message)):
+    for _ in range(UNAUTHENTICATED_WINDOW // len(message)):
         peer.h2.send_data(full, message)
         peer.flush()
     for _ in range(2 * WINDOW // len(message)):
@@ -133,12 +133,12 @@ def test_a_stranger_has_a_small_window_and_may_send_no_more_than_a_handshake(
     stream_id, pipe = open_stream(peer, server)
     other_id, other = open_stream(peer, server)
     for one in (pipe, other):
-        one.set_guarded(True)
+        one.set_unauthenticated(True)
     peer.h2.send_data(stream_id, framed(http2.DIALECT, bytes(MAX_UNAUTHENTICATED)))
     peer.flush()
     assert len(pipe.recv()) == MAX_UNAUTHENTICATED
-    assert peer.h2.streams[stream_id].outbound_flow_control_window <= STRANGER_WINDOW
-    pipe.set_guarded(False)
+    assert peer.h2.streams[stream_id].outbound_flow_control_window <= UNAUTHENTICATED_WINDOW
+    pipe.set_unauthenticated(False)
     while peer.h2.streams[stream_id].outbound_flow_control_window < WINDOW - WINDOW // 8:
         peer.read()
     peer.h2.send_data(other_id, framed(http2.DIALECT, bytes(MAX_UNAUTHENTICATED + 100))[:10])
@@ -152,7 +152,7 @@ def test_more_than_the_window_resets_that_stream_alone(stack: ExitStack, server:
     bad, bad_pipe = open_stream(peer, server)
     good, good_pipe = open_stream(peer, server)
     message = framed(http2.DIALECT, bytes(16000))
-    data = frame(FrameType.DATA, 0, bad, message) * (STRANGER_WINDOW // len(message) + 1)
+    data = frame(FrameType.DATA, 0, bad, message) * (UNAUTHENTICATED_WINDOW // len(message) + 1)
     peer.sock.sendall(data)
     event = peer.expect(StreamReset)
     assert isinstance(event, StreamReset)
@@ -384,7 +384,7 @@ def test_an_attack_ends_its_connection_and_says_so(
 def test_the_last_words_wait_for_a_writer_in_the_middle_of_something(
     stack: ExitStack, server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qanat.transports.http2.engine._LAST_WORDS", DEADLINE)
+    monkeypatch.setattr("qanat.transports.http2.engine._CLOSING_TIME", DEADLINE)
     peer = raw_client(stack, server)
     peer.read()
     engine = server.connections[0]._engine
@@ -487,7 +487,7 @@ def test_no_sequence_of_frames_brings_down_more_than_its_connection(
 def test_a_message_of_every_size_crosses_every_frame_size(stack: ExitStack, server: TestServer) -> None:
     peer = raw_client(stack, server)
     stream_id, pipe = open_stream(peer, server)
-    pipe.set_guarded(False)
+    pipe.set_unauthenticated(False)
     for size in (1, 100, 16384, 70_000):
         message = os.urandom(size)
         data = framed(http2.DIALECT, message)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qanat.base.errors import PipeEnded, ProtocolError
 from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED, Pipe
 from qanat.transports.websocket.frames import MAX_FRAGMENTS, Opcode
-from qanat.transports.websocket.pipe import GUARDED_FRAMES
+from qanat.transports.websocket.pipe import MAX_UNUSUAL_UNAUTHENTICATED
 from tests.support.background import Background
 from tests.support.transports.loopback import (
     PipeMaker,
@@ -291,10 +291,10 @@ def test_no_bytes_whatsoever_do_more_than_end_the_pipe(make: PipeMaker, data: by
 @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG, Opcode.BINARY], ids=["pings", "pongs", "fragments"])
 def test_a_stranger_cannot_keep_a_guarded_pipe_busy(opcode: Opcode, stack: ExitStack) -> None:
     pipe, peer = server_pipe(stack)
-    pipe.set_guarded(True)
+    pipe.set_unauthenticated(True)
     fin = opcode != Opcode.BINARY
     peer.send_frame(opcode, b"x", fin=fin)
-    for _ in range(GUARDED_FRAMES):
+    for _ in range(MAX_UNUSUAL_UNAUTHENTICATED):
         peer.send_frame(opcode if fin else Opcode.CONTINUATION, b"x", fin=fin)
     with pytest.raises(ProtocolError, match="pings or fragments"):
         pipe.recv()
@@ -302,7 +302,7 @@ def test_a_stranger_cannot_keep_a_guarded_pipe_busy(opcode: Opcode, stack: ExitS
 
 def test_a_guarded_pipe_waits_for_no_more_than_a_handshake_message(stack: ExitStack) -> None:
     pipe, peer = server_pipe(stack)
-    pipe.set_guarded(True)
+    pipe.set_unauthenticated(True)
     peer.send_frame(Opcode.BINARY, bytes(MAX_UNAUTHENTICATED))
     assert len(pipe.recv()) == MAX_UNAUTHENTICATED
     peer.sock.sendall(encode_frame(Opcode.BINARY, bytes(MAX_UNAUTHENTICATED + 1), mask=b"mask")[:8])  # the header alone
@@ -312,9 +312,9 @@ def test_a_guarded_pipe_waits_for_no_more_than_a_handshake_message(stack: ExitSt
 
 def test_a_pipe_that_is_guarded_no_more_takes_all_that_a_pipe_must(stack: ExitStack) -> None:
     pipe, peer = server_pipe(stack)
-    pipe.set_guarded(True)
-    pipe.set_guarded(False)
-    for _ in range(2 * GUARDED_FRAMES):
+    pipe.set_unauthenticated(True)
+    pipe.set_unauthenticated(False)
+    for _ in range(2 * MAX_UNUSUAL_UNAUTHENTICATED):
         peer.send_frame(Opcode.PONG, b"")
     sending = Background(lambda: peer.send_frame(Opcode.BINARY, bytes(MAX_MESSAGE)))
     assert len(pipe.recv()) == MAX_MESSAGE

@@ -83,8 +83,8 @@ def test_after_close_every_call_says_that_it_was_closed_here(stack: ExitStack) -
 
 def test_last_words_are_sent_if_there_is_room(stack: ExitStack) -> None:
     wire, peer = wire_and_peer(stack)
-    wire.close(b"farewell")
-    assert peer.recv(100) == b"farewell"
+    wire.close(b"the end")
+    assert peer.recv(100) == b"the end"
     assert peer.recv(100) == b""
 
 
@@ -93,7 +93,7 @@ def test_last_words_never_block(stack: ExitStack) -> None:
     sending = Background(lambda: wire.send_all(bytes(64 * 1024 * 1024)))
     assert not sending.wait(0.2)
     started = time.monotonic()
-    wire.close(b"farewell")
+    wire.close(b"the end")
     assert time.monotonic() - started < 0.5
     sending.error()
 

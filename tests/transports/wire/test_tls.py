@@ -142,9 +142,9 @@ def test_close_wakes_a_reader_and_a_writer_at_once(stack: ExitStack, good_certif
 
 def test_last_words_go_out_before_close_notify(stack: ExitStack, good_certificate: Certificate) -> None:
     client, server = tls_pair(stack, good_certificate)
-    server.close(b"farewell")
+    server.close(b"the end")
     buffer = memoryview(bytearray(100))
-    assert bytes(buffer[: client.recv_into(buffer)]) == b"farewell"
+    assert bytes(buffer[: client.recv_into(buffer)]) == b"the end"
     assert client.recv_into(buffer) == 0
 
 
@@ -234,7 +234,7 @@ def test_what_a_reader_owes_to_a_key_update_is_sent_by_the_writer(
 def test_a_flood_of_key_updates_is_cut_off(
     stack: ExitStack, good_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "_MAX_OWED", 500)
+    monkeypatch.setattr(tls, "_MAX_PENDING", 500)
     updates = KeyUpdates(stack, good_certificate)
     for _ in range(50):
         if not updates.receiving.wait(0):

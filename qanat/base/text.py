@@ -1,0 +1,24 @@
+"""Text on its way to a person, a log or the wire: made printable, cut at a character, and what a name is.
+
+Pure.  What comes from strangers as bytes is turned into text by `untrusted`, which uses this.
+"""
+
+from __future__ import annotations
+
+import re
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+"""A client's name, and a server's among several."""
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Return at most `limit` characters of `text`, fit for a terminal and a log.
+
+    What could move a cursor, change a color or begin a line is replaced.
+    """
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:limit])
+
+
+def encode_cut(text: str, limit: int) -> bytes:
+    """Return at most `limit` bytes of `text` in UTF-8, cut at a character."""
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode("utf-8")
