@@ -27,7 +27,7 @@ def test_the_limits_are_the_code_s() -> None:
         http2_limits.MAX_PENDING_CONTROL,
         http2_limits.IDLE,
         http2_limits._BUDGET,
-        http2_limits._STRANGERS_BUDGET,
+        http2_limits._UNAUTHENTICATED_BUDGET,
         http2_limits._BYTES_AN_UPDATE,
     ]
     costs = http2_limits._COSTS
