@@ -194,6 +194,14 @@ def test_the_package_is_a_program_too(installed: Environment, nonsense: Path) ->
     assert version.startswith("qanat ")
 
 
+def test_init_names_files_that_are_there(installed: Environment, nonsense: Path, tmp_path: Path) -> None:
+    output = run([installed.qanat, "init", tmp_path / "made"], tmp_path, PYTHONPATH=nonsense)
+    share = installed.packages / "qanat" / "share"
+    for file in (share / "config.example.yaml", share / "deploy", share / "deploy" / "nginx.conf"):
+        assert str(file) in output
+        assert file.exists()
+
+
 IMPORT = "import qanat.transports.pipe as pipe; from qanat.transports.pipe import Pipe; print(pipe.__file__)"
 
 
