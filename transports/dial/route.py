@@ -6,6 +6,7 @@ way.  Nothing here blocks but `tls_context`, which reads files.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from qanat.base.text import NAME
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.wire.tls_contexts import client_tls_context
+
+_FINAL_DOT = re.compile(r"\.(?=(:[0-9]*)?$)")  # of the host, which a port may follow
 
 NODE_COOKIE = "qanat-node"
 """The cookie's name, for the load balancer's configuration."""
@@ -39,16 +42,16 @@ class Route:
         return self.proxy.proxy_for(url) if isinstance(self.proxy, EnvironmentProxies) else self.proxy
 
     def target(self, url: TunnelUrl) -> tuple[str, int]:
-        """The host and port to connect to, from here or from the proxy."""
-        return self.connect_to or (url.host, url.port)
+        """Return the host and port to connect to; the host may have a final dot, which is for looking it up alone."""
+        return self.connect_to or (url.lookup_host, url.port)
 
     def tls_name(self, url: TunnelUrl) -> str:
-        """The name that the server's certificate must have."""
-        return self.server_name or url.host
+        """Return the name that the server's certificate must have."""
+        return (self.server_name or url.host).removesuffix(".")
 
     def authority(self, url: TunnelUrl) -> str:
         """What goes into the Host header, or into :authority."""
-        return self.host or url.authority
+        return _FINAL_DOT.sub("", self.host) if self.host else url.authority
 
     def with_headers(self, defaults: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """`defaults` and the route's own headers, which come instead of defaults of the same name.

@@ -23,9 +23,11 @@ class TunnelUrl:
     """A parsed URL.  `path` includes the query, is pure ASCII and begins with a slash."""
 
     tls: bool
-    host: str  # a name in its ASCII form, or an IP literal without brackets
+    host: str  # a name in its ASCII form without a final dot, or an IP literal without brackets
     port: int
     path: str
+    absolute: bool = False
+    """Whether the name was written with a final dot, which keeps resolvers from appending a search domain."""
 
     @classmethod
     def parse(cls, text: str) -> TunnelUrl:
@@ -44,14 +46,22 @@ class TunnelUrl:
             raise UsageError(f"the URL {text!r} has a semicolon in its path", hint="choose a path without one")
         tls = _SCHEMES[parts.scheme]
         path = quote(parts.path, safe=_PATH_CHARACTERS) or "/"
+        host = _host(text, parts)
+        name = host.removesuffix(".")
+        if not name:
+            raise UsageError(f"the URL {text!r} names no host", hint=_EXAMPLE)
         query = "?" + quote(parts.query, safe=_PATH_CHARACTERS + ";") if parts.query else ""
-        return cls(tls=tls, host=_host(text, parts), port=_port(text, parts, tls), path=path + query)
+        return cls(tls, name, _port(text, parts, tls), path + query, absolute=name != host)
+
+    @property
+    def lookup_host(self) -> str:
+        """What to look up: `host`, with the final dot that certificates and HTTP do not have (RFC 6066 §3)."""
+        return f"{self.host}." if self.absolute else self.host
 
     @property
     def authority(self) -> str:
         """What goes into a Host header (RFC 9110 §7.2): the port only where it is not the default."""
-        default = 443 if self.tls else 80
-        return self.address.removesuffix(f":{default}") if self.port == default else self.address
+        return self._with_port(self.host)
 
     @property
     def address(self) -> str:
@@ -59,7 +69,12 @@ class TunnelUrl:
         return format_host_port(self.host, self.port)
 
     def __str__(self) -> str:
-        return f"{'wss' if self.tls else 'ws'}://{self.authority}{self.path}"
+        return f"{'wss' if self.tls else 'ws'}://{self._with_port(self.lookup_host)}{self.path}"
+
+    def _with_port(self, host: str) -> str:
+        default = 443 if self.tls else 80
+        text = format_host_port(host, self.port)
+        return text.removesuffix(f":{default}") if self.port == default else text
 
 
 def _split(text: str) -> SplitResult:

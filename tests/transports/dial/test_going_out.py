@@ -398,6 +398,37 @@ def test_the_node_is_named_in_a_cookie_beside_the_users_own(
     assert tuple(value for name, value in request.headers if name == "cookie") == expected
 
 
+@pytest.mark.parametrize("transport", CONNECT)
+def test_a_name_with_a_final_dot_is_looked_up_with_it_and_verified_without(
+    stack: ExitStack, authority: Authority, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = authority.issue("inner.example")
+    server: WebSocketServer | RecordingServer
+    if transport == "websocket":
+        server = WebSocketServer(stack, tls=context(certificate))
+    else:
+        server = RecordingServer(stack, certificate)
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, **_: object) -> list[object]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for route in (
+        Route(ca_file=authority.ca_file),
+        Route(ca_file=authority.ca_file, server_name="inner.example.", host=f"inner.example.:{server.port}"),
+    ):
+        url = TunnelUrl.parse(f"wss://inner.example.:{server.port}/tunnel")
+        client = CONNECT[transport](url, route=route, deadline=Deadline(DEADLINE))
+        exchange(stack, client, server.pipe())
+        request = server.requests[-1]
+        name = "host" if isinstance(request, UpgradeRequest) else ":authority"
+        assert request.value(name) == f"inner.example:{server.port}"
+        assert client.peer == f"inner.example:{server.port}"
+    assert asked == ["inner.example."] * 2
+
+
 def test_a_wrong_name_is_still_refused(stack: ExitStack, authority: Authority, good_certificate: Certificate) -> None:
     server = WebSocketServer(stack, tls=context(good_certificate))
     route = Route(ca_file=authority.ca_file, connect_to=("127.0.0.1", server.port), server_name="other.example")

@@ -64,6 +64,20 @@ def test_the_host_header_has_the_port_only_where_it_is_unusual() -> None:
     assert TunnelUrl.parse("ws://[::1]:81/").authority == "[::1]:81"
 
 
+def test_a_final_dot_is_for_looking_the_name_up_alone() -> None:
+    """It keeps resolvers from appending a search domain; certificates and HTTP know names without it."""
+    url = TunnelUrl.parse("wss://Tunnel.Example.:8443/t")
+    assert (url.host, url.address, url.authority) == (
+        "tunnel.example",
+        "tunnel.example:8443",
+        "tunnel.example:8443",
+    )
+    assert url.lookup_host == "tunnel.example."
+    assert TunnelUrl.parse("wss://tunnel.example:8443/t").lookup_host == "tunnel.example"
+    with pytest.raises(UsageError, match="names no host"):
+        TunnelUrl.parse("wss://./t")
+
+
 def test_a_url_prints_as_it_can_be_parsed() -> None:
-    for text in ("wss://a.example/t?x=1", "ws://[::1]:81/"):
+    for text in ("wss://a.example/t?x=1", "ws://[::1]:81/", "wss://a.example.:8443/", "ws://a./"):
         assert str(TunnelUrl.parse(text)) == text
