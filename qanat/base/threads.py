@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from qanat.base.errors import NoThread
 from qanat.base.unexpected import log_unexpected
+from qanat.base.workers import WORKERS, Task, current_task
 
 
 def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
@@ -40,39 +41,39 @@ def start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
 class ThreadGroup:
     """The threads that one owner started and will join.  Safe to use from any thread.
 
-    Threads that have finished are forgotten as new ones start, so a long-lived owner with many
-    short-lived threads stays small.
+    They come from a pool (`qanat.base.workers`), so that short work does not cost a thread's start.
     """
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self._lock = threading.Lock()
-        self._threads: set[threading.Thread] = set()
+        self._tasks: set[Task] = set()
 
-    def start(self, name: str, target: Callable[[], object]) -> threading.Thread:
-        """Start `target` in a thread of this group.  Does not block.  Raises NoThread."""
+    def start(self, name: str, target: Callable[[], object]) -> Task:
+        """Start `target` in a thread of this group, called `name`.  Does not block.  Raises NoThread."""
 
         def run() -> None:
             try:
                 target()
             finally:
                 with self._lock:
-                    self._threads.discard(threading.current_thread())
+                    self._tasks.discard(task)
 
+        # The lock keeps a task that ends at once from being forgotten before it is known.
         with self._lock:
-            thread = start_thread(name, run)
-            self._threads.add(thread)
-        return thread
+            task = WORKERS.start(name, run)
+            self._tasks.add(task)
+        return task
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._threads)
+            return len(self._tasks)
 
     def join(self, timeout: float) -> list[str]:
-        """Wait at most `timeout` seconds for all of them; return the names of those still running."""
+        """Block at most `timeout` seconds for all but the calling one; return the names of those still running."""
         deadline = time.monotonic() + timeout
         with self._lock:
-            waiting = [t for t in self._threads if t is not threading.current_thread()]
-        for thread in waiting:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return [thread.name for thread in waiting if thread.is_alive()]
+            waiting = [task for task in self._tasks if task is not current_task()]
+        for task in waiting:
+            task.join(max(0.0, deadline - time.monotonic()))
+        return [task.name for task in waiting if task.is_alive()]

@@ -1,0 +1,131 @@
+"""Threads that are used again: starting one costs ten times what waking one does.
+
+`Workers` keeps threads that have nothing to do for a while and gives them to whoever asks next.  What runs in one
+is a `Task`: it has the name of what it does, an owner who joins it, and an end, just like a thread that was started
+for it alone.  `qanat.base.threads.ThreadGroup` starts its tasks here; only what lasts as long as the process has
+threads of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from qanat.base.errors import NoThread
+from qanat.base.unexpected import log_unexpected
+
+IDLE_SECONDS = 10.0
+"""Seconds that a thread waits for something to do before it ends."""
+MOST_IDLE = 64
+"""Threads that wait at once; whoever has nothing to do beyond that ends."""
+IDLE_NAME = "shared-worker"
+"""The name of a thread that waits."""
+
+
+class Task:
+    """One piece of work in a thread of the pool.  Its methods may be called from any thread."""
+
+    __slots__ = ("_running", "name", "target")
+
+    def __init__(self, name: str, target: Callable[[], object]) -> None:
+        self.name = name
+        self.target = target
+        self._running = threading.Lock()  # held until the work is over
+        self._running.acquire()
+
+    def is_alive(self) -> bool:
+        """Return whether the work is not over yet."""
+        return self._running.locked()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Block until the work is over, at most `timeout` seconds."""
+        if self._running.acquire(timeout=-1 if timeout is None else timeout):
+            self._running.release()
+
+    def run(self) -> None:
+        """Do the work.  What escapes it is a bug of this program, and is logged, never lost."""
+        try:
+            self.target()
+        except Exception:
+            log_unexpected(f"thread {self.name} ended")
+        finally:
+            self._running.release()
+
+
+class _Worker(threading.Thread):
+    """One thread of the pool: does its task, then waits for the next."""
+
+    def __init__(self, pool: Workers, task: Task) -> None:
+        super().__init__(name=task.name, daemon=True)
+        self.task: Task | None = task
+        self.go = threading.Lock()
+        self.go.acquire()
+        self._pool = pool
+
+    def run(self) -> None:
+        while True:
+            task = self.task
+            if task is not None:
+                self.name = task.name
+                task.run()
+                self.task = task = None
+            if not self._pool.wait_for_task(self):
+                return
+
+
+class Workers:
+    """A pool of threads.  Safe to use from any thread.
+
+    There is no bound on the threads that work, which is their owners' to set; at most `most_idle` wait, each for
+    `idle_seconds`.
+    """
+
+    def __init__(self, *, most_idle: int = MOST_IDLE, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._most_idle = most_idle
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+
+    def start(self, name: str, target: Callable[[], object]) -> Task:
+        """Run `target` in a thread called `name` meanwhile; return its task.  Does not block.
+
+        Raises NoThread when the system gives no thread; nothing of `target` has run then.
+        """
+        task = Task(name, target)
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+        if worker is not None:
+            worker.task = task
+            worker.go.release()
+            return task
+        try:
+            _Worker(self, task).start()
+        except RuntimeError as error:  # CPython has no other way to say it
+            raise NoThread from error
+        return task
+
+    def wait_for_task(self, worker: _Worker) -> bool:
+        """Block until `worker` has another task; False when it is to end."""
+        with self._lock:
+            if len(self._idle) >= self._most_idle:
+                return False
+            worker.name = IDLE_NAME
+            self._idle.append(worker)
+        if worker.go.acquire(timeout=self._idle_seconds):
+            return True
+        with self._lock:
+            if worker in self._idle:
+                self._idle.remove(worker)
+                return False
+        worker.go.acquire()  # somebody has taken it out meanwhile, and is about to say so
+        return True
+
+
+def current_task() -> Task | None:
+    """Return the task that the calling thread is in; None in a thread of another kind."""
+    thread = threading.current_thread()
+    return thread.task if isinstance(thread, _Worker) else None
+
+
+WORKERS = Workers()
+"""The pool of this process."""

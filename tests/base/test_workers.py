@@ -1,0 +1,95 @@
+"""Promises of qanat.base.workers: a thread is used again, tells its work's name, and is not kept for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from qanat.base.errors import NoThread
+from qanat.base.threads import ThreadGroup
+from qanat.base.workers import IDLE_NAME, Workers, current_task
+
+TIMEOUT = 10.0
+
+
+def test_a_thread_is_used_again_and_bears_the_name_of_its_work() -> None:
+    workers = Workers(idle_seconds=1.0)
+    seen: list[tuple[int, str]] = []
+    for name in ("one", "two"):
+        task = workers.start(name, lambda: seen.append((threading.get_ident(), threading.current_thread().name)))
+        task.join(TIMEOUT)
+        assert not task.is_alive()
+        _until(lambda: any(thread.name == IDLE_NAME for thread in threading.enumerate()))
+    (first, one), (second, two) = seen
+    assert (one, two) == ("one", "two")
+    assert first == second
+
+
+def test_a_thread_with_nothing_to_do_ends() -> None:
+    workers = Workers(idle_seconds=0.05)
+    ident: list[int] = []
+    workers.start("short", lambda: ident.append(threading.get_ident())).join(TIMEOUT)
+    _until(lambda: all(thread.ident != ident[0] for thread in threading.enumerate()))
+
+
+def test_no_more_threads_wait_than_the_pool_keeps() -> None:
+    workers = Workers(most_idle=1, idle_seconds=TIMEOUT)
+    gate = threading.Event()
+    idents: list[int] = []
+
+    def work() -> None:
+        idents.append(threading.get_ident())
+        gate.wait(TIMEOUT)
+
+    tasks = [workers.start(f"task {number}", work) for number in range(3)]
+    _until(lambda: len(idents) == 3)
+    gate.set()
+    for task in tasks:
+        task.join(TIMEOUT)
+    _until(lambda: sum(thread.ident in idents for thread in threading.enumerate()) == 1)
+
+
+def test_what_escapes_a_task_is_logged_and_the_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers(idle_seconds=0.5)
+    failing = workers.start("failing", lambda: 1 // 0)
+    failing.join(TIMEOUT)
+    assert "thread failing ended by an unexpected error" in caplog.text
+    done = threading.Event()
+    workers.start("next", done.set).join(TIMEOUT)
+    assert done.is_set()
+
+
+def test_a_group_joins_its_tasks_but_not_the_one_that_asks() -> None:
+    group = ThreadGroup("test")
+    results: list[list[str]] = []
+    gate = threading.Event()
+    group.start("slow", lambda: gate.wait(TIMEOUT))
+    asking = group.start("asking", lambda: results.append(group.join(0.05)))
+    asking.join(TIMEOUT)
+    assert results == [["slow"]]
+    gate.set()
+    assert group.join(TIMEOUT) == []
+    assert len(group) == 0
+    assert current_task() is None
+
+
+def test_without_a_thread_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("qanat.base.threads.WORKERS", Workers())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    group = ThreadGroup("test")
+    with pytest.raises(NoThread):
+        group.start("never", lambda: pytest.fail("it ran"))
+    assert len(group) == 0
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
