@@ -1,0 +1,115 @@
+"""Promises of qanat.endpoints.watcher: who has something is called, and all that came is flushed once a round."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from qanat.endpoints import watcher as module
+from qanat.endpoints.watcher import Watcher
+
+TIMEOUT = 10.0
+
+
+class Lane:
+    """Notes by which thread it was flushed."""
+
+    def __init__(self) -> None:
+        self.flushed: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def flush(self) -> None:
+        self.flushed.put(threading.current_thread().name)
+
+
+@pytest.fixture(params=["epoll", "selectors"])
+def watcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
+    if request.param == "selectors":
+        monkeypatch.setattr(module, "_HAS_EPOLL", False)
+    elif not module._HAS_EPOLL:
+        pytest.skip("there is no epoll on this system")
+    made = Watcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def reading(sock: socket.socket, into: queue.SimpleQueue[bytes], lane: Lane) -> Callable[[], Lane]:
+    def ready() -> Lane:
+        into.put(sock.recv(4096, socket.MSG_DONTWAIT))
+        return lane
+
+    return ready
+
+
+def test_what_comes_is_read_and_its_lane_flushed_in_one_thread(watcher: Watcher, pair: Pair) -> None:
+    got, lane = queue.SimpleQueue[bytes](), Lane()
+    watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+    for number in range(3):
+        pair[1].send(b"%d" % number)
+        assert got.get(timeout=TIMEOUT) == b"%d" % number
+        assert lane.flushed.get(timeout=TIMEOUT) == module.NAME
+
+
+def test_what_was_there_before_counts_and_so_does_the_end(watcher: Watcher, pair: Pair) -> None:
+    got, lane = queue.SimpleQueue[bytes](), Lane()
+    pair[1].send(b"early")
+    pair[1].shutdown(socket.SHUT_WR)
+    watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+    assert got.get(timeout=TIMEOUT) == b"early"
+    assert got.get(timeout=TIMEOUT) == b""
+    watcher.remove(pair[0].fileno())
+
+
+def test_who_is_removed_is_not_called_and_may_come_back(watcher: Watcher, pair: Pair) -> None:
+    got, lane = queue.SimpleQueue[bytes](), Lane()
+    fd = pair[0].fileno()
+    watcher.add(fd, reading(pair[0], got, lane))
+    watcher.remove(fd)
+    watcher.remove(fd)
+    assert len(watcher) == 0
+    pair[1].send(b"later")
+    with pytest.raises(queue.Empty):
+        got.get(timeout=0.1)
+    watcher.add(fd, reading(pair[0], got, lane))
+    assert got.get(timeout=TIMEOUT) == b"later"
+
+
+def test_a_fault_of_one_socket_s_callback_leaves_the_others(
+    watcher: Watcher, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    got, lane = queue.SimpleQueue[bytes](), Lane()
+    faulty, other = socket.socketpair()
+    with faulty, other:
+        watcher.add(faulty.fileno(), lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+        other.send(b"x")
+        pair[1].send(b"well")
+        assert got.get(timeout=TIMEOUT) == b"well"
+        pair[1].send(b"and")
+        assert got.get(timeout=TIMEOUT) == b"and"
+    assert caplog.text.count("please report it") == 1
+
+
+def test_closed_it_has_no_thread_and_calls_nobody(watcher: Watcher, pair: Pair) -> None:
+    got, lane = queue.SimpleQueue[bytes](), Lane()
+    watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+    watcher.close()
+    watcher.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == module.NAME]
+    watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+    pair[1].send(b"x")
+    with pytest.raises(queue.Empty):
+        got.get(timeout=0.05)
