@@ -50,11 +50,29 @@ class SealedPipe:
             self._send(KEY_UPDATE_RECORD)
         self._send(plaintext)
 
+    def can_send_now(self, size: int) -> bool:
+        """Return whether `send_record_now` may be called for a plaintext of `size` bytes.  Does not block."""
+        return self.pipe.can_send_now and not self._sealer.update_due(size)
+
+    def send_record_now(self, plaintext: memoryview | bytes) -> bool:
+        """Seal `plaintext` and have the pipe take it without blocking; False when `pipe.flush` must follow soon.
+
+        Otherwise as `send_record`.  To be called only where `can_send_now`.
+        """
+        record = self._sealed(plaintext)
+        with _own_fault_is_a_cut(self.pipe):
+            return self.pipe.send_now(record)
+
     def _send(self, plaintext: memoryview | bytes) -> None:
+        record = self._sealed(plaintext)
+        with _own_fault_is_a_cut(self.pipe):
+            self.pipe.send(record)
+
+    def _sealed(self, plaintext: memoryview | bytes) -> memoryview:
+        """The record, with the pipe's headroom in front of it; valid until the next one."""
         headroom = self.pipe.headroom
         size = self._sealer.seal_into(plaintext, self._scratch[headroom:])
-        with _own_fault_is_a_cut(self.pipe):
-            self.pipe.send(self._scratch[: headroom + size])
+        return self._scratch[: headroom + size]
 
     def recv_record(self) -> tuple[RecordKind, memoryview]:
         """Block for the next record: its kind, and its content, a view that may be kept.

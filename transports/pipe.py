@@ -42,6 +42,19 @@ class Wire(ABC):
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Block until the kernel has taken all of `data`.  Raises TransportError."""
 
+    def send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        """Take all of `data` without blocking; False when the kernel could not take all of it at once.
+
+        The rest is kept in a copy, and goes out before anything else with the next `send_all` or `flush`.  By the
+        thread that may call `send_all`, and only where `can_send_now`.  Raises TransportError.
+        """
+        raise NotImplementedError
+
+    @property
+    def can_send_now(self) -> bool:
+        """Whether `send_now` may be called: this wire has it, and nothing of an earlier call is left."""
+        return False
+
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
         """Let the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
@@ -95,6 +108,19 @@ class Pipe(ABC):
         Raises PipeEnded with the first cause; when the path alone failed, `recv` still returns what the
         peer had sent before that, and then raises promptly.
         """
+
+    def send_now(self, buffer: memoryview) -> bool:
+        """Take the message `buffer[headroom:]` without blocking; False when a part of it could not be sent at once.
+
+        What is left is kept in a copy, and goes out before anything else with the next `send` or `flush`, one of which
+        must follow soon.  Everything else is as for `send`; to be called only where `can_send_now`.
+        """
+        raise NotImplementedError
+
+    @property
+    def can_send_now(self) -> bool:
+        """Whether `send_now` may be called: this pipe has it, and owes nothing that must go out before."""
+        return False
 
     @abstractmethod
     def recv(self) -> memoryview:

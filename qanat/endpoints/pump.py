@@ -1,154 +1,298 @@
-"""The two threads that join one stream to one socket.
+"""Joins one stream to one socket, and carries bytes both ways until both have ended.
 
-The *uplink* waits for credit, then for bytes, and queues them on the stream; the *downlink* writes what
-the stream brings to the socket, and only then gives credit back.  Each direction ends by itself
-(half-close); anything abrupt on one side is abrupt on the other: a reset of the stream is a RST of the
-socket, and the reverse.  (A RST is noticed by whoever uses the socket: while the uplink waits for credit and
-the downlink for bytes, nobody does, and it shows when either goes on.)
+While little moves, a stream has no thread of its own:
+
+    uplink    socket -> stream    the watcher reads what is there and queues it on the lane
+    downlink  stream -> socket    the lane's reader hands what came straight to the socket
+
+Whichever direction has more than that gets a thread: an uplink that fills a whole read goes on in `_uplink_loop`,
+which blocks for credit and for bytes and reads into the lane's buffers; a downlink whose socket does not take
+everything at once, or whose payload is large, goes on in `_downlink_loop`, which blocks for payload and for the
+socket.  Both give the direction back when it has been quiet for a moment.  Bytes count as consumed, which gives the
+peer credit, only when the socket has taken them.
+
+Each direction ends by itself (half-close); anything abrupt on one side is abrupt on the other: a reset of the stream is
+a RST of the socket, and the reverse.  (A RST is noticed by whoever uses the socket: while the uplink waits for credit
+and the downlink for bytes, nobody does, and it shows when either goes on.)  Exactly one thread at a time acts for a
+direction, and whoever ends the second one closes the socket: so nobody uses its descriptor afterwards.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import socket
 import threading
 from collections.abc import Callable
 
 from qanat.base.errors import NoThread, StreamReset
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
+from qanat.endpoints.watcher import Flushable, Watcher
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
-from qanat.mux.stream import Stream
+from qanat.mux.stream import Idle, Stream
 
 log = logging.getLogger("qanat.stream")
 
 SMALL_READ = 16 * 1024
-"""Bytes of a read that is copied; a stream that fills one reads into the lane's buffers from then on."""
+"""Bytes of a read that is copied; an uplink that fills one gets a thread and reads into buffers from then on."""
+QUIET_SECONDS = 0.2
+"""Seconds without a byte after which a direction gives its thread back."""
+FEW_READS = 16
+"""Reads in turn that were small, after which an uplink's thread gives the direction back, busy as it may be."""
+_DELIVERS_NOW = hasattr(socket, "MSG_DONTWAIT")
+
+StartThread = Callable[[str, Callable[[], object]], object]
+"""Starts a named thread, or raises NoThread."""
 
 
-def join_stream(
-    stream: Stream, sock: WakeableSocket, start_thread: Callable[[str, Callable[[], None]], object], name: str
-) -> None:
-    """Carry bytes both ways until both have ended; blocks.  The calling thread is the downlink.
+class Pump:
+    """A stream and a socket that are joined.  `on_over` is called once, by some thread, when both ways have ended."""
 
-    `start_thread` gets the uplink's name and function; when it raises NoThread, the stream is reset.  Closes the
-    socket and releases the stream, whatever happens.
-    """
-    uplink = _Uplink()
-    orderly = False
-    try:
-        stream.on_failure(sock.abort)
-        try:
-            start_thread(f"{name}-up", lambda: uplink.run(stream, sock))
-        except NoThread as error:
-            stream.reset(Reason.LIMIT, "no more threads at the other end")
-            log.warning("%s: %s", name, error)
+    def __init__(
+        self,
+        stream: Stream,
+        sock: WakeableSocket,
+        watcher: Watcher,
+        start_thread: StartThread,
+        on_over: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._stream = stream
+        self._sock = sock
+        self._fd = sock.fd
+        self._watcher = watcher
+        self._start_thread = start_thread
+        self._on_over = on_over
+        self._lock = threading.Lock()  # guards the next two
+        self._directions = 2  # that have not ended
+        self._orderly = True
+
+    def start(self) -> None:
+        """Begin to carry bytes.  Does not block.
+
+        The socket is closed and the stream released when both directions have ended, whatever happens.
+        """
+        self._stream.on_failure(self._failed)
+        if _DELIVERS_NOW:
+            self._stream.deliver_to(self)
         else:
-            orderly = _guarded(_downlink_loop, stream, sock)
-            uplink.ended.wait()
-            # A reset that came after both loops had ended took what was still queued.
-            orderly = orderly and uplink.orderly and stream.failure is None
-    finally:
-        stream.release()
-        sock.close(orderly=orderly)
-    sent, received = stream.counts
-    log.debug("%s: %s, %d bytes up, %d down", name, "ended" if orderly else "reset", sent, received)
+            self.backlog()
+        self._watch()
 
-
-class _Uplink:
-    """The uplink's thread, as the downlink sees it."""
-
-    def __init__(self) -> None:
-        self.orderly = False
-        self.ended = threading.Event()
-
-    def run(self, stream: Stream, sock: WakeableSocket) -> None:
+    def _over(self, orderly: bool) -> None:
+        """One direction has ended, and nobody acts for it any more."""
+        with self._lock:
+            self._directions -= 1
+            self._orderly = self._orderly and orderly
+            if self._directions:
+                return
+        stream = self._stream
+        # A reset that came after both had ended took what was still queued.
+        orderly = self._orderly and stream.failure is None
         try:
-            self.orderly = _guarded(_uplink_loop, stream, sock)
+            stream.release()
+            self._sock.close(orderly=orderly)
+            sent, received = stream.counts
+            log.debug("%s: %s, %d bytes up, %d down", stream.label, "ended" if orderly else "reset", sent, received)
         finally:
-            self.ended.set()
+            self._on_over()
 
+    def _failed(self) -> None:
+        """The stream was reset: wake whoever acts for a direction, and end one for which nobody does."""
+        self._sock.abort()
+        if self._stream.stop_direct():
+            self.stopped()
 
-def _guarded(loop: Callable[[Stream, WakeableSocket], bool], stream: Stream, sock: WakeableSocket) -> bool:
-    """Run `loop`; a fault of this program in it must not leave the other loop waiting for ever."""
-    try:
-        return loop(stream, sock)
-    except BaseException:
-        stream.reset(Reason.INTERNAL, "a fault of the program at the other end")
-        raise
+    def _faulty(self, direction: str) -> None:
+        """A fault of this program in one direction must not leave the other waiting for ever."""
+        log.exception("%s: its %s ended by an unexpected error; please report it", self._stream.label, direction)
+        self._stream.reset(Reason.INTERNAL, "a fault of the program at the other end")
+        self._sock.abort()
+        self._over(False)
 
+    # --- the uplink: socket to stream -----------------------------------------------------------
 
-def _uplink_loop(stream: Stream, sock: WakeableSocket) -> bool:
-    """Socket to stream, until the socket's peer has finished (True) or anything failed (False)."""
-    bulk = False
-    try:
-        while True:
-            room = stream.wait_writable()
-            if bulk:
-                count = _read_bulk(stream, sock, room)
-                if count:
-                    bulk = count > SMALL_READ // 2
-                    continue
-                if count == 0:
-                    break
-            data = sock.recv(min(room, SMALL_READ))
-            if not data:
-                break
+    def _watch(self) -> None:
+        """Have the watcher read what comes."""
+        try:
+            self._watcher.add(self._fd, self._ready)
+        except NoThread as error:
+            log.warning("%s: %s", self._stream.label, error)
+            self._stream.reset(Reason.LIMIT, "no more threads at the other end")
+            self._over(False)
+
+    def _ready(self) -> Flushable | None:
+        """Read once and queue it; by the watcher, whose only call for this socket this is."""
+        try:
+            return self._read_now()
+        except Exception:
+            self._watcher.remove(self._fd)
+            self._faulty("uplink")
+            return None
+
+    def _read_now(self) -> Flushable | None:
+        stream = self._stream
+        try:
+            room = stream.room()
+            if not room:
+                # First remove: the callback may come before `when_writable` returns.
+                self._watcher.remove(self._fd)
+                stream.when_writable(self._watch)
+                return None
+            try:
+                data = self._sock.recv_now(min(room, SMALL_READ))
+            except BlockingIOError:
+                return None
+            if data:
+                stream.queue(data)
+                if len(data) == SMALL_READ:
+                    self._begin_bulk()
+                return stream.lane
+            self._watcher.remove(self._fd)
+            stream.queue_finish()
+            self._over(True)
+        except (StreamReset, Aborted):
+            self._watcher.remove(self._fd)
+            self._sock.abort()
+            self._over(False)
+            return None
+        except OSError as error:
+            self._watcher.remove(self._fd)
+            stream.reset(Reason.CANCELLED, _explain(error))
+            self._over(False)
+            return None
+        return stream.lane
+
+    def _begin_bulk(self) -> None:
+        """Give the uplink a thread; without one the watcher goes on, in small reads."""
+        self._watcher.remove(self._fd)
+        try:
+            self._start_thread(f"{self._stream.label}-up", self._run_uplink)
+        except NoThread as error:
+            log.warning("%s: %s", self._stream.label, error)
+            self._watch()
+
+    def _run_uplink(self) -> None:
+        stream = self._stream
+        try:
+            if self._uplink_loop():
+                self._watch()
+                return
+            stream.finish()
+        except (StreamReset, Aborted):
+            self._sock.abort()
+            self._over(False)
+        except OSError as error:
+            stream.reset(Reason.CANCELLED, _explain(error))
+            self._over(False)
+        except Exception:
+            self._faulty("uplink")
+        else:
+            self._over(True)
+
+    def _uplink_loop(self) -> bool:
+        """Carry bulk until it is quiet (True) or the socket's peer has finished (False)."""
+        stream, sock = self._stream, self._sock
+        few = 0
+        while few < FEW_READS:
+            count = self._read_buffer(stream.wait_writable())
+            if count == 0:
+                return False
+            if count is None:
+                if not sock.wait_readable(QUIET_SECONDS):
+                    return True
+            elif count > SMALL_READ // 2:
+                few = 0
+            else:
+                few += 1
+        return True
+
+    def _read_buffer(self, room: int) -> int | None:
+        """Queue what is there now; return the number of bytes, 0 at the end, None when nothing is there."""
+        stream = self._stream
+        buffer = stream.take_buffer()
+        try:
+            count = self._sock.recv_available_into(buffer.payload[: min(room, BUFFER_PAYLOAD)])
+        except BlockingIOError:
+            stream.return_buffer(buffer)
+            return None
+        except BaseException:
+            stream.return_buffer(buffer)
+            raise
+        if count > SMALL_READ:
+            buffer.length = count
+            stream.write_buffer(buffer)
+            return count
+        data = bytes(buffer.payload[:count])
+        stream.return_buffer(buffer)
+        if data:
             stream.write(data)
-            bulk = len(data) == SMALL_READ
-    except (StreamReset, Aborted):
-        sock.abort()
-        return False
-    except OSError as error:
-        stream.reset(Reason.CANCELLED, _explain(error))
-        return False
-    stream.finish()
-    return True
-
-
-def _read_bulk(stream: Stream, sock: WakeableSocket, room: int) -> int | None:
-    """Queue what is there now; return the number of bytes, 0 at the end, None when nothing is there."""
-    buffer = stream.take_buffer()
-    try:
-        count = sock.recv_available_into(buffer.payload[: min(room, BUFFER_PAYLOAD)])
-    except BlockingIOError:
-        stream.return_buffer(buffer)
-        return None
-    except BaseException:
-        stream.return_buffer(buffer)
-        raise
-    if count > SMALL_READ:
-        buffer.length = count
-        stream.write_buffer(buffer)
         return count
-    data = bytes(buffer.payload[:count])
-    stream.return_buffer(buffer)
-    if data:
-        stream.write(data)
-    return count
 
+    # --- the downlink: stream to socket, while little comes (`qanat.mux.stream.Sink`) --------------
 
-def _downlink_loop(stream: Stream, sock: WakeableSocket) -> bool:
-    """Stream to socket, until the stream's peer has finished (True) or anything failed (False)."""
-    try:
-        while True:
-            payload = stream.receive()
-            if payload is None:
-                break
-            sock.send_all(payload)
-            stream.consumed(len(payload))
-        sock.half_close()
-    except (StreamReset, Aborted):
-        sock.abort()
-        return False
-    except OSError as error:
-        if error.errno == errno.ENOTCONN and stream.failure is None:
-            # The socket's peer ended both ways at once; what it sent has been read by then.
-            return True
-        stream.reset(Reason.CANCELLED, _explain(error))
-        sock.abort()
-        return False
-    return True
+    def deliver(self, payload: memoryview) -> int:
+        """Hand to the socket what it takes at once.  By the lane's reader; does not block."""
+        try:
+            return self._sock.send_now(payload)
+        except OSError as error:
+            # Nothing more can be handed on; the reset makes the stream stop, which `stopped` hears of.
+            self._stream.reset(Reason.CANCELLED, _explain(error))
+            self._sock.abort()
+            return 0
+
+    def backlog(self) -> None:
+        """Give the downlink a thread.  Does not block."""
+        try:
+            self._start_thread(f"{self._stream.label}-down", self._run_downlink)
+        except NoThread as error:
+            log.warning("%s: %s", self._stream.label, error)
+            self._stream.reset(Reason.LIMIT, "no more threads at the other end")
+            self._sock.abort()
+            self._over(False)
+
+    def ended(self) -> None:
+        """Half-close the socket: the stream's peer has finished.  Does not block."""
+        self._over(self._half_close())
+
+    def stopped(self) -> None:
+        """End the downlink of a stream that was reset.  Does not block."""
+        self._sock.abort()
+        self._over(False)
+
+    def _run_downlink(self) -> None:
+        stream, sock = self._stream, self._sock
+        try:
+            while True:
+                payload = stream.receive_or_direct(QUIET_SECONDS)
+                if payload is None:
+                    break
+                sock.send_all(payload)
+                stream.consumed(len(payload))
+            orderly = self._half_close()
+        except Idle:
+            return  # The lane's reader delivers again.
+        except (StreamReset, Aborted):
+            self.stopped()
+        except OSError as error:
+            stream.reset(Reason.CANCELLED, _explain(error))
+            self.stopped()
+        except Exception:
+            self._faulty("downlink")
+        else:
+            self._over(orderly)
+
+    def _half_close(self) -> bool:
+        try:
+            self._sock.half_close()
+        except OSError as error:
+            if error.errno == errno.ENOTCONN and self._stream.failure is None:
+                # The socket's peer ended both ways at once; what it sent has been read by then.
+                return True
+            self._stream.reset(Reason.CANCELLED, _explain(error))
+            self._sock.abort()
+            return False
+        return True
 
 
 def _explain(error: OSError) -> str:

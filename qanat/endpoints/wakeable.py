@@ -50,6 +50,23 @@ class WakeableSocket:
             self._check_end()
         return data
 
+    @property
+    def fd(self) -> int:
+        """The descriptor, for a `Watcher`; valid until `close`."""
+        return self._sock.fileno()
+
+    def recv_now(self, limit: int) -> bytes:
+        """Read what is there without blocking.  Raises BlockingIOError when nothing is, OSError, Aborted.
+
+        b"" is the peer's orderly end.
+        """
+        if not _DONT_WAIT and not select.select([self._sock], [], [], 0)[0]:
+            raise BlockingIOError
+        data = self._sock.recv(limit, _DONT_WAIT)
+        if not data:
+            self._check_end()
+        return data
+
     def recv_available_into(self, buffer: memoryview) -> int:
         """Read what is there without blocking.  Raises BlockingIOError when nothing is, OSError, Aborted.
 
@@ -72,6 +89,21 @@ class WakeableSocket:
                 raise error
         if self._aborted:
             raise Aborted
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Block until there is something to read, an end or an error; False after `seconds`.  Raises OSError."""
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([self._sock], [], [], seconds)[0])
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+
+    def send_now(self, data: memoryview) -> int:
+        """Send what the kernel takes at once; return how many bytes that were.  Does not block.  Raises OSError."""
+        try:
+            return self._send(data)
+        except BlockingIOError:
+            return 0
 
     def send_all(self, data: memoryview) -> None:
         """Block until the kernel has taken all.  Raises OSError, Aborted.

@@ -27,7 +27,7 @@ from qanat.mux.core import LaneCore
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import ControlReceived, Event, LaneParameters
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
-from qanat.mux.stream import Stream
+from qanat.mux.stream import Calls, Stream
 from qanat.mux.stream_state import StreamPhase, StreamState
 
 
@@ -75,21 +75,49 @@ class Lane:
         1,024 bytes.
         """
         with self.lock:
-            while self.core.sender.retransmit_buffer.full and self.core.ended is None and self._closing is None:
+            while self._must_wait_locked():
                 self._room.wait()
-            if self._closing is not None:
-                raise SessionEnded("the session is closing")
-            stream = self._add_stream_locked(self.core.open_stream(request, self.clock()))
-            failed = self.wake_locked()
-        self.report(failed)
+            stream, calls = self._open_locked(request)
+        self.call(calls)
+        self.flush()
         return stream
+
+    def open_stream_now(self, request: bytes) -> Stream | None:
+        """Open a stream, or return None where `open_stream` would block.  Raises as that does."""
+        with self.lock:
+            if self._must_wait_locked():
+                return None
+            stream, calls = self._open_locked(request)
+        self.call(calls)
+        self.flush()
+        return stream
+
+    def _must_wait_locked(self) -> bool:
+        core = self.core
+        return core.sender.retransmit_buffer.full and core.ended is None and self._closing is None
+
+    def _open_locked(self, request: bytes) -> tuple[Stream, Calls]:
+        if self._closing is not None:
+            raise SessionEnded("the session is closing")
+        stream = self._add_stream_locked(self.core.open_stream(request, self.clock()))
+        return stream, self.wake_locked(sending=True)
 
     def send_control(self, message: bytes) -> None:
         """Queue a control message of at most 1,024 bytes.  Does not block; the caller bounds how many there are."""
         with self.lock:
             self.core.send_control(message)
-            failed = self.wake_locked()
-        self.report(failed)
+            calls = self.wake_locked(sending=True)
+        self.call(calls)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued now if that can be done without blocking; otherwise the pipe's writer does.
+
+        Nothing while there is no pipe.  Does not block.
+        """
+        runner = self._runner
+        if runner is not None:
+            runner.send_now()
 
     # --- the pipe that carries the lane ---------------------------------------------------------
 
@@ -205,10 +233,10 @@ class Lane:
             self._attachment.advance(AttachmentStep.END)
             told = close is not None and runner is not None and runner.close_if_free_locked(close)
             self._settled.notify_all()
-            failed = self.wake_locked()
+            calls = self.wake_locked()
         if runner is not None and not told:
             runner.cut(text)
-        self.report(failed)
+        self.call(calls)
 
     # --- how it is ------------------------------------------------------------------------------
 
@@ -301,8 +329,25 @@ class Lane:
             for event in events
         ]
 
-    def wake_locked(self) -> list[Stream]:
-        """Wake the threads that the core has named; return the streams to `report` once the lock is released."""
+    def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
+        """Take what the reader hands on itself, by stream; the others' readers are woken later."""
+        wakeups, streams = self.core.wakeups, self._streams
+        deliveries: list[tuple[Stream, memoryview | None]] = []
+        waiting: list[StreamState] = []
+        for state in wakeups.readers:
+            stream = streams.get(state.id)
+            if stream is not None and stream.delivers_locked():
+                deliveries.append((stream, self.core.receiver.take(state)))
+            else:
+                waiting.append(state)
+        wakeups.readers = waiting
+        return deliveries
+
+    def wake_locked(self, *, sending: bool = False) -> Calls:
+        """Wake the threads that the core has named; return what to `call` once the lock is released.
+
+        The writer is left alone by who is `sending`: the caller sends, or calls `flush`, without the lock.
+        """
         wakeups, streams = self.core.wakeups, self._streams
         if wakeups.readers:
             for state in wakeups.readers:
@@ -310,16 +355,20 @@ class Lane:
                 if stream is not None:
                     stream.wake_reader_locked()
             wakeups.readers.clear()
-        failed: list[Stream] = []
+        calls: Calls = []
+        failed = False
         if wakeups.writers:
             for state in wakeups.writers:
                 stream = streams.get(state.id)
                 if stream is not None:
-                    stream.wake_writer_locked()
+                    callback = stream.wake_writer_locked()
+                    if callback is not None:
+                        calls.append(callback)
                     if state.phase is StreamPhase.CLOSED:  # Nobody waits for a stream that is over.
                         del streams[state.id]
                         if state.failure is not None:
-                            failed.append(stream)
+                            failed = True
+                            calls.append(stream.fail)
             wakeups.writers.clear()
         if wakeups.room or failed:
             wakeups.room = False
@@ -329,14 +378,14 @@ class Lane:
             self._pong.notify_all()
         if wakeups.work:
             wakeups.work = False
-            if self._runner is not None:
+            if self._runner is not None and not sending:
                 self._runner.wake_locked()
-        return failed
+        return calls
 
-    def report(self, failed: list[Stream]) -> None:
-        """Call the failure callbacks, without the lock."""
-        for stream in failed:
-            stream.fail()
+    def call(self, calls: Calls) -> None:
+        """Call what `wake_locked` has returned, without the lock."""
+        for callback in calls:
+            callback()
 
     def wait_for_room_locked(self) -> None:
         """Block until a buffer or room in the retransmit buffer came back, or a stream failed; or without a cause."""
@@ -363,10 +412,10 @@ class Lane:
                 self._runner = runner
                 if self._closing is not None:
                     runner.close_when_idle_locked(self._closing)
-                failed = self.wake_locked()
+                calls = self.wake_locked()
         except ProtocolError as error:
             return PipeResult(f"the peer broke the protocol: {error}", fault=True)
-        self.report(failed)
+        self.call(calls)
         return None
 
     def _detach(self) -> None:

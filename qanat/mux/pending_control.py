@@ -57,7 +57,7 @@ class PendingControl:
     def accepted(self, expected: int, size: int, now: float) -> bool:
         """Note that the numbered frame before `expected`, with `size` bytes of DATA, has been accepted.
 
-        True when an ACK is now due sooner.
+        True when an ACK is due now.  Otherwise one is due within ACK_DELAY.
         """
         self._expected = expected
         since = self._bytes_since_ack
@@ -67,7 +67,6 @@ class PendingControl:
             return True
         if self._ack_due is None:
             self._ack_due = now + ACK_DELAY
-            return True
         return False
 
     def add_credit(self, stream: StreamState) -> None:

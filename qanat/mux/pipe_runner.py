@@ -1,13 +1,16 @@
 """One pipe while it carries a lane: its two threads, and all state that ends with it.
 
-The *reader* blocks in `recv` alone and never writes; it is the thread that calls `run`.  The *writer* waits for work,
-takes a record from the core under the lane's lock, and seals and sends it outside.  `PipeRunner` is made by
-`Lane.run` for each pipe and gone when the pipe is; which pipe has the lane is for `qanat.mux.lane` to decide.
+The *reader* blocks in `recv` alone; it is the thread that calls `run`.  The *writer* waits for work, takes a record
+from the core under the lane's lock, and seals and sends it outside.  While it has nothing to do, whoever has something
+small to send does so in its own thread (`send_now`), which blocks nowhere: what the kernel does not take at once is
+left to the writer.  So a quiet lane crosses no thread, and bulk has its pipeline.  `PipeRunner` is made by `Lane.run`
+for each pipe and gone when the pipe is; which pipe has the lane is for `qanat.mux.lane` to decide.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +22,9 @@ from qanat.base.threads import start_thread
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
 from qanat.mux.parameters import Event
-from qanat.mux.stream import LaneOfStream, Stream
+from qanat.mux.pending_control import ACK_DELAY
+from qanat.mux.sender import SMALL_RECORD
+from qanat.mux.stream import Calls, LaneOfStream, Stream
 from qanat.mux.trace import describe_frames
 
 log = logging.getLogger("qanat.mux")
@@ -27,6 +32,11 @@ frame_log = logging.getLogger("qanat.frames")
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that the peer gets to end the pipe after our CLOSE, before we do."""
+RECORDS_AT_ONCE = 4
+"""Records that one call of `send_now` sends before it leaves the rest to the writer."""
+ACTIVE = 0.25
+"""Seconds after the last record received during which the writer looks whether an ACK is due by itself, every
+ACK_DELAY, so that no reader has to wake it for that."""
 YIELD_TIMEOUT = 0.5
 """Seconds that the writer of a pipe that has to yield gets to come to the end of its record and say CLOSE."""
 
@@ -50,6 +60,9 @@ class LaneOfPipe(LaneOfStream, Protocol):
     def callbacks_locked(self, events: list[Event]) -> list[Callable[[], None]]:
         """Return what has to be called for these events once the lock is released; it may raise ProtocolError."""
 
+    def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
+        """Take what the reader hands on itself, by stream; the others' readers are woken later."""
+
 
 class PipeRunner:
     """See the module's docstring.  `…_locked` is for the lane, with its lock held."""
@@ -64,7 +77,13 @@ class PipeRunner:
         self._work = threading.Condition(lane.lock)
         self._flush_due = False
         self._paused = False
-        self._sending = False
+        self._sending = False  # the writer is in the middle of a record
+        self._inline = False  # a thread is in `send_now`
+        self._missed = False  # there was work for it meanwhile
+        self._waiting = False  # the writer waits
+        self._wakes_at = 0.0  # when it does so by itself, while it waits
+        self._received_at = 0.0
+        self._writer_ended = False
         self._close_when_idle: Close | None = None  # after all that is queued
         self._close_next: Close | None = None  # after the present record
         self._close_sent = False
@@ -101,15 +120,99 @@ class PipeRunner:
             writer.join(YIELD_TIMEOUT)
         self._sealed.close("the pipe's reader has ended")
         with self._lock:
-            self._work.notify()
+            self._work.notify_all()
+        # Before another pipe is attached: it may be reading a buffer that will be replayed.
         if writer is not None:
-            writer.join()  # before another pipe is attached: it may be reading a buffer that will be replayed
+            writer.join()
+        with self._lock:
+            while self._inline:
+                self._work.wait()
 
     # --- for the lane ---------------------------------------------------------------------------
 
     def wake_locked(self) -> None:
-        """Have the writer look for something to send."""
-        self._work.notify()
+        """Have the writer look for something to send, unless somebody will when done with the present record."""
+        if self._inline:
+            self._missed = True
+        elif self._waiting:
+            self._work.notify()
+
+    def _timer_locked(self, now: float) -> None:
+        """Have the writer look again within ACK_DELAY; it is woken only if it would not do so by itself."""
+        self._received_at = now
+        if self._waiting and self._wakes_at > now + 2 * ACK_DELAY:
+            self._work.notify()
+
+    def send_now(self) -> None:
+        """Send what is queued in the calling thread, as far as nothing blocks, and leave the rest to the writer.
+
+        Without the lane's lock.  Does not block, and raises nothing: a pipe that fails ends for its reader.
+        """
+        lane, sender = self._lane, self._sender
+        for _ in range(RECORDS_AT_ONCE):
+            with self._lock:
+                if not self._may_send_now_locked():
+                    self.wake_locked()
+                    return
+                record = sender.next_record(lane.clock(), small=True)
+                calls = lane.wake_locked(sending=True)
+                if record is None:
+                    if not sender.idle:
+                        self.wake_locked()
+                    break
+                self._inline, self._missed = True, False
+            again = False
+            try:
+                again = self._send_one_now(record)
+            finally:
+                with self._lock:
+                    self._inline = False
+                    if not again:
+                        self._flush_due = True
+                    again = again and (self._missed or not sender.idle)
+                    if self._needs_writer_locked():
+                        self._work.notify_all()
+                        again = False
+            lane.call(calls)
+            if not again:
+                return
+        else:
+            with self._lock:
+                self.wake_locked()
+            return
+        lane.call(calls)
+
+    def _may_send_now_locked(self) -> bool:
+        """Whether the calling thread may send the next record instead of the writer."""
+        return not (self._sending or self._inline or self._needs_writer_locked()) and (
+            self._sender.attached and self._sealed.can_send_now(SMALL_RECORD)
+        )
+
+    def _needs_writer_locked(self) -> bool:
+        """Whether there is something that only the writer does, or has to know."""
+        return bool(
+            self._flush_due
+            or self._paused
+            or self._close_next is not None
+            or self._close_when_idle is not None
+            or self._close_sent
+            or self._writer_ended
+            or self._sealed.cause is not None
+        )
+
+    def _send_one_now(self, record: memoryview) -> bool:
+        """Seal and send without blocking; False when something is left for the writer to flush, or the pipe failed."""
+        if frame_log.isEnabledFor(logging.DEBUG):
+            self._trace(">", record[1:])
+        try:
+            return self._sealed.send_record_now(record)
+        except TransportError as error:
+            log.debug("%s: writing ended: %s", self._lane.name, error)
+            return False
+        except BaseException as error:
+            # As in the writer: a pipe that has used a nonce for nothing must not live on.
+            self._sealed.close(f"sending failed: {error}")
+            raise
 
     def pause_locked(self) -> None:
         """Have the writer begin no further record, unless it has to close."""
@@ -163,22 +266,34 @@ class PipeRunner:
                 raise ProtocolError(f"a {kind.name} record in the middle of a session")
 
     def _receive(self, content: memoryview) -> None:
+        """Take the frames of one record, and act on them: wake threads, hand on what is small, send what is due."""
         lane = self._lane
-        failed: list[Stream] = []
+        calls: Calls = []
+        deliveries: list[tuple[Stream, memoryview | None]] = []
+        due = False
         try:
             with self._lock:
                 if self._close_next is not None:
                     return  # The next pipe goes on where this one was when it had to yield.
+                now = lane.clock()
                 try:
-                    events = self._receiver.receive(content, lane.clock())
+                    events = self._receiver.receive(content, now)
                     callbacks = lane.callbacks_locked(events)
                 finally:
                     # Also after a ProtocolError: the frames before the faulty one have taken effect.
-                    if self._close_when_idle is not None:  # An ACK may have made it idle.
-                        self._work.notify()
-                    failed = lane.wake_locked()
+                    wakeups = lane.core.wakeups
+                    due = wakeups.work or self._close_when_idle is not None  # An ACK may have made it idle.
+                    deliveries = lane.take_deliveries_locked()
+                    calls = lane.wake_locked(sending=True)
+                    if wakeups.timer:
+                        wakeups.timer = False
+                        self._timer_locked(now)
         finally:
-            lane.report(failed)
+            for stream, payload in deliveries:
+                due = stream.deliver(payload) or due
+            lane.call(calls)
+            if due:
+                self.send_now()
         for callback in callbacks:
             callback()
 
@@ -205,6 +320,7 @@ class PipeRunner:
         finally:
             with self._lock:
                 self._sending = False
+                self._writer_ended = True
 
     def _send_next(self) -> bool:
         """Block for something to send, and send it.  False when the pipe has ended, or it is time for CLOSE."""
@@ -212,27 +328,40 @@ class PipeRunner:
         with self._lock:
             self._sending = False
             while True:
+                if self._inline:
+                    self._wait_locked(None)
+                    continue
                 if self._sealed.cause is not None or self._close_next is not None:
                     return False
                 if self._paused and self._close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
-                    self._work.wait()
+                    self._wait_locked(None)
                     continue
                 now = lane.clock()
                 record = sender.next_record(now)
-                failed = lane.wake_locked()
+                calls = lane.wake_locked()
                 flush, self._flush_due = self._flush_due, False
-                if record is not None or flush or failed:
+                if record is not None or flush or calls:
                     break
                 if not sender.attached or (self._close_when_idle is not None and sender.idle):
                     return False
-                self._work.wait(sender.next_timeout(now))
+                timeout = sender.next_timeout(now)
+                if timeout is not None and now - self._received_at < ACTIVE:
+                    timeout = min(timeout, ACK_DELAY)
+                self._wait_locked(timeout)
             self._sending = True
-        lane.report(failed)
+        lane.call(calls)
         self._send(record, flush=flush)
         return True
 
+    def _wait_locked(self, timeout: float | None) -> None:
+        """Wait for work; the writer does."""
+        self._wakes_at = math.inf if timeout is None else self._lane.clock() + timeout
+        self._waiting = True
+        self._work.wait(timeout)
+        self._waiting = False
+
     def _send(self, record: memoryview | None, *, flush: bool) -> None:
-        """Seal and send, without the lock; blocks.  The one place where frames leave this program."""
+        """Seal and send, without the lock; blocks."""
         if flush:
             self._sealed.pipe.flush()
         if record is not None:

@@ -98,6 +98,8 @@ class Receiver:
         self.expected += 1
         if self._pending.accepted(self.expected, size, now):
             self._wakeups.work = True
+        else:
+            self._wakeups.timer = True
         return True
 
     def _receive_data(self, frame: wire.Data, record_size: int) -> None:
@@ -168,6 +170,11 @@ class Receiver:
     def take(self, stream: StreamState) -> memoryview | None:
         """Return the next payload for the stream's reader, or None when there is none now."""
         return memoryview(stream.inbox.popleft()) if stream.inbox else None
+
+    def put_back(self, stream: StreamState, payload: memoryview) -> None:
+        """Return what `take` gave, or the end of it: it comes first again."""
+        if not stream.released:
+            stream.inbox.appendleft(payload)
 
     def consumed(self, stream: StreamState, count: int, now: float) -> bool:
         """Note that the reader has handed on `count` bytes.  True when the peer is now owed a CREDIT."""

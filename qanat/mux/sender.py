@@ -246,11 +246,11 @@ class Sender:
         """Whether everything that was queued has been sent."""
         return not (self._replay or self._control or self.queued_bytes)
 
-    def next_record(self, now: float) -> memoryview | None:
+    def next_record(self, now: float, *, small: bool = False) -> memoryview | None:
         """Return the plaintext of the next FRAMES record, or None when nothing has to be sent now.
 
         Everything it holds counts as sent.  The view is valid until the next call or ACK, which for
-        what it holds no honest peer sends before it has come: seal it first.
+        what it holds no honest peer sends before it has come: seal it first.  With `small` it holds no bulk.
         """
         if not self.attached:
             return None
@@ -266,7 +266,7 @@ class Sender:
                 break
             riding.append(entry.head)
             room -= len(entry.head)
-        bulk = self._next_bulk(sum(map(len, riding)))
+        bulk = None if small else self._next_bulk(sum(map(len, riding)))
         if bulk is not None and bulk.buffer is not None:
             return self._around(riding, bulk.head, bulk.buffer)
         if not riding:

@@ -1,9 +1,11 @@
-"""The blocking face of one stream, for the two threads that pump it.
+"""The face of one stream, for what it is joined to.
 
-One thread (the uplink) calls `wait_writable`, `take_buffer`, `write…`, `finish`; another (the downlink)
-calls `receive` and `consumed`; any thread calls `reset`.  When the stream is over, whoever waits is
-woken with StreamReset, and the callback given to `on_failure` lets the owner of a socket wake a thread
-that is blocked in it.
+Towards the peer, one thread at a time: either it blocks (`wait_writable`, `take_buffer`, then `write…` and `finish`),
+or it never does (`room`, `queue`, and `when_writable` where there is no room).  From the peer likewise: either a thread
+blocks in `receive` and says `consumed`, or there is a `Sink` to which the lane's reader hands small payload in its own
+thread, until the sink does not take all of it.  Any thread calls `reset`.  When the stream is over, whoever waits is
+woken with StreamReset, and the callback given to `on_failure` lets the owner of a socket wake a thread that is blocked
+in it.
 
 What a stream is on the wire is `qanat.mux.stream_state`; the lane, with its lock, is `qanat.mux.lane`.
 """
@@ -21,6 +23,29 @@ from qanat.mux.core import LaneCore
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.stream_state import StreamPhase, StreamState
 
+DIRECT_PAYLOAD = 16 * 1024
+"""Bytes of payload that the lane's reader hands to a sink itself; more is for a thread of the stream's own."""
+
+
+Calls = list[Callable[[], None]]
+"""What has to be called once the lane's lock is released."""
+
+
+class Sink(Protocol):
+    """Where a stream's payload goes while it is little.  Called by the lane's reader, and must not block."""
+
+    def deliver(self, payload: memoryview) -> int:
+        """Hand on as much of `payload` as can be at once; return how many bytes that were.  Must not raise."""
+
+    def backlog(self) -> None:
+        """Have a thread call `receive` from now on: there is more than `deliver` could hand on."""
+
+    def ended(self) -> None:
+        """Note that the peer has finished, and all that it sent has been delivered."""
+
+    def stopped(self) -> None:
+        """Note that nothing more will be delivered: the stream was reset."""
+
 
 class LaneOfStream(Protocol):
     """What a stream needs of its lane (`qanat.mux.lane.Lane`)."""
@@ -30,14 +55,21 @@ class LaneOfStream(Protocol):
     core: LaneCore
     clock: Callable[[], float]
 
-    def wake_locked(self) -> list[Stream]:
-        """Wake the threads that the core has named; return the streams to `report` once the lock is released."""
+    def wake_locked(self, *, sending: bool = False) -> Calls:
+        """Wake the threads that the core has named; return what to `call` once the lock is released."""
 
-    def report(self, failed: list[Stream]) -> None:
-        """Call the failure callbacks, without the lock."""
+    def flush(self) -> None:
+        """Send what is queued now if that can be done without blocking; otherwise the pipe's writer does."""
+
+    def call(self, calls: Calls) -> None:
+        """Call what `wake_locked` has returned, without the lock."""
 
     def wait_for_room_locked(self) -> None:
         """Block until a buffer or room in the retransmit buffer may be there."""
+
+
+class Idle(Exception):
+    """Nothing came for as long as `Stream.receive_or_direct` waits."""
 
 
 class Stream:
@@ -50,9 +82,16 @@ class Stream:
         self._sender = lane.core.sender
         self._receiver = lane.core.receiver
         self._state = state
-        self._readable = threading.Condition(lane.lock)
-        self._writable = threading.Condition(lane.lock)
+        # Made for the first who waits: most streams are quiet, and nobody ever does.
+        self._readable: threading.Condition | None = None
+        self._writable: threading.Condition | None = None
+        self._readers_waiting = 0
+        self._uplink_waits = False
         self._on_failure: Callable[[], None] | None = None
+        self._when_writable: Callable[[], None] | None = None
+        self._sink: Sink | None = None
+        self._direct = False  # the lane's reader delivers
+        self._delivering = False  # it is doing so
 
     @property
     def id(self) -> int:
@@ -89,7 +128,59 @@ class Stream:
                 room = self._sender.sendable(self._state)
                 if room:
                     return room
+                if self._writable is None:
+                    self._writable = threading.Condition(self._lock)
+                self._uplink_waits = True
                 self._writable.wait()
+                self._uplink_waits = False
+
+    def room(self) -> int:
+        """Return how many bytes the peer takes now, at least as many as then can be queued.  Does not block.
+
+        Raises StreamReset.  For the one thread that queues: nobody else makes it less.
+        """
+        state = self._state
+        if state.failure is not None or state.phase is StreamPhase.CLOSED:
+            with self._lock:
+                self._raise_if_over_locked()
+        with self._lock:
+            return self._sender.sendable(state)
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once there is `room`, or the stream is over; at once if so now.  Does not block.
+
+        Some thread calls it, without the lane's lock; it must not block.
+        """
+        with self._lock:
+            state = self._state
+            if state.failure is None and state.phase is not StreamPhase.CLOSED and not self._sender.sendable(state):
+                self._when_writable = callback
+                return
+        callback()
+
+    def queue(self, data: bytes) -> None:
+        """Queue at most 64 KiB, within what `room` said, until the lane is flushed.  Does not block.
+
+        Raises LocalError beyond that or after `finish`.
+        """
+        with self._lock:
+            self._sender.send(self._state, data)
+
+    def queue_finish(self) -> None:
+        """Half-close when the lane is flushed; otherwise as `finish`.  Does not block."""
+        with self._lock:
+            self._sender.finish(self._state)
+            calls = self._lane.wake_locked(sending=True)
+        self._lane.call(calls)
+
+    def flush(self) -> None:
+        """Send what is queued on the stream's lane, as far as that can be done at once.  Does not block."""
+        self._lane.flush()
+
+    @property
+    def lane(self) -> LaneOfStream:
+        """What `flush` flushes: the same for many streams."""
+        return self._lane
 
     def take_buffer(self) -> Buffer:
         """Block until the lane has a buffer to fill.  Raises StreamReset.
@@ -108,8 +199,8 @@ class Stream:
         """Give an unused buffer back.  Does not block."""
         with self._lock:
             self._sender.return_buffer(buffer)
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked()
+        self._lane.call(calls)
 
     def write_buffer(self, buffer: Buffer) -> None:
         """Queue `buffer.length` bytes, within what `wait_writable` said.  Does not block.
@@ -126,32 +217,38 @@ class Stream:
         self._write(data)
 
     def _write(self, payload: Buffer | bytes) -> None:
+        bulk = isinstance(payload, Buffer)
         with self._lock:
             self._sender.send(self._state, payload)
             self._core.wakeups.work = True
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked(sending=not bulk)
+        self._lane.call(calls)
+        if not bulk:
+            self._lane.flush()
 
     def finish(self) -> None:
         """Half-close: the peer reads the end after all that was written.  Idempotent; does not block."""
         with self._lock:
             self._sender.finish(self._state)
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked(sending=True)
+        self._lane.call(calls)
+        self._lane.flush()
 
     def accept(self, text: str) -> None:
         """Tell the opener that its target was reached, and at which address.  Does not block."""
         with self._lock:
             self._core.accept(self._state, text)
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked(sending=True)
+        self._lane.call(calls)
+        self._lane.flush()
 
     def reset(self, reason: Reason, text: str) -> None:
         """End both directions abruptly; the peer learns `reason` and `text`.  Idempotent; does not block."""
         with self._lock:
             self._core.reset(self._state, reason, text)
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked(sending=True)
+        self._lane.call(calls)
+        self._lane.flush()
 
     # --- from the peer --------------------------------------------------------------------------
 
@@ -165,16 +262,90 @@ class Stream:
                 if self._state.fin_received:
                     return None
                 self._raise_if_over_locked()
-                self._readable.wait()
+                self._wait_readable_locked(None)
+
+    def receive_or_direct(self, seconds: float) -> memoryview | None:
+        """Block for the next bytes as `receive`, at most `seconds`; then raise Idle: the sink is delivered to again.
+
+        Without a sink it blocks as long as it takes.
+        """
+        with self._lock:
+            while True:
+                payload = self._receiver.take(self._state)
+                if payload is not None:
+                    return payload
+                if self._state.fin_received:
+                    return None
+                self._raise_if_over_locked()
+                if not self._wait_readable_locked(seconds if self._sink is not None else None):
+                    self._direct = True
+                    raise Idle
+
+    def deliver_to(self, sink: Sink) -> None:
+        """Have the lane's reader deliver to `sink` from now on, and deliver what has come.  Does not block."""
+        with self._lock:
+            self._sink = sink
+            self._direct = self._delivering = True
+            payload = self._receiver.take(self._state)
+        if self.deliver(payload):
+            self._lane.flush()
+
+    def deliver(self, payload: memoryview | None) -> bool:
+        """Hand what was taken from the inbox to the sink, and what else has come; True when the lane is to be flushed.
+
+        By the thread for which `delivers_locked` or `deliver_to` has reserved it.
+        """
+        sink, receiver, state = self._sink, self._receiver, self._state
+        assert sink is not None
+        due = False
+        while True:
+            sent = size = 0
+            if payload is not None:
+                size = len(payload)
+                sent = sink.deliver(payload) if size <= DIRECT_PAYLOAD else 0
+            with self._lock:
+                if sent and receiver.consumed(state, sent, self._lane.clock()):
+                    due = True
+                over = self._is_over_locked()
+                if sent < size and not over:
+                    assert payload is not None
+                    receiver.put_back(state, payload[sent:])
+                    self._direct = self._delivering = False
+                    break
+                payload = None if sent < size else receiver.take(state)
+                if payload is None:
+                    self._delivering = False
+                    if not (over or state.fin_received):
+                        return due
+                    self._direct = False
+                    break
+        if state.failure is None and state.inbox:
+            sink.backlog()
+        elif (over and not state.fin_received) or state.failure is not None:
+            sink.stopped()
+        else:
+            sink.ended()
+        return due
+
+    def stop_direct(self) -> bool:
+        """Have the lane's reader deliver no more; True when it would have, and no call of the sink will come.
+
+        Does not block.  For the failure callback.
+        """
+        with self._lock:
+            stopped = self._direct and not self._delivering
+            if stopped:
+                self._direct = False
+            return stopped
 
     def consumed(self, count: int) -> None:
         """Let the peer send `count` bytes more: as many have been handed on.  Does not block."""
         with self._lock:
             if not self._receiver.consumed(self._state, count, self._lane.clock()):
                 return
-            self._core.wakeups.work = True
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked(sending=True)
+        self._lane.call(calls)
+        self._lane.flush()
 
     def wait_accepted(self, deadline: Deadline) -> str | None:
         """Block until the peer has reached the target; return its address, or None at the deadline.
@@ -186,7 +357,7 @@ class Stream:
                 self._raise_if_over_locked()
                 if deadline.passed:
                     return None
-                self._readable.wait(deadline.remaining())
+                self._wait_readable_locked(deadline.remaining())
             return self._state.accepted
 
     # --- the end --------------------------------------------------------------------------------
@@ -200,8 +371,9 @@ class Stream:
             if not self._state.ends_orderly:
                 self._core.reset(self._state, Reason.CANCELLED, "")
             self._core.streams.release(self._state)
-            failed = self._lane.wake_locked()
-        self._lane.report(failed)
+            calls = self._lane.wake_locked(sending=True)
+        self._lane.call(calls)
+        self._lane.flush()
 
     def on_failure(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once, by some thread, when the stream is reset; at once if it was.
@@ -214,22 +386,51 @@ class Stream:
         if over:
             self.fail()
 
+    def _is_over_locked(self) -> bool:
+        state = self._state
+        return state.failure is not None or (state.phase is StreamPhase.CLOSED and not state.fin_received)
+
     def _raise_if_over_locked(self) -> None:
         if self._state.failure is not None:
             code, text = self._state.failure
             raise StreamReset(text or reason_name(code), code=code)
-        if self._state.phase is StreamPhase.CLOSED and not self._state.fin_received:
+        if self._is_over_locked():
             raise StreamReset("the stream is over", code=Reason.CANCELLED)
+
+    def _wait_readable_locked(self, seconds: float | None) -> bool:
+        """Wait until something may have come; False after `seconds`."""
+        if self._readable is None:
+            self._readable = threading.Condition(self._lock)
+        self._readers_waiting += 1
+        try:
+            return self._readable.wait(seconds)
+        finally:
+            self._readers_waiting -= 1
 
     # --- for Lane -------------------------------------------------------------------------------
 
+    def delivers_locked(self) -> bool:
+        """Return whether the caller, the lane's reader, is to `deliver`; nobody else does until it has."""
+        if self._direct and not self._delivering:
+            self._delivering = True
+            return True
+        return False
+
     def wake_reader_locked(self) -> None:
         """Wake who waits in `receive` or `wait_accepted`: two threads may, so both."""
-        self._readable.notify_all()
+        if self._readers_waiting and self._readable is not None:
+            self._readable.notify_all()
 
-    def wake_writer_locked(self) -> None:
-        """Wake the one thread that may wait in `wait_writable`."""
-        self._writable.notify()
+    def wake_writer_locked(self) -> Callable[[], None] | None:
+        """Wake the one thread that may wait in `wait_writable`; return what is to be called for `when_writable`."""
+        if self._uplink_waits and self._writable is not None:
+            self._writable.notify()
+        callback = self._when_writable
+        if callback is not None:
+            if not self._is_over_locked() and not self._sender.sendable(self._state):
+                return None
+            self._when_writable = None
+        return callback
 
     def fail(self) -> None:
         """Call the failure callback, once, without the lane's lock."""

@@ -12,7 +12,7 @@ from qanat.mux.stream_state import StreamState
 class Wakeups:
     """A mailbox: everybody may add, the lane alone takes out."""
 
-    __slots__ = ("pong", "readers", "room", "work", "writers")
+    __slots__ = ("pong", "readers", "room", "timer", "work", "writers")
 
     def __init__(self) -> None:
         self.readers: list[StreamState] = []
@@ -24,4 +24,6 @@ class Wakeups:
         self.room = False
         """A buffer came back, or the retransmit buffer is no longer full."""
         self.work = False
-        """There is something to send, or a timer has moved."""
+        """There is something to send."""
+        self.timer = False
+        """There will be something to send, sooner than `Sender.next_timeout` has said before."""

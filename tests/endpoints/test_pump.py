@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from qanat.base.errors import NoThread
 from qanat.base.sockets import set_reset_on_close
-from qanat.base.threads import start_thread
-from qanat.endpoints import pump
-from qanat.endpoints.pump import join_stream
+from qanat.base.threads import ThreadGroup
+from qanat.endpoints.pump import SMALL_READ, Pump, StartThread
 from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.watcher import Watcher
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
@@ -29,6 +30,23 @@ WHAT_A_KERNEL_HOLDS = 16 * MIB
 """More than the buffers of two loopback sockets and a stream's window together."""
 
 
+class Joining:
+    """One pump and the watcher that it has to itself."""
+
+    def __init__(self, stream: Stream, sock: WakeableSocket, start_thread: StartThread | None = None) -> None:
+        self._watcher = Watcher()
+        self._threads = ThreadGroup("pumps")
+        self._over = threading.Event()
+        Pump(stream, sock, self._watcher, start_thread or self._threads.start, self._over.set).start()
+
+    def result(self) -> None:
+        """Block until the pump is over, and nothing of it is left."""
+        assert self._over.wait(SECONDS)
+        assert self._threads.join(SECONDS) == []
+        assert len(self._watcher) == 0
+        self._watcher.close()
+
+
 class Joined:
     """An application at each end of one stream: `client` and `server` are their sockets."""
 
@@ -38,8 +56,8 @@ class Joined:
         self.ours = pair.client.lane.open_stream(b"")
         self.theirs = pair.server.next_stream()
         self.pumps = [
-            Background(lambda: join_stream(self.ours, ours, start_thread, "ours")),
-            Background(lambda: join_stream(self.theirs, theirs, start_thread, "theirs")),
+            Joining(self.ours, ours),
+            Joining(self.theirs, theirs),
         ]
 
     def end(self) -> None:
@@ -202,7 +220,7 @@ def test_an_application_that_is_gone_before_the_pump_begins_is_a_reset(pair: Pai
     theirs = pair.server.next_stream()
     theirs.reset(Reason.REFUSED, "connection refused")
     wait_until(lambda: stream.failure is not None, "the refusal has come")
-    join_stream(stream, ours, start_thread, "late")
+    Joining(stream, ours).result()
     assert read_to_end(application) == (b"", "reset")
     application.close()
     theirs.release()
@@ -260,37 +278,41 @@ def test_many_connections_push_through_a_small_retransmit_buffer_and_all_arrive(
 
 
 def test_a_system_without_threads_refuses_the_stream_and_says_so(pair: Pair) -> None:
-    def no_thread(name: str, target: Callable[[], None]) -> object:
+    def no_thread(name: str, target: Callable[[], object]) -> object:
         raise NoThread
 
     application, ours = _socket_pair()
     stream = pair.client.lane.open_stream(b"")
     theirs = pair.server.next_stream()
-    join_stream(stream, ours, no_thread, "starved")
-    assert read_to_end(application) == (b"", "reset")
+    joining = Joining(stream, ours, no_thread)
+    theirs.write(bytes(2 * SMALL_READ))
+    assert read_to_end(application)[1] == "reset"
+    joining.result()
     wait_until(lambda: theirs.failure is not None, "the other end is told")
     assert theirs.failure == (Reason.LIMIT, "no more threads at the other end")
     application.close()
     theirs.release()
 
 
-@pytest.mark.parametrize("loop", ["_uplink_loop", "_downlink_loop"])
-def test_a_fault_in_one_pump_ends_the_other_and_leaves_nothing(
-    pair: Pair, loop: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("function", ["recv_now", "recv_available_into", "send_all"])
+def test_a_fault_in_one_direction_ends_the_other_and_leaves_nothing(
+    pair: Pair, function: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(stream: Stream, sock: WakeableSocket) -> bool:
+    def fail(sock: WakeableSocket, *arguments: object) -> int:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(pump, loop, fail)
     application, ours = _socket_pair()
     stream = pair.client.lane.open_stream(b"")
     theirs = pair.server.next_stream()
-    joining = Background(lambda: join_stream(stream, ours, start_thread, "faulty"))
-    assert read_to_end(application) == (b"", "reset")
-    if loop == "_downlink_loop":
-        assert isinstance(joining.error(), ValueError)
+    monkeypatch.setattr(WakeableSocket, function, fail)
+    joining = Joining(stream, ours)
+    if function == "send_all":
+        theirs.write(bytes(2 * SMALL_READ))
     else:
-        joining.result()
+        application.sendall(bytes(10 * SMALL_READ))
+    assert read_to_end(application)[1] == "reset"
+    joining.result()
+    assert caplog.text.count("please report it") == 1
     wait_until(lambda: theirs.failure is not None, "the other end is told")
     assert theirs.failure is not None
     assert theirs.failure[0] == Reason.INTERNAL

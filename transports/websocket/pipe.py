@@ -76,6 +76,24 @@ class WebSocketPipe(Pipe):
                 self._send_pong_locked()
             self._send_locked(buffer[start:])
 
+    @property
+    def can_send_now(self) -> bool:
+        return self._wire.can_send_now and not self._owed
+
+    def send_now(self, buffer: memoryview) -> bool:
+        headroom = self.headroom
+        with self._send_lock:
+            key = None
+            if self._keys is not None:
+                key = self._keys.next()
+                xor_mask(buffer[headroom:], key)
+            start = write_header(buffer, headroom, key)
+            self._check_sendable_locked()
+            try:
+                return self._wire.send_now(buffer[start:])
+            except TransportError as error:
+                self._fail(error)
+
     def recv(self) -> memoryview:
         try:
             while self._cause.text is None:
@@ -163,11 +181,14 @@ class WebSocketPipe(Pipe):
             pong, self._pending_pong = self._pending_pong, b""
         self._send_locked(pong)
 
-    def _send_locked(self, data: bytes | memoryview) -> None:
+    def _check_sendable_locked(self) -> None:
         if self._cause.text is not None:
             raise self._cause.error()
         if self._send_failure is not None:
             raise PipeEnded(self._send_failure)
+
+    def _send_locked(self, data: bytes | memoryview) -> None:
+        self._check_sendable_locked()
         try:
             self._wire.send_all(data)
         except TransportError as error:

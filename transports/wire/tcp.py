@@ -62,6 +62,7 @@ class TcpWire(Wire):
         self._read_timeout: float | None = None
         self._write_timeout: float | None = None
         self._accepted = 0  # bytes that the kernel has taken; this and the rest are the writer's
+        self._left = b""  # what `send_now` took and the kernel did not
         self._through: int | None = None  # how many of them had come through at the last look
         self._looked_at = self._moved_at = 0.0
 
@@ -86,14 +87,47 @@ class TcpWire(Wire):
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._enter()
         try:
+            if self._left:
+                self._send_left()
             self._send(memoryview(data))
         except OSError as error:
-            failure = self._failure("sending failed", error)
-            if error.errno not in _SENDING_IS_OVER and self._gone is None:
-                self.close()
-            raise failure from error
+            raise self._sending_failed(error) from error
         finally:
             self._leave()
+
+    @property
+    def can_send_now(self) -> bool:
+        return _DONT_WAIT is not None and not self._left
+
+    def send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        assert _DONT_WAIT is not None  # or it would not have been called
+        self._enter()
+        try:
+            if self._write_timeout is not None:
+                self._look(self._write_timeout, blocked=False)
+            try:
+                count = self._sock.send(data, _DONT_WAIT)
+            except BlockingIOError:
+                count = 0
+            self._accepted += count
+            if count == len(data):
+                return True
+            self._left = bytes(memoryview(data)[count:])
+            return False
+        except OSError as error:
+            raise self._sending_failed(error) from error
+        finally:
+            self._leave()
+
+    def _send_left(self) -> None:
+        left, self._left = self._left, b""
+        self._send(memoryview(left))
+
+    def _sending_failed(self, error: OSError) -> TransportError:
+        failure = self._failure("sending failed", error)
+        if error.errno not in _SENDING_IS_OVER and self._gone is None:
+            self.close()
+        return failure
 
     def _send(self, rest: memoryview) -> None:
         """As `sendall`, which does not tell how far it came when the time is up."""
@@ -174,7 +208,9 @@ class TcpWire(Wire):
         """A plain socket owes nothing for having been read."""
 
     def flush(self) -> None:
-        """A plain socket owes nothing for having been read."""
+        """Send what `send_now` has left; a plain socket owes nothing for having been read."""
+        if self._left:
+            self.send_all(b"")
 
     def close(self, final: bytes = b"") -> None:
         with self._lock:
@@ -182,7 +218,7 @@ class TcpWire(Wire):
                 return
             self._closed = True
             unused = self._users == 0
-        if final and _DONT_WAIT is not None:
+        if final and not self._left and _DONT_WAIT is not None:
             with contextlib.suppress(OSError):
                 self._sock.send(final, _DONT_WAIT)
         with contextlib.suppress(OSError):

@@ -97,6 +97,17 @@ class TlsWire(Wire):
                     ciphertext = self._outgoing.read()
                 self._wire.send_all(ciphertext)
 
+    @property
+    def can_send_now(self) -> bool:
+        return self._wire.can_send_now
+
+    def send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        with memoryview(data) as view, self._send_lock:
+            with self._lock:
+                self._encrypt_locked(view)
+                ciphertext = self._outgoing.read()
+            return self._wire.send_now(ciphertext)
+
     def set_read_timeout(self, seconds: float | None) -> None:
         self._wire.set_read_timeout(seconds)
 
