@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from qanat.base.addresses import listen_addresses
@@ -29,6 +28,7 @@ from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, Forward
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason
@@ -63,6 +63,7 @@ class Client:
         self._max_streams = affordable_streams(MAX_STREAMS)
         self._keys = ClientKeyPool()
         self._watch = NetworkWatch()
+        self._watcher = Watcher()
         self._changed = threading.Condition()
         self._told_ready = False  # guarded by `_changed`
         self._listeners: list[Listener] = []
@@ -77,6 +78,7 @@ class Client:
                 keys=self._keys,
                 known=known,
                 watch=self._watch,
+                watcher=self._watcher,
                 max_streams=self._max_streams,
                 changed=self._update,
             )
@@ -137,6 +139,7 @@ class Client:
         if self._failover is not None:
             self._failover.join(JOIN_TIMEOUT)
         self._watch.close()
+        self._watcher.close()
         self._keys.close()
 
     @property
@@ -184,7 +187,7 @@ class Client:
         def carry_when_connected() -> None:
             session = self._wait_for_session()
             if session is not None:
-                session.carry_outgoing(sock, peer, request, str(forward))
+                session.join_accepted(sock, peer, request, str(forward))
                 return
             WakeableSocket(sock, peer).close(orderly=False)
             if self._log_throttle.due("no session"):
@@ -199,8 +202,7 @@ class Client:
                     raise EndpointError(waiting, code=Reason.LIMIT)
                 self._waiting.start(f"{peer}-down", carry_when_connected)
             else:
-                carry = partial(session.carry_outgoing, sock, peer, request, str(forward))
-                session.start_outgoing(peer, carry)
+                session.join_accepted(sock, peer, request, str(forward))
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             if self._log_throttle.due("no thread"):

@@ -26,6 +26,7 @@ from qanat.client.network_watch import NetworkWatch
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Ready
 from qanat.handshake.key_pool import ClientKeyPool
@@ -50,6 +51,7 @@ class ServerConnection:
         keys: ClientKeyPool,
         known: KnownHosts,
         watch: NetworkWatch,
+        watcher: Watcher,
         max_streams: int,
         changed: Callable[[], None],
     ) -> None:
@@ -67,6 +69,7 @@ class ServerConnection:
         """When it was last connected, or first wanted; None while it is connected or not wanted."""
         self._name = name
         self._settings = settings
+        self._watcher = watcher
         self._max_streams = share(max_streams, settings.lanes)
         self._changed = changed
         self._backoff = Backoff(settings.reconnect)
@@ -126,7 +129,7 @@ class ServerConnection:
             session.end("the client is stopping")
         stuck = self._threads.join(2 * JOIN_TIMEOUT)
         for former in self._former:
-            stuck += former.threads.join(JOIN_TIMEOUT)
+            stuck += former.joined.join(JOIN_TIMEOUT)
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
@@ -197,7 +200,7 @@ class ServerConnection:
             session.end("the client is stopping")
             self._session = None
             self._pipe_changed()
-            self._former = [former for former in (*self._former, session) if len(former.threads)]
+            self._former = [former for former in (*self._former, session) if former.joined.busy]
         return None
 
     def _begin_session(self, endpoint: Endpoint) -> tuple[ClientSession, SealedPipe, int]:
@@ -245,6 +248,7 @@ class ServerConnection:
             node=ready.node,
             remotes=remotes,
             connect_timeout=settings.connect_timeout,
+            watcher=self._watcher,
         )
 
     def _keep_session(self, endpoint: Endpoint, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:

@@ -13,6 +13,7 @@ from qanat.base.sockets import format_address
 from qanat.config.settings import Forward
 from qanat.endpoints.tcp import connect, resolve
 from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.parameters import LaneParameters
@@ -50,12 +51,13 @@ class ClientSession(Session):
         node: str,
         remotes: dict[int, Forward],
         connect_timeout: float,
+        watcher: Watcher,
     ) -> None:
         """Begin a session.  `remotes` has the remote forwards by the ids that the server gets for them.
 
         `connect_timeout` is the number of seconds to reach one's target.
         """
-        super().__init__(name, parameters, session_id, secret, resume_for)
+        super().__init__(name, parameters, session_id, secret, resume_for, watcher)
         self.node = node
         """What the server calls itself: of several behind one address, this one has the session."""
         self.retired = False
@@ -95,7 +97,7 @@ class ClientSession(Session):
                 self.request_forwards()
 
     def _stream_ended(self) -> None:
-        if self.retired and not self._served:
+        if self.retired and not len(self.joined):
             self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
 
     def _request(self, number: int) -> None:
@@ -147,7 +149,7 @@ class ClientSession(Session):
                         self._request(number)
 
         try:
-            self.threads.start(f"{self.name}-forward-{number}", ask_again)
+            self.joined.threads.start(f"{self.name}-forward-{number}", ask_again)
         except NoThread as error:
             log.warning("%s is asked for again only with the next session: %s", forward, error)
 
@@ -157,7 +159,7 @@ class ClientSession(Session):
             log.warning("the server opened a stream that is for none of our forwards; it was refused")
             self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
             return
-        self.serve_incoming(stream, lambda: self._connect(forward), f"from {request.origin} for {forward}")
+        self.joined.connect(stream, lambda: self._connect(forward), f"from {request.origin} for {forward}")
 
     def _connect(self, forward: Forward) -> WakeableSocket:
         deadline = Deadline(self._connect_timeout)

@@ -21,6 +21,7 @@ from qanat.base.errors import HandshakeError, ProtocolError, QanatError, Refused
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
@@ -65,6 +66,7 @@ class Server:
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
         self._shared_ports = SharedPorts()
+        self._watcher = Watcher()
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
         self._clients = {client.name: _KnownClient(client, self._max_streams) for client in settings.clients}
@@ -104,7 +106,8 @@ class Server:
         self._resume_timeouts.close()
         stuck = [*self._front_door.join(JOIN_TIMEOUT), *self._resume_timeouts.join(JOIN_TIMEOUT)]
         for session in sessions:
-            stuck += session.threads.join(JOIN_TIMEOUT)
+            stuck += session.joined.join(JOIN_TIMEOUT)
+        self._watcher.close()
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
@@ -170,6 +173,7 @@ class Server:
             listen_rules=client.listen_rules,
             connect_timeout=settings.connect_timeout,
             connecting=client.connecting,
+            watcher=self._watcher,
             max_forwards=settings.limits.forwards,
             max_lanes=lanes,
             shared_ports=self._shared_ports,
@@ -279,7 +283,7 @@ class Server:
         extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
         if session.ended.is_set() or session.find_lane(number) is not lane:
             log.info("%s from %s ended after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
-            if session.ended.is_set() and (stuck := session.threads.join(self.settings.connect_timeout + JOIN_TIMEOUT)):
+            if session.ended.is_set() and (stuck := session.joined.join(self.settings.connect_timeout + JOIN_TIMEOUT)):
                 log.warning("%s: still ending: %s", session.name, ", ".join(stuck))
             return
         if not lane.attached:  # also when another pipe is about to have it, should that come to nothing

@@ -15,6 +15,7 @@ from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.tcp import Listener, connect
 from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
@@ -23,6 +24,7 @@ from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.shared_ports import Membership, SharedPorts
+from qanat.session.joined_streams import INTERNAL_TEXT
 from qanat.session.messages import (
     ConnectTcp,
     Listen,
@@ -34,7 +36,7 @@ from qanat.session.messages import (
     Unlisten,
     decode_control,
 )
-from qanat.session.session import INTERNAL_TEXT, Session, new_id
+from qanat.session.session import Session, new_id
 
 log = logging.getLogger("qanat.session")
 
@@ -55,6 +57,7 @@ class ServerSession(Session):
         listen_rules: ListenRules,
         connect_timeout: float,
         connecting: threading.Semaphore,
+        watcher: Watcher,
         max_forwards: int,
         max_lanes: int,
         shared_ports: SharedPorts,
@@ -67,7 +70,7 @@ class ServerSession(Session):
         client can be back at once for more.  Of a client's sessions, the one with the highest `order` began with the
         latest connection.
         """
-        super().__init__(name, parameters, new_id(), secret, resume_for)
+        super().__init__(name, parameters, new_id(), secret, resume_for, watcher)
         self.instance = instance
         self.origin = origin
         self.order = order
@@ -98,7 +101,7 @@ class ServerSession(Session):
             return
         started = False
         try:
-            started = self.serve_incoming(stream, lambda: self._connect(request), f"to {request.host}:{request.port}")
+            started = self.joined.connect(stream, lambda: self._connect(request), f"to {request.host}:{request.port}")
         finally:
             if not started:
                 self._connecting.release()  # which `_connect` does otherwise
@@ -163,16 +166,9 @@ class ServerSession(Session):
 
     def _accepted(self, number: int, sock: socket.socket, peer: str, done: Callable[[], None] = lambda: None) -> None:
         """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
-
-        def carry() -> None:
-            try:
-                self.carry_outgoing(sock, peer, ThroughForward(number, peer).encode(), what)
-            finally:
-                done()
-
         what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
         try:
-            self.start_outgoing(peer, carry)
+            self.join_accepted(sock, peer, ThroughForward(number, peer).encode(), what, done)
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             done()

@@ -12,30 +12,29 @@ import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TypeVar
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, NoThread, ProtocolError, QanatError, SessionEnded
-from qanat.base.text import printable
-from qanat.base.threads import ThreadGroup
+from qanat.base.errors import ProtocolError, QanatError, SessionEnded
 from qanat.base.unexpected import log_unexpected
-from qanat.endpoints.pump import join_stream
-from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
-from qanat.mux.frames import Reason, reason_name
+from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
+from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, refuse
 from qanat.session.messages import StreamRequest, decode_request
 
 log = logging.getLogger("qanat.session")
 
+T = TypeVar("T")
+
 PING_ROUND = 0.05
 """Seconds in which `answers` looks at every lane once."""
-INTERNAL_TEXT = "a fault of the program at the other end"
-"""What the peer is told with Reason.INTERNAL; the log here has the traceback."""
 
 _SESSION_IS_OVER = frozenset({CloseReason.SHUTDOWN, CloseReason.REVOKED, CloseReason.REPLACED, CloseReason.PROTOCOL})
 
@@ -48,9 +47,18 @@ class Session(ABC):
     """
 
     def __init__(
-        self, name: str, parameters: LaneParameters, session_id: bytes, secret: bytes, resume_for: float
+        self,
+        name: str,
+        parameters: LaneParameters,
+        session_id: bytes,
+        secret: bytes,
+        resume_for: float,
+        watcher: Watcher,
     ) -> None:
-        """Begin a session with lane 0; `parameters` hold for each of its lanes.  `name` is the client's."""
+        """Begin a session with lane 0; `parameters` hold for each of its lanes.  `name` is the client's.
+
+        `watcher` watches the sockets of its streams; it is closed, by its owner, after `join`.
+        """
         self.name = name
         self.id = session_id
         self.secret = secret
@@ -58,16 +66,15 @@ class Session(ABC):
         self.resume_for = resume_for
         """Seconds that a lane waits for its next pipe; 0 when it ends with its pipe."""
         self.ended = threading.Event()
-        """Set when the session is over: streams reset, listeners closed.  Its `threads` may still be ending."""
+        """Set when the session is over: streams reset, listeners closed.  Sockets of its streams may still be ending."""
         self.why = ""
         """Why it is over, for people."""
-        self.threads = ThreadGroup(f"session {name}")
+        self.joined = JoinedStreams(name, watcher, parameters.peer_max_streams, self._stream_ended)
         self._parameters = parameters
-        self._lock = threading.Lock()  # guards the next five
+        self._lock = threading.Lock()  # guards the next four
         self._lanes: dict[int, Lane] = {}
         self._over = False
         self._carrying = 0
-        self._served = 0  # streams that are joined to a socket, or about to be
         self._closing: Close | None = None  # what the last lane is closed with, once `stop` was called
         self._on_end: list[Callable[[], None]] = []
         self._stopping = Cancel()  # wakes those who connect to targets
@@ -252,7 +259,7 @@ class Session(ABC):
     def drain(self, deadline: Deadline) -> None:
         """Refuse new streams, and block until the open ones have finished or the deadline has passed."""
         self.refuse_streams()
-        self.threads.join(deadline.remaining() or 0.0)
+        self.joined.join(deadline.remaining() or 0.0)
 
     def stop(self, reason: CloseReason, text: str) -> None:
         """Send what is queued, then CLOSE, and let the session end.  Idempotent; blocks as `end`.
@@ -321,94 +328,42 @@ class Session(ABC):
     # --- what both sides do with streams --------------------------------------------------------
 
     def open_stream(self, request: bytes) -> Stream:
-        """Open a stream on the least loaded lane; blocks while its outbox is full.
+        """Open a stream on the least loaded lane; blocks while its retransmit buffer is full.
 
         Raises SessionEnded or StreamReset(LIMIT).
         """
+        return self._open(lambda lane: lane.open_stream(request))
+
+    def _open(self, open_on: Callable[[Lane], T]) -> T:
         while True:
             lanes = list(self.lanes.values())
-            lane = min(lanes, key=lambda each: each.load)
+            lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda each: each.load, default=self._first)
             try:
-                return lane.open_stream(request)
+                return open_on(lane)
             except SessionEnded:
-                if self._stopping.cancelled or self._closing is not None or len(lanes) == 1:
+                if self._stopping.cancelled or self._closing is not None or len(lanes) <= 1:
                     raise  # otherwise only this lane is over
 
-    def start_outgoing(self, peer: str, carry: Callable[[], None]) -> None:
-        """Run `carry`, which calls `carry_outgoing`, in a thread of its own.  Does not block.
+    def join_accepted(
+        self, sock: socket.socket, peer: str, request: bytes, what: str, done: Callable[[], None] = lambda: None
+    ) -> None:
+        """Join a connection that was accepted here to a new stream; `done` is called once, when both are over.
 
-        Raises NoThread; and EndpointError when as many connections wait for a stream already as there may be streams:
-        while no pipe carries the session, new ones wait.
+        Does not block.  Raises NoThread, and EndpointError when as many connections wait for a stream already as there
+        may be streams: while no pipe carries the session, new ones wait.  Then `sock` is still the caller's.
         """
-        if len(self.threads) - 2 * self.open_streams > self._parameters.peer_max_streams:
-            waiting = self._parameters.peer_max_streams
-            raise EndpointError(f"{waiting} connections wait for a stream already", code=Reason.LIMIT)
-        self.threads.start(f"{self.name} {peer}-down", carry)
-
-    def carry_outgoing(self, sock: socket.socket, peer: str, request: bytes, what: str) -> None:
-        """Join a connection that was accepted here to a new stream; blocks until both are over."""
-        target = WakeableSocket(sock, peer)
-        self._begin_serving()
-        try:
-            stream = self.open_stream(request)
-            join_stream(stream, target, self.threads.start, stream.label)
-            failure = stream.failure
-            if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
-                log.warning("%s from %s: %s: %s", what, peer, reason_name(failure[0]), printable(failure[1]))
-        except QanatError as error:
-            log.warning("%s from %s: %s", what, peer, error)
-        except Exception:
-            log_unexpected(f"{what}: the connection from {peer} ended")
-        finally:
-            target.close(orderly=False)  # if that has not been done
-            self._end_serving()
-
-    def serve_incoming(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> bool:
-        """Connect the peer's stream to its target in a thread of its own; does not block.
-
-        Returns False when there was no thread for it: `connect` is not called then, and the stream has been refused.
-        """
-
-        def run() -> None:
-            target: WakeableSocket | None = None
-            try:
-                target = connect()
-                stream.accept(target.peer)
-                join_stream(stream, target, self.threads.start, stream.label)
-            except EndpointError as error:
-                log.info("%s %s: %s", self.name, what, error)
-                self.refuse(stream, Reason(error.code), error.message)
-            except Exception:
-                log_unexpected(f"{stream.label} {what} ended")
-                self.refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
-            finally:
-                if target is not None:
-                    target.close(orderly=False)  # if that has not been done
-                self._end_serving()
-
-        self._begin_serving()
-        try:
-            self.threads.start(f"{stream.label}-down", run)
-        except NoThread as error:
-            self._end_serving()
-            log.warning("%s %s: %s", self.name, what, error)
-            self.refuse(stream, Reason.LIMIT, "no more threads at the other end")
-            return False
-        return True
+        self.joined.accept(
+            sock,
+            peer,
+            what,
+            lambda: self._open(lambda lane: lane.open_stream_now(request)),
+            lambda: self.open_stream(request),
+            done,
+        )
 
     def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
         """Reset a stream and release it.  Idempotent; does not block."""
-        stream.reset(reason, text)
-        stream.release()
-
-    def _begin_serving(self) -> None:
-        with self._lock:
-            self._served += 1
-
-    def _end_serving(self) -> None:
-        with self._lock:
-            self._served -= 1
-        self._stream_ended()
+        refuse(stream, reason, text)
 
     def _stream_ended(self) -> None:  # noqa: B027 - only a client's session has something to do
         """Note that a stream is over, and its socket closed.  Must not block."""

@@ -8,6 +8,7 @@ import pytest
 
 from qanat.base.errors import NoThread
 from qanat.base.threads import ThreadGroup, start_thread
+from qanat.base.workers import Workers
 
 
 def no_thread(self: threading.Thread) -> None:
@@ -18,6 +19,7 @@ def test_a_system_without_threads_is_an_error_with_a_hint(monkeypatch: pytest.Mo
     group = ThreadGroup("test")
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
+        patch.setattr("qanat.base.threads.WORKERS", Workers())
         with pytest.raises(NoThread) as caught:
             start_thread("never", lambda: None)
         assert "ulimit -u" in caught.value.hint

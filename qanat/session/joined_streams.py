@@ -1,0 +1,204 @@
+"""The streams of a session that are joined to sockets here, from the accepted or opened connection until both are over.
+
+A stream that is joined costs no thread while it is quiet (`qanat.endpoints.pump`).  What blocks before that has one:
+connecting to a target, and waiting for room to open a stream while no pipe carries the session.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from qanat.base.deadline import Deadline
+from qanat.base.errors import EndpointError, NoThread, QanatError
+from qanat.base.text import printable
+from qanat.base.threads import ThreadGroup
+from qanat.base.unexpected import log_unexpected
+from qanat.endpoints.pump import Pump
+from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.watcher import Watcher
+from qanat.mux.frames import Reason, reason_name
+from qanat.mux.stream import Stream
+
+log = logging.getLogger("qanat.session")
+
+INTERNAL_TEXT = "a fault of the program at the other end"
+"""What the peer is told with Reason.INTERNAL; the log here has the traceback."""
+
+
+class JoinedStreams:
+    """See the module's docstring.  Safe to use from any thread."""
+
+    def __init__(self, name: str, watcher: Watcher, max_waiting: int, on_ended: Callable[[], None]) -> None:
+        """`name` is for logs; `on_ended`, which must not block, is called when a stream is over and its socket closed.
+
+        `max_waiting` bounds the connections that wait for room at once.
+        """
+        self.threads = ThreadGroup(f"session {name}")
+        self._name = name
+        self._watcher = watcher
+        self._max_waiting = max_waiting
+        self._on_ended = on_ended
+        self._idle = threading.Condition()  # guards the next two
+        self._count = 0
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        """How many there are, those included that are still being connected."""
+        return self._count
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a stream, or a thread that still runs."""
+        return bool(self._count or len(self.threads))
+
+    def join(self, timeout: float) -> list[str]:
+        """Block at most `timeout` seconds until nothing is left; return what still is, for the log."""
+        deadline = Deadline(timeout)
+        with self._idle:
+            while self._count and not deadline.passed:
+                self._idle.wait(deadline.remaining())
+            left = self._count
+        stuck = self.threads.join(deadline.remaining() or 0.0)
+        return [*stuck, f"{left} streams"] if left and not stuck else stuck
+
+    # --- connections that were accepted here ------------------------------------------------------
+
+    def accept(
+        self,
+        sock: socket.socket,
+        peer: str,
+        what: str,
+        open_now: Callable[[], Stream | None],
+        open_later: Callable[[], Stream],
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Join an accepted connection to a new stream; `done` is called once, when both are over.  Does not block.
+
+        `open_now` returns None where it would block; a thread calls `open_later` then, which may.  Raises NoThread,
+        and EndpointError when too many wait already: then `sock` is still the caller's, and `done` is not called.
+        """
+        target = WakeableSocket(sock, peer)
+        joining = _Joining(self, target, f"{what} from {peer}", done)
+        try:
+            stream = open_now()
+        except QanatError as error:
+            self._begin()
+            joining.failed(error)
+            return
+        if stream is not None:
+            self._begin()
+            joining.begin(stream)
+            return
+        with self._idle:
+            if self._waiting >= self._max_waiting:
+                raise EndpointError(f"{self._max_waiting} connections wait for a stream already", code=Reason.LIMIT)
+            self._waiting += 1
+            self._count += 1
+        try:
+            self.threads.start(f"{self._name} {peer}-open", lambda: self._open_later(joining, open_later))
+        except NoThread:
+            with self._idle:
+                self._waiting -= 1
+                self._count -= 1
+            raise
+
+    def _open_later(self, joining: _Joining, open_later: Callable[[], Stream]) -> None:
+        try:
+            stream = open_later()
+        except QanatError as error:
+            joining.failed(error)
+        else:
+            joining.begin(stream)
+        finally:
+            with self._idle:
+                self._waiting -= 1
+
+    # --- streams that the peer opened ---------------------------------------------------------------
+
+    def connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> bool:
+        """Connect the peer's stream to its target in a thread, and join them.  Does not block.
+
+        Returns False when there was no thread for it: `connect` is not called then, and the stream has been refused.
+        """
+        self._begin()
+        try:
+            self.threads.start(f"{stream.label}-connect", lambda: self._connect(stream, connect, what))
+        except NoThread as error:
+            self.ended()
+            log.warning("%s %s: %s", self._name, what, error)
+            refuse(stream, Reason.LIMIT, "no more threads at the other end")
+            return False
+        return True
+
+    def _connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> None:
+        try:
+            target = connect()
+        except EndpointError as error:
+            log.info("%s %s: %s", self._name, what, error)
+            refuse(stream, Reason(error.code), error.message)
+            self.ended()
+        except Exception:
+            log_unexpected(f"{stream.label} {what} ended")
+            refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
+            self.ended()
+        else:
+            stream.accept(target.peer)
+            self.pump(stream, target, self.ended)
+
+    # --- for _Joining -------------------------------------------------------------------------------
+
+    def pump(self, stream: Stream, target: WakeableSocket, on_over: Callable[[], None]) -> None:
+        """Carry bytes between them until both have ended; then `on_over` is called.  Does not block."""
+        Pump(stream, target, self._watcher, self.threads.start, on_over).start()
+
+    def ended(self) -> None:
+        """Note that one of them is over, and its socket closed."""
+        with self._idle:
+            self._count -= 1
+            if not self._count:
+                self._idle.notify_all()
+        self._on_ended()
+
+    def _begin(self) -> None:
+        with self._idle:
+            self._count += 1
+
+
+class _Joining:
+    """An accepted connection on its way to a stream, and then beside it."""
+
+    def __init__(self, joined: JoinedStreams, target: WakeableSocket, what: str, done: Callable[[], None]) -> None:
+        self._joined = joined
+        self._target = target
+        self._what = what
+        self._done = done
+        self._stream: Stream | None = None
+
+    def begin(self, stream: Stream) -> None:
+        """Join it to `stream`."""
+        self._stream = stream
+        self._joined.pump(stream, self._target, self._over)
+
+    def failed(self, error: QanatError) -> None:
+        """Reset the connection: there is no stream for it."""
+        log.warning("%s: %s", self._what, error)
+        self._target.close(orderly=False)
+        self._over()
+
+    def _over(self) -> None:
+        failure = None if self._stream is None else self._stream.failure
+        if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
+            log.warning("%s: %s: %s", self._what, reason_name(failure[0]), printable(failure[1]))
+        try:
+            self._done()
+        finally:
+            self._joined.ended()
+
+
+def refuse(stream: Stream, reason: Reason, text: str) -> None:
+    """Reset a stream and release it.  Idempotent; does not block."""
+    stream.reset(reason, text)
+    stream.release()
