@@ -7,6 +7,7 @@ import pytest
 from qanat.client import session as client_session
 from qanat.client.session import ClientSession
 from qanat.config.settings import Forward
+from qanat.endpoints.watcher import Watcher
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.session.messages import Listen, ListenFailed, decode_control
@@ -28,6 +29,7 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
         300,
         node="",
         connect_timeout=1.0,
+        watcher=Watcher(),
         remotes={0: Forward("remote", ("127.0.0.1", 80), ("127.0.0.1", 1))},
     )
     monkeypatch.setattr(session, "send_control", sent.append)

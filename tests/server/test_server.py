@@ -262,7 +262,7 @@ def test_a_request_that_cannot_be_understood_costs_its_stream_alone(
 
 def connecting() -> int:
     """How many targets are being connected to: each has a thread."""
-    return sum(thread.name.endswith("-down") for thread in threading.enumerate())
+    return sum(thread.name.endswith("-connect") for thread in threading.enumerate())
 
 
 def test_a_client_that_comes_again_and_again_does_not_multiply_what_it_is_still_connecting_to(tmp_path: Path) -> None:
