@@ -69,7 +69,7 @@ class SealedPipe:
             self.pipe.send(record)
 
     def _sealed(self, plaintext: memoryview | bytes) -> memoryview:
-        """The record, with the pipe's headroom in front of it; valid until the next one."""
+        """Return the record with the pipe's headroom in front of it, valid until the next one."""
         headroom = self.pipe.headroom
         size = self._sealer.seal_into(plaintext, self._scratch[headroom:])
         return self._scratch[: headroom + size]

@@ -26,6 +26,7 @@ import threading
 from collections.abc import Callable
 
 from qanat.base.errors import NoThread, StreamReset
+from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.endpoints.watcher import Flushable, Watcher
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
@@ -98,17 +99,20 @@ class Pump:
             self._on_over()
 
     def _failed(self) -> None:
-        """The stream was reset: wake whoever acts for a direction, and end one for which nobody does."""
+        """Wake whoever acts for a direction of a stream that was reset; end one for which nobody does."""
         self._sock.abort()
         if self._stream.stop_direct():
             self.stopped()
 
     def _faulty(self, direction: str) -> None:
-        """A fault of this program in one direction must not leave the other waiting for ever."""
-        log.exception("%s: its %s ended by an unexpected error; please report it", self._stream.label, direction)
+        """End one direction after a fault of this program, which must not leave the other waiting for ever."""
+        self._report_fault(direction)
+        self._over(False)
+
+    def _report_fault(self, direction: str) -> None:
+        log_unexpected(f"{self._stream.label}: its {direction} ended")
         self._stream.reset(Reason.INTERNAL, "a fault of the program at the other end")
         self._sock.abort()
-        self._over(False)
 
     # --- the uplink: socket to stream -----------------------------------------------------------
 
@@ -239,6 +243,9 @@ class Pump:
             # Nothing more can be handed on; the reset makes the stream stop, which `stopped` hears of.
             self._stream.reset(Reason.CANCELLED, _explain(error))
             self._sock.abort()
+            return 0
+        except Exception:
+            self._report_fault("downlink")
             return 0
 
     def backlog(self) -> None:

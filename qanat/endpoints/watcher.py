@@ -13,7 +13,6 @@ woken for each change.
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import selectors
 import socket
@@ -22,8 +21,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qanat.base.threads import start_thread
-
-log = logging.getLogger("qanat.stream")
+from qanat.base.unexpected import log_unexpected
 
 ROUND = 64
 """Sockets looked after in one round at most, before what they brought is sent."""
@@ -107,7 +105,7 @@ class Watcher:
                 try:
                     flushable = callback()
                 except Exception:
-                    log.exception("a stream's socket could not be looked after; please report it")
+                    log_unexpected("watching a stream's socket ended")
                     self.remove(fd)
                     continue
                 if flushable is not None:

@@ -134,8 +134,11 @@ class JoinedStreams:
         return True
 
     def _connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> None:
+        target: WakeableSocket | None = None
         try:
             target = connect()
+            stream.accept(target.peer)
+            self.pump(stream, target, self.ended)
         except EndpointError as error:
             log.info("%s %s: %s", self._name, what, error)
             refuse(stream, Reason(error.code), error.message)
@@ -143,10 +146,9 @@ class JoinedStreams:
         except Exception:
             log_unexpected(f"{stream.label} {what} ended")
             refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
+            if target is not None:
+                target.close(orderly=False)
             self.ended()
-        else:
-            stream.accept(target.peer)
-            self.pump(stream, target, self.ended)
 
     # --- for _Joining -------------------------------------------------------------------------------
 
@@ -180,7 +182,13 @@ class _Joining:
     def begin(self, stream: Stream) -> None:
         """Join it to `stream`."""
         self._stream = stream
-        self._joined.pump(stream, self._target, self._over)
+        try:
+            self._joined.pump(stream, self._target, self._over)
+        except Exception:
+            log_unexpected(f"{self._what} ended")
+            refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
+            self._target.close(orderly=False)
+            self._over()
 
     def failed(self, error: QanatError) -> None:
         """Reset the connection: there is no stream for it."""

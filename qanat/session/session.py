@@ -66,7 +66,7 @@ class Session(ABC):
         self.resume_for = resume_for
         """Seconds that a lane waits for its next pipe; 0 when it ends with its pipe."""
         self.ended = threading.Event()
-        """Set when the session is over: streams reset, listeners closed.  Sockets of its streams may still be ending."""
+        """Set when the session is over: streams reset, listeners closed.  Its streams' sockets may still be ending."""
         self.why = ""
         """Why it is over, for people."""
         self.joined = JoinedStreams(name, watcher, parameters.peer_max_streams, self._stream_ended)

@@ -43,6 +43,6 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
     if not early:
         session._on_control(failed)
         session._on_control(failed)
-    wait_until(lambda: not len(session.threads), "the time to ask again has passed")
+    wait_until(lambda: not len(session.joined.threads), "the time to ask again has passed")
     assert sum(isinstance(decode_control(message), Listen) for message in sent) == asked
     session.end("the test is over")

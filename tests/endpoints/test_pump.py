@@ -312,7 +312,7 @@ def test_a_fault_in_one_direction_ends_the_other_and_leaves_nothing(
         application.sendall(bytes(10 * SMALL_READ))
     assert read_to_end(application)[1] == "reset"
     joining.result()
-    assert caplog.text.count("please report it") == 1
+    assert caplog.text.count("an unexpected error") == 1
     wait_until(lambda: theirs.failure is not None, "the other end is told")
     assert theirs.failure is not None
     assert theirs.failure[0] == Reason.INTERNAL

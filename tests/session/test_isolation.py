@@ -26,7 +26,8 @@ from qanat.client.reconnector import Reconnector
 from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
-from qanat.endpoints import pump
+from qanat.endpoints.pump import Pump
+from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake import keys
 from qanat.handshake.identity import load_or_create_identity
 from qanat.server import server as server_module
@@ -37,7 +38,7 @@ from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Registry
-from qanat.session import session as session_module
+from qanat.session.joined_streams import JoinedStreams
 from qanat.session.session import Session
 from qanat.transports.http2.pipe import Http2Pipe
 from qanat.transports.websocket.pipe import WebSocketPipe
@@ -167,17 +168,19 @@ CLIENT = [
     Case(Session, "_conclude", "cut", thread="a-reader"),
     Case(Reconnector, "_log_end", "cut", thread="a-reader"),
     Case(WebSocketPipe, "recv", "local", thread="a-reader"),
-    Case(WebSocketPipe, "send", "local", thread="a-writer"),
+    Case(WebSocketPipe, "send", "cut", thread="a-writer"),
+    Case(WebSocketPipe, "send_now", "local"),
     Case(Http2Pipe, "recv", "local", thread="a-reader", transport="http2"),
     Case(Http2Pipe, "send", "local", thread="a-writer", transport="grpc"),
     Case(Client, "_accepted", "local"),
     Case(Client, "_choose_locked", "local"),
-    Case(Session, "open_stream", "local"),
-    Case(session_module, "join_stream", "local"),
-    Case(pump, "_downlink_loop", "local"),
-    Case(pump, "_uplink_loop", "local"),
+    Case(Session, "join_accepted", "local"),
+    Case(JoinedStreams, "pump", "local"),
+    Case(Pump, "_read_now", "local"),
+    Case(WakeableSocket, "send_now", "local"),
+    Case(WakeableSocket, "half_close", "local"),
     Case(ClientSession, "_on_open", "remote"),
-    Case(ClientSession, "serve_incoming", "remote"),
+    Case(JoinedStreams, "connect", "remote"),
     Case(client_session, "resolve", "remote"),
     Case(client_session, "connect", "remote"),
 ]
@@ -207,12 +210,12 @@ SERVER = [
     Case(ResumeTimeouts, "stop", "cut"),
     Case(Session, "_conclude", "cut", thread="front"),
     Case(WebSocketPipe, "recv", "local", thread="front"),
-    Case(WebSocketPipe, "send", "local", thread="a-writer"),
+    Case(WebSocketPipe, "send", "cut", thread="a-writer"),
     Case(Http2Pipe, "recv", "local", thread="h2", transport="grpc"),
     Case(ServerSession, "_on_open", "local"),
-    Case(ServerSession, "serve_incoming", "local"),
+    Case(JoinedStreams, "connect", "local"),
     Case(ServerSession, "_connect", "local"),
-    Case(ServerSession, "start_outgoing", "remote", thread="a-listen"),
+    Case(ServerSession, "join_accepted", "remote", thread="a-listen"),
 ]
 CASES = [*CLIENT, *SERVER]
 
