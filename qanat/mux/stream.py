@@ -270,6 +270,7 @@ class Stream:
         Without a sink it blocks as long as it takes.
         """
         with self._lock:
+            quiet = False
             while True:
                 payload = self._receiver.take(self._state)
                 if payload is not None:
@@ -277,9 +278,10 @@ class Stream:
                 if self._state.fin_received:
                     return None
                 self._raise_if_over_locked()
-                if not self._wait_readable_locked(seconds if self._sink is not None else None):
+                if quiet:  # Looked at again since: what came as the time was up would have nobody to take it.
                     self._direct = True
                     raise Idle
+                quiet = not self._wait_readable_locked(seconds if self._sink is not None else None)
 
     def deliver_to(self, sink: Sink) -> None:
         """Have the lane's reader deliver to `sink` from now on, and deliver what has come.  Does not block."""
