@@ -78,7 +78,7 @@ class WebSocketPipe(Pipe):
 
     @property
     def can_send_now(self) -> bool:
-        return self._wire.can_send_now and not self._owed
+        return self._wire.can_send_now and not self._pending_pong
 
     def send_now(self, buffer: memoryview) -> bool:
         headroom = self.headroom
