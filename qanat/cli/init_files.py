@@ -8,6 +8,7 @@ here: printing, and what the keys mean (config.example.yaml).  `qanat.cli.init` 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from qanat.base.addresses import parse_listen
 from qanat.base.errors import UsageError
+from qanat.base.private_files import write_new
 from qanat.base.share import share
 from qanat.base.sockets import format_address
 from qanat.base.text import NAME
@@ -107,7 +109,9 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
         directory.mkdir(parents=True, exist_ok=True)
         made.append(identity_file)
         fingerprint = load_or_create_identity(identity_file).fingerprint
-        _write(made, token_file, generate_token() + "\n", mode=0o600)
+        if not write_new(token_file, f"{generate_token()}\n".encode()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(token_file))
+        made.append(token_file)
         server = _SERVER.format(
             schema=schema,
             listen=_quoted(format_address((host, port))),
@@ -117,7 +121,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
             token_file=_quoted(token_file.name),
             health=_quoted(direct),
         )
-        _write(made, server_yaml, server, mode=0o644)
+        _write(made, server_yaml, server)
         client = _CLIENT.format(
             schema=schema,
             name=_quoted(name),
@@ -127,7 +131,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
             sample=sample,
             health=_quoted(direct),
         )
-        _write(made, client_yaml, client, mode=0o644)
+        _write(made, client_yaml, client)
     return Written(
         server_yaml,
         client_yaml,
@@ -196,8 +200,7 @@ def _undone_on_failure() -> Iterator[list[Path]]:
         raise
 
 
-def _write(made: list[Path], path: Path, text: str, *, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    made.append(path)
-    with open(descriptor, "w", encoding="utf-8") as file:
+def _write(made: list[Path], path: Path, text: str) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        made.append(path)
         file.write(text)

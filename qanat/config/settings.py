@@ -18,7 +18,6 @@ from qanat.config.request_headers import HOST_PATTERN, check_host_header
 from qanat.config.schema_forms import closed, list_of, one_or_several, text
 from qanat.config.secret_files import check_private, check_readable
 from qanat.config.texts import (
-    NAME_PATTERN,
     PATH_PATTERN,
     TRANSPORTS,
     check_connect_rule,
@@ -33,6 +32,7 @@ from qanat.config.texts import (
     parse_transport,
 )
 from qanat.handshake.hello import MAX_INITIAL_WINDOW
+from qanat.handshake.messages import NAME
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
 
 MAX_LANES = 16
@@ -75,7 +75,7 @@ class ClientAccount:
         metadata=declared(
             doc="What the client calls itself.",
             parse=check_name,
-            pattern=NAME_PATTERN,
+            pattern=NAME.pattern,
             required="it is what the client calls itself",
         )
     )
@@ -287,7 +287,7 @@ class ServerSettings:
         "",
         doc="What this server calls itself to clients and in logs.",
         parse=check_name,
-        pattern=NAME_PATTERN,
+        pattern=NAME.pattern,
         unset="the host's name",
     )
     connect_timeout: float = option(
@@ -442,7 +442,7 @@ class ClientSettings:
         metadata=declared(
             doc="What the server's `clients` list calls this client.",
             parse=check_name,
-            pattern=NAME_PATTERN,
+            pattern=NAME.pattern,
             required="it is what the server's `clients` list calls this client",
             flag=Flag("--name", help="this client's name, as the server knows it; see below"),
         )

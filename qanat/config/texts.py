@@ -22,7 +22,6 @@ NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
 
 TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
 """What each name in a configuration means."""
-NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 MAX_PATH = 512
 """Characters; with the rest of a request's head they fit into the least that `limits.header_bytes` can be."""
 PATH_PATTERN = rf"/[A-Za-z0-9/%:@!$&'()*+,=~._-]{{0,{MAX_PATH - 1}}}"
