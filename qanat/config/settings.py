@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qanat.base.addresses import format_host_port, parse_target
+from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
 from qanat.config.options import Conflict, Flag, declared, option
 from qanat.config.request_headers import HOST_PATTERN, check_host_header
@@ -32,7 +33,6 @@ from qanat.config.texts import (
     parse_transport,
 )
 from qanat.handshake.hello import MAX_INITIAL_WINDOW
-from qanat.handshake.messages import NAME
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
 
 MAX_LANES = 16
