@@ -68,10 +68,11 @@ def test_a_client_that_never_connected_stops_too(pair: Pair) -> None:
 
 def test_a_second_signal_does_not_wait_for_open_streams(pair: Pair, server: Qanat) -> None:
     pair.client_yaml.write_text(pair.client_yaml.read_text() + "  drain: 300\n")
-    with pair.client() as client:
+    with pair.client("-v") as client:
         client.wait_until_ready()
         with socket.create_connection(("127.0.0.1", pair.forward_port), timeout=20) as stream:
             stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            client.wait_for_output("ACCEPT")
             client.process.terminate()
             client.wait_until_stopping()
             threading.Event().wait(2 * REPEATED)
