@@ -21,6 +21,8 @@ from qanat.handshake.machine import ClientHandshake, HandshakeResult, ServerHand
 from qanat.handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
 from qanat.transports.pipe import Pipe
 
+FRAMES_KIND: Final = int(RecordKind.FRAMES)
+
 REFUSAL_DELAY: Final = 0.1
 """Seconds from M3 to the refusal, so that its time tells nothing."""
 
@@ -60,13 +62,21 @@ class SealedPipe:
         Otherwise as `send_record`.  To be called only where `can_send_now`.
         """
         record = self._sealed(plaintext)
-        with _own_fault_is_a_cut(self.pipe):
+        try:
             return self.pipe.send_now(record)
+        except QanatError:
+            raise
+        except Exception as error:
+            raise _own_fault(self.pipe) from error
 
     def _send(self, plaintext: memoryview | bytes) -> None:
         record = self._sealed(plaintext)
-        with _own_fault_is_a_cut(self.pipe):
+        try:
             self.pipe.send(record)
+        except QanatError:
+            raise
+        except Exception as error:
+            raise _own_fault(self.pipe) from error
 
     def _sealed(self, plaintext: memoryview | bytes) -> memoryview:
         """Return the record with the pipe's headroom in front of it, valid until the next one."""
@@ -81,14 +91,19 @@ class SealedPipe:
         for whatever is not the peer's next record; the pipe is closed by then.
         """
         while True:
-            with _own_fault_is_a_cut(self.pipe):
+            try:
                 message = self.pipe.recv()
+            except QanatError:
+                raise
+            except Exception as error:
+                raise _own_fault(self.pipe) from error
             try:
                 plaintext = self._opener.open(message)
             except ProtocolError as error:
                 self.pipe.close(error.message)
                 raise
-            kind = RecordKind(plaintext[0])
+            first = plaintext[0]
+            kind = RecordKind.FRAMES if first == FRAMES_KIND else RecordKind(first)
             if kind is not RecordKind.KEY_UPDATE:
                 return kind, memoryview(plaintext)[1:]
 
@@ -191,20 +206,14 @@ def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline)
     )
 
 
-@contextmanager
-def _own_fault_is_a_cut(pipe: Pipe) -> Iterator[None]:
-    """Log an error that nobody expected of a transport, and turn it into the end of its pipe.
+def _own_fault(pipe: Pipe) -> PipeEnded:
+    """Log the error that is being handled, which nobody expected of a transport, and end the pipe for it.
 
     What a transport stumbles over comes from the path, before anything is proven, so it must cost no more than a cut.
     """
-    try:
-        yield
-    except QanatError:
-        raise
-    except Exception as error:
-        log_unexpected(f"the connection with {pipe.peer} ended")
-        pipe.close("this program failed; please report its log")
-        raise PipeEnded("this program failed; please report its log") from error
+    log_unexpected(f"the connection with {pipe.peer} ended")
+    pipe.close("this program failed; please report its log")
+    return PipeEnded("this program failed; please report its log")
 
 
 @contextmanager

@@ -52,6 +52,7 @@ ORDER: Final[Mapping[tuple[Phase, RecordKind], Phase]] = {
 """All records that may come.  HELLO is the client's only and READY the server's only."""
 
 _KINDS: Final = {int(kind): kind for kind in RecordKind}
+_FRAMES: Final = int(RecordKind.FRAMES)
 
 
 class _Direction:
@@ -77,6 +78,8 @@ class _Direction:
 
     def _following(self, first_byte: int, size: int) -> tuple[RecordKind, Phase] | str:
         """Return a record's kind, from its `first_byte`, and the phase after it; or why it is not allowed."""
+        if first_byte == _FRAMES and self._phase is Phase.RUNNING:
+            return RecordKind.FRAMES, Phase.RUNNING  # nearly all records
         kind = _KINDS.get(first_byte)
         if kind is None:
             return f"a record has the unknown kind {first_byte}"

@@ -65,11 +65,17 @@ class Receiver:
         events: list[Event] = []
         if self._ended:
             return events
-        for frame in wire.parse_frames(content):
-            if isinstance(frame, wire.Data):
-                if self._is_new(now, len(frame.payload)):
-                    self._receive_data(frame, len(content))
-            elif isinstance(frame, wire.Ack):
+        position, end = 0, len(content)
+        if not end:
+            raise ProtocolError(wire.EMPTY)
+        while position < end:
+            if content[position] == wire.DATA:
+                number, start, position = wire.parse_data(content, position)
+                if self._is_new(now, position - start):
+                    self._receive_data(number, content[start:position], end)
+                continue
+            frame, position = wire.parse_frame(content, position)
+            if isinstance(frame, wire.Ack):
                 self._sender.ack_received(frame.expected)
             elif isinstance(frame, wire.Credit):
                 stream = self._streams.find(frame.stream)
@@ -102,13 +108,13 @@ class Receiver:
             self._wakeups.timer = True
         return True
 
-    def _receive_data(self, frame: wire.Data, record_size: int) -> None:
-        stream = self._streams.find(frame.stream)
+    def _receive_data(self, number: int, payload: memoryview, record_size: int) -> None:
+        stream = self._streams.find(number)
         if stream is None:
             return
         if stream.phase is not StreamPhase.OPEN:
             stream.advance(StreamStep.RECV_DATA)
-        size, window = len(frame.payload), stream.window
+        size, window = len(payload), stream.window
         if window.received + size > window.granted:
             raise ProtocolError(f"{size} bytes on stream {stream.id} beyond its credit of {window.granted}")
         window.received += size
@@ -116,11 +122,11 @@ class Receiver:
             return
         inbox = stream.inbox
         if size >= SMALL_PAYLOAD:
-            inbox.append(frame.payload if 2 * size >= record_size else memoryview(bytes(frame.payload)))
+            inbox.append(payload if 2 * size >= record_size else memoryview(bytes(payload)))
         elif inbox and isinstance(last := inbox[-1], bytearray) and len(last) + size <= JOINED:
-            last += frame.payload
+            last += payload
         else:
-            inbox.append(bytearray(frame.payload))
+            inbox.append(bytearray(payload))
         self._wakeups.readers.append(stream)
 
     def _receive_numbered(
