@@ -1,8 +1,7 @@
 """The running client: local listeners, and connections to the servers, of which one or all are wanted.
 
-Threads: each server's connection has its own (`qanat.client.server_connection`); each local forward has an accepting
-thread; each accepted socket has two pumps; with several servers of which one is wanted, the *failover* thread decides
-which.
+Threads: each server's connection has its own (`qanat.client.server_connection`), and so do the local forwards
+(`qanat.client.local_forwards`); with several servers of which one is wanted, the *failover* thread decides which.
 """
 
 from __future__ import annotations
@@ -15,18 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError
-from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.client.known_hosts import KnownHosts
+from qanat.client.local_forwards import LocalForwards
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, Forward
-from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
@@ -66,7 +63,7 @@ class Client:
         self._watcher = Watcher()
         self._changed = threading.Condition()
         self._told_ready = False  # guarded by `_changed`
-        self._listeners: list[Listener] = []
+        self._local = LocalForwards(settings.forwards, self._accepted)
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
@@ -91,19 +88,13 @@ class Client:
     def start(self) -> None:
         """Bind the local forwards, then connect in the background.  Does not block.
 
-        Raises EndpointError when an address cannot be bound; nothing is left bound then.
+        A forward whose address cannot be bound is logged and asked for again.  With `exit_on_forward_failure` raises
+        EndpointError instead, which names each of them; nothing is left bound then.
         """
-        try:
-            for number, forward in enumerate(self.settings.forwards):
-                if forward.kind == "local":
-                    self._listeners.append(self._listen(number, forward))
-        except EndpointError:
-            self._close_listeners()
-            raise
+        self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
         self._keys.start()
         self._watch.start()
-        for listener in self._listeners:
-            listener.start()
+        self._local.start()
         wanted = self.servers if self.settings.connect == "all" else self.servers[:1]
         for server in wanted:
             server.want(True)
@@ -120,7 +111,7 @@ class Client:
         self._stopping.set()
         for server in self.servers:
             server.stop_connecting()
-        self._close_listeners()
+        self._local.close()
         with self._changed:
             self._changed.notify_all()
         sessions = [server.session for server in self.servers if server.session is not None]
@@ -145,11 +136,7 @@ class Client:
     @property
     def local_ports(self) -> list[int]:
         """The ports bound for the local forwards, in their order; known after `start`."""
-        return [listener.port for listener in self._listeners]
-
-    def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
+        return self._local.ports
 
     def _update(self) -> None:
         """Draw the conclusions from a change of any server's connection, and wake those who wait for a session."""
@@ -173,17 +160,9 @@ class Client:
 
     # --- local forwards -------------------------------------------------------------------------
 
-    def _listen(self, number: int, forward: Forward) -> Listener:
-        host, port = forward.to
-        listener = Listener(
-            listen_addresses(*forward.listen),
-            lambda sock, peer: self._accepted(forward, ConnectTcp(host, port, peer).encode(), sock, peer),
-            f"listen-{number}",
-        )
-        log.info("listening on %s for %s at the server's end", listener.address, format_address(forward.to))
-        return listener
+    def _accepted(self, forward: Forward, sock: socket.socket, peer: str) -> None:
+        request = ConnectTcp(*forward.to, peer).encode()
 
-    def _accepted(self, forward: Forward, request: bytes, sock: socket.socket, peer: str) -> None:
         def carry_when_connected() -> None:
             session = self._wait_for_session()
             if session is not None:
@@ -267,8 +246,9 @@ class Client:
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
     """Run a client until `stop` is set; `ready` is called once, when the first session is up.  Blocks.
 
-    After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for a local address
-    that cannot be bound, and RefusedError when the server refuses us before any session was ever up.
+    After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for local addresses
+    that cannot be bound, with `exit_on_forward_failure`, and RefusedError when the server refuses us before any session
+    was ever up.
     """
     client = Client(settings, ready)
     client.start()

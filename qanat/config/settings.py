@@ -464,6 +464,15 @@ class ClientSettings:
             Flag("-R", dest="remote", metavar="FORWARD", help="as ssh -R; see below", repeated=True),
         ),
     )
+    exit_on_forward_failure: bool = option(
+        False,
+        doc="End with exit code 1 when a local forward cannot listen at the start. Without it, the others go on, and "
+        "that one is asked for again.",
+        unset="false",
+        flag=Flag(
+            "--exit-on-forward-failure", help="exit with 1 when a -L cannot listen at the start, as ssh's option"
+        ),
+    )
     connect: str = option(
         "first",
         choices=("first", "all"),

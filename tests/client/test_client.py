@@ -284,17 +284,64 @@ def test_several_urls_are_tried_in_turn(tmp_path: Path) -> None:
         client.stop()
 
 
-def test_a_local_address_in_use_leaves_nothing_bound(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            free = probe.getsockname()[1]
-        forwards = tuple(
-            Forward("local", ("127.0.0.1", port), ("localhost", 1)) for port in (free, taken.getsockname()[1])
-        )
-        client = Client(ClientSettings("a", (NOWHERE,), forwards, state_dir=tmp_path))
-        with pytest.raises(EndpointError, match="Address already in use"):
-            client.start()
+def free_and_taken(stack: ExitStack) -> tuple[int, list[socket.socket]]:
+    taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1], taken
+
+
+def local(port: int) -> Forward:
+    return Forward("local", ("127.0.0.1", port), ("db.internal", 5432))
+
+
+def test_exit_on_forward_failure_names_every_address_in_use_and_leaves_nothing_bound(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        free, taken = free_and_taken(stack)
+        ports = [sock.getsockname()[1] for sock in taken]
+        forwards = (local(free), *map(local, ports))
+        settings = ClientSettings("a", (NOWHERE,), forwards, state_dir=tmp_path, exit_on_forward_failure=True)
+        with pytest.raises(EndpointError, match="Address already in use") as caught:
+            Client(settings).start()
+        for port in ports:
+            assert f"cannot listen on 127.0.0.1:{port}" in caught.value.message
         socket.create_server(("127.0.0.1", free)).close()
+
+
+def test_a_local_address_in_use_is_asked_for_until_it_is_free_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qanat.client.local_forwards.RETRY_IN_USE", 0.05)
+    sessions = Sessions()
+    with ExitStack() as stack:
+        free, (taken, still_taken) = free_and_taken(stack)
+        port = taken.getsockname()[1]
+        forwards = local(port), local(free), local(still_taken.getsockname()[1])
+        client, _ = stack.enter_context(client_of(tmp_path, sessions, *forwards))
+        assert client.local_ports == [free]
+        session = sessions.next()
+        with connection(free):
+            session.opened.get(timeout=SECONDS).release()
+        message = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        assert message in caplog.text
+        assert "asking again in" in caplog.text
+        time.sleep(0.2)  # some tries, which say nothing new
+        assert caplog.text.count(message) == 1
+        taken.close()
+        wait_for_log(caplog, f"listening on 127.0.0.1:{port} ")
+        with connection(port):
+            session.opened.get(timeout=SECONDS).release()
+        assert client.local_ports == [port, free]
+
+
+def test_a_client_that_waits_for_a_port_stops_at_once(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        _, taken = free_and_taken(stack)
+        settings = ClientSettings("a", (NOWHERE,), (local(taken[0].getsockname()[1]),), state_dir=tmp_path, drain=0)
+        client = Client(settings)
+        client.start()
+        began = time.monotonic()
+        client.stop()
+        assert time.monotonic() - began < 5
 
 
 def test_a_connection_made_before_the_session_waits_for_it(tmp_path: Path) -> None:

@@ -113,8 +113,19 @@ def test_a_local_port_in_use(tunnel: Tunnel) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         tunnel.client_settings["forwards"] = [{"local": f"127.0.0.1:{port}", "to": "127.0.0.1:9"}]
+        tunnel.client_settings["exit_on_forward_failure"] = True
         client = tunnel.start_client(wait=False)
         ends_with(tunnel, client, FAILED, f"cannot listen on 127.0.0.1:{port}: Address already in use", "another port")
+
+
+def test_a_local_port_in_use_is_asked_for_again(tunnel: Tunnel) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        tunnel.client_settings["forwards"] = [{"local": f"127.0.0.1:{port}", "to": "127.0.0.1:9"}]
+        client = tunnel.start_client(wait=False)
+        client.wait_for("asking again in 10 s")
+        assert client.stop() == DONE
+        said_once(tunnel, client, f"cannot listen on 127.0.0.1:{port}: Address already in use", "another port")
 
 
 def test_a_remote_port_in_use(tunnel: Tunnel) -> None:

@@ -1,0 +1,156 @@
+"""The ports of a client's local forwards: those that can be had are bound at once, the others as soon as they are free.
+
+What becomes of a connection is `qanat.client.client`'s business, which calls this.
+
+Threads: each bound forward has an accepting thread; while any is not bound, the *forwards* thread asks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qanat.base.addresses import listen_addresses
+from qanat.base.errors import EndpointError
+from qanat.base.sockets import format_address
+from qanat.base.threads import start_thread
+from qanat.base.unexpected import log_unexpected
+from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
+from qanat.config.settings import Forward
+from qanat.endpoints.tcp import Listener
+from qanat.mux.frames import Reason
+
+log = logging.getLogger("qanat.client")
+
+Accepted = Callable[[Forward, socket.socket, str], None]
+
+
+@dataclass(eq=False)
+class _LocalForward:
+    number: int
+    forward: Forward
+    listener: Listener | None = None
+    failure: EndpointError | None = None  # of the last try
+    retry_at: float = 0.0
+
+
+class LocalForwards:
+    """The local ones of a client's forwards, from `bind` to `close`.  `close` may be called from any thread."""
+
+    def __init__(self, forwards: Sequence[Forward], accepted: Accepted) -> None:
+        """`accepted(forward, socket, peer)` is called by the accepting threads, and must not block."""
+        self._accepted = accepted
+        self._all = [_LocalForward(n, forward) for n, forward in enumerate(forwards) if forward.kind == "local"]
+        self._closed = threading.Event()
+        self._binding = threading.Lock()  # so that nothing is bound after `close`
+        self._thread: threading.Thread | None = None
+
+    def bind(self, *, all_or_nothing: bool) -> None:
+        """Bind what can be bound; log what cannot.  Does not block, and does not accept before `start`.
+
+        With `all_or_nothing` raises EndpointError, which names every forward that failed; nothing is left bound then.
+        """
+        try:
+            for one in self._all:
+                self._bind(one)
+        except BaseException:
+            self.close()
+            raise
+        failures = [one.failure for one in self._all if one.failure is not None]
+        if failures and all_or_nothing:
+            self.close()
+            raise EndpointError(
+                "; ".join(failure.message for failure in failures), code=failures[0].code, hint=failures[0].hint
+            )
+        for one in self._all:
+            if one.failure is not None:
+                self._report(one, one.failure)
+
+    def start(self) -> None:
+        """Accept connections from now on, and ask again for what could not be bound.  Does not block."""
+        for one in self._all:
+            if one.listener is not None:
+                self._start(one, one.listener)
+        if any(one.listener is None for one in self._all):
+            self._thread = start_thread("forwards", self._forwards_loop)
+
+    def close(self) -> None:
+        """Stop accepting, and free the ports.  Idempotent; joins the threads."""
+        self._closed.set()
+        with self._binding:
+            listeners = [one.listener for one in self._all if one.listener is not None]
+        for listener in listeners:
+            listener.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports that are bound, in the order of the forwards."""
+        return [one.listener.port for one in self._all if one.listener is not None]
+
+    def _forwards_loop(self) -> None:
+        while missing := [one for one in self._all if one.listener is None]:
+            if self._closed.wait(max(0.0, min(one.retry_at for one in missing) - time.monotonic())):
+                return
+            for one in missing:
+                if one.retry_at <= time.monotonic():
+                    self._try_again(one)
+
+    def _try_again(self, one: _LocalForward) -> None:
+        before = one.failure
+        try:
+            self._bind(one)
+            if one.listener is not None:
+                self._start(one, one.listener)
+        except Exception:
+            log_unexpected(f"listening for {one.forward} failed")
+            one.listener, one.retry_at = None, time.monotonic() + RETRY_NOT_ALLOWED
+            return
+        if one.failure is not None and (before is None or before.message != one.failure.message):
+            self._report(one, one.failure)
+
+    def _bind(self, one: _LocalForward) -> None:
+        """Try once to bind; note what happened."""
+        forward = one.forward
+        with self._binding:
+            if self._closed.is_set():
+                return
+            try:
+                one.listener = Listener(
+                    listen_addresses(*forward.listen),
+                    lambda sock, peer: self._accepted(forward, sock, peer),
+                    f"listen-{one.number}",
+                )
+            except EndpointError as error:
+                self._failed(one, error)
+                return
+            one.failure = None
+        log.info(
+            "listening on %s for %s at the server's end",
+            one.listener.address,
+            format_address(forward.to),
+            extra={"event": "listening"},
+        )
+
+    def _start(self, one: _LocalForward, listener: Listener) -> None:
+        try:
+            listener.start()
+        except EndpointError as error:  # no thread; its port is free again
+            one.listener = None
+            self._failed(one, error)
+            self._report(one, error)
+
+    @staticmethod
+    def _failed(one: _LocalForward, error: EndpointError) -> None:
+        one.failure = error
+        wait = RETRY_NOT_ALLOWED if error.code == Reason.NOT_ALLOWED else RETRY_IN_USE
+        one.retry_at = time.monotonic() + wait
+
+    @staticmethod
+    def _report(one: _LocalForward, error: EndpointError) -> None:
+        log.error("%s: %s; asking again in %.0f s", one.forward, error, max(0.0, one.retry_at - time.monotonic()))
