@@ -121,6 +121,29 @@ def parse_listen(text: str) -> tuple[str, int]:
     return check_bind_host(host, port), port
 
 
+def parse_forward_listen(text: str) -> tuple[str, int]:
+    """Return where a forward listens: a literal address, `localhost` or `*`, and a port.  Raises UsageError.
+
+    `:PORT` is every address, as `*:PORT`; see `listen_addresses`.  Port 0 is one that the system chooses.
+    """
+    host, port_text = split_host_port(text)
+    port = parse_port(port_text, lowest=0)
+    return check_listen_host(host, port), port
+
+
+def check_listen_host(host: str, port: int) -> str:
+    """Return `host`, when a forward can listen there, `*` for an empty one.  Raises UsageError."""
+    if host in ("", "*"):
+        return "*"
+    return host if host in BOTH_FAMILIES else check_bind_host(host, port)
+
+
+def listen_in_one_place(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Return whether two forwards would listen on one address and port, which is not 0.  Pure."""
+    hosts = [{address.host for address in listen_addresses(*where)} for where in (one, other)]
+    return one[1] == other[1] != 0 and bool(hosts[0] & hosts[1])
+
+
 def check_bind_host(host: str, port: int) -> str:
     """`host` as it was, when it is a literal address that can be bound.  Raises UsageError."""
     if host in ("", "*"):

@@ -22,7 +22,8 @@ DETAILS = (
 -L and -R take ssh's syntax, and may be given several times:
   -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
   -R [ADDRESS:]PORT:HOST:HOSTPORT   listen on the server, connect to HOST:HOSTPORT from here
-ADDRESS is 127.0.0.1 when left out.  -N, which ssh needs for that, is taken and ignored.
+ADDRESS is localhost (127.0.0.1 and ::1) when left out, and * is every address.
+-N, which ssh needs for that, is taken and ignored.
 
 The token comes from the configuration file, from --token-file or from the environment variable
 QANAT_TOKEN; never from the command line, where every user of the machine could read it.

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import Counter
 
+from qanat.base.addresses import BOTH_FAMILIES
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
@@ -66,6 +67,7 @@ class ClientSession(Session):
         self._connect_timeout = connect_timeout
         self._share = LookupShare()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
+        self._by_literal: set[int] = set()  # those asked for by an IPv4 literal, the only way that old servers know
         self._asking = threading.Lock()
         self._retiring = threading.Lock()  # guards the next, and the order of the messages that follow from it
         self._generation = 0  # how often it has returned to service
@@ -104,6 +106,8 @@ class ClientSession(Session):
         host, port = self._remotes[number].listen
         with self._asking:
             self._asked[number] += 1
+            if number in self._by_literal:
+                host = BOTH_FAMILIES[host][0]
         self.send_control(Listen(number, host, port).encode())
 
     def _on_control(self, content: bytes) -> None:
@@ -125,6 +129,13 @@ class ClientSession(Session):
             return
         if asked_again:
             return  # the answer to that counts
+        if message.reason == Reason.NOT_ALLOWED and forward.listen[0] in BOTH_FAMILIES:
+            with self._asking:
+                known = message.forward in self._by_literal
+                self._by_literal.add(message.forward)
+            if not known:
+                self._request(message.forward)
+                return
         wait = RETRY_NOT_ALLOWED if message.reason == Reason.NOT_ALLOWED else RETRY_IN_USE
         hint = (
             "add it to this client's allow_listen, or shared_listen, on the server"

@@ -5,7 +5,7 @@ All else is read as `qanat.config.settings.ClientSettings` declares it.  `qanat.
 
 from __future__ import annotations
 
-from qanat.base.addresses import parse_listen, parse_target
+from qanat.base.addresses import listen_in_one_place, parse_forward_listen, parse_target
 from qanat.config.reader import read_options
 from qanat.config.route import read_client_tls, read_headers, read_proxy
 from qanat.config.section import Section
@@ -42,7 +42,9 @@ def _read_forwards(s: Section) -> tuple[Forward, ...]:
     for f in s.sections("forwards"):
         later = f.unavailable("dynamic", "use `local` and `to` for each target")
         kinds = [kind for kind in ("local", "remote") if kind in f]
-        listens = {kind: f.text(kind, None, parse_listen, port_alone="127.0.0.1:{}") for kind in ("local", "remote")}
+        listens = {
+            kind: f.text(kind, None, parse_forward_listen, port_alone="127.0.0.1:{}") for kind in ("local", "remote")
+        }
         to = f.text("to", None, parse_target, port_alone="HOST:{}")
         if len(kinds) > 1:
             f.refuse("remote", "and `local` are both in one forward; make two of it")
@@ -56,7 +58,7 @@ def _read_forwards(s: Section) -> tuple[Forward, ...]:
             if listen is None or to is None:
                 continue
             line = lines.setdefault((kind, listen), f.place_of(kind).line)
-            if listen[1] and any(known.kind == kind and known.listen == listen for known in forwards):
+            if any(known.kind == kind and listen_in_one_place(known.listen, listen) for known in forwards):
                 f.refuse(kind, f"is what the forward in line {line} listens on already")
             forwards.append(Forward(kind, listen, to))
     return tuple(forwards)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qanat.base.addresses import check_bind_host, check_target_host, parse_port
+from qanat.base.addresses import check_listen_host, check_target_host, listen_in_one_place, parse_port
 from qanat.base.errors import UsageError
 from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
@@ -120,8 +120,8 @@ def _parse_flag(option: Option, value: Any) -> Any:
 def parse_ssh_forward(kind: str, text: str) -> Forward:
     """Return the forward in `[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
 
-    ADDRESS is 127.0.0.1 when left out or `localhost`, and 0.0.0.0 when `*` or empty, as ssh has it
-    for IPv4; to listen on IPv6 say so: `[::1]:8080:…`.  PORT 0 lets the system choose.
+    ADDRESS is `localhost` when left out, and every address when `*` or empty, over IPv4 and IPv6 as ssh has it.  PORT
+    0 lets the system choose.
     """
     if "/" in text:
         raise UsageError("has a Unix socket, which is not available in this version", hint=_FORM)
@@ -129,13 +129,12 @@ def parse_ssh_forward(kind: str, text: str) -> Forward:
     if len(fields) in (1, 2):
         raise UsageError("has no target; a dynamic forward is not available in this version", hint=_FORM)
     if len(fields) == 3:
-        fields = ["127.0.0.1", *fields]
+        fields = ["localhost", *fields]
     if len(fields) != 4:
         raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
     bind, port_text, host, host_port = fields
-    bind = {"": "0.0.0.0", "*": "0.0.0.0", "localhost": "127.0.0.1"}.get(bind, bind)
     port = parse_port(port_text, lowest=0)
-    return Forward(kind, (check_bind_host(bind, port), port), (check_target_host(host), parse_port(host_port)))
+    return Forward(kind, (check_listen_host(bind, port), port), (check_target_host(host), parse_port(host_port)))
 
 
 def _split_fields(text: str) -> list[str]:
@@ -160,7 +159,7 @@ def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...
         for text in texts:
             what = f"{option} {text}"
             forward = _named(what, partial(parse_ssh_forward, kind), text.strip())
-            if forward.listen[1] and any(f.kind == kind and f.listen == forward.listen for f in forwards):
+            if any(f.kind == kind and listen_in_one_place(f.listen, forward.listen) for f in forwards):
                 raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
             forwards.append(forward)
     return tuple(forwards)

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
@@ -156,11 +155,11 @@ class ServerSession(Session):
 
     def _bind(self, number: int, host: str, port: int) -> Listener | Membership:
         """Listen where the rules allow it.  Raises EndpointError."""
-        _, address = self._listen_rules.check(host, port)
+        addresses = self._listen_rules.check(host, port)
         if self._listen_rules.is_shared(host, port):
-            return self._shared_ports.join(address[0], address[1], self, partial(self._accepted, number))
+            return self._shared_ports.join(addresses, self, partial(self._accepted, number))
         accept = partial(self._accepted, number)
-        listener = Listener(listen_addresses(address[0], address[1]), accept, f"{self.name}-listen-{number}")
+        listener = Listener(addresses, accept, f"{self.name}-listen-{number}")
         listener.start()
         return listener
 

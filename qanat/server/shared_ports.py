@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from qanat.base.addresses import listen_addresses
+from qanat.base.addresses import ListenAddress
 from qanat.endpoints.tcp import Listener
 
 Accept = Callable[[socket.socket, str, Callable[[], None]], None]
@@ -54,12 +54,12 @@ class Membership:
 class _SharedPort:
     """One listener and its members, who come and go under the lock of `SharedPorts` as well as this one's."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, addresses: tuple[ListenAddress, ...]) -> None:
         self.lock = threading.Lock()
         self.members: list[Membership] = []
-        self.asked_for = (host, port)
+        self.asked_for = addresses
         self._numbers = itertools.count(1)  # of connections, guarded by the lock
-        self.listener = Listener(listen_addresses(host, port), self._accepted, f"listen-shared-{port}")
+        self.listener = Listener(addresses, self._accepted, f"listen-shared-{addresses[0].port}")
 
     def _accepted(self, sock: socket.socket, peer: str) -> None:
         with self.lock:
@@ -79,19 +79,20 @@ class SharedPorts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ports: dict[tuple[str, int], _SharedPort] = {}
+        self._ports: dict[tuple[ListenAddress, ...], _SharedPort] = {}
 
-    def join(self, host: str, port: int, acceptor: Acceptor, accept: Accept) -> Membership:
-        """Share this address.  `accept(socket, peer, done)` must not block; `done` is called when that has ended.
+    def join(self, addresses: tuple[ListenAddress, ...], acceptor: Acceptor, accept: Accept) -> Membership:
+        """Share these addresses, which are those that `ListenRules.check` returns.
 
-        Does not block.  Raises EndpointError when the port cannot be bound.
+        `accept(socket, peer, done)` must not block; `done` is called when that has ended.  Does not block.  Raises
+        EndpointError when the port cannot be bound.
         """
         with self._lock:
-            shared = self._ports.get((host, port))
+            shared = self._ports.get(addresses)
             if shared is None:
-                shared = _SharedPort(host, port)
+                shared = _SharedPort(addresses)
                 shared.listener.start()
-                self._ports[host, port] = shared
+                self._ports[addresses] = shared
             member = Membership(self, shared, acceptor, accept)
             with shared.lock:
                 shared.members.append(member)

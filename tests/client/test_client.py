@@ -142,6 +142,17 @@ def test_every_remote_forward_is_asked_for_by_its_number(tmp_path: Path) -> None
         assert asked == [Listen(0, "127.0.0.1", 8001), Listen(1, "127.0.0.1", 8002)]
 
 
+def test_a_server_that_knows_literals_alone_is_asked_for_one(tmp_path: Path) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, Forward("remote", ("localhost", 8001), ("localhost", 1))):
+        carried = sessions.next()
+        for host in ("localhost", "127.0.0.1"):
+            assert decode_control(carried.control.get(timeout=SECONDS)) == Listen(0, host, 8001)
+            carried.lane.send_control(ListenFailed(0, Reason.NOT_ALLOWED, "").encode())
+        assert carried.lane.ping(SECONDS)
+        assert carried.control.empty()
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -20,19 +20,19 @@ ENVIRON = {"QANAT_TOKEN": TOKEN, "STATE_DIRECTORY": "/var/lib/qanat"}
 @pytest.mark.parametrize(
     ("text", "listen", "to"),
     [
-        ("5432:db:5432", ("127.0.0.1", 5432), ("db", 5432)),
-        ("0:db:5432", ("127.0.0.1", 0), ("db", 5432)),
+        ("5432:db:5432", ("localhost", 5432), ("db", 5432)),
+        ("0:db:5432", ("localhost", 0), ("db", 5432)),
         ("127.0.0.2:80:db:81", ("127.0.0.2", 80), ("db", 81)),
-        ("localhost:80:db:81", ("127.0.0.1", 80), ("db", 81)),
-        ("localhost:80:localhost:81", ("127.0.0.1", 80), ("localhost", 81)),
-        ("*:80:db:81", ("0.0.0.0", 80), ("db", 81)),
-        (":80:db:81", ("0.0.0.0", 80), ("db", 81)),
+        ("localhost:80:db:81", ("localhost", 80), ("db", 81)),
+        ("localhost:80:localhost:81", ("localhost", 80), ("localhost", 81)),
+        ("*:80:db:81", ("*", 80), ("db", 81)),
+        (":80:db:81", ("*", 80), ("db", 81)),
         ("[::1]:80:db:81", ("::1", 80), ("db", 81)),
         ("[::]:80:[2001:db8::1]:81", ("::", 80), ("2001:db8::1", 81)),
-        ("80:[2001:db8::1]:81", ("127.0.0.1", 80), ("2001:db8::1", 81)),
-        ("80:[10.0.0.1]:81", ("127.0.0.1", 80), ("10.0.0.1", 81)),
+        ("80:[2001:db8::1]:81", ("localhost", 80), ("2001:db8::1", 81)),
+        ("80:[10.0.0.1]:81", ("localhost", 80), ("10.0.0.1", 81)),
         ("[127.0.0.1]:80:[db]:81", ("127.0.0.1", 80), ("db", 81)),
-        (" 80:db:81 ", ("127.0.0.1", 80), ("db", 81)),
+        (" 80:db:81 ", ("localhost", 80), ("db", 81)),
     ],
 )
 def test_forwards_are_read_as_ssh_reads_them(text: str, listen: tuple[str, int], to: tuple[str, int]) -> None:
@@ -82,6 +82,8 @@ def test_a_forward_that_cannot_be_is_refused_with_its_option_and_text(text: str,
 def test_two_forwards_of_a_kind_cannot_listen_in_one_place() -> None:
     with pytest.raises(UsageError, match="listens where another -L does already"):
         client_from_options(urls=[URL], local=["80:a:1", "127.0.0.1:80:b:2"], environ=ENVIRON)
+    with pytest.raises(UsageError, match="listens where another -R does already"):
+        client_from_options(urls=[URL], remote=["[::]:80:a:1", "*:80:b:2"], environ=ENVIRON)
     assert client_from_options(urls=[URL], local=["80:a:1", "0:a:1", "0:a:1"], remote=["80:a:1"], environ=ENVIRON)
 
 

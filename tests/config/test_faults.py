@@ -318,7 +318,12 @@ def test_a_third_token_is_refused(directory: ConfigDirectory) -> None:
         ("forwards: [{local: 99999, to: a:1}]", "5:22", "must be text, not a number; put it in quotes"),
         ("forwards: [{local: 127.0.0.1:1, to: 22}]", "5:39", 'put it in quotes, with its address: "HOST:22"'),
         ("connect_to: 443", "5:15", 'put it in quotes, with its address: "HOST:443"'),
-        ("forwards: [{remote: ':80', to: a:1}]", "5:23", "write 0.0.0.0:80"),
+        ("forwards: [{remote: 'example.com:80', to: a:1}]", "5:23", "needs a literal address, not a name"),
+        (
+            "forwards: [{local: 'localhost:80', to: a:1}, {local: '[::1]:80', to: a:1}]",
+            "5:49",
+            "is what the forward in line 5 listens on already",
+        ),
         ("forwards: [{locale: 127.0.0.1:1, to: a:1, local: 127.0.0.1:2}]", "5:15", "did you mean `local`?"),
         ("forwards: {local: 127.0.0.1:1, to: a:1}", "5:13", "must be a list, each entry with a dash"),
         ("local: 127.0.0.1:1", "5:3", "it belongs in an entry of `forwards:`"),

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from qanat.base.addresses import listen_addresses
 from qanat.base.errors import EndpointError, NoThread
 from qanat.endpoints import tcp
 from qanat.mux.frames import Reason
@@ -46,7 +47,7 @@ class Rig:
     def join(self, name: str) -> Callable[[], None]:
         """Have this one share the port; returns what ends that."""
         taker = self.takers[name]
-        member = self.ports.join(HOST, self.port, taker, taker.accept)
+        member = self.ports.join(listen_addresses(HOST, self.port), taker, taker.accept)
         assert (member.address, member.port) == (f"{HOST}:{self.port}", self.port)
         self._stack.callback(member.close)
         return member.close
@@ -151,7 +152,7 @@ def test_members_that_come_and_go_at_once_leave_nothing_behind(rig: Rig) -> None
     def come_and_go(name: str) -> None:
         taker = rig.takers[name]
         for _ in range(100):
-            rig.ports.join(HOST, rig.port, taker, taker.accept).close()
+            rig.ports.join(listen_addresses(HOST, rig.port), taker, taker.accept).close()
 
     threads = [threading.Thread(target=come_and_go, args=(name,)) for name in "abc"]
     for thread in threads:

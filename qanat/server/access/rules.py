@@ -18,7 +18,10 @@ from collections.abc import Sequence
 
 from qanat.base.addresses import (
     IpAddress,
+    ListenAddress,
     check_target_host,
+    format_host_port,
+    listen_addresses,
     normalise_name,
     parse_address,
     unmap,
@@ -27,8 +30,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
 from qanat.base.resolve import Address, LookupShare
-from qanat.base.sockets import format_address
-from qanat.config.access_rules import NameRule, NetworkRule, parse_connect_rule, parse_listen_rule
+from qanat.config.access_rules import ListenRule, NameRule, NetworkRule, parse_connect_rule, parse_listen_rule
 from qanat.config.address_ranges import is_inside, is_never, special_ranges
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
@@ -103,7 +105,7 @@ class ConnectRules:
 
     @staticmethod
     def _not_allowed(host: str, port: int, why: str) -> EndpointError:
-        what = format_address((host, port))
+        what = format_host_port(host, port)
         log.info("%s is not allowed: %s", what, why)
         return EndpointError(
             f"{what} is not allowed", code=Reason.NOT_ALLOWED, hint="see this client's allow_connect on the server"
@@ -122,36 +124,56 @@ class ListenRules:
         self._rules = [*(parse_listen_rule(rule) for rule in rules), *self._shared]
 
     def is_shared(self, host: str, port: int) -> bool:
-        """Return whether an address that `check` allows is shared with other clients that ask for it."""
-        address = parse_address(host)
-        return address is not None and any(
-            unmap(address) == rule.address and port in rule.ports for rule in self._shared
-        )
+        """Return whether what `check` allows for `host` is shared with other clients that ask for it."""
+        return self._allowed_by(self._shared, listen_addresses(host, port)[0].host, port)
 
-    def check(self, host: str, port: int) -> Address:
-        """Return the address to bind for `host`, a literal, when a rule lists that very address.  Does not block.
+    def check(self, host: str, port: int) -> tuple[ListenAddress, ...]:
+        """Return the addresses to bind for `host`, a literal, `localhost` or `*`, at least one.  Does not block.
 
-        `0.0.0.0` in a rule allows `0.0.0.0` and not `127.0.0.1`; port 0 (any free one) is allowed
-        only by a rule with port 0.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE for an interface
-        (`fe80::1%eth0`) that does not exist.
+        A rule must list the very address: `0.0.0.0` in a rule allows `0.0.0.0` and not `127.0.0.1`, and port 0 (any
+        free one) is allowed only by a rule with port 0.  `localhost` needs a rule for 127.0.0.1, and `*` for 0.0.0.0;
+        ::1 and :: are bound as well where a rule of the same kind (shared or not) allows them.  Raises EndpointError:
+        NOT_ALLOWED, UNREACHABLE for an interface (`fe80::1%eth0`) that does not exist.
         """
-        what = format_address((host, port))
-        address = parse_address(host)
-        if address is None:
+        first, *others = listen_addresses(host, port)
+        what = format_host_port(host, port)
+        if parse_address(first.host) is None:
             raise EndpointError(
-                f"{what} cannot be listened on", code=Reason.NOT_ALLOWED, hint="it needs a literal address"
+                f"{what} cannot be listened on",
+                code=Reason.NOT_ALLOWED,
+                hint="it needs a literal address, localhost or *",
             )
-        plain = unmap(address)
-        if not any(plain == rule.address and port in rule.ports for rule in self._rules):
-            log.info("listening on %s is not allowed: no rule has this very address and port", what)
+        if not self._allowed_by(self._rules, first.host, port):
+            log.info("listening on %s is not allowed: no rule has the address %s and this port", what, first.host)
             raise EndpointError(
                 f"listening on {what} is not allowed",
                 code=Reason.NOT_ALLOWED,
                 hint="see this client's allow_listen and shared_listen on the server",
             )
-        if plain.version != address.version:
-            return socket.AF_INET, (str(plain), port)
-        return resolve(host, port, Deadline(0), _NO_SHARE)[0]
+        shared = self._allowed_by(self._shared, first.host, port)
+        also = [
+            address
+            for address in others
+            if self._allowed_by(self._rules, address.host, port)
+            and self._allowed_by(self._shared, address.host, port) == shared
+        ]
+        return _bindable(first), *also
+
+    @staticmethod
+    def _allowed_by(rules: Sequence[ListenRule], host: str, port: int) -> bool:
+        address = parse_address(host)
+        return address is not None and any(unmap(address) == rule.address and port in rule.ports for rule in rules)
+
+
+def _bindable(address: ListenAddress) -> ListenAddress:
+    """Return `address` in the form that can be bound: IPv4 mapped into IPv6 becomes IPv4."""
+    parsed = parse_address(address.host)
+    assert parsed is not None
+    plain = unmap(parsed)
+    if plain.version != parsed.version:
+        return ListenAddress(str(plain), address.port)
+    resolve(address.host, address.port, Deadline(0), _NO_SHARE)  # which says that an interface does not exist
+    return address
 
 
 _NO_SHARE = LookupShare(1)  # never taken: a literal is not looked up

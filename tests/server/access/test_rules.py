@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qanat.base import resolve as names
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
+from qanat.base.listen import bind
 from qanat.base.resolve import Address, LookupShare
 from qanat.config.access_rules import parse_connect_rule, parse_listen_rule
 from qanat.config.address_ranges import NEVER, ONLY_BY_A_RULE_INSIDE
@@ -292,7 +293,12 @@ def test_a_rule_for_listening_needs_a_literal_address(rule: str) -> None:
         ("127.0.0.1:0", "127.0.0.1", 0, True),
         ("127.0.0.1:0", "127.0.0.1", 1, False),
         ("127.0.0.1:80", "::ffff:127.0.0.1", 80, True),
-        ("127.0.0.1:80", "localhost", 80, False),
+        ("127.0.0.1:80", "localhost", 80, True),
+        ("[::1]:80", "localhost", 80, False),
+        ("0.0.0.0:80", "*", 80, True),
+        ("127.0.0.1:80", "*", 80, False),
+        ("127.0.0.1:80", "localhost.", 80, False),
+        ("127.0.0.1:80", "LOCALHOST", 80, False),
         ("127.0.0.1:80", "127.1", 80, False),
         ("127.0.0.1:80", "", 80, False),
         ("127.0.0.1:*", "127.0.0.1", 65536, False),
@@ -307,16 +313,36 @@ def test_listening_goes_by_the_very_address(rule: str, host: str, port: int, all
             rules.check(host, port)
         assert caught.value.code == Reason.NOT_ALLOWED
         return
-    family, sockaddr = rules.check(host, port)
-    assert (family == socket.AF_INET6) == (":" in sockaddr[0])
-    assert sockaddr[1] == port
+    (address,) = rules.check(host, port)
+    assert parse_listen_rule(rule).address == ip_address(address.host)
+    assert address.port == port
 
 
 def test_what_listen_rules_hand_back_can_be_bound() -> None:
-    family, sockaddr = ListenRules(["127.0.0.1:0"]).check("::ffff:127.0.0.1", 0)
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.bind(sockaddr)
+    (sock,) = bind(ListenRules(["127.0.0.1:0"]).check("::ffff:127.0.0.1", 0), backlog=1)
+    with sock:
         assert sock.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("rules", "shared", "host", "bound", "is_shared"),
+    [
+        (["127.0.0.1:80"], [], "localhost", ["127.0.0.1"], False),
+        (["127.0.0.1:80", "[::1]:80"], [], "localhost", ["127.0.0.1", "::1"], False),
+        (["127.0.0.1:80", "[::1]:81"], [], "localhost", ["127.0.0.1"], False),
+        ([], ["127.0.0.1:80", "[::1]:80"], "localhost", ["127.0.0.1", "::1"], True),
+        (["127.0.0.1:80"], ["[::1]:80"], "localhost", ["127.0.0.1"], False),
+        (["[::1]:80"], ["127.0.0.1:80"], "localhost", ["127.0.0.1"], True),
+        (["0.0.0.0:80", "[::]:80"], [], "*", ["0.0.0.0", "::"], False),
+        (["0.0.0.0:80", "[::1]:80"], [], "*", ["0.0.0.0"], False),
+    ],
+)
+def test_every_address_that_would_be_bound_is_judged(
+    rules: list[str], shared: list[str], host: str, bound: list[str], is_shared: bool
+) -> None:
+    listen = ListenRules(rules, shared)
+    assert [address.host for address in listen.check(host, 80)] == bound
+    assert listen.is_shared(host, 80) == is_shared
 
 
 class StuckResolver:
