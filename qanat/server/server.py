@@ -36,7 +36,7 @@ from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
-from qanat.session.limits import affordable_streams, hello_parameters, lane_parameters, share
+from qanat.session.limits import affordable_connections, affordable_streams, hello_parameters, lane_parameters, share
 from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")
@@ -57,6 +57,8 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         """Load or make the identity, and load the certificate; raises UsageError for one that cannot be used."""
+        connections = affordable_connections(settings.limits.connections)
+        settings = replace(settings, limits=replace(settings.limits, connections=connections))
         self.settings = settings
         self.identity = load_or_create_identity(settings.identity)
         # A host's name need not be ASCII, and READY's node name must.

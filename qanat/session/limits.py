@@ -25,6 +25,8 @@ FILES_RESERVED = 128
 """Descriptors left for everything else."""
 MIN_STREAMS = 16
 """Streams that are allowed however few descriptors there are."""
+MIN_CONNECTIONS = 16
+"""Connections that are allowed however few descriptors there are."""
 
 
 def affordable_streams(wanted: int) -> int:
@@ -34,6 +36,25 @@ def affordable_streams(wanted: int) -> int:
     if affordable < wanted:
         log.warning(
             "%d open files are allowed, so a session may have %d streams, not %d; raise the hard limit (ulimit -Hn)",
+            files,
+            affordable,
+            wanted,
+        )
+    return min(wanted, affordable)
+
+
+def affordable_connections(wanted: int) -> int:
+    """Raise the limit on open files, and return how many of `wanted` connections it allows; logs a lower number.
+
+    Half of the descriptors stay for the streams and listeners of those who are authenticated: strangers cannot take
+    them by connecting.
+    """
+    files = raise_open_files_limit()
+    affordable = max(MIN_CONNECTIONS, (files - FILES_RESERVED) // 2)
+    if affordable < wanted:
+        log.warning(
+            "%d open files are allowed, so there may be %d connections at once, not %d (limits.connections); "
+            "raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd)",
             files,
             affordable,
             wanted,

@@ -160,16 +160,18 @@ class Program:
             self._changed.notify_all()
 
 
-def qanat(*arguments: object, cwd: Path | None = None) -> Program:
-    """`tunnel.py` with these arguments."""
-    return Program(sys.executable, ROOT / "tunnel.py", *arguments, cwd=cwd)
+def qanat(*arguments: object, cwd: Path | None = None, files: int | None = None) -> Program:
+    """`tunnel.py` with these arguments, which may have `files` open files if that is given."""
+    limited = () if files is None else ("/bin/sh", "-c", f'ulimit -n {files} && exec "$0" "$@"')
+    return Program(*limited, sys.executable, ROOT / "tunnel.py", *arguments, cwd=cwd)
 
 
 class Tunnel:
     """A server and a client that fit together, in `directory`.
 
     `forwards` is the client's list as in its YAML.  `server`, `client` and `account` are further keys of
-    those sections.  The client dials `url`, by default the server itself.
+    those sections.  The client dials `url`, by default the server itself.  `server_files` are the open files that the
+    server may have, by default as many as this process.
     """
 
     def __init__(
@@ -181,11 +183,13 @@ class Tunnel:
         server: Mapping[str, Any] | None = None,
         client: Mapping[str, Any] | None = None,
         account: Mapping[str, Any] | None = None,
+        server_files: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = unused_port()
         self.token = generate_token()
+        self._files = {"server": server_files}
         self.fingerprint = load_or_create_identity(directory / "server.key").fingerprint
         self._programs: list[Program] = []
         self._server: Program | None = None
@@ -289,7 +293,7 @@ class Tunnel:
 
     def _start(self, which: str) -> Program:
         # From another directory than its files', as cron and supervisor do.
-        program = qanat(which, "-c", self.directory / f"{which}.yaml", cwd=ROOT)
+        program = qanat(which, "-c", self.directory / f"{which}.yaml", cwd=ROOT, files=self._files.get(which))
         self._programs.append(program)
         return program
 

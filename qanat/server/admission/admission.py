@@ -57,6 +57,14 @@ class Admission:
         self._rate.give_back()
         return None
 
+    def make_room(self) -> bool:
+        """End one connection that is not authenticated; return False when there is none.  Does not block.
+
+        It is the oldest of the address that has most of those that are no pipes yet, or, when all are pipes, of the
+        handshakes.
+        """
+        return self.unfinished.displace() or self._handshakes.displace()
+
     def retry_after(self, address: str) -> int:
         """Return whole seconds for a Retry-After header (RFC 9110 §10.2.3), 1 to 60, for one that `enter` turned away.
 

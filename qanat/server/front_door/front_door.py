@@ -126,8 +126,8 @@ class FrontDoor:
                 accepting = self._accept(listener)
             except OutOfFiles as error:
                 if self._log_throttle.due("accept"):
-                    log.error("cannot accept connections: %s", error)
-                self._wait_for_an_end()  # trying again at once would only burn the processor
+                    log.error("cannot accept connections: %s; who is not authenticated gives way", error)
+                self._make_room()
             except Exception:
                 log_unexpected("accepting a connection failed")
                 self._wait_for_an_end()
@@ -162,6 +162,17 @@ class FrontDoor:
                 self.admission.unfinished.displace()
             self._changed.wait_for(lambda: self._closing.is_set() or len(self._connections) < limit)
         return not self._closing.is_set()
+
+    def _make_room(self) -> None:
+        """End a connection that is not authenticated, for its descriptor, and block until one has ended, or a while.
+
+        Without that, connections that do nothing would keep everybody out.  To try again at once would only burn the
+        processor.
+        """
+        with self._changed:
+            self.admission.make_room()
+            if not self._closing.is_set():
+                self._changed.wait(_PAUSE)
 
     def _wait_for_an_end(self) -> None:
         with self._changed:

@@ -156,6 +156,18 @@ def test_whoever_finds_every_slot_taken_uses_up_none_of_the_rate() -> None:
     assert admission.enter("192.0.2.1", uncut) is not None
 
 
+def test_who_is_no_pipe_yet_makes_room_first_and_then_the_oldest_handshake_of_who_has_most() -> None:
+    cut: list[str] = []
+    admission = Admission(ServerLimits(), clock=Clock())
+    assert not admission.make_room()
+    for name, address in (("first", "192.0.2.1"), ("second", "192.0.2.2"), ("third", "192.0.2.2")):
+        assert admission.enter(address, lambda name=name: cut.append(name)) is not None  # type: ignore[misc]
+    admission.unfinished.add("silent", "192.0.2.3", lambda: cut.append("silent"))
+    assert [admission.make_room() for _ in range(5)] == [True] * 4 + [False]
+    assert cut == ["silent", "second", "first", "third"]
+    assert admission.handshakes == 0
+
+
 def test_each_client_that_is_turned_away_is_given_the_next_free_moment() -> None:
     admission = Admission(ServerLimits(handshakes=1, handshake_rate=2), clock=Clock())
     assert admission.enter("192.0.2.1", uncut) is not None
