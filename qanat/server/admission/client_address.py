@@ -59,6 +59,15 @@ def client_address(peer_ip: str, xff_header_values: Sequence[str], trusted: Sequ
     return str(believed), via_proxy
 
 
+def is_internal(address: str) -> bool:
+    """Return whether this is a loopback, private or link-local address, as a proxy's in front of this server is."""
+    parsed = parse_address(address)
+    if parsed is None:
+        return False
+    plain = unmap(parsed)
+    return plain.is_loopback or plain.is_private or plain.is_link_local
+
+
 def bucket_key(address: str) -> str:
     """Return what addresses are counted by: themselves, or the /64 of an IPv6 address, which one customer has whole."""
     try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 from collections import Counter
@@ -30,7 +31,7 @@ from qanat.base.unexpected import log_unexpected
 from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission, HandshakeSlot
-from qanat.server.admission.client_address import ClientAddress, client_address
+from qanat.server.admission.client_address import ClientAddress, client_address, is_internal
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
@@ -65,6 +66,11 @@ _NO_UPGRADE = (
     'proxy_set_header Connection "upgrade";'
 )
 
+_UNTRUSTED_PROXY = (
+    "%s sends X-Forwarded-For and is not in `trusted_proxies`: all who come through it count as one address, so one of "
+    "them can slow all others down.  If it is your proxy, set trusted_proxies: [%s]"
+)
+
 _FIRST_READ = 4096
 _TLS_FIRST_BYTE = b"\x16"  # a handshake record, RFC 8446 §5.1
 _LINGER = 1.0
@@ -84,12 +90,19 @@ class FrontDoorContext:
     closing: threading.Event
     log_throttle: LogThrottle
     threads: ThreadGroup
+    _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the next
     _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
 
     def client_of(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
-        """Return the address that a connection from `ip` is charged to, and whether `ip` is a trusted proxy."""
-        return client_address(ip, forwarded_for, self.settings.trusted_proxies)
+        """Return the address that a connection from `ip` is charged to, and whether `ip` is a trusted proxy.
+
+        What looks like a proxy that was forgotten in `trusted_proxies` is logged, once.
+        """
+        client, via_proxy = client_address(ip, forwarded_for, self.settings.trusted_proxies)
+        if forwarded_for and not via_proxy and is_internal(ip) and self._once.due("untrusted proxy"):
+            log.warning(_UNTRUSTED_PROXY, ip, ip)
+        return client, via_proxy
 
     def slow_down(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool:
         """Block for as long as this address has to wait, at most until `deadline`; False when `ending` is set first."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qanat.server.admission.client_address import MAX_ENTRIES, client_address
+from qanat.server.admission.client_address import MAX_ENTRIES, client_address, is_internal
 
 PROXIES = ("10.0.0.0/8", "::1/128")
 
@@ -75,3 +75,10 @@ def test_what_the_nearest_proxy_wrote_wins_over_all_that_a_stranger_did(
     if address in ipaddress.ip_network(PROXIES[0]):
         return
     assert client_address("10.0.0.1", [*headers, str(address)], PROXIES) == (str(address), True)
+
+
+def test_loopback_and_private_addresses_are_internal() -> None:
+    assert all(
+        is_internal(each) for each in ("127.0.0.1", "::1", "10.1.2.3", "::ffff:192.168.0.1", "fd00::1", "fe80::1")
+    )
+    assert not any(is_internal(each) for each in ("8.8.8.8", "2600::1", "::ffff:8.8.8.8", "no address"))

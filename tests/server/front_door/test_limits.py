@@ -277,6 +277,22 @@ def test_behind_a_trusted_proxy_each_client_is_slowed_down_by_itself_and_the_pro
     assert all(address.via_proxy and address.peer.startswith("127.0.0.1:") for address in seen)
 
 
+def test_a_proxy_that_was_forgotten_in_trusted_proxies_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    with front_door(lambda pipe, address, slot: None) as door:
+        for header in ((), ("X-Forwarded-For: 203.0.113.1",), ("X-Forwarded-For: 203.0.113.2",)):
+            assert "trusted_proxies" not in caplog.text or header
+            sock, _ = upgrade(door, *header)
+            sock.close()
+    assert caplog.text.count("set trusted_proxies: [127.0.0.1]") == 1
+
+
+def test_a_proxy_that_is_trusted_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with front_door(lambda pipe, address, slot: None, trusted_proxies=("127.0.0.0/8",)) as door:
+        sock, _ = upgrade(door, "X-Forwarded-For: 203.0.113.1")
+        sock.close()
+    assert "trusted_proxies" not in caplog.text
+
+
 def test_what_an_untrusted_peer_says_about_its_address_is_not_believed() -> None:
     seen: list[ClientAddress] = []
     with front_door(lambda p, address, s: seen.append(address), limits=SLOW, trusted_proxies=("10.0.0.0/8",)) as door:
