@@ -38,12 +38,12 @@ def read_client(s: Section) -> ClientSettings:
 
 def _read_forwards(s: Section) -> tuple[Forward, ...]:
     forwards: list[Forward] = []
-    lines: dict[tuple[str, tuple[str, int]], int] = {}
+    lines: list[int] = []  # of each in `forwards`
     for f in s.sections("forwards"):
         later = f.unavailable("dynamic", "use `local` and `to` for each target")
         kinds = [kind for kind in ("local", "remote") if kind in f]
         listens = {
-            kind: f.text(kind, None, parse_forward_listen, port_alone="127.0.0.1:{}") for kind in ("local", "remote")
+            kind: f.tuple_of(kind, (), parse_forward_listen, port_alone="127.0.0.1:{}") for kind in ("local", "remote")
         }
         to = f.text("to", None, parse_target, port_alone="HOST:{}")
         if len(kinds) > 1:
@@ -54,11 +54,14 @@ def _read_forwards(s: Section) -> tuple[Forward, ...]:
             f.require("to", "it is where to connect: HOST:PORT")
         f.finish()
         for kind in kinds:
-            listen = listens[kind]
-            if listen is None or to is None:
+            f.not_empty(kind, "is empty, so nothing would listen; give one address at least")
+            if to is None:
                 continue
-            line = lines.setdefault((kind, listen), f.place_of(kind).line)
-            if any(known.kind == kind and listen_in_one_place(known.listen, listen) for known in forwards):
-                f.refuse(kind, f"is what the forward in line {line} listens on already")
-            forwards.append(Forward(kind, listen, to))
+            for listen in listens[kind]:
+                for known, line in zip(forwards, lines, strict=True):
+                    if known.kind == kind and listen_in_one_place(known.listen, listen):
+                        f.refuse(kind, f"is what the forward in line {line} listens on already")
+                        break
+                forwards.append(Forward(kind, listen, to))
+                lines.append(f.place_of(kind).line)
     return tuple(forwards)

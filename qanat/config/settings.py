@@ -416,8 +416,16 @@ class RemoteServer:
 
 _FORWARD = closed(
     {
-        "local": text(doc="Listen here, at ADDRESS:PORT, and connect from the server, as ssh -L."),
-        "remote": text(doc="Listen on the server, at ADDRESS:PORT, and connect from here, as ssh -R."),
+        "local": one_or_several(
+            text(),
+            least=1,
+            doc="Listen here, at ADDRESS:PORT or a list of them, and connect from the server, as ssh -L.",
+        ),
+        "remote": one_or_several(
+            text(),
+            least=1,
+            doc="Listen on the server, at ADDRESS:PORT or a list of them, and connect from here, as ssh -R.",
+        ),
         "to": text(doc="HOST:PORT to connect to; the name is looked up where the connection is made."),
     },
     required=("to",),

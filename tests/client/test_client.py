@@ -344,6 +344,16 @@ def test_a_local_address_in_use_is_asked_for_until_it_is_free_and_the_others_go_
         assert client.local_ports == [port, free]
 
 
+@pytest.mark.parametrize("host", ["localhost", "*"])
+def test_a_local_forward_listens_over_both_families(tmp_path: Path, host: str) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, Forward("local", (host, 0), ("db.internal", 5432))) as (client, _):
+        session = sessions.next()
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, client.local_ports[0]), SECONDS):
+                session.opened.get(timeout=SECONDS).release()
+
+
 def test_a_client_that_waits_for_a_port_stops_at_once(tmp_path: Path) -> None:
     with ExitStack() as stack:
         _, taken = free_and_taken(stack)

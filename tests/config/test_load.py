@@ -95,6 +95,8 @@ def test_a_whole_client_is_read_as_written(directory: ConfigDirectory) -> None:
             - {{remote: 0.0.0.0:8080, to: 127.0.0.1:80}}
             - local: "[::1]:0"
               to: "[2001:db8::2]:22"
+            - {{local: [localhost:1, "*:2", ":3", "10.0.0.1:4"], to: a:5}}
+            - {{remote: ["127.0.0.1:1", "[::1]:1"], to: a:5}}
           reconnect: {{first: 0, min: 0.5, max: 5}}
         """)
     assert settings.name == "office"
@@ -106,6 +108,8 @@ def test_a_whole_client_is_read_as_written(directory: ConfigDirectory) -> None:
         Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),
         Forward("remote", ("0.0.0.0", 8080), ("127.0.0.1", 80)),
         Forward("local", ("::1", 0), ("2001:db8::2", 22)),
+        *(Forward("local", listen, ("a", 5)) for listen in (("localhost", 1), ("*", 2), ("*", 3), ("10.0.0.1", 4))),
+        *(Forward("remote", (host, 1), ("a", 5)) for host in ("127.0.0.1", "::1")),
     )
     assert settings.reconnect == Reconnect(0, 0.5, 5)
 
