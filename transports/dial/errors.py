@@ -130,6 +130,23 @@ _ON_TLS_PORT = "it may demand a client certificate (set tls.certificate and tls.
 """Those that let the handshake pass without one say 400 afterwards."""
 
 
+_BODY_LIMIT = 1024 * 1024  # nginx's default client_max_body_size, in bytes
+
+
+def explain_reset(code: str, sent: int) -> str:
+    """Return what the reset of a request over HTTP/2 most likely means, to be put behind its name, or "".
+
+    `code` is its error's name, `sent` the bytes of the request's body so far.  nginx lets its default body limit pass
+    and a little more, as much as is on its way.
+    """
+    if code == "INTERNAL_ERROR" and _BODY_LIMIT * 15 // 16 <= sent <= 2 * _BODY_LIMIT:
+        return (
+            f" after {sent / _BODY_LIMIT:.1f} MiB went up: nginx in front may limit the size of requests; set "
+            "client_max_body_size 0 for the tunnel's path"
+        )
+    return ""
+
+
 def explain_status(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> TransportError:
     """One error for an answer that is not the tunnel.
 

@@ -37,6 +37,7 @@ from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from qanat.base.errors import ProtocolError
 from qanat.base.untrusted import header_text, http_status, words
+from qanat.transports.dial.errors import explain_reset
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.frames import (
     MAX_CONTROL,
@@ -191,6 +192,7 @@ class Http2Core:
         self._h2.outbound_flow_control_window -= size
         self._h2.streams[stream.id].outbound_flow_control_window -= size
         self._budget.earn(size)
+        stream.sent += size
         stream.in_message = size < wanted
         return size
 
@@ -356,6 +358,8 @@ class Http2Core:
             stream.ended_here = stream.ended_there = True
             self.streams.pop(stream.id, None)
             name = _name_of(event.error_code)
+            if event.remote_reset and self._client:
+                name += explain_reset(name, stream.sent)
             who = "it or a proxy on the way" if event.remote_reset else "this end"
             stream.end(f"{who} reset the stream: {name}" + (f" ({self.goaway_reason})" if self.goaway_reason else ""))
         elif isinstance(event, StreamEnded):

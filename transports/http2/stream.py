@@ -35,6 +35,7 @@ class Http2Stream:
         self.ended_here = False  # we have sent END_STREAM or RST_STREAM
         self.ended_there = False  # the peer has
         self.in_message = False  # part of a message has been sent, and not all of it
+        self.sent = 0  # bytes of DATA
         self.sending = False  # a thread is inside `send`
         self.write_timeout: float | None = None  # seconds that a sender waits for a window; None is for ever
         self.window = window  # what the peer may still send

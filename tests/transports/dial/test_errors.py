@@ -8,7 +8,7 @@ import time
 import pytest
 
 from qanat.base.untrusted import MAX_RETRY_AFTER
-from qanat.transports.dial.errors import explain_status
+from qanat.transports.dial.errors import explain_reset, explain_status
 from qanat.transports.dial.urls import TunnelUrl
 
 URL = TunnelUrl.parse("wss://tunnel.example/t")
@@ -79,3 +79,19 @@ def test_400_is_about_tls_where_the_url_has_none() -> None:
 def test_a_redirect_to_a_login_may_be_an_access_gateway() -> None:
     error = explain_status(302, {"location": "https://team.cloudflareaccess.com/login"}, "websocket", URL)
     assert "`headers`" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "sent", "guessed"),
+    [
+        ("INTERNAL_ERROR", 2**20, True),
+        ("INTERNAL_ERROR", 2**20 + 100_000, True),
+        ("INTERNAL_ERROR", 2**19, False),
+        ("INTERNAL_ERROR", 2**23, False),
+        ("CANCEL", 2**20, False),
+    ],
+)
+def test_a_reset_after_about_one_mebibyte_is_guessed_to_be_the_body_limit_of_nginx(
+    code: str, sent: int, guessed: bool
+) -> None:
+    assert ("client_max_body_size 0" in explain_reset(code, sent)) is guessed

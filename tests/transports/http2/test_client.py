@@ -273,6 +273,19 @@ def test_a_reset_ends_the_pipe_after_what_came_before_it(stack: ExitStack) -> No
         send_bytes(pipe, b"more")
 
 
+def test_a_reset_after_one_mebibyte_names_the_body_limit_of_nginx(stack: ExitStack) -> None:
+    pipe, peer, stream_id = client_pipe(stack, initial_window_size=2**21)
+    peer.h2.increment_flow_control_window(2**21)
+    peer.flush()
+    sending = Background(lambda: [send_bytes(pipe, bytes(100_000)) for _ in range(11)])
+    read_message(peer, stream_id, 11 * 100_004, reopen=False)
+    sending.result()
+    peer.h2.reset_stream(stream_id, ErrorCodes.INTERNAL_ERROR)
+    peer.flush()
+    with pytest.raises(PipeEnded, match=r"INTERNAL_ERROR after 1\.0 MiB went up: nginx .* client_max_body_size 0"):
+        pipe.recv()
+
+
 def test_an_end_of_the_stream_while_we_send_wakes_the_sender(stack: ExitStack) -> None:
     """nginx, Caddy and nghttpx cut the upload when the answer has ended."""
     pipe, peer, stream_id = client_pipe(stack)
