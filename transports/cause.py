@@ -27,8 +27,9 @@ class FirstCause:
 
     @property
     def text(self) -> str | None:
+        """The first cause, or None."""
         return self._text
 
     def error(self) -> PipeEnded:
-        """The error for a caller who uses a pipe that is over."""
+        """Return the error for a caller who uses a pipe that is over."""
         return PipeEnded(self._text or "the pipe has ended")

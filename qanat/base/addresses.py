@@ -72,7 +72,7 @@ def split_host_port(text: str) -> tuple[str, str]:
 
 
 def parse_port(text: str, *, lowest: int = 1) -> int:
-    """A decimal port from `lowest` to 65535.  Raises UsageError."""
+    """Return a decimal port from `lowest` to 65535.  Raises UsageError."""
     if not _PORT.fullmatch(text):
         hint = "a service's name is not looked up: write its number" if text.isalpha() else ""
         raise UsageError("has a port that is not a number", hint=hint)
@@ -83,7 +83,7 @@ def parse_port(text: str, *, lowest: int = 1) -> int:
 
 
 def parse_address(text: str) -> IpAddress | None:
-    """The IP literal in `text`, in its one canonical spelling, or None when it is anything else."""
+    """Return the IP literal in `text`, in its one canonical spelling, or None when it is anything else."""
     try:
         return ip_address(text)
     except ValueError:
@@ -108,7 +108,7 @@ def parse_network(text: str) -> IpNetwork:
 
 
 def unmap(address: IpAddress) -> IpAddress:
-    """The IPv4 address that an address in ::ffff:0:0/96 stands for; any other as it is, without its scope."""
+    """Return the IPv4 address that an address in ::ffff:0:0/96 stands for; any other as it is, without its scope."""
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or IPv6Address(int(address))
     return address
@@ -177,7 +177,7 @@ def check_target_host(host: str) -> str:
 
 
 def normalise_name(name: str) -> str | None:
-    """A host name in lower case, in IDNA's ASCII form and without its final dot; None when it is no name."""
+    """Return a host name in lower case, in IDNA's ASCII form and without its final dot; None when it is no name."""
     try:
         plain = name.removesuffix(".").encode("idna").decode("ascii").lower()
     except UnicodeError:

@@ -21,6 +21,7 @@ class Cancel:
 
     @property
     def cancelled(self) -> bool:
+        """Whether it was cancelled."""
         return self._cancelled
 
     def cancel(self) -> None:

@@ -19,4 +19,5 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
+        """Whether the time is up."""
         return self._at is not None and time.monotonic() >= self._at

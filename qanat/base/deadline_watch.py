@@ -20,7 +20,8 @@ class Watched(Protocol):
     """What can be cut at its deadline."""
 
     @property
-    def deadline(self) -> Deadline: ...
+    def deadline(self) -> Deadline:
+        """When its time is up."""
 
     def cut(self) -> None:
         """End it if it has not come to the point.  Must not block."""
@@ -37,6 +38,7 @@ class DeadlineWatch:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Start the thread.  Does not block.  Raises NoThread."""
         self._thread = start_thread(self._name, self._watch_loop)
 
     def add(self, watched: Watched) -> None:
@@ -47,7 +49,7 @@ class DeadlineWatch:
                 self._changed.notify()
 
     def forget(self, watched: Watched) -> None:
-        """It has ended by itself.  Idempotent; does not block."""
+        """Forget it: it has ended by itself.  Idempotent; does not block."""
         with self._changed:
             self._waiting.pop(watched, None)
 

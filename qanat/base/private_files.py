@@ -229,7 +229,7 @@ def _has_no_modes(file: BinaryIO, status: os.stat_result) -> bool:
 
 
 def _file_system(device: int) -> str:
-    """The type of the file system with this device number, or "" where that cannot be told."""
+    """Return the type of the file system with this device number, or "" where that cannot be told."""
     number = f"{os.major(device)}:{os.minor(device)}"
     with contextlib.suppress(OSError):
         for line in _MOUNTS.read_text("utf-8", "replace").splitlines():  # proc_pid_mountinfo(5)
@@ -255,5 +255,5 @@ def _quoted(path: Path) -> str:
 
 
 def _flag(name: str) -> int:
-    """A flag of open(2), or 0 where the system has none."""
+    """Return a flag of open(2), or 0 where the system has none."""
     return int(getattr(os, name, 0))

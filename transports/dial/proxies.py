@@ -72,7 +72,7 @@ class Proxy:
         return proxy
 
     def with_password(self, password: str) -> Proxy:
-        """This proxy with a password from elsewhere.  Raises UsageError when it cannot be sent."""
+        """Return this proxy with a password from elsewhere.  Raises UsageError when it cannot be sent."""
         proxy = replace(self, password=password)
         proxy.check_login()
         return proxy
@@ -100,7 +100,7 @@ class Proxy:
         return format_host_port(self.host, self.port)
 
     def __str__(self) -> str:
-        """The URL without its login."""
+        """Return the URL without its login."""
         return f"{self.scheme}://{self.address}"
 
 
@@ -115,7 +115,7 @@ class EnvironmentProxies:
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> EnvironmentProxies:
-        """The variables of `environ`, unchecked."""
+        """Return the variables of `environ`, unchecked."""
 
         def first(*names: str) -> tuple[str, str] | None:
             return next(((name, environ[name]) for name in names if environ.get(name)), None)
@@ -129,7 +129,7 @@ class EnvironmentProxies:
         )
 
     def proxy_for(self, url: TunnelUrl) -> Proxy | None:
-        """The proxy for `url`, or None to go straight there.  Raises UsageError that names the variable."""
+        """Return the proxy for `url`, or None to go straight there.  Raises UsageError that names the variable."""
         found = (self.https if url.tls else self.http) or self.every
         if found is None or is_exempt(url.host, url.port, self.exempt):
             return None

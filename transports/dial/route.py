@@ -38,7 +38,7 @@ class Route:
     node: str | None = None  # of several servers behind one address, the one that a load balancer is to choose
 
     def proxy_for(self, url: TunnelUrl) -> Proxy | None:
-        """The proxy that leads to `url`.  Raises UsageError for a variable that names none that can be used."""
+        """Return the proxy that leads to `url`.  Raises UsageError for a variable that names none that can be used."""
         return self.proxy.proxy_for(url) if isinstance(self.proxy, EnvironmentProxies) else self.proxy
 
     def target(self, url: TunnelUrl) -> tuple[str, int]:
@@ -50,7 +50,7 @@ class Route:
         return (self.server_name or url.host).removesuffix(".")
 
     def authority(self, url: TunnelUrl) -> str:
-        """What goes into the Host header, or into :authority."""
+        """Return what goes into the Host header, or into :authority."""
         return _FINAL_DOT.sub("", self.host) if self.host else url.authority
 
     def with_headers(self, defaults: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -69,7 +69,7 @@ class Route:
         return [header for header in defaults if header[0].lower() not in replaced] + own
 
     def tls_context(self, alpn: Sequence[str]) -> ssl.SSLContext:
-        """A context for the server's TLS.  Raises UsageError when a file cannot be used."""
+        """Return a context for the server's TLS.  Raises UsageError when a file cannot be used."""
         return client_tls_context(self.ca_file, alpn, certificate=self.certificate, key=self.key)
 
 

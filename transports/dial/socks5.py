@@ -111,4 +111,4 @@ class _WireSocket:
         return bytes(buffer[: self._wire.recv_into(memoryview(buffer))])
 
     def close(self) -> None:
-        """The caller closes the wire."""
+        """Leave the wire open: the caller closes it."""

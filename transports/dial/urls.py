@@ -31,7 +31,7 @@ class TunnelUrl:
 
     @classmethod
     def parse(cls, text: str) -> TunnelUrl:
-        """Raises UsageError that says what is wrong and how it should look.  Does not block."""
+        """Parse `text`; raise UsageError that says what is wrong and how it should look.  Does not block."""
         if any(c.isspace() or not c.isprintable() for c in text):
             raise UsageError("the URL contains a space or a control character", hint=_EXAMPLE)
         parts = _split(text)

@@ -75,7 +75,7 @@ def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadlin
 def _await_answer(
     url: TunnelUrl, engine: Http2Engine, stream: Http2Stream, deadline: Deadline
 ) -> tuple[int, dict[str, str]]:
-    """The head of the answer.  This thread reads and writes: so little has been sent that neither can be full."""
+    """Return the head of the answer.  This thread reads and writes: so little was sent that neither is full."""
 
     def something_to_do() -> bool:
         return stream.response is not None or stream.over or bool(engine.core.pending_control)

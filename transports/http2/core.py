@@ -69,7 +69,7 @@ class Http2Core:
     """See the module's docstring."""
 
     def __init__(self, lock: threading.Lock, *, window: int, first: bytes, router: Router | None) -> None:
-        """A server when there is a `router`.  The rest is as for `Http2Engine`."""
+        """Make a server's core when there is a `router`.  The rest is as for `Http2Engine`."""
         client = router is None
         self.streams: dict[int, Http2Stream] = {}
         """Those that have a pipe, or will have one, until it is over for both ends."""
@@ -163,7 +163,7 @@ class Http2Core:
         self._collect()
 
     def closing_bytes(self, code: int) -> bytes:
-        """What to say when the connection ends here: what is pending, a client's END_STREAM, GOAWAY."""
+        """Return what to say when the connection ends here: what is pending, a client's END_STREAM, GOAWAY."""
         closing = bytes(self.pending_control)
         if self._client:
             whole = (s for s in self.streams.values() if not s.in_message and not s.ended_here)
@@ -278,7 +278,7 @@ class Http2Core:
             self._feed_h2(empty_data(stream.id))
 
     def _stray_data(self, part: DataPart, stream: Http2Stream | None) -> None:
-        """DATA for a stream that is over here, or that we never kept: on its way when we ended it."""
+        """Handle DATA for a stream that is over here, or that we never kept: on its way when we ended it."""
         known = self._h2.streams.get(part.stream_id)
         if part.ended and stream is None and known is not None and not known.closed:
             known._expected_content_length = None  # h2 has not seen the body

@@ -32,7 +32,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def unwrap(self, body: memoryview) -> memoryview:
-        """The message inside `body`.  Raises ProtocolError."""
+        """Return the message inside `body`.  Raises ProtocolError."""
 
     @abstractmethod
     def wrap(self, buffer: memoryview, at: int) -> int:
@@ -40,19 +40,19 @@ class Dialect(ABC):
 
     @abstractmethod
     def request_headers(self) -> Headers:
-        """A client's headers beside the pseudo-headers."""
+        """Return a client's headers beside the pseudo-headers."""
 
     @abstractmethod
     def response_headers(self) -> Headers:
-        """A server's headers, `:status` included, that open the pipe."""
+        """Return a server's headers, `:status` included, that open the pipe."""
 
     @abstractmethod
     def trailers(self) -> Headers:
-        """What a server says at an orderly end; nothing when DATA ends the stream."""
+        """Return what a server says at an orderly end; nothing when DATA ends the stream."""
 
     @abstractmethod
     def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        """A whole answer that opens no pipe; None where a plain one with `status` will do."""
+        """Return a whole answer that opens no pipe; None where a plain one with `status` will do."""
 
     @abstractmethod
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:

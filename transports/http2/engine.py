@@ -43,8 +43,9 @@ class Http2Engine:
     """Owns `wire`.  Methods that end in `_locked` need `lock`; the others take it."""
 
     def __init__(self, wire: Wire, *, window: int, first: bytes = b"", router: Router | None = None) -> None:
-        """A server when there is a `router`, else a client.  `window` is how much a new stream's peer may send.
-        `first` came already, a client's preface included.
+        """Make a server's engine when there is a `router`, else a client's.
+
+        `window` is how much a new stream's peer may send.  `first` came already, a client's preface included.
 
         Sends nothing: our own preface or SETTINGS are pending.
         """
@@ -68,6 +69,7 @@ class Http2Engine:
 
     @property
     def over(self) -> bool:
+        """Whether the connection has ended."""
         return self.cause.text is not None
 
     # --- streams
@@ -296,7 +298,7 @@ class Http2Engine:
         self.sends += 1
 
     def _failed(self, error: TransportError) -> PipeEnded:
-        """The path failed while sending.  Reading goes on until its own end: the peer may have said why."""
+        """Note that the path failed while sending.  Reading goes on until its own end: the peer may have said why."""
         with self.lock:
             if self.cause.text is not None:
                 return self.cause.error()

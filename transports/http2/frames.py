@@ -31,6 +31,8 @@ _FIRST_SIZE = 16 * 1024  # a connection that never carries bulk costs no more th
 
 
 class FrameType(IntEnum):
+    """The types of frames (RFC 9113 §6)."""
+
     DATA = 0x0
     HEADERS = 0x1
     PRIORITY = 0x2
@@ -81,6 +83,7 @@ class ControlFrame(NamedTuple):
 
     @property
     def payload(self) -> memoryview:
+        """The frame's payload."""
         return self.raw[HEADER_SIZE:]
 
 
@@ -90,7 +93,7 @@ def write_data_header(buffer: memoryview, at: int, length: int, stream_id: int) 
 
 
 def data_frames(stream_id: int, data: memoryview, frame_size: int) -> bytes:
-    """`data` as DATA frames of at most `frame_size` bytes each, ready to be sent in one go."""
+    """Return `data` as DATA frames of at most `frame_size` bytes each, ready to be sent in one go."""
     pack = _HEADER.pack
     parts: list[bytes | memoryview] = []
     for position in range(0, len(data), frame_size):
@@ -101,7 +104,7 @@ def data_frames(stream_id: int, data: memoryview, frame_size: int) -> bytes:
 
 
 def empty_data(stream_id: int) -> bytes:
-    """An empty DATA frame with END_STREAM."""
+    """Return an empty DATA frame with END_STREAM."""
     return _HEADER.pack(0, 0, _DATA, END_STREAM, stream_id)
 
 
@@ -141,11 +144,11 @@ class FrameReader:
         self._end += count
 
     def peek(self, count: int) -> bytes:
-        """The next bytes, at most `count`, which stay where they are."""
+        """Return the next bytes, at most `count`, which stay where they are."""
         return bytes(self._buffer[self._start : min(self._end, self._start + count)])
 
     def next(self) -> DataPart | ControlFrame | None:
-        """The next part or frame, or None when more bytes are needed.  Raises Http2Error."""
+        """Return the next part or frame, or None when more bytes are needed.  Raises Http2Error."""
         if self._data_stream:
             return self._next_data()
         start = self._start
@@ -196,7 +199,7 @@ class FrameReader:
         return self._next_data(header - HEADER_SIZE)
 
     def _next_data(self, charged: int = 0) -> DataPart | None:
-        """What is there of the frame; `charged` is its length of padding, which counts too."""
+        """Return what is there of the frame; `charged` is its length of padding, which counts too."""
         have = self._end - self._start
         size = min(have, self._data_left)
         data = self._buffer[self._start : self._start + size]

@@ -68,6 +68,7 @@ class GrpcDialect(Dialect):
     overhead = _PREFIX.size + 4
 
     def body_size(self, prefix: bytes | memoryview) -> int:
+        """See `Dialect.body_size`."""
         compressed: int
         size: int
         compressed, size = _PREFIX.unpack(prefix)
@@ -78,6 +79,7 @@ class GrpcDialect(Dialect):
         return size
 
     def unwrap(self, body: memoryview) -> memoryview:
+        """See `Dialect.unwrap`."""
         if not body:  # how protobuf writes an empty field
             return body
         if body[0] != _FIELD:
@@ -95,6 +97,7 @@ class GrpcDialect(Dialect):
         raise ProtocolError("a Record with a malformed length")
 
     def wrap(self, buffer: memoryview, at: int) -> int:
+        """See `Dialect.wrap`."""
         length = len(buffer) - at
         end = at
         size = 1 if length < 0x80 else 2 if length < 0x4000 else 3
@@ -109,15 +112,19 @@ class GrpcDialect(Dialect):
         return at
 
     def request_headers(self) -> Headers:
+        """See `Dialect.request_headers`."""
         return [("content-type", CONTENT_TYPE), ("te", "trailers"), ("user-agent", f"grpc-python-qanat/{__version__}")]
 
     def response_headers(self) -> Headers:
+        """See `Dialect.response_headers`."""
         return [(":status", "200"), ("content-type", CONTENT_TYPE)]
 
     def trailers(self) -> Headers:
+        """See `Dialect.trailers`."""
         return [("grpc-status", str(OK))]
 
     def refusal(self, status: int, retry_after: int | None) -> Headers | None:
+        """See `Dialect.refusal`."""
         code = _OF_STATUS.get(status, _UNKNOWN)
         headers = [
             (":status", "200"),
@@ -130,6 +137,7 @@ class GrpcDialect(Dialect):
         return headers
 
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
+        """See `Dialect.check_response`."""
         if status != 200 or not headers.get("content-type", "").startswith(CONTENT_TYPE):
             return explain_status(status, headers, self.name, url)
         if "grpc-status" not in headers:
@@ -141,6 +149,7 @@ class GrpcDialect(Dialect):
         )
 
     def describe_trailers(self, headers: Mapping[str, str]) -> str:
+        """See `Dialect.describe_trailers`."""
         if "grpc-status" not in headers:
             return ""
         code = _code(headers)

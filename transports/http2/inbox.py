@@ -128,7 +128,7 @@ class Inbox:
         return came
 
     def take(self) -> memoryview | None:
-        """The next message, the caller's until the next call; None when none is whole.
+        """Return the next message, the caller's until the next call; None when none is whole.
 
         Raises ProtocolError when the next is too large before authentication.
         """
@@ -159,7 +159,7 @@ class Inbox:
         self._body = self._held = None
 
     def _read_prefix(self, data: memoryview, position: int) -> tuple[bytes | memoryview | None, int]:
-        """The prefix of the next message, if it is whole, and where `data` goes on."""
+        """Return the prefix of the next message, if it is whole, and where `data` goes on."""
         size = self._dialect.prefix_size
         if not self._prefix and len(data) - position >= size:
             return data[position : position + size], position + size
@@ -173,7 +173,7 @@ class Inbox:
         return prefix, position
 
     def _room(self, size: int) -> memoryview:
-        """A buffer for `size` bytes."""
+        """Return a buffer for `size` bytes."""
         if size <= _SMALL:
             buffer = bytearray(size)
         elif self._spare and len(self._spare[-1]) >= size:

@@ -34,6 +34,7 @@ class Http2Dialect(Dialect):
     overhead = _LENGTH.size
 
     def body_size(self, prefix: bytes | memoryview) -> int:
+        """See `Dialect.body_size`."""
         size: int
         (size,) = _LENGTH.unpack(prefix)
         if size > MAX_MESSAGE:
@@ -41,17 +42,21 @@ class Http2Dialect(Dialect):
         return size
 
     def unwrap(self, body: memoryview) -> memoryview:
+        """See `Dialect.unwrap`."""
         return body
 
     def wrap(self, buffer: memoryview, at: int) -> int:
+        """See `Dialect.wrap`."""
         _LENGTH.pack_into(buffer, at - _LENGTH.size, len(buffer) - at)
         return at - _LENGTH.size
 
     def request_headers(self) -> Headers:
+        """See `Dialect.request_headers`."""
         return [("content-type", CONTENT_TYPE), ("user-agent", f"qanat/{__version__}")]
 
     def response_headers(self) -> Headers:
         # nginx and others hold answers back, transform or store them unless told not to.
+        """See `Dialect.response_headers`."""
         return [
             (":status", "200"),
             ("content-type", CONTENT_TYPE),
@@ -60,17 +65,21 @@ class Http2Dialect(Dialect):
         ]
 
     def trailers(self) -> Headers:
+        """See `Dialect.trailers`."""
         return []
 
     def refusal(self, status: int, retry_after: int | None) -> Headers | None:
+        """See `Dialect.refusal`."""
         return None
 
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
+        """See `Dialect.check_response`."""
         if status == 200 and headers.get("content-type", "") == CONTENT_TYPE:
             return None
         return explain_status(status, headers, self.name, url)
 
     def describe_trailers(self, headers: Mapping[str, str]) -> str:
+        """See `Dialect.describe_trailers`."""
         return ""
 
 

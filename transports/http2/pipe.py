@@ -46,12 +46,14 @@ class Http2Pipe(Pipe):
         return self._engine.core.leaving
 
     def send(self, buffer: memoryview) -> None:
+        """See `Pipe.send`."""
         length = len(buffer) - self.headroom
         if not 0 <= length <= self.max_message:
             raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
         self._engine.send(self._stream, buffer, self._stream.dialect.wrap(buffer, self.headroom))
 
     def recv(self) -> memoryview:
+        """See `Pipe.recv`."""
         engine, stream = self._engine, self._stream
         if stream.full_window < WINDOW and not self._unauthenticated:
             self.set_unauthenticated(False)
@@ -89,10 +91,11 @@ class Http2Pipe(Pipe):
             engine.wait_locked(stream.readable, lambda: stream.inbox.waiting or stream.over, remaining)
 
     def set_read_timeout(self, seconds: float | None) -> None:
+        """See `Pipe.set_read_timeout`."""
         self._read_timeout = seconds  # heeded from the next wait on
 
     def set_write_timeout(self, seconds: float | None) -> None:
-        """Counts the time without a window, too.  For what is below a shared connection, the last word counts."""
+        """Count the time without a window, too.  For what is below a shared connection, the last word counts."""
         self._stream.write_timeout = seconds
         with contextlib.suppress(TransportError):  # the connection is closed, and the next recv says why
             self._engine.wire.set_write_timeout(seconds)
@@ -110,6 +113,7 @@ class Http2Pipe(Pipe):
         self._engine.tell()
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """See `Pipe.set_wakeup`."""
         if not self._alone:
             return  # the connection's own writer does it
         self._engine.wire.set_wakeup(wakeup)
@@ -121,9 +125,11 @@ class Http2Pipe(Pipe):
             self._engine.on_leaving(callback)
 
     def flush(self) -> None:
+        """See `Pipe.flush`."""
         self._engine.flush()
 
     def close(self, cause: str) -> None:
+        """See `Pipe.close`."""
         with self._engine.lock:
             self._stream.end(cause)
             self._stream.inbox.clear()
@@ -136,8 +142,9 @@ class Http2Pipe(Pipe):
 
     @property
     def cause(self) -> str | None:
+        """See `Pipe.cause`."""
         return self._stream.cause.text
 
 
 def _nothing() -> None:
-    """The connection has a writer of its own."""
+    """Do nothing: the connection has a writer of its own."""

@@ -25,11 +25,12 @@ class Http2Request:
         return tuple(value for key, value in self.headers if key == name)
 
     def value(self, name: str) -> str:
-        """The first value of the header `name`, "" without one."""
+        """Return the first value of the header `name`, "" without one."""
         return next(iter(self.values(name)), "")
 
     @property
     def method(self) -> str:
+        """The request's method."""
         return self.value(":method")
 
     @property

@@ -212,7 +212,8 @@ class Exchange:
                 engine.end(f"{cause}, and nobody can see whether the path takes anything: {error.message}")
 
     def _watch_stuck(self, cause: str) -> None:
-        """A pipe's writer that is inside the kernel cannot be woken but by ending the connection for everyone.
+        """End the connection: a pipe's writer that is inside the kernel cannot be woken but by ending the connection
+        for everyone.
 
         One that only waits for its turn, while others send, will see by itself that its stream is over.
         """

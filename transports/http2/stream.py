@@ -45,6 +45,7 @@ class Http2Stream:
 
     @property
     def over(self) -> bool:
+        """Whether the stream has ended."""
         return self.cause.text is not None
 
     def end(self, cause: str, fault: ProtocolError | None = None) -> None:
@@ -55,7 +56,7 @@ class Http2Stream:
         self.writable.notify_all()
 
     def error(self) -> PipeEnded | ProtocolError:
-        """What to raise now that it is over."""
+        """Return what to raise now that it is over."""
         fault, self.fault = self.fault, None
         return fault if fault is not None else self.cause.error()
 

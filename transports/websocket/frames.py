@@ -31,6 +31,8 @@ _MAX_CONTROL = 125
 
 
 class Opcode(IntEnum):
+    """What a frame is (RFC 6455 §5.2)."""
+
     CONTINUATION = 0x0
     TEXT = 0x1
     BINARY = 0x2
@@ -107,7 +109,7 @@ class FrameReader:
         return self._end > self._start or self._fragments > 0
 
     def next(self) -> Frame | None:
-        """The next whole frame, or None when more bytes are needed.  Raises FrameError."""
+        """Return the next whole frame, or None when more bytes are needed.  Raises FrameError."""
         buffer, start = self._buffer, self._start
         have = self._end - start
         if have < 2:
@@ -147,7 +149,7 @@ class FrameReader:
         return length
 
     def _check(self, first: int, length: int) -> None:
-        """What must not be waited for is refused by its header."""
+        """Refuse by its header what must not be waited for."""
         if first & _CONTROL:
             if length > _MAX_CONTROL or not first & _FIN:
                 raise FrameError(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented or too long")
@@ -195,7 +197,7 @@ def write_header(buffer: memoryview, headroom: int, key: bytes | None) -> int:
 
 
 def close_frame(code: int, key: bytes | None) -> bytes:
-    """A close frame with `code` and no reason: what we know is for our own log (RFC 6455 §5.5.1)."""
+    """Return a close frame with `code` and no reason: what we know is for our own log (RFC 6455 §5.5.1)."""
     payload = bytearray(struct.pack("!H", code))
     if key is None:
         return bytes((_FIN | Opcode.CLOSE, len(payload))) + payload

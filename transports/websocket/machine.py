@@ -52,6 +52,7 @@ class Capture:
         self._fed = memoryview(b"")
 
     def feed(self, data: bytes) -> None:
+        """Serve `data` to the library's next reads."""
         self._fed = memoryview(data)
 
     def take(self) -> bytes:
@@ -61,10 +62,12 @@ class Capture:
         return sent
 
     def send(self, data: bytes) -> int:
+        """Keep what the library sends."""
         self._sent += data
         return len(data)
 
     def recv(self, size: int) -> bytes:
+        """Return what was fed; raise NeedsMore when that is used up."""
         if not self._fed:
             raise NeedsMore
         part, self._fed = bytes(self._fed[:size]), self._fed[size:]
@@ -74,7 +77,7 @@ class Capture:
         """Asked by websocket-client before each read: none, so it never polls."""
 
     def close(self) -> None:
-        """The wire below is closed by the pipe, never by a library."""
+        """Do nothing: the wire below is closed by the pipe, never by a library."""
 
 
 class NoThread:
@@ -84,7 +87,7 @@ class NoThread:
         self.name = "never started"
 
     def start(self) -> None:
-        """The pipe's own reading thread does the work."""
+        """Do nothing: the pipe's own reading thread does the work."""
 
 
 class ServerMachine:
@@ -95,6 +98,7 @@ class ServerMachine:
         self._capture = capture
 
     def receive(self, frame: bytes) -> Outcome:
+        """See `Machine.receive`."""
         server = self._server
         server.ws.receive_data(frame)
         server.connected = server._handle_events()
@@ -115,6 +119,7 @@ class ClientMachine:
         self._capture = capture
 
     def receive(self, frame: bytes) -> Outcome:
+        """See `Machine.receive`."""
         self._capture.feed(frame)
         try:
             opcode, content = self._client.recv_data_frame(control_frame=True)

@@ -42,7 +42,7 @@ def xor_mask(data: memoryview, key: bytes) -> None:
 
 
 def xor_mask_with_integers(data: memoryview, key: bytes) -> None:
-    """The same with nothing but the standard library."""
+    """Do the same with nothing but the standard library."""
     number = int.from_bytes(key, "little")
     length = len(data)
     whole = length - length % _BLOCK

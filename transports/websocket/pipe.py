@@ -62,6 +62,7 @@ class WebSocketPipe(Pipe):
         self._wakeup: Callable[[], None] | None = None
 
     def send(self, buffer: memoryview) -> None:
+        """See `Pipe.send`."""
         headroom = self.headroom
         length = len(buffer) - headroom
         if not 0 <= length <= self.max_message:
@@ -78,9 +79,11 @@ class WebSocketPipe(Pipe):
 
     @property
     def can_send_now(self) -> bool:
+        """See `Pipe.can_send_now`."""
         return self._wire.can_send_now and not self._pending_pong
 
     def send_now(self, buffer: memoryview) -> bool:
+        """See `Pipe.send_now`."""
         headroom = self.headroom
         with self._send_lock:
             key = None
@@ -95,6 +98,7 @@ class WebSocketPipe(Pipe):
                 self._fail(error)
 
     def recv(self) -> memoryview:
+        """See `Pipe.recv`."""
         try:
             while self._cause.text is None:
                 frame = self._reader.next()
@@ -115,18 +119,22 @@ class WebSocketPipe(Pipe):
         raise self._cause.error()
 
     def set_read_timeout(self, seconds: float | None) -> None:
+        """See `Pipe.set_read_timeout`."""
         with contextlib.suppress(TransportError):  # the wire is closed, and the next recv says why
             self._wire.set_read_timeout(seconds)
 
     def set_write_timeout(self, seconds: float | None) -> None:
+        """See `Pipe.set_write_timeout`."""
         with contextlib.suppress(TransportError):  # likewise
             self._wire.set_write_timeout(seconds)
 
     def set_unauthenticated(self, unauthenticated: bool) -> None:
+        """See `Pipe.set_unauthenticated`."""
         self._reader.max_message = MAX_UNAUTHENTICATED if unauthenticated else self.max_message
         self._unusual_left = MAX_UNUSUAL_UNAUTHENTICATED if unauthenticated else None
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """See `Pipe.set_wakeup`."""
         self._wire.set_wakeup(wakeup)
         with self._pong_lock:
             self._wakeup = wakeup
@@ -135,6 +143,7 @@ class WebSocketPipe(Pipe):
             wakeup()
 
     def flush(self) -> None:
+        """See `Pipe.flush`."""
         with self._send_lock:
             if self._pending_pong:
                 self._send_pong_locked()
@@ -144,10 +153,12 @@ class WebSocketPipe(Pipe):
                 self._fail(error)
 
     def close(self, cause: str) -> None:
+        """See `Pipe.close`."""
         self._end(cause, self._close_frame(CloseCode.NORMAL))
 
     @property
     def cause(self) -> str | None:
+        """See `Pipe.cause`."""
         return self._cause.text
 
     def _receive(self) -> None:
@@ -195,7 +206,7 @@ class WebSocketPipe(Pipe):
             self._fail(error)
 
     def _fail(self, error: TransportError) -> NoReturn:
-        """The path failed while sending.  `recv` goes on until its own end: the peer may have said why."""
+        """Note that the path failed while sending.  `recv` goes on until its own end: the peer may have said why."""
         self._send_failure = error.message
         if self._cause.text is not None:
             raise self._cause.error() from error

@@ -60,7 +60,7 @@ class UpgradeRequest:
         return ", ".join(value for key, value in self.headers if key == name)
 
     def tokens(self, name: str) -> frozenset[str]:
-        """The comma-separated items of a header, in lower case."""
+        """Return the comma-separated items of a header, in lower case."""
         return frozenset(token for item in self.value(name).split(",") if (token := item.strip().lower()))
 
 

@@ -67,6 +67,7 @@ class TcpWire(Wire):
         self._looked_at = self._moved_at = 0.0
 
     def recv_into(self, buffer: memoryview) -> int:
+        """See `Wire.recv_into`."""
         self._enter()
         try:
             count = self._sock.recv_into(buffer)
@@ -85,6 +86,7 @@ class TcpWire(Wire):
         return count
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `Wire.send_all`."""
         self._enter()
         try:
             if self._left:
@@ -97,9 +99,11 @@ class TcpWire(Wire):
 
     @property
     def can_send_now(self) -> bool:
+        """See `Wire.can_send_now`."""
         return _DONT_WAIT is not None and not self._left
 
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        """See `Wire.send_now`."""
         assert _DONT_WAIT is not None  # or it would not have been called
         self._enter()
         try:
@@ -175,6 +179,7 @@ class TcpWire(Wire):
 
     def set_read_timeout(self, seconds: float | None) -> None:
         # SO_RCVTIMEO and not settimeout(), which would apply to the writing thread too.
+        """See `Wire.set_read_timeout`."""
         self._enter()
         try:
             self._read_timeout = seconds
@@ -205,7 +210,7 @@ class TcpWire(Wire):
             self._leave()
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
-        """A plain socket owes nothing for having been read."""
+        """Do nothing: a plain socket owes nothing for having been read."""
 
     def flush(self) -> None:
         """Send what `send_now` has left; a plain socket owes nothing for having been read."""
@@ -213,6 +218,7 @@ class TcpWire(Wire):
             self.send_all(b"")
 
     def close(self, final: bytes = b"") -> None:
+        """See `Wire.close`."""
         with self._lock:
             if self._closed:
                 return
@@ -268,7 +274,7 @@ def _unacknowledged(sock: socket.socket) -> int | None:
 
 
 def _pack_timeout(seconds: float | None) -> bytes:
-    """The value of SO_RCVTIMEO and SO_SNDTIMEO; zero means for ever, so nothing is rounded down to that."""
+    """Return the value of SO_RCVTIMEO and SO_SNDTIMEO; zero means for ever, so nothing is rounded down to that."""
     milliseconds = 0 if seconds is None else max(1, round(seconds * 1000))
     if sys.platform == "win32":
         return struct.pack("L", milliseconds)

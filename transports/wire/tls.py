@@ -76,6 +76,7 @@ class TlsWire(Wire):
         return self._ssl.version() or "unknown"
 
     def recv_into(self, buffer: memoryview) -> int:
+        """See `Wire.recv_into`."""
         while True:
             count = self._decrypt_into(buffer)
             if count is not None:
@@ -87,6 +88,7 @@ class TlsWire(Wire):
                 self._incoming.write(self._raw[:received])
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `Wire.send_all`."""
         with memoryview(data) as view, self._send_lock:
             position = 0
             while position < len(view):
@@ -99,9 +101,11 @@ class TlsWire(Wire):
 
     @property
     def can_send_now(self) -> bool:
+        """See `Wire.can_send_now`."""
         return self._wire.can_send_now
 
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        """See `Wire.send_now`."""
         with memoryview(data) as view, self._send_lock:
             with self._lock:
                 self._encrypt_locked(view)
@@ -109,16 +113,20 @@ class TlsWire(Wire):
             return self._wire.send_now(ciphertext)
 
     def set_read_timeout(self, seconds: float | None) -> None:
+        """See `Wire.set_read_timeout`."""
         self._wire.set_read_timeout(seconds)
 
     def set_write_timeout(self, seconds: float | None) -> None:
+        """See `Wire.set_write_timeout`."""
         self._wire.set_write_timeout(seconds)
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """See `Wire.set_wakeup`."""
         self._wakeup = wakeup
         self._wire.set_wakeup(wakeup)
 
     def flush(self) -> None:
+        """See `Wire.flush`."""
         with self._send_lock:
             with self._lock:
                 ciphertext = self._outgoing.read()
@@ -128,6 +136,7 @@ class TlsWire(Wire):
 
     def close(self, final: bytes = b"") -> None:
         # With a writer inside, nothing can be added behind what it has half sent.
+        """See `Wire.close`."""
         if not self._send_lock.acquire(blocking=False):
             self._wire.close()
             return

@@ -27,7 +27,7 @@ def client_tls_context(
     key: Path | None = None,
     system_too: bool = False,
 ) -> ssl.SSLContext:
-    """A context that verifies the server and its name against `ca_file`, or the system's authorities.
+    """Return a context that verifies the server and its name against `ca_file`, or the system's authorities.
 
     `certificate` and `key` are shown to a server that asks for them.  With `system_too` a `ca_file` adds to the
     system's authorities instead of replacing them.  Reads files.  Raises UsageError when one cannot be used.
@@ -67,7 +67,7 @@ class ReloadingServerContext:
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
-        """The context for a new connection: two `stat` calls, and loading only after a change.
+        """Return the context for a new connection: two `stat` calls, and loading only after a change.
 
         When the new files cannot be used, the old context stays, and the log says so once for each change:
         a certificate and its key are never replaced in the same instant.

@@ -55,7 +55,7 @@ def explain_handshake_failure(error: ssl.SSLError, host: str) -> TransportError:
 
 
 def hint_for_refusal(error: ssl.SSLError) -> str:
-    """What to do about an alert of the server's, which in TLS 1.3 may come after the handshake; "" when not known."""
+    """Say what to do about a server's alert, which in TLS 1.3 may come after the handshake; "" when not known."""
     return _REFUSALS.get(error.reason or "", "")
 
 
