@@ -40,6 +40,7 @@ from qanat.base.untrusted import header_text, http_status, words
 from qanat.transports.dial.errors import explain_reset
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.frames import (
+    HEADER_SIZE,
     MAX_CONTROL,
     MAX_FRAME,
     PREFACE,
@@ -132,6 +133,7 @@ class Http2Core:
         with contextlib.suppress(H2ProtocolError):  # the peer has ended it meanwhile
             self._h2.send_headers(stream_id, headers, end_stream=body == b"")
             if body and self._h2.local_flow_control_window(stream_id) < len(body):
+                self._budget.spend(FrameType.RST_STREAM)
                 self._h2.reset_stream(stream_id, ErrorCodes.FLOW_CONTROL_ERROR)
             elif body:
                 self._h2.send_data(stream_id, body, end_stream=True)
@@ -207,6 +209,11 @@ class Http2Core:
             stream.widen()
             self.credit(stream)
 
+    def charge_request(self, stream: Http2Stream) -> None:
+        """Charge the peer for a tunnel request that is over and whose client was never authenticated."""
+        if stream.full_window < WINDOW:
+            self._budget.spend_request()
+
     def credit(self, stream: Http2Stream, released: int = 0) -> None:
         """Give back to the peer what `stream` has no more need of."""
         released += stream.inbox.released
@@ -241,6 +248,7 @@ class Http2Core:
                     self._data(frame)
                 else:
                     self._control(frame)
+                self._budget.check()
         except H2ProtocolError as error:
             self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `closing_bytes` has one that says the same
             raise Http2Error(error.error_code, str(error)) from error
@@ -292,6 +300,7 @@ class Http2Core:
 
     def fail_stream(self, stream: Http2Stream, code: ErrorCodes, text: str) -> None:
         """Reset a stream, and end its pipe, for what the other end did on it."""
+        self._budget.spend(FrameType.RST_STREAM)
         self.streams.pop(stream.id, None)
         stream.ended_here = True
         self.reset(stream.id, code)
@@ -317,7 +326,12 @@ class Http2Core:
         return known is not None and known.state_machine.state is StreamState.HALF_CLOSED_LOCAL
 
     def _feed_h2(self, data: bytes | memoryview) -> None:
-        for event in self._h2.receive_data(bytes(data)):
+        events = self._h2.receive_data(bytes(data))
+        said = self._h2.data_to_send()
+        for _ in range(_count_resets(said)):
+            self._budget.spend(FrameType.RST_STREAM)
+        self.pending_control += said
+        for event in events:
             self._event(event)
         self._collect()
 
@@ -401,6 +415,15 @@ def _settings(client: bool, window: int) -> Settings:
 
 def _decode(headers: Iterable[tuple[bytes | str, bytes | str]]) -> Headers:
     return [(header_text(name), header_text(value)) for name, value in headers]
+
+
+def _count_resets(frames: bytes) -> int:
+    """Return how many of these whole frames are RST_STREAM."""
+    count = at = 0
+    while at < len(frames):
+        count += frames[at + 3] == FrameType.RST_STREAM
+        at += HEADER_SIZE + int.from_bytes(frames[at : at + 3], "big")
+    return count
 
 
 def _name_of(code: int) -> str:

@@ -6,6 +6,7 @@ which is 12.5 MB in flight: an update is sent for each eighth, so 14 MiB of 16 a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from h2.errors import ErrorCodes
@@ -45,6 +46,7 @@ _BYTES_AN_UPDATE = 512
 acknowledges it for the stream and for the connection after each piece, which may be no more than one TCP segment."""
 _MOST_UPDATES = WINDOW / _BYTES_AN_UPDATE
 _COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0}
+_UNAUTHENTICATED_REQUEST = 16.0
 
 
 class ControlFrameBudget:
@@ -52,8 +54,8 @@ class ControlFrameBudget:
 
     128 resets, 256 SETTINGS or 4096 PINGs at once are allowed, a quarter of that until a stream of the connection is
     known to be an honest client's, and a sixteenth every second.  RST_STREAM is dear because the request that it ends
-    was cheap for the peer and dear for us (CVE-2023-44487).  WINDOW_UPDATEs are paid for by the bytes that they
-    acknowledge.
+    was cheap for the peer and dear for us (CVE-2023-44487), and as dear when we send it for what the peer did
+    (CVE-2025-8671).  WINDOW_UPDATEs are paid for by the bytes that they acknowledge.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -70,17 +72,43 @@ class ControlFrameBudget:
             self._budget = _BUDGET
 
     def spend(self, kind: int) -> None:
-        """Charge a frame that the peer sent.  Raises Http2Error when it has sent too many."""
+        """Charge a frame that the peer sent, or made us send.  Call `check` afterwards."""
         if kind == FrameType.WINDOW_UPDATE and self._updates >= 1:
             self._updates -= 1
             return
-        self._left -= _COSTS.get(kind, 1.0)
+        self._charge(_COSTS.get(kind, 1.0))
+
+    def spend_request(self) -> None:
+        """Charge a tunnel request whose client was never authenticated: it had a thread and a handshake."""
+        self._charge(_UNAUTHENTICATED_REQUEST)
+
+    def check(self) -> None:
+        """Raise Http2Error if more was spent than there is."""
+        if self._left < 0 and self.spent:
+            raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is left."""
         if self._left < 0:
-            now = self._clock()
-            self._left = min(self._budget, self._left + (now - self._at) * _REFILL * self._budget)
-            self._at = now
-            if self._left < 0:
-                raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
+            self._refill()
+        return self._left < 0
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds until something is left again, at least 1."""
+        return max(1, math.ceil(-self._left / (_REFILL * self._budget)))
+
+    def _charge(self, cost: float) -> None:
+        self._left -= cost
+        if self._left < 0:
+            self._refill()
+            self._left = max(self._left, -self._budget)  # debts are forgiven in the end
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._left = min(self._budget, self._left + (now - self._at) * _REFILL * self._budget)
+        self._at = now
 
     def earn(self, size: int) -> None:
         """Give something back for a DATA frame of `size` bytes that was sent."""

@@ -161,6 +161,7 @@ class Http2Server:
             log.debug("a request from %s ended: %s", self._peer, error)
         finally:
             exchange.close("the server has ended this stream")
+            exchange.charge()
             self._handled()
 
     def _handled(self) -> None:
@@ -210,6 +211,11 @@ class Exchange:
                 self._threads.start(f"h2-stuck {engine.wire.peer}", partial(self._watch_stuck, cause))
             except NoThread as error:
                 engine.end(f"{cause}, and nobody can see whether the path takes anything: {error.message}")
+
+    def charge(self) -> None:
+        """Count the request against the peer, now that it is over, unless its client was authenticated."""
+        with self._engine.lock:
+            self._engine.core.charge_request(self._stream)
 
     def _watch_stuck(self, cause: str) -> None:
         """End the connection: a pipe's writer that is inside the kernel cannot be woken but by ending the connection

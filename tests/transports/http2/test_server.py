@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -335,10 +336,30 @@ def header_bomb(peer: RawHttp2) -> bytes:
     return HeadersFrame(1, block + b"\xbe" * 1000, flags=["END_HEADERS"]).serialize()
 
 
+def tunnel_bytes(peer: RawHttp2, stream_id: int) -> bytes:
+    headers = [(":method", "POST"), (":scheme", "http"), (":path", "/tunnel"), (":authority", "x")]
+    block = peer.h2.encoder.encode([*headers, ("content-type", "application/octet-stream")])
+    return HeadersFrame(stream_id, block, flags=["END_HEADERS"]).serialize()
+
+
+def made_to_reset(offence: Callable[[int], bytes]) -> Callable[[RawHttp2], bytes]:
+    """Return an attack in which the server resets every stream (CVE-2025-8671)."""
+
+    def attack(peer: RawHttp2) -> bytes:
+        return b"".join(tunnel_bytes(peer, number) + offence(number) for number in range(1, 4001, 2))
+
+    return attack
+
+
 @pytest.mark.parametrize(
     ("attack", "code"),
     [
         (rapid_reset, ErrorCodes.ENHANCE_YOUR_CALM),
+        (made_to_reset(lambda number: frame(FrameType.DATA, 0, number, b"\xff" * 5)), ErrorCodes.ENHANCE_YOUR_CALM),
+        (
+            made_to_reset(lambda number: WindowUpdateFrame(number, window_increment=2**31 - 1).serialize()),
+            ErrorCodes.ENHANCE_YOUR_CALM,
+        ),
         (header_bomb, ErrorCodes.ENHANCE_YOUR_CALM),
         (lambda peer: frame(FrameType.PING, 0, 0, bytes(8)) * 9000, ErrorCodes.ENHANCE_YOUR_CALM),
         (lambda peer: frame(FrameType.SETTINGS, 0, 0) * 1000, ErrorCodes.ENHANCE_YOUR_CALM),
@@ -379,6 +400,39 @@ def test_an_attack_ends_its_connection_and_says_so(
         return  # it was still being sent to when it closed, and that took its last words away
     assert received[-17:-8] == frame(FrameType.GOAWAY, 0, 0, bytes(8))[:9]
     assert int.from_bytes(received[-4:], "big") == code
+
+
+def offend_in_turn(peer: RawHttp2, offence: Callable[[int], bytes]) -> int:
+    """Make requests that the server has to end, one after the other; return how many it took to be sent away."""
+    for count in range(1000):
+        with contextlib.suppress(BrokenPipeError):  # it has closed, and what it said is still to be read
+            stream_id = peer.request(**BINARY)
+            peer.flush(offence(stream_id))
+        while not any(isinstance(event, StreamReset | StreamEnded | ConnectionTerminated) for event in peer.events):
+            assert not peer.ended
+            with contextlib.suppress(BrokenPipeError):
+                peer.read()
+        for event in peer.events:
+            if isinstance(event, ConnectionTerminated):
+                assert event.error_code == ErrorCodes.ENHANCE_YOUR_CALM
+                return count
+        peer.events.clear()
+    raise AssertionError("the connection is served for ever")
+
+
+@pytest.mark.parametrize(
+    "offence",
+    [
+        lambda number: frame(FrameType.DATA, 0, number, b"\xff" * 5),
+        lambda number: WindowUpdateFrame(number, window_increment=2**31 - 1).serialize(),
+        lambda number: frame(FrameType.DATA, 1, number),
+    ],
+)
+def test_a_peer_that_makes_us_reset_or_never_authenticates_is_sent_away_soon(
+    stack: ExitStack, server: TestServer, offence: Callable[[int], bytes]
+) -> None:
+    server.release()  # whatever has a pipe gives it up at once
+    assert offend_in_turn(raw_client(stack, server), offence) <= 100
 
 
 def test_the_last_words_wait_for_a_writer_in_the_middle_of_something(
