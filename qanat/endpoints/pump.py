@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 from qanat.base.errors import NoThread, StreamReset
 from qanat.base.unexpected import log_unexpected
+from qanat.endpoints.application_socket import reason_for
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.endpoints.watcher import Flushable, Watcher
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
@@ -162,7 +163,7 @@ class Pump:
             return None
         except OSError as error:
             self._watcher.remove(self._fd)
-            stream.reset(Reason.CANCELLED, _explain(error))
+            stream.reset(*reason_for(error))
             self._over(False)
             return None
         return stream.lane
@@ -187,7 +188,7 @@ class Pump:
             self._sock.abort()
             self._over(False)
         except OSError as error:
-            stream.reset(Reason.CANCELLED, _explain(error))
+            stream.reset(*reason_for(error))
             self._over(False)
         except Exception:
             self._faulty("uplink")
@@ -241,7 +242,7 @@ class Pump:
             return self._sock.send_now(payload)
         except OSError as error:
             # Nothing more can be handed on; the reset makes the stream stop, which `stopped` hears of.
-            self._stream.reset(Reason.CANCELLED, _explain(error))
+            self._stream.reset(*reason_for(error))
             self._sock.abort()
             return 0
         except Exception:
@@ -282,7 +283,7 @@ class Pump:
         except (StreamReset, Aborted):
             self.stopped()
         except OSError as error:
-            stream.reset(Reason.CANCELLED, _explain(error))
+            stream.reset(*reason_for(error))
             self.stopped()
         except Exception:
             self._faulty("downlink")
@@ -296,11 +297,7 @@ class Pump:
             if error.errno == errno.ENOTCONN and self._stream.failure is None:
                 # The socket's peer ended both ways at once; what it sent has been read by then.
                 return True
-            self._stream.reset(Reason.CANCELLED, _explain(error))
+            self._stream.reset(*reason_for(error))
             self._sock.abort()
             return False
         return True
-
-
-def _explain(error: OSError) -> str:
-    return error.strerror or type(error).__name__

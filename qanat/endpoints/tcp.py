@@ -20,9 +20,10 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import BindError, Cancelled, ConnectError, EndpointError, NameLookupError, NoThread, OutOfFiles
 from qanat.base.resolve import Address, LookupShare
-from qanat.base.sockets import describe_os_error, format_address, set_reset_on_close
+from qanat.base.sockets import describe_os_error, format_address
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
 
@@ -58,13 +59,19 @@ def resolve(
         raise EndpointError(error.message, code=Reason.CANCELLED) from error
 
 
-def connect(addresses: Sequence[Address], deadline: Deadline, cancel: Cancel | None = None) -> WakeableSocket:
+def connect(
+    addresses: Sequence[Address],
+    deadline: Deadline,
+    cancel: Cancel | None = None,
+    *,
+    keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
+) -> WakeableSocket:
     """Connect to the first of `addresses` that answers; blocks until the deadline or until `cancel`.
 
     Raises EndpointError with the reason of the last failure, in the words of the operating system.
     """
     try:
-        sock, address = tcp_connect.connect(addresses, deadline, cancel, configure=_configure)
+        sock, address = tcp_connect.connect(addresses, deadline, cancel, configure=keepalive.configure)
     except ConnectError as error:
         reason = _REASONS.get(error.last.errno or 0, Reason.UNREACHABLE)
         raise EndpointError(describe_os_error(error.last), code=reason) from error
@@ -82,7 +89,12 @@ class Listener:
     """
 
     def __init__(
-        self, addresses: Sequence[ListenAddress], on_connection: Callable[[socket.socket, str], None], name: str
+        self,
+        addresses: Sequence[ListenAddress],
+        on_connection: Callable[[socket.socket, str], None],
+        name: str,
+        *,
+        keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         """Bind and listen; does not accept before `start`.  Does not block.
 
@@ -94,7 +106,7 @@ class Listener:
         self._exhausted = False
         self._thread: threading.Thread | None = None
         try:
-            sockets = tcp_listen.bind(addresses, backlog=_BACKLOG, configure=_configure)
+            sockets = tcp_listen.bind(addresses, backlog=_BACKLOG, configure=keepalive.configure)
             self._acceptor = tcp_listen.Acceptor(sockets)
         except BindError as error:
             reason = _REASONS.get(error.number, Reason.LIMIT)
@@ -150,8 +162,3 @@ class Listener:
             except Exception:
                 sock.close()
                 log_unexpected(f"{self._name}: the connection from {format_address(address)} ended")
-
-
-def _configure(sock: socket.socket) -> None:
-    """Set what must hold before the first byte, and for what a listening socket accepts."""
-    set_reset_on_close(sock, True)
