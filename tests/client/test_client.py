@@ -25,6 +25,7 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
 from qanat.mux.frames import Reason
 from qanat.session.messages import ConnectTcp, Listen, ListenFailed, Listening, ThroughForward, Unlisten, decode_control
 from tests.support.applications import RESET, connection, ending_at, ending_of
+from tests.support.logs import wait_for_log
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, welcome
 
 TOKEN = os.urandom(32)
@@ -74,13 +75,6 @@ def client_of(
         stack.callback(client.stop)
         client.start()
         yield client, server
-
-
-def wait_for_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while text not in caplog.text:
-        assert time.monotonic() < deadline, f"{text!r} is not in:\n{caplog.text}"
-        time.sleep(0.005)  # the log has no condition to wait on
 
 
 @pytest.fixture(autouse=True)

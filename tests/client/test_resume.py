@@ -22,10 +22,10 @@ from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.pipe_runner import PipeResult
 from qanat.session.messages import Listen, decode_control
-from tests.client.test_client import wait_for_log
 from tests.support.applications import END, RESET, Target, connection, echo, ending_of, exchange
 from tests.support.background import wait_until
 from tests.support.harness import Relay
+from tests.support.logs import wait_for_log
 from tests.support.mux.rig import read
 from tests.support.server.raw_peers import PARAMETERS, SECONDS
 from tests.support.server.raw_sessions import (

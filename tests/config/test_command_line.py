@@ -10,11 +10,7 @@ from qanat.base.errors import UsageError
 from qanat.config.command_line import client_from_options, parse_ssh_forward
 from qanat.config.settings import Forward, RemoteServer
 from qanat.handshake.tokens import generate_token, parse_token
-from tests.support.config_rig import FINGERPRINT
-
-URL = "wss://tunnel.example.com/tunnel"
-TOKEN = generate_token()
-ENVIRON = {"QANAT_TOKEN": TOKEN, "STATE_DIRECTORY": "/var/lib/qanat"}
+from tests.support.config_rig import ENVIRON, FINGERPRINT, TOKEN, URL
 
 
 @pytest.mark.parametrize(

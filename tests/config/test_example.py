@@ -24,14 +24,8 @@ from qanat.config.settings import (
 from qanat.handshake.tokens import generate_token, parse_token
 from qanat.transports.dial.proxies import Proxy
 from tests.support.config_rig import FINGERPRINT
+from tests.support.example_config import COMMENTED_OUT, EXAMPLE, everything
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "config.example.yaml"
-
-_ONE_SERVER = re.compile(r"^  (?:url|token_file|server_fingerprint): .*\n", re.MULTILINE)
-_SEVERAL_SERVERS = re.compile(r"^  (?:servers:\n(?:    .*\n)+|failover_after: .*\n)", re.MULTILINE)
-_COMMENTED_OUT = re.compile(
-    r"^( *)# ((?:(?: {2})?(?:[a-z_]+:|- )| {4}(?:token_file|server_fingerprint):).*)$", re.MULTILINE
-)
 WITHOUT_DEFAULT = {
     "tls",
     "certificate",
@@ -72,18 +66,6 @@ def directory(tmp_path: Path) -> Path:
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o600)
     return tmp_path
-
-
-def everything(*, several: bool = False) -> str:
-    """The example with all that is commented out brought in, but for the second way to give a token.
-
-    Of a client with one server and a client with several, the one that is wanted.
-    """
-    text = _COMMENTED_OUT.sub(
-        lambda match: "" if match[2].startswith("token:") else match[1] + match[2], EXAMPLE.read_text()
-    )
-    text = text.replace("  forwards: []\n", "").replace("  proxy: environment\n", "")
-    return (_ONE_SERVER if several else _SEVERAL_SERVERS).sub("", text)
 
 
 def keys_of(settings: type) -> set[str]:
@@ -165,7 +147,7 @@ def test_a_range_that_stands_there_is_the_declared_one() -> None:
 
 
 def test_only_what_has_no_default_is_commented_out() -> None:
-    matches = _COMMENTED_OUT.finditer(EXAMPLE.read_text())
+    matches = COMMENTED_OUT.finditer(EXAMPLE.read_text())
     keys = {match[2].strip().split(":")[0] for match in matches if not match[2].strip().startswith("- ")}
     assert keys - {"forwards", "proxy", "token_file"} == WITHOUT_DEFAULT
 

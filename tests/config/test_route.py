@@ -12,8 +12,7 @@ from qanat.config.command_line import client_from_options
 from qanat.config.settings import ClientSettings, ClientTls, ServerTls
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
-from tests.config.test_command_line import ENVIRON, URL
-from tests.support.config_rig import CLIENT, ConfigDirectory, client_with, server_with
+from tests.support.config_rig import CLIENT, ENVIRON, URL, ConfigDirectory, client_with, server_with
 
 PASSWORD = "s3cret/p@ss:word"
 

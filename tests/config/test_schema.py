@@ -15,8 +15,8 @@ from qanat.config import load
 from qanat.config.options import Kind, Option, options_of
 from qanat.config.schema import FILE, build_schema, schema_location, schema_text
 from qanat.config.settings import ClientSettings, ServerSettings
-from tests.config.test_example import EXAMPLE, everything
 from tests.support.config_rig import CLIENT, FINGERPRINT, SERVER, ConfigDirectory, client_with, server_with
+from tests.support.example_config import EXAMPLE, everything
 
 SHIPPED = Path(load.__file__).resolve().parents[1] / "share" / FILE
 VALIDATOR = jsonschema.Draft202012Validator(build_schema())

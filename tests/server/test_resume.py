@@ -25,11 +25,11 @@ from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.server.shared_ports import Membership
 from qanat.session.messages import ConnectTcp, Listen, Listening, decode_control
-from tests.server.test_server import can_bind
 from tests.support.applications import END, RESET, Target, discard, echo
 from tests.support.background import Background, wait_until
 from tests.support.mux.rig import pattern, read, write_all
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, Kept, RawClient
+from tests.support.sockets import can_bind
 
 TOKEN = os.urandom(32)
 SOON = 0.5

@@ -30,6 +30,7 @@ from qanat.session.messages import (
 from tests.support.background import wait_until
 from tests.support.machine.ports import silent_address
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawClient
+from tests.support.sockets import can_bind
 
 TOKEN, OTHER_TOKEN = os.urandom(32), os.urandom(32)
 
@@ -59,14 +60,6 @@ def control(carried: Carried) -> ControlMessage:
 def ask_to_listen(carried: Carried, forward: int, port: int = 0, host: str = "127.0.0.1") -> ControlMessage:
     carried.lane.send_control(Listen(forward, host, port).encode())
     return control(carried)
-
-
-def can_bind(port: int) -> bool:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
 
 
 def failure_of(carried: Carried, request: bytes) -> StreamReset:

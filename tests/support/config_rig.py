@@ -13,6 +13,10 @@ from qanat.config.load import ConfigError, check_config, load_config
 from qanat.config.settings import ClientSettings, ServerSettings
 from qanat.handshake.tokens import generate_token, parse_token
 
+URL = "wss://tunnel.example.com/tunnel"
+TOKEN = generate_token()
+ENVIRON = {"QANAT_TOKEN": TOKEN, "STATE_DIRECTORY": "/var/lib/qanat"}
+"""What a client without a file finds in its environment."""
 FINGERPRINT = "SHA256:" + base64.b64encode(bytes(32)).decode().rstrip("=")
 
 SERVER = """\

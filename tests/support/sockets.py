@@ -52,3 +52,12 @@ def nothing_has_come(sock: socket.socket) -> bool:
     finally:
         sock.settimeout(SECONDS)
     return False
+
+
+def can_bind(port: int) -> bool:
+    """Whether nobody has this port on 127.0.0.1."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
