@@ -23,6 +23,7 @@ from qanat.client.local_forwards import LocalForwards
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
+from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.endpoints.watcher import Watcher
@@ -44,17 +45,13 @@ JOIN_TIMEOUT = 5.0
 class Client:
     """A client from `start` to `stop`.  Methods may be called from any thread."""
 
-    def __init__(self, settings: ClientSettings, ready: Callable[[], None] = lambda: None) -> None:
-        """Read URLs and TLS files; raises UsageError when one of them cannot be used.
-
-        `ready` is called once, when the first session is up.
-        """
+    def __init__(self, settings: ClientSettings) -> None:
+        """Read URLs and TLS files; raises UsageError when one of them cannot be used."""
         self.settings = settings
         self.failure: QanatError | None = None
         """Why the client gave up; None while it does not."""
         self.over = threading.Event()
         """Set when no server is tried any more, after `stop` or with `failure`."""
-        self._ready = ready
         self._log_throttle = LogThrottle()
         self._stopping = threading.Event()
         self._max_streams = affordable_streams(MAX_STREAMS)
@@ -62,7 +59,7 @@ class Client:
         self._watch = NetworkWatch()
         self._watcher = Watcher()
         self._changed = threading.Condition()
-        self._told_ready = False  # guarded by `_changed`
+        self._status = Status(status_file(settings))
         self._local = LocalForwards(settings.forwards, self._accepted)
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
@@ -132,6 +129,7 @@ class Client:
         self._watch.close()
         self._watcher.close()
         self._keys.close()
+        self._status.close()
 
     @property
     def local_ports(self) -> list[int]:
@@ -147,16 +145,18 @@ class Client:
             self.failure = refusals[0]
         if self.failure is not None or all(server.over for server in servers):
             self.over.set()
-        first = False
         with self._changed:
-            if succeeded and not self._told_ready:
-                first = self._told_ready = True
             self._changed.notify_all()
-        if first:
-            try:
-                self._ready()
-            except Exception:
-                log_unexpected("telling that the first session is up failed")
+        try:
+            self._status.update(self._look)
+        except Exception:
+            log_unexpected("telling the client's status failed")
+
+    def _look(self) -> tuple[bool, str]:
+        """Return whether a session is connected, and what the servers' connections are doing."""
+        sessions = [server.session for server in self.servers]
+        connected = any(session is not None and session.attached for session in sessions)
+        return connected, "; ".join(filter(None, (server.status for server in self.servers)))
 
     # --- local forwards -------------------------------------------------------------------------
 
@@ -244,14 +244,15 @@ class Client:
 
 
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
-    """Run a client until `stop` is set; `ready` is called once, when the first session is up.  Blocks.
+    """Run a client until `stop` is set; `ready` is called once it listens and has begun to connect.  Blocks.
 
     After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for local addresses
     that cannot be bound, with `exit_on_forward_failure`, and RefusedError when the server refuses us before any session
     was ever up.
     """
-    client = Client(settings, ready)
+    client = Client(settings)
     client.start()
+    ready()
 
     def stop_when_over() -> None:
         client.over.wait()

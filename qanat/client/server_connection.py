@@ -91,11 +91,21 @@ class ServerConnection:
         self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
         self._threads = ThreadGroup(name)
+        self._url = server.urls[0]
+        self._waiting = "not connected"  # what it does while there is no session
 
     @property
     def session(self) -> ClientSession | None:
         """The present session, on a pipe or not; None while there is none."""
         return self._session
+
+    @property
+    def status(self) -> str:
+        """What it is doing, for people; "" while it is not wanted and has no session."""
+        session = self._session
+        if session is None:
+            return self._waiting if self._wanted.is_set() else ""
+        return f"connected to {self._url}" if session.attached else f"reconnecting to {self._url}"
 
     @property
     def connector(self) -> Connector:
@@ -153,9 +163,13 @@ class ServerConnection:
                 self._wanted.wait()
                 if self._stopping.is_set():
                     return
-                retry_after = self._run_once(endpoint)
+                self._waiting = f"connecting to {endpoint.url}"
                 self._changed()
+                retry_after = self._run_once(endpoint)
                 delay = self._backoff.delay(retry_after)
+                if delay >= LOGGED_DELAY:
+                    self._waiting = f"trying again in {delay:.1f} s to connect to {self._url}"
+                self._changed()
                 if self._stopping.is_set():
                     return
                 if delay >= LOGGED_DELAY and not self._refused_for_good:

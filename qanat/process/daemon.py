@@ -213,7 +213,8 @@ def take_lock(path: Path) -> int | None:
 def notify(state: str) -> None:
     """Tell systemd `state` ("READY=1", "STOPPING=1"), when it asked for that; see sd_notify(3).
 
-    Never fails: a service manager that is not listening is no reason to stop.
+    Never fails: a service manager that is not listening is no reason to stop.  A STATUS is dropped rather than waited
+    with.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -222,7 +223,10 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(not state.startswith("STATUS="))
             sock.sendto(state.encode(), address)
+    except BlockingIOError:
+        log.debug("the service manager is busy, and not told %s", state)
     except OSError as error:
         log.warning("cannot tell the service manager %s: %s", state, error)
 

@@ -51,6 +51,19 @@ def test_a_client_that_starts_first_waits_for_its_server(pair: Pair) -> None:
         assert b"ok" in pair.fetch()
 
 
+def test_wait_ends_when_the_running_client_is_connected(pair: Pair) -> None:
+    with pair.client() as client:
+        client.wait_for_output("cannot connect")
+        command = [sys.executable, TUNNEL, "wait", "-c", pair.client_yaml, "--timeout", "30"]
+        with subprocess.Popen(command) as waiting, pair.server():
+            assert waiting.wait(SECONDS) == 0
+        client.process.kill()
+        client.process.wait()
+    done = run_qanat("wait", "-c", pair.client_yaml, "--timeout", "0")
+    assert done.returncode == 1, "what a killed client has left counts"
+    assert "was not connected within 0 s" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_good_end(number: signal.Signals, pair: Pair, server: Qanat) -> None:
     with pair.client() as client:
@@ -62,7 +75,10 @@ def test_a_signal_is_a_good_end(number: signal.Signals, pair: Pair, server: Qana
 def test_a_client_that_never_connected_stops_too(pair: Pair) -> None:
     with pair.client() as client:
         client.wait_for_output("cannot connect")
+        assert client.notifications.wait(client.process.pid) == "READY=1"
+        assert client.notifications.wait_for_status(client.process.pid, "trying again in ")
         assert client.notifications.silent
+        assert run_qanat("wait", "-c", pair.client_yaml, "--timeout", "0.1").returncode == 1
         assert client.stop() == 0
 
 
@@ -161,7 +177,8 @@ def test_a_port_in_use_is_one_clear_message_and_exit_code_1(pair: Pair, server: 
     assert "hint: " in done.stderr
 
 
-def test_a_local_forward_on_a_port_in_use_likewise(pair: Pair) -> None:
+def test_a_local_forward_on_a_port_in_use_likewise_with_exit_on_forward_failure(pair: Pair) -> None:
+    pair.client_yaml.write_text(pair.client_yaml.read_text() + "  exit_on_forward_failure: true\n")
     with socket.create_server(("127.0.0.1", pair.forward_port)):
         done = run_qanat("client", "-c", pair.client_yaml)
     assert done.returncode == 1

@@ -19,6 +19,7 @@ import pytest
 from qanat.base.errors import EndpointError, QanatError, RefusedError, StreamReset
 from qanat.client.client import Client, run_client
 from qanat.client.connect import Connector
+from qanat.client.status import is_connected, status_file
 from qanat.config.settings import ClientSettings, Forward, Reconnect, RemoteServer
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
@@ -75,6 +76,13 @@ def client_of(
         stack.callback(client.stop)
         client.start()
         yield client, server
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)  # a file has no condition to wait on
 
 
 @pytest.fixture(autouse=True)
@@ -258,14 +266,24 @@ def test_a_server_is_remembered_once_it_has_welcomed_us(tmp_path: Path, caplog: 
 # --- the life of a client ---------------------------------------------------------------------------
 
 
-def test_ready_is_told_once_however_often_it_connects(tmp_path: Path) -> None:
-    sessions = Sessions()
+def test_ready_is_told_once_and_before_any_connection(tmp_path: Path) -> None:
     told: list[float] = []
-    with RawServer(tmp_path, TOKEN, sessions) as server:
+    both = threading.Event()
+    sessions = Sessions()
+
+    def behave(sealed: SealedPipe) -> None:
+        both.wait(SECONDS)
+        sessions(sealed)
+
+    def ready() -> None:
+        told.append(time.monotonic())
+        both.set()
+
+    with RawServer(tmp_path, TOKEN, behave) as server:
         remote = RemoteServer((server.url,), TOKEN, server.fingerprint)
         settings = ClientSettings("a", (remote,), state_dir=tmp_path, reconnect=QUICK)
         stop = threading.Event()
-        running = threading.Thread(target=run_client, args=(settings, stop, lambda: told.append(time.monotonic())))
+        running = threading.Thread(target=run_client, args=(settings, stop, ready))
         running.start()
         for _ in range(3):
             sessions.next().lane.cut("the test cuts it")
@@ -274,6 +292,25 @@ def test_ready_is_told_once_however_often_it_connects(tmp_path: Path) -> None:
         running.join(SECONDS)
         assert not running.is_alive()
     assert len(told) == 1
+
+
+def test_who_waits_hears_of_a_connection_as_long_as_its_client_runs(tmp_path: Path) -> None:
+    sessions, free = Sessions(), threading.Event()
+
+    def once(sealed: SealedPipe) -> None:
+        if not free.is_set():
+            free.set()
+            sessions(sealed)
+
+    with client_of(tmp_path, once) as (client, _):
+        file = status_file(client.settings)
+        assert file is not None
+        wait_until(lambda: is_connected(file))
+        sessions.next().lane.cut("the test cuts it")
+        wait_until(lambda: not is_connected(file))
+    assert not file.exists()
+    file.write_bytes(b"connected \n")
+    assert not is_connected(file), "nobody holds it"
 
 
 def test_several_urls_are_tried_in_turn(tmp_path: Path) -> None:

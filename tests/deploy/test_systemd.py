@@ -116,10 +116,11 @@ def test_no_core_file_is_left_that_holds_keys(name: str, installed: Installed) -
 def test_units_are_ready_when_others_can_use_them(installed: Installed) -> None:
     with installed.started("qanat-client.service") as (client, from_client):
         wait_for(lambda: "cannot connect" in installed.output.read_text(), "the client's first failure")
-        assert from_client.silent
+        assert from_client.wait(client.pid) == "READY=1"
+        assert from_client.wait_for_status(client.pid, "trying again in ")
         with installed.started("qanat-server.service") as (server, from_server):
             assert from_server.wait(server.pid) == "READY=1"
-            assert from_client.wait(client.pid) == "READY=1"
+            assert from_client.wait_for_status(client.pid, "connected to ")
             assert b"ok" in installed.pair.fetch()
             for process, notifications in ((client, from_client), (server, from_server)):
                 process.send_signal(signal.SIGTERM)  # systemd's KillSignal

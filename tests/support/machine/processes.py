@@ -59,6 +59,7 @@ class Qanat:
     """
 
     def __init__(self, *arguments: object, directory: Path, cwd: Path | None = None, **environment: object) -> None:
+        self._is_client = arguments[0] == "client"
         self._output = directory / f"output-{time.monotonic_ns()}"
         self.notifications = NotifySocket(directory / f"notify-{time.monotonic_ns()}")
         with self._output.open("wb") as output:
@@ -91,6 +92,8 @@ class Qanat:
     def wait_until_ready(self) -> Self:
         """Wait until a server listens, or a client has connected for the first time."""
         assert self.notifications.wait(self.process.pid) == "READY=1", self.output
+        if self._is_client:
+            assert self.notifications.wait_for_status(self.process.pid, "connected to "), self.output
         return self
 
     def wait_until_stopping(self) -> None:
@@ -140,17 +143,45 @@ class NotifySocket:
         self.path = path
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(str(path))
+        self._heard: list[str] = []  # and not asked for yet
+        self.status = ""
+        """The last STATUS that was read."""
 
     def close(self) -> None:
         self._sock.close()
 
     @property
     def silent(self) -> bool:
-        """Whether no message waits to be read."""
-        return not select.select([self._sock], [], [], 0)[0]
+        """Whether no message but a STATUS waits to be read."""
+        while select.select([self._sock], [], [], 0)[0]:
+            self._keep(self._sock.recv(4096).decode())
+        return not self._heard
 
     def wait(self, pid: int, seconds: float = SECONDS) -> str:
-        """The next message; "" when the process `pid` has ended without one.  Fails the test after `seconds`."""
+        """The next message but for STATUS; "" when the process `pid` ended without one.  Fails after `seconds`."""
+        while not self._heard:
+            message = self._receive(pid, seconds)
+            if not message:
+                return ""
+            self._keep(message)
+        return self._heard.pop(0)
+
+    def wait_for_status(self, pid: int, text: str, seconds: float = SECONDS) -> bool:
+        """Read until a STATUS has `text` in it; False when the process `pid` ended without one."""
+        while text not in self.status:
+            message = self._receive(pid, seconds)
+            if not message:
+                return False
+            self._keep(message)
+        return True
+
+    def _keep(self, message: str) -> None:
+        if message.startswith("STATUS="):
+            self.status = message.removeprefix("STATUS=")
+        else:
+            self._heard.append(message)
+
+    def _receive(self, pid: int, seconds: float) -> str:
         with process_handle(pid) as handle:
             ready, _, _ = select.select([self._sock.fileno(), handle], [], [], seconds)
         if not ready:
