@@ -25,6 +25,7 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
+from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
@@ -60,7 +61,9 @@ class Client:
         self._watcher = Watcher()
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
-        self._local = LocalForwards(settings.forwards, self._accepted)
+        probes = settings.application_keepalive
+        keepalive = ApplicationKeepalive(probes.idle or None, probes.interval, probes.count)
+        self._local = LocalForwards(settings.forwards, self._accepted, keepalive)
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1

@@ -21,6 +21,7 @@ from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
 from qanat.config.settings import Forward
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import Listener
 from qanat.mux.frames import Reason
 
@@ -41,9 +42,12 @@ class _LocalForward:
 class LocalForwards:
     """The local ones of a client's forwards, from `bind` to `close`.  `close` may be called from any thread."""
 
-    def __init__(self, forwards: Sequence[Forward], accepted: Accepted) -> None:
+    def __init__(
+        self, forwards: Sequence[Forward], accepted: Accepted, keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE
+    ) -> None:
         """`accepted(forward, socket, peer)` is called by the accepting threads, and must not block."""
         self._accepted = accepted
+        self._keepalive = keepalive
         self._all = [_LocalForward(n, forward) for n, forward in enumerate(forwards) if forward.kind == "local"]
         self._closed = threading.Event()
         self._binding = threading.Lock()  # so that nothing is bound after `close`
@@ -125,6 +129,7 @@ class LocalForwards:
                     listen_addresses(*forward.listen),
                     lambda sock, peer: self._accepted(forward, sock, peer),
                     f"listen-{one.number}",
+                    keepalive=self._keepalive,
                 )
             except EndpointError as error:
                 self._failed(one, error)

@@ -12,6 +12,7 @@ from qanat.base.errors import NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
 from qanat.base.sockets import format_address
 from qanat.config.settings import Forward
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import connect, resolve
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.endpoints.watcher import Watcher
@@ -53,6 +54,7 @@ class ClientSession(Session):
         remotes: dict[int, Forward],
         connect_timeout: float,
         watcher: Watcher,
+        keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         """Begin a session.  `remotes` has the remote forwards by the ids that the server gets for them.
 
@@ -65,6 +67,7 @@ class ClientSession(Session):
         """Whether another server is preferred, and this session only keeps its streams until they end."""
         self._remotes = remotes
         self._connect_timeout = connect_timeout
+        self._keepalive = keepalive
         self._share = LookupShare()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._by_literal: set[int] = set()  # those asked for by an IPv4 literal, the only way that old servers know
@@ -175,7 +178,7 @@ class ClientSession(Session):
     def _connect(self, forward: Forward) -> WakeableSocket:
         deadline = Deadline(self._connect_timeout)
         addresses = resolve(*forward.to, deadline, self._share, self._stopping)
-        return connect(addresses, deadline, self._stopping)
+        return connect(addresses, deadline, self._stopping, keepalive=self._keepalive)
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

@@ -180,6 +180,15 @@ class Keepalive:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplicationProbes:
+    """TCP keepalive of the connections with applications, so that one whose machine vanished is noticed."""
+
+    idle: float = option(60.0, low=0, high=32_767, unit="seconds", doc="Silence until the first probe; 0 never asks.")
+    interval: float = option(15.0, low=1, high=32_767, unit="seconds", doc="Time between probes.")
+    count: int = option(4, low=1, high=127, unit="probes", doc="Probes without an answer until it counts as vanished.")
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """Windows and queues."""
 
@@ -312,6 +321,9 @@ class ServerSettings:
     )
     limits: ServerLimits = option(ServerLimits(), doc="Bounds on what the other ends can make this server hold.")
     keepalive: Keepalive = option(Keepalive(), doc="Sealed PINGs inside the tunnel, both ways.")
+    application_keepalive: ApplicationProbes = option(
+        ApplicationProbes(), doc="TCP keepalive of the connections with applications."
+    )
     flow: Flow = option(Flow(), doc="Windows and queues.")
     log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")
     pid_file: Path | None = option(None, doc="Holds the process's number while it runs.", unset="none", flag=_PID_FILE)
@@ -583,6 +595,9 @@ class ClientSettings:
         5.0, low=0, high=3600, unit="seconds", doc="Time that open streams get to finish after SIGTERM."
     )
     keepalive: Keepalive = option(Keepalive(), doc="Sealed PINGs inside the tunnel, both ways.")
+    application_keepalive: ApplicationProbes = option(
+        ApplicationProbes(), doc="TCP keepalive of the connections with applications."
+    )
     reconnect: Reconnect = option(Reconnect(), doc="When to try again after the connection was lost.")
     flow: Flow = option(Flow(), doc="Windows and queues.")
     log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")

@@ -21,6 +21,7 @@ from qanat.base.errors import HandshakeError, ProtocolError, QanatError, Refused
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
@@ -67,7 +68,9 @@ class Server:
         self._front_door = FrontDoor(settings, self._serve_pipe)
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
-        self._shared_ports = SharedPorts()
+        probes = settings.application_keepalive
+        self._application_keepalive = ApplicationKeepalive(probes.idle or None, probes.interval, probes.count)
+        self._shared_ports = SharedPorts(self._application_keepalive)
         self._watcher = Watcher()
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
@@ -180,6 +183,7 @@ class Server:
             max_lanes=lanes,
             shared_ports=self._shared_ports,
             order=order,
+            keepalive=self._application_keepalive,
         )
         try:
             self.registry.claim(session, deadline)

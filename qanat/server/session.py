@@ -12,6 +12,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import Listener, connect
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.endpoints.watcher import Watcher
@@ -61,6 +62,7 @@ class ServerSession(Session):
         max_lanes: int,
         shared_ports: SharedPorts,
         order: int = 0,
+        keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         """Begin a session of the client `name`.
 
@@ -76,6 +78,7 @@ class ServerSession(Session):
         self._connect_rules = connect_rules
         self._listen_rules = listen_rules
         self._connect_timeout = connect_timeout
+        self._keepalive = keepalive
         self._connecting = connecting
         self._max_forwards = max_forwards
         self._log_throttle = LogThrottle()
@@ -109,7 +112,7 @@ class ServerSession(Session):
         try:
             deadline = Deadline(self._connect_timeout)
             addresses = self._connect_rules.resolve(request.host, request.port, deadline, self._stopping)
-            return connect(addresses, deadline, self._stopping)
+            return connect(addresses, deadline, self._stopping, keepalive=self._keepalive)
         finally:
             self._connecting.release()
 
@@ -159,7 +162,7 @@ class ServerSession(Session):
         if self._listen_rules.is_shared(host, port):
             return self._shared_ports.join(addresses, self, partial(self._accepted, number))
         accept = partial(self._accepted, number)
-        listener = Listener(addresses, accept, f"{self.name}-listen-{number}")
+        listener = Listener(addresses, accept, f"{self.name}-listen-{number}", keepalive=self._keepalive)
         listener.start()
         return listener
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qanat.base.addresses import ListenAddress
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import Listener
 
 Accept = Callable[[socket.socket, str, Callable[[], None]], None]
@@ -54,12 +55,12 @@ class Membership:
 class _SharedPort:
     """One listener and its members, who come and go under the lock of `SharedPorts` as well as this one's."""
 
-    def __init__(self, addresses: tuple[ListenAddress, ...]) -> None:
+    def __init__(self, addresses: tuple[ListenAddress, ...], keepalive: ApplicationKeepalive) -> None:
         self.lock = threading.Lock()
         self.members: list[Membership] = []
         self.asked_for = addresses
         self._numbers = itertools.count(1)  # of connections, guarded by the lock
-        self.listener = Listener(addresses, self._accepted, f"listen-shared-{addresses[0].port}")
+        self.listener = Listener(addresses, self._accepted, f"listen-shared-{addresses[0].port}", keepalive=keepalive)
 
     def _accepted(self, sock: socket.socket, peer: str) -> None:
         with self.lock:
@@ -77,7 +78,8 @@ class _SharedPort:
 class SharedPorts:
     """The shared ports of one server.  Safe to use from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE) -> None:
+        self._keepalive = keepalive
         self._lock = threading.Lock()
         self._ports: dict[tuple[ListenAddress, ...], _SharedPort] = {}
 
@@ -90,7 +92,7 @@ class SharedPorts:
         with self._lock:
             shared = self._ports.get(addresses)
             if shared is None:
-                shared = _SharedPort(addresses)
+                shared = _SharedPort(addresses, self._keepalive)
                 shared.listener.start()
                 self._ports[addresses] = shared
             member = Membership(self, shared, acceptor, accept)

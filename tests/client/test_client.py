@@ -20,7 +20,7 @@ from qanat.base.errors import EndpointError, QanatError, RefusedError, StreamRes
 from qanat.client.client import Client, run_client
 from qanat.client.connect import Connector
 from qanat.client.status import is_connected, status_file
-from qanat.config.settings import ClientSettings, Forward, Reconnect, RemoteServer
+from qanat.config.settings import ApplicationProbes, ClientSettings, Forward, Reconnect, RemoteServer
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
 from qanat.mux.frames import Reason
@@ -383,6 +383,30 @@ def test_a_local_forward_listens_over_both_families(tmp_path: Path, host: str) -
         for address in ("127.0.0.1", "::1"):
             with socket.create_connection((address, client.local_ports[0]), SECONDS):
                 session.opened.get(timeout=SECONDS).release()
+
+
+@pytest.mark.parametrize(("idle", "enabled"), [(0.0, 0), (7.0, 1)])
+def test_application_keepalive_holds_for_what_a_forward_accepts(tmp_path: Path, idle: float, enabled: int) -> None:
+    probes = ApplicationProbes(idle, 3.0, 2)
+    settings = ClientSettings("a", (NOWHERE,), (local(0),), state_dir=tmp_path, application_keepalive=probes)
+    seen: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    client = Client(settings)
+
+    def accepted(forward: Forward, sock: socket.socket, peer: str) -> None:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        alive = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        seen.put([alive, *(sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)])
+        sock.close()
+
+    client._local._accepted = accepted
+    client.start()
+    try:
+        ending_at(client.local_ports[0])
+        values = seen.get(timeout=SECONDS)
+        assert values[0] == enabled
+        assert not enabled or values == [1, 7, 3, 2]
+    finally:
+        client.stop()
 
 
 def test_a_client_that_waits_for_a_port_stops_at_once(tmp_path: Path) -> None:
