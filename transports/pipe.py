@@ -94,7 +94,7 @@ class Pipe(ABC):
     peer: str
     """The other end as people know it: `host:port`."""
     addresses: tuple[SockAddr, SockAddr] | None = None
-    """Those of the connection below, see `Wire.addresses`; the remote one is a proxy's when that was dialled."""
+    """Those of the connection below, see `Wire.addresses`; the remote one is a proxy's when there is one."""
     headroom: int
     """How many bytes before the message `send` may overwrite with its own header."""
     max_message: int = MAX_MESSAGE
@@ -177,7 +177,8 @@ class Pipe(ABC):
         """End the pipe and wake both threads.  Idempotent; the first cause is kept.  Does not block.
 
         What the peer sent and `recv` has not yet returned is lost.  So may be what we sent last, while the
-        peer is still sending (TCP answers that with a reset): who must be heard waits for the peer's end first.
+        peer is still sending (TCP answers that with a reset): where the last word matters, wait for the peer's end
+        first.
         """
 
     @property

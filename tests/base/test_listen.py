@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import resource
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -17,6 +14,7 @@ from qanat.base.addresses import ListenAddress, listen_addresses
 from qanat.base.errors import BindError, OutOfFiles, UsageError
 from qanat.base.listen import Acceptor, bind
 from tests.support.background import Background, wait_until
+from tests.support.machine.descriptors import files_limited
 from tests.support.machine.networks import in_a_network_of_its_own, ip
 
 
@@ -164,21 +162,3 @@ def test_one_that_has_gone_again_is_no_connection(stack: ExitStack, monkeypatch:
     assert gone
     made.close()
     wait_until(lambda: made.closed, "it is closed")
-
-
-@contextlib.contextmanager
-def files_limited() -> Iterator[None]:
-    """Leave this process no room for another descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    holes = []
-    limit = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
-    try:
-        while (number := os.open("/dev/null", os.O_RDONLY)) < limit:
-            holes.append(number)
-        os.close(number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for number in holes:
-            os.close(number)

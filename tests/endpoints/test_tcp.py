@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import queue
-import resource
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from qanat.base.resolve import Address
 from qanat.endpoints.tcp import Listener, connect
 from qanat.mux.frames import Reason
 from tests.support.background import wait_until
+from tests.support.machine.descriptors import files_limited
 from tests.support.machine.ports import silent_address
 from tests.support.sockets import SECONDS, read_to_end
 
@@ -124,7 +124,7 @@ def test_a_connection_that_nobody_wants_any_more_is_not_tried(closed_port: int) 
 
 
 def test_no_descriptor_left_is_a_limit_and_leaks_none(closed_port: int) -> None:
-    with _files_limited(0):
+    with files_limited(0):
         error = failure((socket.AF_INET, ("127.0.0.1", closed_port)))
     assert error.code == Reason.LIMIT
 
@@ -186,7 +186,7 @@ def test_an_address_that_is_not_ours_says_so() -> None:
 
 def test_no_descriptor_left_for_a_listener_leaks_none() -> None:
     for spare in range(3):  # None at all, the socket itself, the socket and one end of what wakes it.
-        with _files_limited(spare), pytest.raises(EndpointError) as caught:
+        with files_limited(spare), pytest.raises(EndpointError) as caught:
             Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "starved")
         assert caught.value.code == Reason.LIMIT
 
@@ -238,7 +238,7 @@ def test_without_descriptors_it_waits_without_spinning_and_then_goes_on(monkeypa
     with Accepting() as accepting, socket.socket() as client:
         client.settimeout(SECONDS)
         tries = _count_calls(monkeypatch, accepting.listener, "_accept")
-        with _files_limited(1):  # For `poll`, which needs none; the connection would need one more.
+        with files_limited(1):  # For `poll`, which needs none; the connection would need one more.
             taken = os.open("/dev/null", os.O_RDONLY)
             client.connect(("127.0.0.1", accepting.listener.port))
             wait_until(lambda: accepting.listener._exhausted, "it has met the limit")
@@ -252,7 +252,7 @@ def test_without_descriptors_it_waits_without_spinning_and_then_goes_on(monkeypa
 
 
 def test_close_does_not_wait_for_descriptors() -> None:
-    with Accepting() as accepting, socket.socket() as client, _files_limited(0):
+    with Accepting() as accepting, socket.socket() as client, files_limited(0):
         client.connect(("127.0.0.1", accepting.listener.port))
         wait_until(lambda: accepting.listener._exhausted, "it has met the limit")
         accepting.listener.close()
@@ -268,22 +268,3 @@ def _count_calls(monkeypatch: pytest.MonkeyPatch, listener: Listener, name: str)
 
     monkeypatch.setattr(listener, name, counting)
     return lambda: len(calls)
-
-
-@contextlib.contextmanager
-def _files_limited(spare: int) -> Iterator[None]:
-    """Leave this process room for `spare` more descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    holes = []
-    used = {int(name) for name in os.listdir("/proc/self/fd")}
-    limit = max(used) + 1
-    try:
-        while (number := os.open("/dev/null", os.O_RDONLY)) < limit:
-            holes.append(number)
-        os.close(number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit + spare, hard))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for number in holes:
-            os.close(number)

@@ -39,7 +39,7 @@ _EXPLAINED = {
     404: ("404 Not Found: a web server answers, but there is no tunnel at this path", _CHECK_PATH),
     405: ("405 Method Not Allowed: there is another service at this path", _CHECK_PATH),
     407: (
-        "407 Proxy Authentication Required: a proxy on the way wants a login",
+        "407 Proxy Authentication Required: a proxy on the path wants a login",
         "it intercepts the connection: name it with its login in `proxy`, or use wss://, which it cannot read",
     ),
     421: (

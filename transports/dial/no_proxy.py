@@ -25,7 +25,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    """Whether `host` (a name, or an address without brackets) is to be reached without a proxy."""
+    """Whether `host` (a name, or an address without brackets) is reached without a proxy."""
     if no_proxy.strip() == "*":
         return True
     address = _address(host)

@@ -1,4 +1,4 @@
-"""A proxy on the way out: its address and login, and which one the environment names for a URL.
+"""A proxy between here and the Internet: its address and login, and which one the environment names for a URL.
 
 Environment variables mean what they mean to curl: `https_proxy`, `HTTPS_PROXY`, `http_proxy` (in lower case only, since
 a web server puts a request's `Proxy:` header into HTTP_PROXY), `ALL_PROXY` in both cases, and `NO_PROXY`, whose

@@ -1,7 +1,7 @@
-"""How to reach a server: everything about the way that is not in its URL.
+"""How to reach a server: everything about it that is not in its URL.
 
-A frozen value, made once from the configuration and given to every transport's `connect`.  `dialer` goes that
-way.  Nothing here blocks but `tls_context`, which reads files.
+A frozen value, made once from the configuration and given to every transport's `connect`, which `dialer` follows.
+Nothing here blocks but `tls_context`, which reads files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NODE_COOKIE = "qanat-node"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The straight way, verified by the system's authorities, unless something else is said."""
+    """Straight to the server, verified by the system's authorities, unless something else is said."""
 
     ca_file: Path | None = None  # PEM; replaces the system's authorities
     certificate: Path | None = None  # PEM chain that we show when the server asks (mTLS)
@@ -35,7 +35,7 @@ class Route:
     proxy: Proxy | EnvironmentProxies | None = None
     host: str | None = None  # the Host header, or :authority; the URL's when None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # further ones; may be secrets
-    node: str | None = None  # of several servers behind one address, the one that a load balancer is to choose
+    node: str | None = None  # of several servers behind one address, the one that a load balancer should choose
 
     def proxy_for(self, url: TunnelUrl) -> Proxy | None:
         """Return the proxy that leads to `url`.  Raises UsageError for a variable that names none that can be used."""

@@ -94,7 +94,7 @@ def _await_answer(
             engine.end("no answer in time")
             raise TransportError(
                 f"{url} did not answer in time",
-                hint="a proxy on the way may hold requests back until they end: use `transport: websocket` there, or "
+                hint="a proxy on the path may hold requests back until they end: use `transport: websocket` there, or "
                 "switch its request buffering off",
             )
 

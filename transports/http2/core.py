@@ -5,8 +5,8 @@
     DATA, outwards:  within the windows that h2 knows (`charge`)
     GOAWAY:          ours: h2 takes any for the end, but streams up to its last id go on (RFC 9113 §6.8)
 
-Does no I/O and starts no thread; whom a change concerns is notified through the conditions of `Http2Stream`, so every
-method needs the lock that these share.  Used by `engine` alone.
+Does no I/O and starts no thread; a change is announced through the conditions of `Http2Stream`, so every method needs
+the lock that these share.  Used by `engine` alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Http2Core:
         self.requests: list[tuple[Http2Request, PlainAnswer | Http2Stream]] = []
         """A server's new requests and what becomes of them; the owner empties it."""
         self.pending_control = bytearray()
-        """What is to be sent before any DATA."""
+        """Control frames to send before any DATA."""
         self.leaving = False
         """The peer has sent GOAWAY: what runs may finish, nothing new may begin."""
         self.goaway_reason = ""
@@ -374,15 +374,15 @@ class Http2Core:
             name = _name_of(event.error_code)
             if event.remote_reset and self._client:
                 name += explain_reset(name, stream.sent)
-            who = "it or a proxy on the way" if event.remote_reset else "this end"
+            who = "it or a proxy on the path" if event.remote_reset else "this end"
             stream.end(f"{who} reset the stream: {name}" + (f" ({self.goaway_reason})" if self.goaway_reason else ""))
         elif isinstance(event, StreamEnded):
             stream.ended_there = True
             if stream.inbox.in_the_middle:
-                stream.end("the other end or a proxy on the way ended the stream in the middle of a message")
+                stream.end("the other end or a proxy on the path ended the stream in the middle of a message")
             else:
                 why = f": {stream.trailers}" if stream.trailers else ""
-                stream.end(f"the other end or a proxy on the way ended the stream{why}")
+                stream.end(f"the other end or a proxy on the path ended the stream{why}")
 
     def _hear_goaway(self, frame: ControlFrame) -> None:
         if frame.stream_id or len(frame.payload) < 8:

@@ -65,7 +65,7 @@ class Http2Engine:
         self._has_reader = router is not None  # a server's pipes never read: closing one could not wake it
         self._reading = False
         self._read_timeout: float | None = None  # as the wire has it
-        self._waiters: list[threading.Condition] = []  # of those who wait while another reads
+        self._waiters: list[threading.Condition] = []  # of the threads that wait while another reads
 
     @property
     def over(self) -> bool:
@@ -185,7 +185,7 @@ class Http2Engine:
         return size
 
     def _await_window(self, stream: Http2Stream, since: float) -> None:
-        """Wait until there is something to do for who found no window open at the time `since`, or it is too late."""
+        """Wait for something to do after no window was open at the time `since`, or until it is too late."""
         timeout = stream.write_timeout
         with self.lock:
             remaining = None if timeout is None else since + timeout - time.monotonic()

@@ -1,4 +1,4 @@
-"""One stream of an HTTP/2 connection that carries, or is to carry, a pipe: its state, and nothing that acts.
+"""One stream of an HTTP/2 connection that carries, or will carry, a pipe: its state, and nothing that acts.
 
 Everything here is guarded by the lock of the connection (`engine`), which also moves it.  Used by that and by `pipe`.
 """
@@ -66,7 +66,7 @@ class Http2Stream:
         self.full_window = WINDOW
 
     def credit(self, released: int) -> int:
-        """Count bytes that need no more room; return by how much the peer's window is to grow now, mostly 0."""
+        """Count bytes that need no more room; return by how much to open the peer's window now, mostly 0."""
         self._due += released
         if self._due < self.full_window // 8 or self.ended_there or self.over:
             return 0

@@ -42,7 +42,7 @@ ALPN = ("http/1.1",)
 
 _HEADERS = (("User-Agent", f"qanat/{__version__}"),)
 
-_NO_REWRITING = "a proxy on the way may rewrite or cache answers: exempt the tunnel's path from that"
+_NO_REWRITING = "a proxy on the path may rewrite or cache answers: exempt the tunnel's path from that"
 
 _UPGRADE_HEADERS = ("upgrade", "connection", "sec-websocket-accept", "sec-websocket-protocol")
 

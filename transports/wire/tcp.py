@@ -28,7 +28,7 @@ if sys.platform == "linux":
     import termios
 
 NOT_SENT_LIMIT = 128 * 1024
-"""Bytes left unsent in the kernel; more would only be in the way of what becomes urgent later."""
+"""Bytes left unsent in the kernel; more would only delay what becomes urgent later."""
 
 _SENDING_IS_OVER = (errno.EPIPE, errno.ECONNRESET)
 """After these the peer's last bytes can still be read, and reading ends by itself."""
@@ -171,7 +171,7 @@ class TcpWire(Wire):
             raise TimeoutError
 
     def _give_up(self) -> None:
-        """Nothing goes out any more.  Wakes the reader too, who gets what has come, and then the reason."""
+        """Nothing goes out any more.  Wakes the reader too, which gets what has come, and then the reason."""
         if self._write_timeout is not None and self._gone is None:
             self._gone = f"nothing could be sent for {self._write_timeout:g} s"
             with contextlib.suppress(OSError):
@@ -193,8 +193,8 @@ class TcpWire(Wire):
         """On Linux also ends what the kernel took long ago and nobody has acknowledged: noticed by the next write.
 
         TCP_USER_TIMEOUT is several times as long: Linux 6.18, measured, counts on from the first probe of a closed
-        window while small windows open and are filled, and so would cut who is only slow.  It is for what nobody
-        here watches: an idle connection, and the kernel's tries to deliver what a closed one has left.
+        window while small windows open and are filled, and so would cut a peer that is only slow.  It is for
+        what nobody here watches: an idle connection, and the kernel's tries to deliver what a closed one has left.
         """
         self._enter()
         try:

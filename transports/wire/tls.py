@@ -203,7 +203,7 @@ class TlsWire(Wire):
                 if received == 0:
                     raise TransportError(
                         "the other end closed the connection during the TLS handshake",
-                        hint="it may not know this host name, something on the way may forbid TLS to it, or, if the "
+                        hint="it may not know this host name, something on the path may forbid TLS to it, or, if the "
                         "port has no TLS: write ws:// instead of wss://",
                     )
                 self._incoming.write(self._raw[:received])

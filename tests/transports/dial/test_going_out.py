@@ -120,6 +120,13 @@ class RecordingServer(TestServer):
         return super()._route(request)
 
 
+def recording_server(stack: ExitStack, transport: str, certificate: Certificate) -> WebSocketServer | RecordingServer:
+    """A server of this transport, with TLS."""
+    if transport == "websocket":
+        return WebSocketServer(stack, tls=context(certificate))
+    return RecordingServer(stack, certificate)
+
+
 def context(certificate: Certificate, client_ca: Path | None = None) -> ReloadingServerContext:
     return ReloadingServerContext(certificate.certificate, certificate.key, ("http/1.1",), client_ca=client_ca)
 
@@ -340,12 +347,7 @@ def test_a_proxy_that_says_nothing_is_given_up_at_the_deadline(scheme: str) -> N
 def test_another_address_name_host_and_headers(
     stack: ExitStack, authority: Authority, transport: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    certificate = authority.issue("inner.example")
-    server: WebSocketServer | RecordingServer
-    if transport == "websocket":
-        server = WebSocketServer(stack, tls=context(certificate))
-    else:
-        server = RecordingServer(stack, certificate)
+    server = recording_server(stack, transport, authority.issue("inner.example"))
     route = Route(
         ca_file=authority.ca_file,
         connect_to=("127.0.0.1", server.port),
@@ -386,11 +388,7 @@ def test_the_node_is_named_in_a_cookie_beside_the_users_own(
     node: str | None,
     expected: tuple[str, ...],
 ) -> None:
-    server: WebSocketServer | RecordingServer
-    if transport == "websocket":
-        server = WebSocketServer(stack, tls=context(good_certificate))
-    else:
-        server = RecordingServer(stack, good_certificate)
+    server = recording_server(stack, transport, good_certificate)
     route = Route(ca_file=authority.ca_file, headers=headers, node=node)
     url = TunnelUrl.parse(f"wss://localhost:{server.port}/tunnel")
     exchange(stack, CONNECT[transport](url, route=route, deadline=Deadline(DEADLINE)), server.pipe())
@@ -402,12 +400,7 @@ def test_the_node_is_named_in_a_cookie_beside_the_users_own(
 def test_a_name_with_a_final_dot_is_looked_up_with_it_and_verified_without(
     stack: ExitStack, authority: Authority, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate = authority.issue("inner.example")
-    server: WebSocketServer | RecordingServer
-    if transport == "websocket":
-        server = WebSocketServer(stack, tls=context(certificate))
-    else:
-        server = RecordingServer(stack, certificate)
+    server = recording_server(stack, transport, authority.issue("inner.example"))
     asked: list[str] = []
 
     def look_up(host: str, port: int, **_: object) -> list[object]:
