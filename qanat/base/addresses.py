@@ -2,7 +2,7 @@
 
 Pure parsers.  What they refuse they refuse with a UsageError whose message never repeats the
 text itself, since that may have come from the environment; whoever asked knows where it stood.
-`qanat.config.load`, `qanat.config.command_line` and `qanat.server.access.rules` call this; nothing here resolves a
+`qanat.config.texts`, `qanat.config.command_line` and `qanat.server.access.rules` call this; nothing here resolves a
 name.
 """
 
@@ -61,7 +61,7 @@ def split_host_port(text: str) -> tuple[str, str]:
         if not bracket or not rest.startswith(":"):
             raise UsageError("is not [ADDRESS]:PORT")
         if ":" not in host:
-            raise UsageError("has brackets round something that is not an IPv6 address")
+            raise UsageError("has brackets around something that is not an IPv6 address")
         return host, rest[1:]
     host, colon, port = text.rpartition(":")
     if not colon:

@@ -3,7 +3,7 @@
 Two kinds meet at every boundary: what the *peer* did wrong (`ProtocolError`) and what the *path*
 did (`TransportError`).  `LocalError`, alone outside the tree, is a fault in this program: a call that
 the state does not allow.  Library and operating-system errors are mapped to these once, at the edge where they
-appear.  A message says what happened and to whom; `hint` says what to do next.  Neither ever holds
+appear.  A message says what failed and where; `hint` says what to do next.  Neither ever holds
 a token, a key or payload.
 """
 

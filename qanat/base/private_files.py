@@ -10,7 +10,7 @@ but its owner can read it, and also in the places where secret managers put secr
   secrets there, readable by everyone in a container that has nobody else in it);
 - what root or we own on a file system without modes (vfat, NTFS, 9p, CIFS), where `chmod` has no effect.
 
-Reading and writing block on the disk only.  Who calls names the file in its messages; nothing here shows content.
+Reading and writing block on the disk only.  The caller names the file in its messages; nothing here shows content.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Text on its way to a person, a log or the wire: made printable, cut at a character, and what a name is.
 
-Pure.  What comes from strangers as bytes is turned into text by `untrusted`, which uses this.
+Pure.  What untrusted peers send as bytes is turned into text by `untrusted`, which uses this.
 """
 
 from __future__ import annotations

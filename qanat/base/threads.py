@@ -1,7 +1,7 @@
 """Named threads with an owner who joins them.
 
-Every thread of the program is started here.  What escapes a thread's function is a bug: it is
-logged with its traceback, never lost.
+Threads are started here, and those that do short work come from `qanat.base.workers`.  What escapes a thread's
+function is a bug: it is logged with its traceback, never lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Logs errors that nobody expected, where one connection or one turn of a loop fails and everything else goes on.
 
-A fault of this program may be in reach of a stranger who meets it a thousand times a second, so the same fault
-is logged with its traceback once a minute, and as one short line otherwise.
+A fault of this program may be in reach of an unauthenticated peer who meets it a thousand times a second, so the same
+fault is logged with its traceback once a minute, and as one short line otherwise.
 """
 
 from __future__ import annotations

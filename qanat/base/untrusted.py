@@ -1,4 +1,4 @@
-"""What strangers send becomes numbers, times and text here, within bounds, and nothing that they send raises.
+"""What untrusted peers send becomes numbers, times and text here, within bounds, and none of it raises.
 
 Whoever answers a request may be anything: a proxy, a captive portal, an attacker on the path.  Python's own parsers
 trust their input (`int` refuses more than 4,300 digits with a ValueError, `parsedate_to_datetime` overflows, `decode`
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from qanat.base.text import printable
 
 MAX_TEXT = 200
-"""Characters of a stranger's text in a message or a log line."""
+"""Characters of an untrusted peer's text in a message or a log line."""
 MAX_RETRY_AFTER = 3600.0
 """Seconds; whoever answers may be nobody of ours, and must not silence a client for a day."""
 
@@ -73,12 +73,12 @@ def header_text(value: bytes | str) -> str:
 
 
 def words(value: bytes | bytearray | memoryview | str, limit: int = MAX_TEXT) -> str:
-    """Return a stranger's text, fit for a terminal and a log; bytes are taken for UTF-8, which may be cut or broken."""
+    """Return an untrusted text, fit for a terminal and a log; bytes are taken for UTF-8, which may be cut or broken."""
     if not isinstance(value, str):
         value = bytes(value[: 4 * limit]).decode("utf-8", "replace")
     return printable(value, limit)
 
 
 def percent_decoded(value: str) -> str:
-    """Return a stranger's percent-encoded text, as `words` does; what is malformed stays as it is."""
+    """Return an untrusted percent-encoded text, as `words` does; what is malformed stays as it is."""
     return words(unquote(value[: 4 * MAX_TEXT]))

@@ -2,8 +2,8 @@
 
 `Workers` keeps threads that have nothing to do for a while and gives them to whoever asks next.  What runs in one
 is a `Task`: it has the name of what it does, an owner who joins it, and an end, just like a thread that was started
-for it alone.  `qanat.base.threads.ThreadGroup` starts its tasks here; only what lasts as long as the process has
-threads of its own.
+for it alone.  `qanat.base.threads.ThreadGroup` starts its tasks here; what lasts, as a pipe's writer does, has a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Workers:
         return task
 
     def wait_for_task(self, worker: _Worker) -> bool:
-        """Block until `worker` has another task; False when it is to end."""
+        """Block until `worker` has another task; False when it should end."""
         with self._lock:
             if len(self._idle) >= self._most_idle:
                 return False

@@ -32,13 +32,11 @@ from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason
 from qanat.process.log_throttle import LogThrottle
-from qanat.session.limits import affordable_streams
+from qanat.session.limits import CLIENT_STREAMS, affordable_streams
 from qanat.session.messages import ConnectTcp
 
 log = logging.getLogger("qanat.client")
 
-MAX_STREAMS = 4096
-"""Streams that a server may have open towards this client at once."""
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and threads get to end."""
 
@@ -55,7 +53,7 @@ class Client:
         """Set when no server is tried any more, after `stop` or with `failure`."""
         self._log_throttle = LogThrottle()
         self._stopping = threading.Event()
-        self._max_streams = affordable_streams(MAX_STREAMS)
+        self._max_streams = affordable_streams(CLIENT_STREAMS)
         self._keys = ClientKeyPool()
         self._watch = NetworkWatch()
         self._watcher = Watcher()

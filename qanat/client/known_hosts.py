@@ -3,7 +3,7 @@
 The file has one `HOST:PORT SHA256:…` a line; empty lines and those that begin with # are left
 alone.  A client without `server_fingerprint` asks `check` before it sends anything and calls
 `remember` only once the server has proven that it holds the key *and* knows the token: a
-stranger's key, met once on the way, must not be what the true server is then compared with.
+impostor's key, met once on the way, must not be what the true server is then compared with.
 Processes that share the file are kept apart by a lock file beside it; readers need no lock,
 since the file is replaced whole.
 """

@@ -33,7 +33,7 @@ _METADATA: tuple[IpNetwork, ...] = (
     IPv4Network("168.63.129.16/32"),  # Azure, the host's own services
     IPv4Network("192.0.0.192/32"),  # Oracle
 )
-# An IPv4 address inside an IPv6 one: whether, and by whom, it is taken out again is not known here,
+# An IPv4 address inside an IPv6 one: whether anything takes it out again is not known here,
 # so a rule about the IPv4 address says nothing about it, nor does a rule for all of IPv6.
 _EMBEDDED: tuple[IpNetwork, ...] = (
     IPv6Network("64:ff9b::/96"),  # NAT64 (RFC 6052 §2.1)

@@ -3,7 +3,7 @@
 Nodes, not values, because only these have line and column; nothing is constructed, so no tag in a
 file can run anything.  What a file may cost is bounded: its size, its depth and its aliases.  Here,
 too, `${NAME}` in a text is replaced from the environment.  `qanat.config.section` looks into the
-nodes; what the keys mean stands in `qanat.config.load`.
+nodes; what the keys mean is in `qanat.config.settings`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The form of a server's fingerprint as people write it; how one is made stands in `qanat.handshake.keys`.
 
-`qanat.config.load`, `qanat.config.command_line` and `qanat.client.known_hosts` check with this what a person or a
+`qanat.config.texts`, `qanat.config.command_line` and `qanat.client.known_hosts` check with this what a person or a
 file gave them.
 """
 

@@ -83,9 +83,9 @@ def _instead_of_token(text: str) -> str:
     if not text:
         return "nothing is in it"
     if text[0] in _QUOTES or text[-1] in _QUOTES:
-        return "it stands in quotes"
+        return "it is in quotes"
     if not text.startswith(PREFIX) and _ASSIGNMENT.match(text):
-        return "a name stands in front of it, as in NAME=TOKEN"
+        return "a name is in front of it, as in NAME=TOKEN"
     if len(text.splitlines()) > 1:
         return "it has more than one line"
     return ""

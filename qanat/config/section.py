@@ -237,9 +237,7 @@ class Section:
             key: str = key_node.value
             if key in self._values:
                 first = self._places[key].line
-                self.document.fault(
-                    place, f"`{_CONTROL.sub('?', key)}` is here twice; it stands in line {first} already"
-                )
+                self.document.fault(place, f"`{_CONTROL.sub('?', key)}` is here twice; it is in line {first} already")
                 continue
             self._places[key], self._values[key] = place, value
 

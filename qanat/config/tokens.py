@@ -25,7 +25,7 @@ def read_tokens(s: Section, *, most: int) -> list[tuple[bytes, Place]]:
     for text in texts["token"]:
         if text.literal and (exposure := s.document.exposure):
             cure = f"{exposure.cure}, or use `token_file`"
-            s.refuse("token", f"stands in a file that others can read ({cure})", text.place)
+            s.refuse("token", f"is in a file that others can read ({cure})", text.place)
         try:
             found.append((token_secret(text.value, "is no token"), text.place))
         except UsageError as error:

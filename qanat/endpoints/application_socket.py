@@ -1,10 +1,10 @@
 """What is set on every socket of an application, at both ends of the tunnel, before its first byte.
 
 An application's machine that vanishes (its cable pulled, its NAT's memory lost) says nothing, and a quiet stream would
-stay for ever: keepalive asks it.  Urgent data (telnet's Synch, FTP's ABOR) stays in its place among the other bytes,
-as TCP itself carries it; without that its last byte would be lost.
+stay open forever, so TCP keepalive probes it.  Urgent data (telnet's Synch, FTP's ABOR) stays in its place among the
+other bytes, as TCP itself carries it; without that its last byte would be lost.
 
-Used by `tcp`, for connected sockets and for listening ones, from which what they accept inherits.
+Used by `tcp`, for connected sockets and for listening ones, whose accepted sockets inherit the options.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ class Receiver:
             stream.inbox.appendleft(payload)
 
     def consumed(self, stream: StreamState, count: int, now: float) -> bool:
-        """Note that the reader has handed on `count` bytes.  True when the peer is now owed a CREDIT."""
+        """Note that the reader has handed on `count` bytes.  True when a CREDIT is due."""
         if stream.released:
             return False
         due = stream.window.consume(count, now, self._pending.round_trip)

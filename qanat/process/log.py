@@ -99,8 +99,8 @@ def reopen() -> bool:
 class FloodFilter(logging.Filter):
     """Leaves lines out when the same place in the code has logged FLOOD of them within INTERVAL.
 
-    Whoever can make us log, a client that is refused a million times or a stranger who comes so often, must not
-    fill the disk.  The last line of an interval says that others are missing.
+    Whoever can make us log, a client that is refused a million times or an unauthenticated peer that comes so often,
+    must not fill the disk.  The last line of an interval says that others are missing.
     """
 
     def __init__(self) -> None:

@@ -157,7 +157,7 @@ class Server:
         settings, client = self.settings, self._clients[sealed.result.name]
         lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
         ours, theirs = self._parameters(lanes), hello.parameters
-        # A stream costs two threads and a file here, whoever opens it: what the client allows is not all that counts.
+        # A stream costs a file here, and threads while it is busy, whoever opens it: the client's limit is not all.
         theirs = replace(theirs, max_streams=min(theirs.max_streams, ours.max_streams))
         session = ServerSession(
             client.name,

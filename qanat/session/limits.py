@@ -19,6 +19,8 @@ log = logging.getLogger("qanat.session")
 
 AGENT = f"qanat/{__version__}"
 """What we call this program in HELLO and READY."""
+CLIENT_STREAMS = 4096
+"""Streams that a server may have open towards a client at once; a server's own limit is `limits.streams`."""
 FILES_PER_STREAM = 3
 """Descriptors one stream may need: its socket, and a pair to wake a thread that waits for a slow target."""
 FILES_RESERVED = 128
@@ -46,7 +48,7 @@ def affordable_streams(wanted: int) -> int:
 def affordable_connections(wanted: int) -> int:
     """Raise the limit on open files, and return how many of `wanted` connections it allows; logs a lower number.
 
-    Half of the descriptors stay for the streams and listeners of those who are authenticated: strangers cannot take
+    Half of the descriptors stay for the streams and listeners of those who are authenticated: others cannot take
     them by connecting.
     """
     files = raise_open_files_limit()

@@ -204,7 +204,7 @@ def test_an_alias_of_itself_ends(directory: ConfigDirectory) -> None:
         ("log: {level: verbose}", "5:16", "must be error, warning, info or debug"),
         ("log: {level: warn}", "5:16", "did you mean `warning`?"),
         ("log: {format: xml}", "5:17", "must be text or json"),
-        ("drain: 1\ndrain: 2", "6:3", "`drain` is here twice; it stands in line 5 already"),
+        ("drain: 1\ndrain: 2", "6:3", "`drain` is here twice; it is in line 5 already"),
         ("5: x", "5:3", "a key must be a word"),
         ("? [a]\n: x", "5:5", "a key must be a word"),
         ("<<: {drain: 1}", "5:3", "a merge (<<) is not available"),

@@ -60,7 +60,7 @@ def test_a_password_may_come_from_a_file_as_it_is(directory: ConfigDirectory) ->
 def test_a_password_is_refused_where_others_can_read_it(directory: ConfigDirectory) -> None:
     text = client_with("proxy: http://me:open-secret@proxy:3128")
     fault = directory.fault(text, mode=0o644)
-    assert "`proxy` has a password and stands in a file that others can read (chmod 600" in fault
+    assert "`proxy` has a password and is in a file that others can read (chmod 600" in fault
     assert "open-secret" not in fault
     assert directory.client(text).proxy == Proxy("http", "proxy", 3128, "me", "open-secret")
     from_environment = client_with("proxy: http://me:${ENCODED}@proxy:3128")
@@ -232,7 +232,7 @@ def test_a_header_that_cannot_be_is_refused_without_its_value(
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "CF-Access-Client-Secret", "X-Api-Key", "x-auth-token"])
 def test_what_looks_secret_is_refused_where_others_can_read_it(directory: ConfigDirectory, name: str) -> None:
     fault = directory.fault(client_with(f"headers: {{{name}: sesame}}"), mode=0o644)
-    assert f"`{name}` looks like a secret and stands in a file that others can read" in fault
+    assert f"`{name}` looks like a secret and is in a file that others can read" in fault
     assert directory.client(client_with(f"headers: {{{name}: sesame}}"))
 
 

@@ -94,7 +94,7 @@ def test_the_cure_can_be_pasted_whatever_the_file_is_called(directory: ConfigDir
 def test_a_file_with_a_token_in_it_must_be_closed_to_others(directory: ConfigDirectory) -> None:
     text = CLIENT + f"  token: {directory.tokens['office']}\n"
     fault = directory.fault(text, mode=0o644)
-    assert fault.startswith(f"4:10: `token` stands in a file that others can read (chmod 600 {directory.file}, or use")
+    assert fault.startswith(f"4:10: `token` is in a file that others can read (chmod 600 {directory.file}, or use")
     assert directory.client(text).servers[0].token == directory.secrets["office"]
 
 
@@ -122,12 +122,12 @@ def test_a_file_without_a_token_is_refused(directory: ConfigDirectory, content: 
         ("@".encode("utf-16"), "holds no token: it is text in UTF-16, as Windows writes it"),
         (b"\xfe\xff" + "@".encode("utf-16-be"), "it is text in UTF-16"),
         ("@".encode("utf-16-le"), "it is text in UTF-16"),
-        (b'"@"\n', "holds no token: it stands in quotes"),
-        (b"'@'", "it stands in quotes"),
-        ("\u201c@\u201d".encode(), "it stands in quotes"),
-        (b"QANAT_TOKEN=@\n", "a name stands in front of it, as in NAME=TOKEN"),
-        (b'export QANAT_TOKEN="@"\n', "it stands in quotes"),
-        (b"token: @\n", "a name stands in front of it"),
+        (b'"@"\n', "holds no token: it is in quotes"),
+        (b"'@'", "it is in quotes"),
+        ("\u201c@\u201d".encode(), "it is in quotes"),
+        (b"QANAT_TOKEN=@\n", "a name is in front of it, as in NAME=TOKEN"),
+        (b'export QANAT_TOKEN="@"\n', "it is in quotes"),
+        (b"token: @\n", "a name is in front of it"),
         (b"@\n@\n", "it has more than one line"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_token_in_the_list_must_be_closed_to_others(directory: ConfigDirectory
         assert repr(directory.secrets["home"]) not in repr(directory.client(text))
     else:
         fault = directory.fault(text, mode=mode)
-        assert fault.startswith("5:48: `token` stands in a file that others can read (chmod 600")
+        assert fault.startswith("5:48: `token` is in a file that others can read (chmod 600")
 
 
 def test_checks_of_the_way_look_at_the_urls_of_all_servers(directory: ConfigDirectory) -> None:

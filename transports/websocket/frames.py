@@ -3,7 +3,7 @@
 Sans-IO.  `FrameReader` owns the one receive buffer of a pipe.  What it recognises by itself is what bulk
 is made of: a binary message in a single frame, unmasked in place and never copied.  It also refuses, before
 any of the body is waited for, what is too long, wrongly masked or text.  Every other frame is cut out whole and
-left to the library's protocol machine (`websocket_machine`).  Used by `websocket_pipe`.
+left to the library's protocol machine (`machine`).  Used by `pipe`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_FRAGMENTS = 4096
 """Frames that one message may come in.  Joining fragments costs the square of their number."""
 
 _BUFFER_SIZE = 1024 * 1024
-"""Several whole messages, so that seldom is a part of one moved to the front.  Untouched pages cost nothing."""
+"""Several whole messages, so that a partial one rarely has to be moved to the front.  Untouched pages cost nothing."""
 
 _CHEAP_TO_MOVE = 4096
 _FIN = 0x80

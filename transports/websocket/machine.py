@@ -1,13 +1,13 @@
 """The libraries' protocol machines, driven by our reader, one whole frame at a time.
 
-Bulk never comes here (see `websocket_frames`).  Pings, pongs, closes and fragments do: what they mean, and
+Bulk never comes here (see `frames`).  Pings, pongs, closes and fragments do: what they mean, and
 what must be answered, is decided by simple-websocket (on wsproto) in a server and by websocket-client in a
 client.  Both libraries would write their answers to the socket from whichever thread reads, without
 regard to a writer or to a full socket; here their "socket" is a `Capture`, and what they wrote becomes
 part of the `Outcome`, for the pipe to send when it is its turn.
 
 Nothing of the libraries' own reading is used: simple-websocket's reader thread (which fills an unbounded list, and
-may die without waking anyone) is never started.  Used by `websocket` and `websocket_pipe`.
+may die without waking anyone) is never started.  Used by `upgrade` and `pipe`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class ClientMachine:
 
 
 def describe_close(code: int, reason: bytes | str | None) -> str:
-    """Return a peer's close frame in words for our log; its reason is a stranger's, and may end inside a character."""
+    """Return a peer's close frame in words for our log; its reason is the peer's, and may end inside a character."""
     if code == _NO_STATUS:
         return "the other end closed the WebSocket without giving a status"
     return f"the other end closed the WebSocket: {code:d} {words(reason or '')}".rstrip()

@@ -6,7 +6,7 @@
 A frame that is anything but a whole binary message goes through the library's machine.  What the library
 wants to answer becomes state here, never a queue: the last ping's pong.  The writing thread sends it (`flush`, or
 in front of its next message), because a reader that writes can wait for its peer's reader for ever.
-Made by `websocket.connect` and `websocket.accept`.
+Made by `upgrade.connect` and `upgrade.accept`.
 """
 
 from __future__ import annotations

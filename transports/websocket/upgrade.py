@@ -7,7 +7,7 @@ never negotiated: the client offers none, the server does not let the library se
 permessage-deflate, which simple-websocket always accepts, cannot happen to ciphertext.
 
 The client offers `http/1.1` alone in ALPN (with `h2` every proxy would choose that, and WebSocket's
-Upgrade does not exist there), follows no redirect, and explains every other answer (`http_errors`).
+Upgrade does not exist there), follows no redirect, and explains every other answer (`qanat.transports.dial.errors`).
 Used by the running client, and by the front door, which has read the request already.
 """
 

@@ -5,7 +5,7 @@ one for writes that get nowhere, and one way to close.  Connecting is `dialer`, 
 Used by the dialer and by the front door for every accepted connection.
 
 A descriptor is given back to the system only when no thread is inside a call on it: another socket
-could get the same number, and a reader that was just about to call `recv` would read a stranger's bytes.
+could get the same number, and a reader that was just about to call `recv` would read another connection's bytes.
 """
 
 from __future__ import annotations

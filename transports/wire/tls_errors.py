@@ -1,6 +1,6 @@
 """What a failed TLS handshake most likely means, in words that say what to do.
 
-Used by `tls` when we are the client; a server only logs the bare reason, since its client is a stranger.
+Used by `tls` when we are the client; a server only logs the bare reason, since its client is not authenticated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _REFUSALS = {
     "TLSV1_ALERT_PROTOCOL_VERSION": "it speaks only versions before TLS 1.2; it must be updated",
     "UNSUPPORTED_PROTOCOL": "it speaks only versions before TLS 1.2; it must be updated",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate: set tls.certificate and tls.key",
-    "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority of our tls.certificate; the whole chain belongs into it",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority of our tls.certificate; "
+    "put the whole certificate chain into that file",
     "TLSV1_ALERT_DECRYPT_ERROR": "it does not accept our tls.certificate",
     "TLSV1_ALERT_ACCESS_DENIED": "it does not accept our tls.certificate",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept our tls.certificate",

@@ -5,7 +5,7 @@ those very addresses are handed back to be connected to, so that no second look-
 otherwise (DNS rebinding).  Checks look at the address that the resolver gave, never at the text
 that was asked for: `0x7f.1`, `localhost` and `::ffff:127.0.0.1` are all 127.0.0.1.
 
-The server asks for every stream and every listener; `qanat.config.load` uses the parsers to find
+The server asks for every stream and every listener; `qanat.config.texts` uses the parsers to find
 faults.  The ranges that need more than an ordinary rule are in `qanat.config.address_ranges`, looking names up
 is `qanat.endpoints.tcp`.  An empty set of rules allows nothing.
 """
