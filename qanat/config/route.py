@@ -27,7 +27,7 @@ def read_proxy(s: Section, urls: tuple[str, ...]) -> AnyProxy:
     for text in s.texts("proxy", several=False):
         proxy = s.parsed("proxy", text, None, lambda value: parse_proxy(value, environment, password_follows=follows))
         if isinstance(proxy, Proxy) and proxy.password is not None and _password_stands_there(text):
-            _refuse_open_file(s, "proxy", "has a password and stands", "proxy_password_file", text)
+            _refuse_open_file(s, "proxy", "has a password and is", "proxy_password_file", text)
     password = s.text("proxy_password_file", None, lambda value: read_secret_file(s.resolve(value)))
     if isinstance(proxy, EnvironmentProxies):
         _check_environment(s, proxy, urls)
@@ -103,7 +103,7 @@ def _read_header(h: Section, name: str) -> str | None:
         return value
     for text in h.texts(name, several=False):
         if looks_secret(name) and "${" not in text.written:
-            _refuse_open_file(h, name, "looks like a secret and stands", "{value_file: FILE}", text)
+            _refuse_open_file(h, name, "looks like a secret and is", "{value_file: FILE}", text)
         return h.parsed(name, text, None, check)
     return None
 

@@ -1,4 +1,4 @@
-"""Says a thing to the operator once in a while, however often it happens: unauthenticated peers must not fill the log."""
+"""Says a thing to the operator once in a while, however often it happens: no peer must fill the log."""
 
 from __future__ import annotations
 
