@@ -15,7 +15,7 @@ import contextlib
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -58,18 +58,28 @@ from qanat.transports.http2.limits import (
     MAX_STREAMS,
     WINDOW,
     ControlFrameBudget,
+    StreamBudget,
 )
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
 from qanat.transports.http2.stream import Http2Stream
 
 _DEFAULT_WINDOW = 65535  # RFC 9113 §6.9.2
 _OPENING = 16
+_MOST_BUDGETS = 16 * MAX_STREAMS  # of streams, most of which are over; late frames are charged to these, too
 
 
 class Http2Core:
     """See the module's docstring."""
 
-    def __init__(self, lock: threading.Lock, *, window: int, first: bytes, router: Router | None) -> None:
+    def __init__(
+        self,
+        lock: threading.Lock,
+        *,
+        window: int,
+        first: bytes,
+        router: Router | None,
+        budget_of: Callable[[Http2Request], StreamBudget | None],
+    ) -> None:
         """Make a server's core when there is a `router`.  The rest is as for `Http2Engine`."""
         client = router is None
         self.streams: dict[int, Http2Stream] = {}
@@ -91,6 +101,8 @@ class Http2Core:
         self._window = window
         self._connection_due = 0  # bytes that came since the connection's window was last reopened
         self._budget = ControlFrameBudget(time.monotonic)
+        self._budget_of = budget_of
+        self._stream_budgets: dict[int, StreamBudget] = {}  # of streams whose client has one of its own
         self._h2 = H2Connection(H2Configuration(client_side=client, header_encoding=None))
         self._h2.local_settings = _settings(client, window)
         self._h2.decoder.max_header_list_size = MAX_HEADER_LIST
@@ -133,7 +145,7 @@ class Http2Core:
         with contextlib.suppress(H2ProtocolError):  # the peer has ended it meanwhile
             self._h2.send_headers(stream_id, headers, end_stream=body == b"")
             if body and self._h2.local_flow_control_window(stream_id) < len(body):
-                self._budget.spend(FrameType.RST_STREAM)
+                self._account(stream_id).spend(FrameType.RST_STREAM)
                 self._h2.reset_stream(stream_id, ErrorCodes.FLOW_CONTROL_ERROR)
             elif body:
                 self._h2.send_data(stream_id, body, end_stream=True)
@@ -206,13 +218,14 @@ class Http2Core:
         """Take the peer of this stream for an authenticated one: open its whole window, and be patient."""
         if stream.full_window < WINDOW:
             self._budget.trust()
+            self._account(stream.id).trust()
             stream.widen()
             self.credit(stream)
 
     def charge_request(self, stream: Http2Stream) -> None:
         """Charge the peer for a tunnel request that is over and whose client was never authenticated."""
         if stream.full_window < WINDOW:
-            self._budget.spend_request()
+            self._account(stream.id).spend_request()
 
     def credit(self, stream: Http2Stream, released: int = 0) -> None:
         """Give back to the peer what `stream` has no more need of."""
@@ -268,7 +281,7 @@ class Http2Core:
             self._stray_data(part, stream)
             return
         if part.empty and not part.ended:
-            self._budget.spend(FrameType.DATA)
+            self._account(stream.id).spend(FrameType.DATA)
         stream.window -= part.charged
         if stream.window < 0:
             self.fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
@@ -293,14 +306,14 @@ class Http2Core:
             self._feed_h2(empty_data(part.stream_id))  # or the stream counts as open for ever
         if not part.first:
             return
-        self._budget.spend(FrameType.DATA)
+        self._account(part.stream_id).spend(FrameType.DATA)
         if stream is not None or part.stream_id > self._h2.highest_inbound_stream_id:
             # After END_STREAM, or before HEADERS: h2 knows how bad that is (RFC 9113 §5.1).
             self._feed_h2(empty_data(part.stream_id))
 
     def fail_stream(self, stream: Http2Stream, code: ErrorCodes, text: str) -> None:
         """Reset a stream, and end its pipe, for what the other end did on it."""
-        self._budget.spend(FrameType.RST_STREAM)
+        self._account(stream.id).spend(FrameType.RST_STREAM)
         self.streams.pop(stream.id, None)
         stream.ended_here = True
         self.reset(stream.id, code)
@@ -312,8 +325,10 @@ class Http2Core:
             if self._client:
                 self._budget.spend(frame.kind)
         elif frame.kind == FrameType.RST_STREAM and self._is_answered(frame.stream_id):
-            self._budget.spend(FrameType.DATA)
-        else:
+            self._account(frame.stream_id).spend(FrameType.DATA)
+        elif frame.kind == FrameType.RST_STREAM:
+            self._account(frame.stream_id).spend(frame.kind)
+        else:  # WINDOW_UPDATE and PRIORITY are the proxy's own, whatever its clients do
             self._budget.spend(frame.kind)
         if frame.kind == FrameType.GOAWAY:
             self._hear_goaway(frame)
@@ -328,8 +343,8 @@ class Http2Core:
     def _feed_h2(self, data: bytes | memoryview) -> None:
         events = self._h2.receive_data(bytes(data))
         said = self._h2.data_to_send()
-        for _ in range(_count_resets(said)):
-            self._budget.spend(FrameType.RST_STREAM)
+        for stream_id in _resets(said):
+            self._account(stream_id).spend(FrameType.RST_STREAM)
         self.pending_control += said
         for event in events:
             self._event(event)
@@ -355,11 +370,36 @@ class Http2Core:
 
     def _decide(self, request: Http2Request) -> None:
         assert self._router is not None
+        budget = self._budget_of(request)
+        if budget is not None:
+            self._keep_budget(request.stream_id, budget)
+            if seconds := budget.refused_for():
+                busy = PlainAnswer(503, "Service Unavailable\n", [("retry-after", str(seconds))])
+                self.requests.append((request, busy))
+                return
         decision = self._router(request)
         if isinstance(decision, Dialect):
             self.requests.append((request, self._add_stream(request.stream_id, decision)))
         else:
+            if budget is not None:  # otherwise MAX_PLAIN bounds them
+                budget.spend(FrameType.HEADERS)
             self.requests.append((request, decision))
+
+    def has_budget(self, stream_id: int) -> bool:
+        """Whether what happens on this stream is charged to a client that shares the connection with others."""
+        return stream_id in self._stream_budgets
+
+    def _account(self, stream_id: int) -> ControlFrameBudget | StreamBudget:
+        """Return what pays for what the peer does on this stream."""
+        return self._stream_budgets.get(stream_id, self._budget)
+
+    def _keep_budget(self, stream_id: int, budget: StreamBudget) -> None:
+        if len(self._stream_budgets) >= _MOST_BUDGETS:
+            known = self._h2.streams
+            over = [i for i in self._stream_budgets if i not in known or known[i].closed]
+            for old in over[: len(over) - MAX_STREAMS]:
+                del self._stream_budgets[old]
+        self._stream_budgets[stream_id] = budget
 
     def _stream_event(self, stream: Http2Stream, event: Event) -> None:
         if isinstance(event, ResponseReceived):
@@ -417,13 +457,14 @@ def _decode(headers: Iterable[tuple[bytes | str, bytes | str]]) -> Headers:
     return [(header_text(name), header_text(value)) for name, value in headers]
 
 
-def _count_resets(frames: bytes) -> int:
-    """Return how many of these whole frames are RST_STREAM."""
-    count = at = 0
+def _resets(frames: bytes) -> list[int]:
+    """Return the streams that these whole frames reset."""
+    found, at = [], 0
     while at < len(frames):
-        count += frames[at + 3] == FrameType.RST_STREAM
+        if frames[at + 3] == FrameType.RST_STREAM:
+            found.append(int.from_bytes(frames[at + 5 : at + HEADER_SIZE], "big"))
         at += HEADER_SIZE + int.from_bytes(frames[at : at + 3], "big")
-    return count
+    return found
 
 
 def _name_of(code: int) -> str:

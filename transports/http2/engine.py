@@ -27,7 +27,8 @@ from qanat.transports.http2.core import Http2Core
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.fair_lock import FairLock
 from qanat.transports.http2.frames import HEADER_SIZE, Http2Error, data_frames, write_data_header
-from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, encode_answer
+from qanat.transports.http2.limits import StreamBudget
+from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, encode_answer, no_budget
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import Wire
 
@@ -42,16 +43,25 @@ _EARLY = 0.005  # seconds by which the system may wake us before the time is up
 class Http2Engine:
     """Owns `wire`.  Methods that end in `_locked` need `lock`; the others take it."""
 
-    def __init__(self, wire: Wire, *, window: int, first: bytes = b"", router: Router | None = None) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        window: int,
+        first: bytes = b"",
+        router: Router | None = None,
+        budget_of: Callable[[Http2Request], StreamBudget | None] = no_budget,
+    ) -> None:
         """Make a server's engine when there is a `router`, else a client's.
 
         `window` is how much a new stream's peer may send.  `first` came already, a client's preface included.
+        `budget_of` is as for `Http2Server`.
 
         Sends nothing: our own preface or SETTINGS are pending.
         """
         self.wire = wire
         self.lock = threading.Lock()
-        self.core = Http2Core(self.lock, window=window, first=first, router=router)
+        self.core = Http2Core(self.lock, window=window, first=first, router=router, budget_of=budget_of)
         self.cause = FirstCause()
         self._on_pending_control: Callable[[], None] = _nothing
         self._on_leaving: Callable[[], None] | None = None

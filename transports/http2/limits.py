@@ -7,6 +7,7 @@ which is 12.5 MB in flight: an update is sent for each eighth, so 14 MiB of 16 a
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 from h2.errors import ErrorCodes
@@ -32,7 +33,8 @@ MAX_BURST = 272 * 1024
 """Bytes that one stream may send before another that is waiting gets its turn."""
 
 MAX_PLAIN = 1000
-"""Plain requests that one connection may ask; then it is told to go away, and the next one counts as a new one."""
+"""Plain requests that one connection may ask; then it is told to go away, and the next one counts as a new one.
+Not where they are charged to a `StreamBudget`."""
 
 IDLE = 60.0
 """Seconds that a connection to a server may be without any request."""
@@ -114,3 +116,34 @@ class ControlFrameBudget:
         """Give something back for a DATA frame of `size` bytes that was sent."""
         self._left = min(self._budget, self._left + _EARNED)
         self._updates = min(_MOST_UPDATES, self._updates + size / _BYTES_AN_UPDATE)
+
+
+class StreamBudget:
+    """A budget for streams of one client, which may be spread over many connections that it shares with others.
+
+    When it is spent, the client's new streams are refused, and no connection ends.  Safe to use from any thread.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._lock = threading.Lock()
+        self._budget = ControlFrameBudget(clock)
+
+    def trust(self) -> None:
+        """Do as `ControlFrameBudget.trust`."""
+        with self._lock:
+            self._budget.trust()
+
+    def spend(self, kind: int) -> None:
+        """Do as `ControlFrameBudget.spend`; there is nothing to check afterwards."""
+        with self._lock:
+            self._budget.spend(kind)
+
+    def spend_request(self) -> None:
+        """Do as `ControlFrameBudget.spend_request`."""
+        with self._lock:
+            self._budget.spend_request()
+
+    def refused_for(self) -> int:
+        """Return for how many seconds new streams are to be refused, mostly 0."""
+        with self._lock:
+            return self._budget.retry_after if self._budget.spent else 0

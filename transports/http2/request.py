@@ -60,6 +60,10 @@ Called with the connection's lock held: it only decides, and must not block.
 """
 
 
+def no_budget(request: Http2Request) -> None:
+    """Return that a request is charged to its connection."""
+
+
 def encode_answer(request: Http2Request, answer: PlainAnswer) -> tuple[Headers, bytes]:
     """Return headers and body of a plain answer; the body is left out for HEAD (RFC 9110 §9.3.2)."""
     content = (answer.body or f"{answer.status}\n").encode()

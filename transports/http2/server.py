@@ -22,9 +22,9 @@ from qanat.base.errors import NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.engine import Http2Engine
-from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, UNAUTHENTICATED_WINDOW
+from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, UNAUTHENTICATED_WINDOW, StreamBudget
 from qanat.transports.http2.pipe import Http2Pipe
-from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
+from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, no_budget
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import Pipe, Wire
 
@@ -49,6 +49,7 @@ class Http2Server:
         threads: ThreadGroup,
         *,
         has_room: Callable[[], bool] = lambda: True,
+        budget_of: Callable[[Http2Request], StreamBudget | None] = no_budget,
         idle: float = IDLE,
     ) -> None:
         """`first` are the bytes that have been read, the whole preface at least.  Owns `wire`.
@@ -57,9 +58,12 @@ class Http2Server:
         of its own; the stream is over when it returns.
 
         The streams' threads are of the group `threads`, and begin only while it `has_room`; otherwise the answer is
-        503.  `idle` is the number of seconds that the connection may be without a request that runs.
+        503.  What the peer does on a stream is charged to what `budget_of` returns for its request, and refused with
+        503 when that is spent; with None it is charged to the connection, which ends.  Called as `router` is.
+
+        `idle` is the number of seconds that the connection may be without a request that runs.
         """
-        self._engine = Http2Engine(wire, window=UNAUTHENTICATED_WINDOW, first=first, router=router)
+        self._engine = Http2Engine(wire, window=UNAUTHENTICATED_WINDOW, first=first, router=router, budget_of=budget_of)
         self._peer = wire.peer
         self._idle = idle
         self._handle = handle
@@ -131,12 +135,13 @@ class Http2Server:
         with engine.lock:
             self.requests += 1
             accepted = self._running < MAX_STREAMS and not self._leaving
+            shared = engine.core.has_budget(request.stream_id)
             self._idle_since = time.monotonic()
         if not accepted:
             engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
         elif isinstance(decision, PlainAnswer):
             engine.answer(request, decision)
-            if self.requests >= MAX_PLAIN:
+            if self.requests >= MAX_PLAIN and not shared:
                 self._go_away()
         else:
             exchange = Exchange(engine, request, decision, self._threads)

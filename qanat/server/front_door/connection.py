@@ -32,10 +32,12 @@ from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress, client_address, is_internal
+from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.limits import StreamBudget
 from qanat.transports.http2.request import Http2Request, PlainAnswer
 from qanat.transports.http2.server import Exchange, Http2Server
 from qanat.transports.pipe import Pipe, Wire
@@ -91,6 +93,7 @@ class FrontDoorContext:
     log_throttle: LogThrottle
     threads: ThreadGroup
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
+    budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the next
     _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
 
@@ -401,8 +404,21 @@ class Http2Connection:
         self._streams = 0  # tunnel streams that have come
         self._pipes = 0  # that the server has now
         self.server = Http2Server(
-            wire, first, self._route, self._serve_tunnel, context.threads, has_room=context.has_room
+            wire,
+            first,
+            self._route,
+            self._serve_tunnel,
+            context.threads,
+            has_room=context.has_room,
+            budget_of=self._budget_of,
         )
+
+    def _budget_of(self, request: Http2Request) -> StreamBudget | None:
+        """Return what the client that a trusted proxy names has left; None for whoever came here itself."""
+        client, via_proxy = self._context.client_of(self._ip, request.values("x-forwarded-for"))
+        if not via_proxy or self._context.client_of(client)[1]:
+            return None
+        return self._context.budgets.of(client)
 
     def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
         """Return what to answer, or a tunnel's dialect.  A fault here must not end the other streams."""

@@ -21,16 +21,18 @@ from qanat.base.errors import TransportError
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
+from qanat.server.front_door.address_budgets import CAPACITY, AddressBudgets
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import grpc
+from qanat.transports.http2.frames import FrameType
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket import upgrade as websocket
 from tests.support.background import DEADLINE, wait_until
 from tests.support.machine.programs import require_program
 from tests.support.server.front_door_rig import Certificate, connect, echo, exchange, front_door, request
-from tests.support.transports.http2_loopback import CONNECT, DIALECTS, RawHttp2, framed
+from tests.support.transports.http2_loopback import CONNECT, DIALECTS, RawHttp2, frame, framed
 from tests.support.transports.loopback import send_bytes
 
 TUNNEL = {"content_type": "application/octet-stream"}
@@ -205,6 +207,98 @@ def test_bodies_of_requests_that_are_refused_count_for_nothing(stack: ExitStack)
             peer.flush()
         assert echoed(peer, tunnel, b"still here") == b"still here"
         peer.sock.close()
+
+
+def answer_of(peer: RawHttp2, stream_id: int) -> dict[str, str]:
+    """The head of the answer; its `:status` is "" when the stream was reset before it had one."""
+    event = peer.read_until(
+        lambda event: isinstance(event, ResponseReceived | StreamReset) and event.stream_id == stream_id
+    )
+    return (
+        {str(name): str(value) for name, value in event.headers}
+        if isinstance(event, ResponseReceived)
+        else {":status": ""}
+    )
+
+
+def post_and_reset(peer: RawHttp2, **headers: str) -> None:
+    """As a client that the proxy carries: ask for a tunnel, and give it up at once."""
+    number = peer.request(**TUNNEL, **headers)
+    peer.h2.reset_stream(number)
+    peer.flush()
+
+
+def authenticate_one(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+    """Authenticate whoever comes from 203.0.113.7, and nobody else."""
+    pipe.set_unauthenticated(address.client != "203.0.113.7")
+    echo(pipe, address, slot)
+
+
+@pytest.mark.parametrize("stranger", ["203.0.113.66", "2001:db8::66"])
+def test_a_stranger_behind_a_shared_proxy_is_refused_and_cuts_nobody(stack: ExitStack, stranger: str) -> None:
+    """Two clients on one connection, as nghttpx and Caddy put them: one has a tunnel, one posts and resets."""
+    limits = ServerLimits(per_address_rate=1000, per_address_burst=1000)
+    with front_door(authenticate_one, trusted_proxies=("127.0.0.0/8",), limits=limits) as door:
+        proxy = raw(stack, door)
+        honest = proxy.request(**TUNNEL, x_forwarded_for="203.0.113.7")
+        assert status_of(proxy, honest) == "200"
+        for turn in range(400):
+            post_and_reset(proxy, x_forwarded_for=stranger)
+            if turn % 20 == 0:
+                assert echoed(proxy, honest, b"turn %d" % turn) == b"turn %d" % turn
+        neighbor = "2001:db8::1:2" if ":" in stranger else stranger
+        other = raw(stack, door)  # its budget is the same on every connection
+        for peer in (proxy, other):
+            answer = answer_of(peer, peer.request(**TUNNEL, x_forwarded_for=neighbor))
+            assert answer[":status"] == "503"
+            assert int(answer["retry-after"]) >= 1
+        for address in ("203.0.113.7", "203.0.113.8", "2001:db8:0:1::1"):
+            assert status_of(proxy, proxy.request(**TUNNEL, x_forwarded_for=address)) == "200"
+        assert echoed(proxy, honest, b"still here") == b"still here"
+        assert not [event for event in proxy.events if isinstance(event, ConnectionTerminated)]
+        for peer in (proxy, other):
+            peer.sock.close()
+
+
+def test_streams_that_we_reset_for_a_stranger_behind_a_shared_proxy_cut_nobody(stack: ExitStack) -> None:
+    limits = ServerLimits(per_address_rate=1000, per_address_burst=1000)
+    with front_door(authenticate_one, trusted_proxies=("127.0.0.0/8",), limits=limits) as door:
+        proxy = raw(stack, door)
+        honest = proxy.request(**TUNNEL, x_forwarded_for="203.0.113.7")
+        assert status_of(proxy, honest) == "200"
+        answers = []
+        for _ in range(100):
+            number = proxy.request(**TUNNEL, x_forwarded_for="203.0.113.66")
+            proxy.h2.send_data(number, b"\xff" * 5)
+            proxy.flush()
+            answers.append(answer_of(proxy, number)[":status"])
+            if answers[-1] == "503":  # otherwise the server has reset it
+                proxy.h2.reset_stream(number)
+        assert answers[-1] == "503"
+        assert len([answer for answer in answers if answer != "503"]) <= 60
+        assert echoed(proxy, honest, b"still here") == b"still here"
+        proxy.sock.close()
+
+
+def test_a_flood_that_is_nobodys_stream_ends_the_connection_of_a_trusted_proxy_too(stack: ExitStack) -> None:
+    with front_door(trusted_proxies=("127.0.0.0/8",)) as door:
+        proxy = raw(stack, door)
+        with contextlib.suppress(ConnectionError):  # which is an end as well; a time-out is none
+            proxy.sock.sendall(frame(FrameType.PING, 0, 0, bytes(8)) * 9000)
+            while not proxy.ended:
+                proxy.read()
+
+
+def test_addresses_whose_budget_is_kept_are_few() -> None:
+    budgets = AddressBudgets(lambda: 0.0)
+    spent = budgets.of("192.0.2.1")
+    while not spent.refused_for():
+        spent.spend_request()
+    assert budgets.of("192.0.2.1") is spent
+    for number in range(CAPACITY + 10):
+        budgets.of(f"10.0.{number // 256}.{number % 256}")
+    assert len(budgets) == CAPACITY
+    assert not budgets.of("192.0.2.1").refused_for()
 
 
 def test_a_pipe_that_ends_on_a_slow_path_ends_no_other(stack: ExitStack) -> None:
