@@ -14,6 +14,7 @@ import time
 import pytest
 
 from qanat.base.deadline import Deadline
+from qanat.base.workers import Workers
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
@@ -342,7 +343,10 @@ def test_without_free_files_it_waits_quietly_and_then_goes_on(caplog: pytest.Log
     assert [record.levelno for record in said] == [logging.ERROR]
 
 
-def test_without_free_threads_it_drops_the_connection_and_then_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_free_threads_it_drops_the_connection_and_then_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qanat.base.threads.WORKERS", Workers())  # in which no thread waits
     with front_door() as door:
         usual = threading.stack_size(1 << 46)  # no machine has that much to give to a thread
         try:
