@@ -18,6 +18,7 @@ import math
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -96,6 +97,8 @@ _slow = _Slow()
 
 def _in_order(addresses: Sequence[Address]) -> list[Address]:
     """Return each address once: families alternate, beginning with the first one's (RFC 8305 §4)."""
+    if len(addresses) == 1:
+        return list(addresses)
     once = list(dict.fromkeys(addresses))
     first = [a for a in once if a[0] == once[0][0]]
     others = [a for a in once if a[0] != once[0][0]]
@@ -116,26 +119,42 @@ class _Race:
 
     def run(self, deadline: Deadline, cancel: Cancel) -> tuple[socket.socket, SockAddr]:
         """Return the winner.  Blocks."""
+        winner = None
+        while self._left and not self._pending and not cancel.cancelled and not deadline.passed:
+            sock = self._begin()
+            if sock is not None and self._ended_at_once(sock):
+                winner = sock  # what is on this machine mostly is, and needs nothing that follows
+        if winner is None and (self._pending or self._left) and not cancel.cancelled:
+            winner = self._wait_for_winner(deadline, cancel)
+        if winner is not None:
+            return self._won(winner)
+        if cancel.cancelled:
+            raise Cancelled
+        raise ConnectError(list(self._failures.items()))
+
+    def _wait_for_winner(self, deadline: Deadline, cancel: Cancel) -> socket.socket | None:
+        """Return the first that is connected; None when all have failed, time is up or it was cancelled.  Blocks."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            raise ConnectError([(address, error) for _, address in self._left]) from error
+            self._failures.update(dict.fromkeys((*self._pending.values(), *(a for _, a in self._left)), error))
+            return None
         with ours, theirs, _Selector() as selector:
             selector.register(ours, selectors.EVENT_READ)
+            for sock in self._pending:
+                selector.register(sock, selectors.EVENT_WRITE)
             with cancel.waking(lambda: theirs.send(b"x")):
                 while not cancel.cancelled:
                     if deadline.passed:
                         self._give_up()
-                        break
+                        return None
                     self._begin_due(selector)
                     if not self._pending:
-                        break
+                        return None
                     winner = self._wait(selector, deadline)
                     if winner is not None:
-                        return self._won(winner)
-        if cancel.cancelled:
-            raise Cancelled
-        raise ConnectError(list(self._failures.items()))
+                        return winner
+        return None
 
     def close_losers(self) -> None:
         """Close every socket that has not won.  Does not block."""
@@ -145,9 +164,15 @@ class _Race:
 
     def _begin_due(self, selector: selectors.BaseSelector) -> None:
         """Begin with each address whose turn has come."""
-        now = time.monotonic()
-        while self._left and (not self._pending or now >= self._next_at):
-            self._next_at = now + ATTEMPT_DELAY if self._begin(selector) else now
+        while self._left and (not self._pending or time.monotonic() >= self._next_at):
+            sock = self._begin()
+            if sock is None:
+                continue
+            selector.register(sock, selectors.EVENT_WRITE)
+            if len(self._pending) > MAX_PENDING:
+                oldest = next(iter(self._pending))
+                selector.unregister(oldest)
+                self._fail(oldest, errno.ETIMEDOUT)
 
     def _wait(self, selector: selectors.BaseSelector, deadline: Deadline) -> socket.socket | None:
         """Wait until one is connected, which is returned, one has failed, or the next one's turn has come."""
@@ -158,20 +183,21 @@ class _Race:
                 continue  # the one that wakes us
             selector.unregister(sock)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if not number and not _is_connected_to_itself(sock):
+            if not number and not _is_connected_to_itself(sock, self._pending[sock]):
                 return sock
             self._fail(sock, number or errno.ECONNREFUSED)
             self._next_at = time.monotonic()
         return None
 
-    def _begin(self, selector: selectors.BaseSelector) -> bool:
-        """Begin to connect to the next address; return False when that failed at once."""
+    def _begin(self) -> socket.socket | None:
+        """Begin to connect to the next address; return its socket, which is pending, or None when it failed at once."""
+        self._next_at = 0.0
         family, address = self._left.popleft()
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError as error:
             self._failures[address] = error
-            return False
+            return None
         self._pending[sock] = address
         try:
             sock.setblocking(False)
@@ -182,14 +208,29 @@ class _Race:
             number = error.errno or errno.EINVAL
         if number and number not in _UNDER_WAY:
             self._fail(sock, number)
-            return False
+            return None
         self._waited_for.append(address)
-        selector.register(sock, selectors.EVENT_WRITE)  # which one that is connected already is ready for
-        if len(self._pending) > MAX_PENDING:
-            oldest = next(iter(self._pending))
-            selector.unregister(oldest)
-            self._fail(oldest, errno.ETIMEDOUT)
-        return True
+        self._next_at = time.monotonic() + ATTEMPT_DELAY
+        return sock
+
+    def _ended_at_once(self, sock: socket.socket) -> bool:
+        """Return whether `sock` is connected already; one that has failed already is no longer pending.
+
+        Linux tells whoever asks for the same again, and forgets the failure by that (connect(2)).
+        """
+        if sys.platform != "linux":
+            return False
+        address = self._pending[sock]
+        number = sock.connect_ex(address)
+        if number == errno.EALREADY:
+            return False
+        if number not in (0, errno.EISCONN):
+            self._fail(sock, number)
+        elif _is_connected_to_itself(sock, address):
+            self._fail(sock, errno.ECONNREFUSED)
+        else:
+            return True
+        return False
 
     def _fail(self, sock: socket.socket, number: int) -> None:
         self._failures[self._pending.pop(sock)] = _error(number)
@@ -208,12 +249,9 @@ class _Race:
         return sock, address
 
 
-def _is_connected_to_itself(sock: socket.socket) -> bool:
+def _is_connected_to_itself(sock: socket.socket, address: SockAddr) -> bool:
     """Return whether this is TCP's simultaneous open of a local port with itself: nobody listens there."""
-    try:
-        return bool(sock.getsockname() == sock.getpeername())
-    except OSError:
-        return False
+    return bool(sock.getsockname() == address)
 
 
 def _error(number: int) -> OSError:

@@ -70,8 +70,11 @@ class Acceptor:
             for sock in self._listeners:
                 sock.close()
             raise _cannot_listen(format_address(self.addresses[0]), 0, error) from error
+        self._selector = _Selector()
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
         for sock in self._listeners:
             sock.setblocking(False)
+            self._selector.register(sock, selectors.EVENT_READ)
 
     def accept(self) -> tuple[socket.socket, tuple[object, ...]] | None:
         """Block for the next connection; return its socket, which blocks, and its address, or None once closed.
@@ -133,16 +136,14 @@ class Acceptor:
 
     def _wait(self) -> None:
         """Block until there is a connection, or `close` was called."""
-        with _Selector() as selector:
-            for sock in (*self._listeners, self._wake_read):
-                selector.register(sock, selectors.EVENT_READ)
-            self._ready.extend(
-                key.fileobj
-                for key, _ in selector.select()
-                if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._wake_read
-            )
+        self._ready.extend(
+            key.fileobj
+            for key, _ in self._selector.select()
+            if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._wake_read
+        )
 
     def _close_sockets(self) -> None:
+        self._selector.close()
         for sock in (*self._listeners, self._wake_read, self._wake_write):
             close_socket(sock)
 

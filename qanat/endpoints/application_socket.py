@@ -47,14 +47,21 @@ class ApplicationKeepalive:
     def configure(self, sock: socket.socket) -> None:
         """Set all options of an application's socket that is about to connect or listen.  Does not block."""
         set_reset_on_close(sock, True)
-        _set(sock, socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        with contextlib.suppress(OSError):  # a system without it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if self.idle is not None:
-            _set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            _set(sock, socket.IPPROTO_TCP, _KEEP_IDLE, max(1, round(self.idle)))
-            _set(sock, socket.IPPROTO_TCP, _KEEP_INTERVAL, max(1, round(self.interval)))
-            _set(sock, socket.IPPROTO_TCP, _KEEP_COUNT, self.count)
-        if self.unacknowledged is not None:
-            _set(sock, socket.IPPROTO_TCP, _USER_TIMEOUT, max(1, round(self.unacknowledged * 1000)))
+            with contextlib.suppress(OSError):  # likewise: keepalive is no condition for a connection
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in (
+                    (_KEEP_IDLE, round(self.idle)),
+                    (_KEEP_INTERVAL, round(self.interval)),
+                    (_KEEP_COUNT, self.count),
+                ):
+                    if option is not None:
+                        sock.setsockopt(socket.IPPROTO_TCP, option, max(1, value))
+        if self.unacknowledged is not None and _USER_TIMEOUT is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, max(1, round(self.unacknowledged * 1000)))
 
 
 DEFAULT_KEEPALIVE = ApplicationKeepalive()
@@ -66,9 +73,3 @@ def reason_for(error: OSError) -> tuple[Reason, str]:
     if error.errno in _VANISHED:
         return Reason.UNREACHABLE, f"the application's machine no longer answers: {words}"
     return Reason.CANCELLED, words
-
-
-def _set(sock: socket.socket, level: int, option: int | None, value: int) -> None:
-    if option is not None:
-        with contextlib.suppress(OSError):  # a system without it; keepalive is no condition for a connection
-            sock.setsockopt(level, option, value)
