@@ -172,7 +172,6 @@ CLIENT = [
     Case(WebSocketPipe, "send_now", "local"),
     Case(Http2Pipe, "recv", "local", thread="a-reader", transport="http2"),
     Case(Http2Pipe, "send", "local", thread="a-writer", transport="grpc"),
-    Case(Client, "_accepted", "local"),
     Case(Client, "_choose_locked", "local"),
     Case(Session, "join_accepted", "local"),
     Case(JoinedStreams, "pump", "local"),
