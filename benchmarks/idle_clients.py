@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -26,24 +27,24 @@ def main() -> None:
     """Start all, then wait."""
     threading.stack_size(256 * 1024)
     rsa.generate_private_key = functools.cache(rsa.generate_private_key)
-    places = threading.Semaphore(AT_ONCE)
-    connected = threading.Semaphore(0)
-
-    def ready() -> None:
-        places.release()
-        connected.release()
-
-    files = Path(sys.argv[1]).read_text().split()
+    coming: list[Client] = []
     clients = []
-    for file in files:
-        places.acquire()
-        clients.append(Client(load_config(Path(file), want="client"), ready))
+    for file in Path(sys.argv[1]).read_text().split():
+        _wait_until_fewer_are(coming, AT_ONCE)
+        coming.append(Client(load_config(Path(file), want="client")))
+        clients.append(coming[-1])
         clients[-1].start()
-    for _ in files:
-        connected.acquire()
+    _wait_until_fewer_are(coming, 1)
     Path(sys.argv[2]).touch()
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    os._exit(0)  # a goodbye from each would take as long as they took to come
+    os._exit(0)  # a CLOSE from each would take as long as they took to come
+
+
+def _wait_until_fewer_are(coming: list[Client], number: int) -> None:
+    """Take out of `coming` those that are connected, until fewer than `number` are left."""
+    while len(coming) >= number:
+        coming[:] = [client for client in coming if not any(server.session for server in client.servers)]
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,12 @@ class Pump:
 
     def ended(self) -> None:
         """Half-close the socket: the stream's peer has finished.  Does not block."""
-        self._over(self._half_close())
+        try:
+            orderly = self._half_close()
+        except Exception:
+            self._faulty("downlink")
+        else:
+            self._over(orderly)
 
     def stopped(self) -> None:
         """End the downlink of a stream that was reset.  Does not block."""

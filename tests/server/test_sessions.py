@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from qanat.base.deadline import Deadline
+from qanat.endpoints.watcher import Watcher
 from qanat.mux.parameters import LaneParameters
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.session import ServerSession
@@ -46,6 +47,7 @@ def session(name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = 
         connecting=threading.Semaphore(),
         max_forwards=1,
         max_lanes=1,
+        watcher=Watcher(),
         shared_ports=SharedPorts(),
     )
 
