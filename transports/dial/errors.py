@@ -130,6 +130,8 @@ _ON_TLS_PORT = "it may demand a client certificate (set tls.certificate and tls.
 """Those that let the handshake pass without one say 400 afterwards."""
 
 
+_HOP_BY_HOP = "hop-by-hop"  # so the front door calls the headers that a proxy drops unless told otherwise
+_SEE_ITS_LOG = "a proxy on the way may change it; the log of the server says what to do"
 _BODY_LIMIT = 1024 * 1024  # nginx's default client_max_body_size, in bytes
 
 
@@ -147,12 +149,18 @@ def explain_reset(code: str, sent: int) -> str:
     return ""
 
 
-def explain_status(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> TransportError:
+def explain_status(
+    status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl, *, reason: str = ""
+) -> TransportError:
     """One error for an answer that is not the tunnel.
 
-    `headers` has lower-case names.  Retry-After (RFC 9110 §10.2.3) is honoured for 429 and 503.
+    `headers` has lower-case names.  `reason` is what a Qanat server gives with 400.
+    Retry-After (RFC 9110 §10.2.3) is honoured for 429 and 503.
     """
     text, hint = _text_and_hint(status, headers, transport, url)
+    if reason:
+        text = f"{status}: the server refused the request: {reason}"
+        hint = f"a proxy in front changes it; {_NGINX_UPGRADE}" if _HOP_BY_HOP in reason else _SEE_ITS_LOG
     wait = None
     if status in (429, 503):
         wait = retry_after(headers.get("retry-after", ""), datetime.datetime.now(datetime.UTC))

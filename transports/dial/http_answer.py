@@ -10,11 +10,14 @@ import re
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
-from qanat.base.untrusted import header_text, http_status, words
+from qanat.base.untrusted import header_text, http_status, number, words
 from qanat.transports.pipe import Wire
 
 MAX_HEAD = 64 * 1024
 """Bytes of an answer's head; CDNs send several KiB of headers."""
+
+MAX_REASON = 300
+"""Bytes of a body in which a reason is looked for."""
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
@@ -40,6 +43,24 @@ class AnswerReader:
         Blocks until the deadline.  Raises TransportError whose hint says what to do.
         """
         return self._parse(self._read_head())
+
+    def read_reason(self, headers: dict[str, str]) -> str:
+        """Return the reason in the short plain body that a Qanat server's refusal has, "" without one.
+
+        Blocks until it is there, at most until the deadline, and never raises: the answer's head is known already.
+        """
+        size = number(headers.get("content-length", ""), MAX_REASON)
+        if size is None or not headers.get("content-type", "").startswith("text/plain"):
+            return ""
+        body = self.rest
+        buffer = memoryview(bytearray(MAX_REASON))
+        try:
+            while len(body) < size:
+                body += buffer[: self._receive(buffer)]
+        except TransportError:
+            return ""
+        first, _, reason = words(body[:size].strip(), MAX_REASON).partition(": ")
+        return reason if first == "Bad Request" else ""
 
     def _read_head(self) -> bytes:
         received = self.rest

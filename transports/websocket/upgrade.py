@@ -227,7 +227,8 @@ class _Opening:
         while 100 <= status < 200 and status != 101:  # 103 Early Hints, for example, may come first
             status, headers = reader.read()
         if status != 101:
-            raise explain_status(status, headers, "websocket", url)
+            reason = reader.read_reason(headers) if status == 400 else ""
+            raise explain_status(status, headers, "websocket", url, reason=reason)
         self.rest = reader.rest
         self._check_headers(headers)
         # A proxy may take the subprotocol away, on which the library would insist.

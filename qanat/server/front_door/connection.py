@@ -32,6 +32,7 @@ from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress, client_address, is_internal
+from qanat.server.front_door import refusals
 from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
 from qanat.transports.http2 import grpc
@@ -62,18 +63,13 @@ _TLS_ON_PLAIN = (
     "or let the proxy in front terminate TLS and come here with http://"
 )
 
-_NO_UPGRADE = (
-    "a WebSocket request from %s came without its upgrade: a proxy in front drops the Upgrade and Connection headers, "
-    "or speaks HTTP/1.0.  nginx needs: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
-    'proxy_set_header Connection "upgrade";'
-)
-
 _UNTRUSTED_PROXY = (
     "%s sends X-Forwarded-For and is not in `trusted_proxies`: all who come through it count as one address, so one of "
     "them can slow all others down.  If it is your proxy, set trusted_proxies: [%s]"
 )
 
 _FIRST_READ = 4096
+_PEEKED = 16  # enough for a PROXY protocol header to be known by
 _TLS_FIRST_BYTE = b"\x16"  # a handshake record, RFC 8446 §5.1
 _LINGER = 1.0
 """Seconds to go on reading after an answer to somebody who is still sending: an unread byte would turn our
@@ -106,6 +102,24 @@ class FrontDoorContext:
         if forwarded_for and not via_proxy and is_internal(ip) and self._once.due("untrusted proxy"):
             log.warning(_UNTRUSTED_PROXY, ip, ip)
         return client, via_proxy
+
+    def tell_of(self, refusal: refusals.Refusal, peer: str, path: str) -> None:
+        """Log why a client of a tunnel, as it seems, was refused; not often.  `path` is what it asked for."""
+        if self.log_throttle.due(f"refused: {refusal.subject}"):
+            log.log(
+                logging.WARNING if refusal is refusals.LOST_UPGRADE else logging.INFO,
+                "refused %s, which asked for %s: %s; %s",
+                peer,
+                refusals.shown(path) or "nothing yet",
+                refusal.reason,
+                refusal.remedy,
+            )
+
+    def tell_of_404(self, peer: str, path: str, headers: tuple[tuple[str, str], ...]) -> None:
+        """Log a request that found nothing here, if it looks like a tunnel's client; not often."""
+        if refusals.looks_like_client(path, headers, self.settings.path):
+            right = path in (self.settings.path, grpc.METHOD_PATH)
+            self.tell_of(refusals.NO_TUNNEL_REQUEST if right else refusals.WRONG_PATH, peer, path)
 
     def slow_down(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool:
         """Block for as long as this address has to wait, at most until `deadline`; False when `ending` is set first."""
@@ -222,11 +236,19 @@ class FrontConnection:
             self._slow_down(self.ip)
         if self._context.tls is None:
             return
-        first = self._sock.recv(1, socket.MSG_PEEK)  # left where it is, for TLS to read
-        if first == _TLS_FIRST_BYTE:
+        first = self._sock.recv(_PEEKED, socket.MSG_PEEK)  # left where it is, for TLS to read
+        if first.startswith(_TLS_FIRST_BYTE):
             context = self._context.tls.context()
-            self._wire = TlsWire(self._wire, context, server_side=True, deadline=self.deadline)
-        elif first.isalpha():
+            try:
+                self._wire = TlsWire(self._wire, context, server_side=True, deadline=self.deadline)
+            except TransportError as error:
+                if self._context.log_throttle.due("TLS"):
+                    log.info("TLS with %s failed: %s", self.peer, error)
+                raise
+        elif classify_opening(first) is Opening.PROXY:
+            self._refuse_proxy_protocol()
+            raise _NotServed
+        elif first[:1].isalpha():
             self._report("plain HTTP on a TLS port", _PLAIN_ON_TLS)
             self._answer(answer(400, "This port speaks TLS: use https:// or wss://.\n"), linger=True)
             raise _NotServed
@@ -249,6 +271,8 @@ class FrontConnection:
         elif opening is Opening.TLS:
             if self._context.tls is None:
                 self._report("TLS on a plain port", _TLS_ON_PLAIN)
+        elif opening is Opening.PROXY:
+            self._refuse_proxy_protocol()
         else:
             self._serve_http2(bytes(first))
 
@@ -264,13 +288,19 @@ class FrontConnection:
     def _serve_http1(self, first: bytes) -> None:
         """Read the rest of one request head, and serve the request."""
         reader = HeadReader(self._context.settings.limits.header_bytes)
+        received = bytearray(first)
         try:
             head = reader.feed(first)
             while head is None:
-                head = reader.feed(self._receive(reader.room))
+                more = self._receive(reader.room)
+                received += more
+                head = reader.feed(more)
         except BadRequest as error:
             log.debug("bad request from %s: %s", self.peer, error)
-            self._answer(answer(error.status), linger=True)
+            refusal = refusals.TOO_LARGE if error.status == 431 else refusals.malformed(str(error))
+            if refusals.raw_head_looks_like_client(bytes(received), self._context.settings.path):
+                self._context.tell_of(refusal, self.peer, refusals.raw_path(bytes(received)))
+            self._answer(answer(error.status, refusal.body if error.status == 400 else ""), linger=True)
             return
         self._serve_request(head)
 
@@ -291,13 +321,14 @@ class FrontConnection:
         if head.path == self._context.settings.path and head.may_be_upgraded and is_upgrade(upgrade):
             self._serve_tunnel(head, upgrade)
         elif head.path == self._context.settings.path and _lost_its_upgrade(head):
-            self._report("lost upgrade", _NO_UPGRADE)
+            self._context.tell_of(refusals.LOST_UPGRADE, self.peer, head.path)
             # Not 426, which demands an Upgrade header that a proxy would copy into an HTTP/2 answer.
-            self._answer(answer(400), linger=linger)
+            self._answer(answer(400, refusals.LOST_UPGRADE.body), linger=linger)
         elif head.path == HEALTH_PATH and head.method in ("GET", "HEAD"):
             self._answer(answer(200, "ok\n", to_head=to_head), linger=linger)
         else:
             log.debug("404 for %s from %s", head.method, self.peer)
+            self._context.tell_of_404(self.peer, head.path, head.headers)
             self._answer(answer(404, to_head=to_head), linger=linger)
 
     def _serve_tunnel(self, head: RequestHead, upgrade: UpgradeRequest) -> None:
@@ -323,7 +354,9 @@ class FrontConnection:
             pipe = accept(upgrade, self._wire, rest)
         except UpgradeRefused as refused:
             log.debug("unacceptable upgrade from %s: %s", address, refused.reason)
-            self._answer(answer(refused.status), linger=True)
+            refusal = refusals.bad_upgrade(refused.reason)
+            self._context.tell_of(refusal, str(address), upgrade.target.partition("?")[0])
+            self._answer(answer(refused.status, refusal.body), linger=True)
             return
         try:
             with self._lock:
@@ -336,6 +369,10 @@ class FrontConnection:
             pipe.close("the server has ended this connection")
 
     # --- small things
+
+    def _refuse_proxy_protocol(self) -> None:
+        self._context.tell_of(refusals.PROXY_PROTOCOL, self.peer, "")
+        self._answer(answer(400, refusals.PROXY_PROTOCOL.body), linger=True)
 
     def _slow_down(self, ip: str) -> None:
         """Block for as long as this address has to wait.  Raises _NotServed when this connection has to end first."""
@@ -431,6 +468,8 @@ class Http2Connection:
     def _choose_route(self, request: Http2Request) -> PlainAnswer | Dialect:
         settings = self._context.settings
         if request.size > settings.limits.header_bytes:
+            if refusals.looks_like_client(request.path, request.headers, settings.path):
+                self._context.tell_of(refusals.TOO_LARGE, self._peer, request.path)
             return PlainAnswer(431, "Request Header Fields Too Large\n")
         if request.path == HEALTH_PATH and request.method in ("GET", "HEAD"):
             return PlainAnswer(200, "ok\n")
@@ -442,6 +481,7 @@ class Http2Connection:
             if content_type == http2.CONTENT_TYPE and request.path == settings.path:
                 return http2.DIALECT
         log.debug("404 for %s from %s", request.method, self._peer)
+        self._context.tell_of_404(self._peer, request.path, request.headers)
         return PlainAnswer(404, "Not Found\n")
 
     def _serve_tunnel(self, exchange: Exchange) -> None:

@@ -19,6 +19,10 @@ from qanat.base.untrusted import header_text
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What an HTTP/2 client sends first (RFC 9113 §3.4)."""
 
+PROXY_V1 = b"PROXY "
+PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
+"""How a PROXY protocol header begins, in its two versions (haproxy's doc/proxy-protocol.txt §2.1, §2.2)."""
+
 _TLS_HANDSHAKE = b"\x16\x03"
 """How a TLS record with a ClientHello begins (RFC 8446 §5.1)."""
 
@@ -40,15 +44,24 @@ class Opening(Enum):
     HTTP1 = auto()
     HTTP2 = auto()
     TLS = auto()
+    PROXY = auto()
+
+
+_OPENINGS = (
+    (HTTP2_PREFACE, Opening.HTTP2),
+    (_TLS_HANDSHAKE, Opening.TLS),
+    (PROXY_V1, Opening.PROXY),
+    (PROXY_V2, Opening.PROXY),
+)
 
 
 def classify_opening(first: bytes | bytearray) -> Opening:
-    """Tell the protocol from the first bytes; UNDECIDED while they may still become TLS or HTTP/2."""
-    for beginning, opening in ((HTTP2_PREFACE, Opening.HTTP2), (_TLS_HANDSHAKE, Opening.TLS)):
+    """Tell the protocol from the first bytes; UNDECIDED while they may still become another than HTTP/1."""
+    for beginning, opening in _OPENINGS:
         if first.startswith(beginning):
             return opening
-        if beginning.startswith(first):
-            return Opening.UNDECIDED
+    if any(beginning.startswith(first) for beginning, _ in _OPENINGS):
+        return Opening.UNDECIDED
     return Opening.HTTP1
 
 

@@ -95,3 +95,12 @@ def test_a_reset_after_about_one_mebibyte_is_guessed_to_be_the_body_limit_of_ngi
     code: str, sent: int, guessed: bool
 ) -> None:
     assert ("client_max_body_size 0" in explain_reset(code, sent)) is guessed
+
+
+def test_a_reason_that_the_server_gives_takes_the_place_of_a_guess() -> None:
+    error = explain_status(400, {}, "websocket", URL, reason="the request has two Host headers")
+    assert "the request has two Host headers" in error.message
+    assert "the log of the server" in error.hint
+    assert "nginx" not in error.hint
+    error = explain_status(400, {}, "websocket", URL, reason="it came without its hop-by-hop headers")
+    assert "proxy_set_header Upgrade $http_upgrade" in error.hint
