@@ -139,12 +139,9 @@ class Stream:
 
         Raises StreamReset.  For the one thread that queues: nobody else makes it less.
         """
-        state = self._state
-        if state.failure is not None or state.phase is StreamPhase.CLOSED:
-            with self._lock:
-                self._raise_if_over_locked()
         with self._lock:
-            return self._sender.sendable(state)
+            self._raise_if_over_locked()
+            return self._sender.sendable(self._state)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once there is `room`, or the stream is over; at once if so now.  Does not block.
@@ -173,13 +170,9 @@ class Stream:
             calls = self._lane.wake_locked(sending=True)
         self._lane.call(calls)
 
-    def flush(self) -> None:
-        """Send what is queued on the stream's lane, as far as that can be done at once.  Does not block."""
-        self._lane.flush()
-
     @property
     def lane(self) -> LaneOfStream:
-        """What `flush` flushes: the same for many streams."""
+        """What has to be flushed after `queue` and `queue_finish`: the same for many streams."""
         return self._lane
 
     def take_buffer(self) -> Buffer:
