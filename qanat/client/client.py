@@ -25,14 +25,13 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
-from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason
 from qanat.process.log_throttle import LogThrottle
-from qanat.session.limits import CLIENT_STREAMS, affordable_streams
+from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
 from qanat.session.messages import ConnectTcp
 
 log = logging.getLogger("qanat.client")
@@ -59,9 +58,9 @@ class Client:
         self._watcher = Watcher()
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
-        probes = settings.application_keepalive
-        keepalive = ApplicationKeepalive(probes.idle or None, probes.interval, probes.count)
-        self._local = LocalForwards(settings.forwards, self._accepted, keepalive)
+        self._local = LocalForwards(
+            settings.forwards, self._accepted, application_keepalive(settings.application_keepalive)
+        )
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1

@@ -26,12 +26,11 @@ from qanat.client.network_watch import NetworkWatch
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, RemoteServer
-from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Ready
 from qanat.handshake.key_pool import ClientKeyPool
-from qanat.session.limits import hello_parameters, lane_parameters, share
+from qanat.session.limits import application_keepalive, hello_parameters, lane_parameters, share
 from qanat.session.session import new_id
 
 log = logging.getLogger("qanat.client")
@@ -254,7 +253,6 @@ class ServerConnection:
             resumable=resume_for > 0,
         )
         remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
-        probes = settings.application_keepalive
         return ClientSession(
             settings.name,
             parameters,
@@ -265,7 +263,7 @@ class ServerConnection:
             remotes=remotes,
             connect_timeout=settings.connect_timeout,
             watcher=self._watcher,
-            keepalive=ApplicationKeepalive(probes.idle or None, probes.interval, probes.count),
+            keepalive=application_keepalive(settings.application_keepalive),
         )
 
     def _keep_session(self, endpoint: Endpoint, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:

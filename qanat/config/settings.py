@@ -32,6 +32,7 @@ from qanat.config.texts import (
     parse_next_listen,
     parse_transport,
 )
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
 from qanat.handshake.hello import MAX_INITIAL_WINDOW
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
 
@@ -183,9 +184,17 @@ class Keepalive:
 class ApplicationProbes:
     """TCP keepalive of the connections with applications, so that one whose machine vanished is noticed."""
 
-    idle: float = option(60.0, low=0, high=32_767, unit="seconds", doc="Silence until the first probe; 0 never asks.")
-    interval: float = option(15.0, low=1, high=32_767, unit="seconds", doc="Time between probes.")
-    count: int = option(4, low=1, high=127, unit="probes", doc="Probes without an answer until it counts as vanished.")
+    idle: float = option(
+        DEFAULT_KEEPALIVE.idle, low=0, high=32_767, unit="seconds", doc="Silence until the first probe; 0 never asks."
+    )
+    interval: float = option(DEFAULT_KEEPALIVE.interval, low=1, high=32_767, unit="seconds", doc="Time between probes.")
+    count: int = option(
+        DEFAULT_KEEPALIVE.count,
+        low=1,
+        high=127,
+        unit="probes",
+        doc="Probes without an answer until it counts as vanished.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

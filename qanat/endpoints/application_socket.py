@@ -30,8 +30,8 @@ _VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, e
 class ApplicationKeepalive:
     """When an application that is silent counts as vanished: with these defaults, after two minutes."""
 
-    idle: float | None = 60.0
-    """Seconds of silence until the first probe; None never asks."""
+    idle: float = 60.0
+    """Seconds of silence until the first probe; 0 never asks."""
     interval: float = 15.0
     """Seconds between probes."""
     count: int = 4
@@ -49,7 +49,7 @@ class ApplicationKeepalive:
         set_reset_on_close(sock, True)
         with contextlib.suppress(OSError):  # a system without it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        if self.idle is not None:
+        if self.idle:
             with contextlib.suppress(OSError):  # likewise: keepalive is no condition for a connection
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 for option, value in (

@@ -21,7 +21,6 @@ from qanat.base.errors import HandshakeError, ProtocolError, QanatError, Refused
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.config.settings import ClientAccount, ServerSettings
-from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
@@ -37,7 +36,14 @@ from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
-from qanat.session.limits import affordable_connections, affordable_streams, hello_parameters, lane_parameters, share
+from qanat.session.limits import (
+    affordable_connections,
+    affordable_streams,
+    application_keepalive,
+    hello_parameters,
+    lane_parameters,
+    share,
+)
 from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")
@@ -68,8 +74,7 @@ class Server:
         self._front_door = FrontDoor(settings, self._serve_pipe)
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
-        probes = settings.application_keepalive
-        self._application_keepalive = ApplicationKeepalive(probes.idle or None, probes.interval, probes.count)
+        self._application_keepalive = application_keepalive(settings.application_keepalive)
         self._shared_ports = SharedPorts(self._application_keepalive)
         self._watcher = Watcher()
         self._log_throttle = LogThrottle()

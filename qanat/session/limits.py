@@ -1,4 +1,5 @@
-"""How much a session may hold: what each end allows the other, and what each lane gets of it.
+"""How much a session may hold: what each end allows the other, and what each lane gets of it, and how
+its sockets are probed.
 
 Made from the configuration and from what the peer said in HELLO or READY.  `qanat.client.server_connection` and
 `qanat.server.server` use it when a session begins.
@@ -11,7 +12,8 @@ import math
 
 from qanat.base.files_limit import raise_open_files_limit
 from qanat.base.version import __version__
-from qanat.config.settings import Flow, Keepalive
+from qanat.config.settings import ApplicationProbes, Flow, Keepalive
+from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.handshake.hello import Parameters
 from qanat.mux.parameters import LaneParameters
 
@@ -99,3 +101,8 @@ def lane_parameters(
         keepalive=keepalive.interval,
         resumable=resumable,
     )
+
+
+def application_keepalive(probes: ApplicationProbes) -> ApplicationKeepalive:
+    """Return how the sockets of a session's applications are probed."""
+    return ApplicationKeepalive(probes.idle, probes.interval, probes.count)

@@ -58,7 +58,7 @@ def test_it_can_be_set_and_switched_off() -> None:
         assert both.options(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == {5}
         assert both.options(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == {1}
         assert both.options(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == {30_000}
-        off = Both(stack, ApplicationKeepalive(idle=None))
+        off = Both(stack, ApplicationKeepalive(idle=0))
         assert off.options(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == {0}
 
 
