@@ -154,5 +154,12 @@ class StreamReset(QanatError):
         self.code = code
 
 
+class WouldBlock(QanatError):
+    """What was asked for without waiting cannot be done at once.  Ask again, and wait."""
+
+    def __init__(self) -> None:
+        super().__init__("it would have to wait")
+
+
 class SessionEnded(QanatError):
     """The session that carried this stream is over, so no new stream can be opened on it."""

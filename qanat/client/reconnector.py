@@ -32,6 +32,7 @@ from qanat.config.settings import ClientSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
 from qanat.mux.lane import Lane, Superseded
+from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 
 log = logging.getLogger("qanat.client")
@@ -131,7 +132,7 @@ class Reconnector:
             with self._context.cancel.waking(self._cancel):
                 if sealed is not None:
                     self._server_has_lane = True
-                    self._start_pipe(endpoint, sealed)
+                    self._start_pipe(endpoint, sealed, FIRST_PIPE)
                 while (why := self._wait_for_cause()) is not None:
                     self._replace_pipe(why)
         except BaseException:
@@ -251,9 +252,7 @@ class Reconnector:
         self._start_pipe(
             endpoint,
             sealed,
-            epoch=self._epoch,
-            peer_expects=ready.expected,
-            receive_from=expected,
+            ResumePoint(self._epoch, peer_expects=ready.expected, receive_from=expected),
             on_attached=partial(self._log_attached, endpoint, why, self._epoch),
         )
 
@@ -292,10 +291,7 @@ class Reconnector:
         self,
         endpoint: Endpoint,
         sealed: SealedPipe,
-        *,
-        epoch: int = 0,
-        peer_expects: int = 0,
-        receive_from: int | None = None,
+        resume: ResumePoint,
         on_attached: Callable[[], None] = lambda: None,
     ) -> None:
         """Run the lane on this pipe, in a thread of its own.  Raises NoThread."""
@@ -317,10 +313,8 @@ class Reconnector:
                     self._number,
                     self._lane,
                     sealed,
+                    resume,
                     silence=self._context.settings.keepalive.timeout,
-                    epoch=epoch,
-                    peer_expects=peer_expects,
-                    receive_from=receive_from,
                     on_attached=attached,
                 )
             finally:

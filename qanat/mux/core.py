@@ -37,20 +37,19 @@ class LaneCore:
 
     # --- the pipe below -------------------------------------------------------------------------
 
-    def attach(self, now: float, *, peer_expects: int = 0, receive_from: int | None = None) -> None:
+    def attach(self, now: float, *, peer_expects: int = 0, receive_from: int = 0) -> None:
         """Begin with a new pipe: replay from `peer_expects` on.
 
-        `receive_from` is the number of the first numbered frame that the peer will send on this pipe
-        (None: what we expect); those below what we expect are dropped.  Raises ProtocolError when the
+        `receive_from` is the number of the first numbered frame that the peer will send on this pipe; those below
+        what we expect are dropped.  Raises ProtocolError when the
         peer expects what is not kept, and when a gap would follow; nothing has changed then.
         """
         self.sender.retransmit_buffer.check_resume(peer_expects)
         expected = self.receiver.expected
-        start = expected if receive_from is None else receive_from
-        if start > expected:
-            raise ProtocolError(f"the peer goes on at frame {start}, but {expected} is the next expected")
+        if receive_from > expected:
+            raise ProtocolError(f"the peer goes on at frame {receive_from}, but {expected} is the next expected")
         self.sender.attach(peer_expects)
-        self.receiver.attach(start)
+        self.receiver.attach(receive_from)
         self.pending.restart(now, self.streams)
 
     def detach(self) -> None:

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from functools import partial
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError
+from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError, WouldBlock
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.attachment import Attachment, AttachmentStep
 from qanat.mux.core import LaneCore
 from qanat.mux.frames import Reason
-from qanat.mux.parameters import ControlReceived, Event, LaneParameters
+from qanat.mux.parameters import FIRST_PIPE, ControlReceived, Event, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
 from qanat.mux.stream import Calls, Stream
 from qanat.mux.stream_state import StreamPhase, StreamState
@@ -68,39 +68,25 @@ class Lane:
 
     # --- streams and messages -------------------------------------------------------------------
 
-    def open_stream(self, request: bytes) -> Stream:
-        """Open a stream; blocks while the retransmit buffer is full.
+    def open_stream(self, request: bytes, *, wait: bool = True) -> Stream:
+        """Open a stream; blocks while the retransmit buffer is full, or raises WouldBlock without `wait`.
 
         Raises SessionEnded, StreamReset(LIMIT) when the peer allows no more, and LocalError for a request above
         1,024 bytes.
         """
-        with self.lock:
-            while self._must_wait_locked():
-                self._room.wait()
-            stream, calls = self._open_locked(request)
-        self.call(calls)
-        self.flush()
-        return stream
-
-    def open_stream_now(self, request: bytes) -> Stream | None:
-        """Open a stream, or return None where `open_stream` would block.  Raises as that does."""
-        with self.lock:
-            if self._must_wait_locked():
-                return None
-            stream, calls = self._open_locked(request)
-        self.call(calls)
-        self.flush()
-        return stream
-
-    def _must_wait_locked(self) -> bool:
         core = self.core
-        return core.sender.retransmit_buffer.full and core.ended is None and self._closing is None
-
-    def _open_locked(self, request: bytes) -> tuple[Stream, Calls]:
-        if self._closing is not None:
-            raise SessionEnded("the session is closing")
-        stream = self._add_stream_locked(self.core.open_stream(request, self.clock()))
-        return stream, self.wake_locked(sending=True)
+        with self.lock:
+            while core.sender.retransmit_buffer.full and core.ended is None and self._closing is None:
+                if not wait:
+                    raise WouldBlock
+                self._room.wait()
+            if self._closing is not None:
+                raise SessionEnded("the session is closing")
+            stream = self._add_stream_locked(core.open_stream(request, self.clock()))
+            calls = self.wake_locked(sending=True)
+        self.call(calls)
+        self.flush()
+        return stream
 
     def send_control(self, message: bytes) -> None:
         """Queue a control message of at most 1,024 bytes.  Does not block; the caller bounds how many there are."""
@@ -155,24 +141,21 @@ class Lane:
     def run(
         self,
         sealed: SealedPipe,
+        resume: ResumePoint = FIRST_PIPE,
         *,
         silence: float,
-        epoch: int = 0,
-        peer_expects: int = 0,
-        receive_from: int | None = None,
         on_attached: Callable[[], None] = lambda: None,
     ) -> PipeResult:
         """Carry the lane on this pipe until it ends; blocks, and is the pipe's reader thread meanwhile.
 
-        `epoch` is what `acquire` has granted (0, for a lane's first pipe, needs no grant), `peer_expects` and
-        `receive_from` are what the two ends said in HELLO and READY (see `LaneCore.attach`).  `silence` is
-        the number of seconds after which the pipe counts as dead when not one raw byte came, or when nothing could be
-        sent.  `on_attached` is called once the lane is on the pipe.  The pipe is closed on return.  Never raises for
-        what the peer or the path did: the PipeResult says it.
+        `resume` is what `acquire` has granted, and where both ends go on; a lane's first pipe needs no grant.
+        `silence` is the number of seconds after which the pipe counts as dead when not one raw byte came, or when
+        nothing could be sent.  `on_attached` is called once the lane is on the pipe.  The pipe is closed on return.
+        Never raises for what the peer or the path did: the PipeResult says it.
         """
         runner = PipeRunner(self, sealed)
         try:
-            refused = self._attach(runner, epoch, peer_expects, receive_from)
+            refused = self._attach(runner, resume)
             if refused is not None:
                 return refused
             try:
@@ -397,17 +380,17 @@ class Lane:
         stream = self._streams[state.id] = Stream(self, state)
         return stream
 
-    def _attach(self, runner: PipeRunner, epoch: int, peer_expects: int, receive_from: int | None) -> PipeResult | None:
+    def _attach(self, runner: PipeRunner, resume: ResumePoint) -> PipeResult | None:
         """Put the lane on the runner's pipe, or say why not."""
         try:
             with self.lock:
                 if self.core.ended is not None:
                     return PipeResult("the session is over")
                 if self._attachment.epoch < 0:
-                    self._attachment.grant(epoch)
-                if self._attachment.epoch != epoch:
+                    self._attachment.grant(resume.epoch)
+                if self._attachment.epoch != resume.epoch:
                     return PipeResult("a later connection has the lane")
-                self.core.attach(self.clock(), peer_expects=peer_expects, receive_from=receive_from)
+                self.core.attach(self.clock(), peer_expects=resume.peer_expects, receive_from=resume.receive_from)
                 self._attachment.advance(AttachmentStep.ATTACH)
                 self._runner = runner
                 if self._closing is not None:

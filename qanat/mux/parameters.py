@@ -27,6 +27,22 @@ class LaneParameters:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a lane goes on with its next pipe, as both ends have said in HELLO and READY; by default its first pipe."""
+
+    epoch: int = 0
+    """The pipe's, which `Lane.acquire` has granted."""
+    peer_expects: int = 0
+    """The number of the frame that the peer expects first."""
+    receive_from: int = 0
+    """The number of the frame that the peer sends first: what we said that we expect."""
+
+
+FIRST_PIPE = ResumePoint()
+"""A lane begins: nothing was sent before, and no epoch needs to be granted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """The peer opened this stream; answer with `accept` or `reset`."""
 

@@ -27,6 +27,7 @@ from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello,
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.mux.lane import Lane, Superseded
+from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.admission.admission import HandshakeSlot
@@ -212,7 +213,7 @@ class Server:
             extra={"event": "connected", "client": session.name, "peer": str(address)},
         )
         lane = session.add_lane(0)
-        return lambda: self._carry(session, 0, lane, sealed, address)
+        return lambda: self._carry(session, 0, lane, sealed, address, FIRST_PIPE)
 
     def _resume_session(
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
@@ -257,16 +258,8 @@ class Server:
             printable(hello.parameters.agent),
             extra={"event": "resumed", "client": name, "lane": hello.lane, "peer": str(address)},
         )
-        return lambda: self._carry(
-            session,
-            hello.lane,
-            lane,
-            sealed,
-            address,
-            epoch=hello.epoch,
-            peer_expects=hello.expected,
-            receive_from=expected,
-        )
+        resume = ResumePoint(hello.epoch, peer_expects=hello.expected, receive_from=expected)
+        return lambda: self._carry(session, hello.lane, lane, sealed, address, resume)
 
     def _carry(
         self,
@@ -275,21 +268,10 @@ class Server:
         lane: Lane,
         sealed: SealedPipe,
         address: ClientAddress,
-        *,
-        epoch: int = 0,
-        peer_expects: int = 0,
-        receive_from: int | None = None,
+        resume: ResumePoint,
     ) -> None:
         started = time.monotonic()
-        result = session.carry(
-            number,
-            lane,
-            sealed,
-            silence=self.settings.keepalive.timeout,
-            epoch=epoch,
-            peer_expects=peer_expects,
-            receive_from=receive_from,
-        )
+        result = session.carry(number, lane, sealed, resume, silence=self.settings.keepalive.timeout)
         lived, cause = time.monotonic() - started, printable(result.cause)
         extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
         if session.ended.is_set() or session.find_lane(number) is not lane:
@@ -299,7 +281,7 @@ class Server:
             return
         if not lane.attached:  # also when another pipe is about to have it, should that come to nothing
             self._resume_timeouts.begin(session, number, lane)
-        if lane.epoch != epoch:
+        if lane.epoch != resume.epoch:
             log.info("%s left %s after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
         else:
             log.info(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, NoThread, QanatError
+from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
@@ -71,43 +71,45 @@ class JoinedStreams:
         sock: socket.socket,
         peer: str,
         what: str,
-        open_now: Callable[[], Stream | None],
-        open_later: Callable[[], Stream],
+        open_stream: Callable[[bool], Stream],
         done: Callable[[], None] = lambda: None,
     ) -> None:
         """Join an accepted connection to a new stream; `done` is called once, when both are over.  Does not block.
 
-        `open_now` returns None where it would block; a thread calls `open_later` then, which may.  Raises NoThread,
-        and EndpointError when too many wait already: then `sock` is still the caller's, and `done` is not called.
+        `open_stream` is told whether to wait.  Where it raises WouldBlock, a thread calls it again, to wait.  Raises
+        NoThread, and EndpointError when too many wait already: then `sock` is still the caller's, and `done` is not
+        called.
         """
         target = WakeableSocket(sock, peer)
         joining = _Joining(self, target, f"{what} from {peer}", done)
         try:
-            stream = open_now()
+            stream = open_stream(False)
+        except WouldBlock:
+            self._open_later(joining, f"{self._name} {peer}-open", open_stream)
         except QanatError as error:
             self._begin()
             joining.failed(error)
-            return
-        if stream is not None:
+        else:
             self._begin()
             joining.begin(stream)
-            return
+
+    def _open_later(self, joining: _Joining, thread: str, open_stream: Callable[[bool], Stream]) -> None:
         with self._idle:
             if self._waiting >= self._max_waiting:
                 raise EndpointError(f"{self._max_waiting} connections wait for a stream already", code=Reason.LIMIT)
             self._waiting += 1
             self._count += 1
         try:
-            self.threads.start(f"{self._name} {peer}-open", lambda: self._open_later(joining, open_later))
+            self.threads.start(thread, lambda: self._wait_and_open(joining, open_stream))
         except NoThread:
             with self._idle:
                 self._waiting -= 1
                 self._count -= 1
             raise
 
-    def _open_later(self, joining: _Joining, open_later: Callable[[], Stream]) -> None:
+    def _wait_and_open(self, joining: _Joining, open_stream: Callable[[bool], Stream]) -> None:
         try:
-            stream = open_later()
+            stream = open_stream(True)
         except QanatError as error:
             joining.failed(error)
         else:

@@ -1,5 +1,4 @@
-"""How much a session may hold: what each end allows the other, and what each lane gets of it, and how
-its sockets are probed.
+"""How much a session may hold, and how its sockets are probed: what each end allows the other, and each lane gets.
 
 Made from the configuration and from what the peer said in HELLO or READY.  `qanat.client.server_connection` and
 `qanat.server.server` use it when a session begins.

@@ -12,7 +12,6 @@ import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
@@ -23,15 +22,13 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, refuse
 from qanat.session.messages import StreamRequest, decode_request
 
 log = logging.getLogger("qanat.session")
-
-T = TypeVar("T")
 
 PING_ROUND = 0.05
 """Seconds in which `answers` looks at every lane once."""
@@ -144,11 +141,9 @@ class Session(ABC):
         number: int,
         lane: Lane,
         sealed: SealedPipe,
+        resume: ResumePoint,
         *,
         silence: float,
-        epoch: int = 0,
-        peer_expects: int = 0,
-        receive_from: int | None = None,
         on_attached: Callable[[], None] = lambda: None,
     ) -> PipeResult:
         """Run `lane` on this pipe until it ends, and draw the conclusions.  Parameters as for `Lane.run`.
@@ -158,14 +153,7 @@ class Session(ABC):
         with self._lock:
             self._carrying += 1
         try:
-            result = lane.run(
-                sealed,
-                silence=silence,
-                epoch=epoch,
-                peer_expects=peer_expects,
-                receive_from=receive_from,
-                on_attached=on_attached,
-            )
+            result = lane.run(sealed, resume, silence=silence, on_attached=on_attached)
             self._conclude(number, lane, result)
         except BaseException:
             self.end("this program failed; please report its log")  # or nobody would wait for the lane's next pipe
@@ -327,19 +315,16 @@ class Session(ABC):
 
     # --- what both sides do with streams --------------------------------------------------------
 
-    def open_stream(self, request: bytes) -> Stream:
+    def open_stream(self, request: bytes, *, wait: bool = True) -> Stream:
         """Open a stream on the least loaded lane; blocks while its retransmit buffer is full.
 
-        Raises SessionEnded or StreamReset(LIMIT).
+        Raises SessionEnded, StreamReset(LIMIT), and WouldBlock instead of blocking without `wait`.
         """
-        return self._open(lambda lane: lane.open_stream(request))
-
-    def _open(self, open_on: Callable[[Lane], T]) -> T:
         while True:
             lanes = list(self.lanes.values())
             lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda each: each.load, default=self._first)
             try:
-                return open_on(lane)
+                return lane.open_stream(request, wait=wait)
             except SessionEnded:
                 if self._stopping.cancelled or self._closing is not None or len(lanes) <= 1:
                     raise  # otherwise only this lane is over
@@ -352,14 +337,7 @@ class Session(ABC):
         Does not block.  Raises NoThread, and EndpointError when as many connections wait for a stream already as there
         may be streams: while no pipe carries the session, new ones wait.  Then `sock` is still the caller's.
         """
-        self.joined.accept(
-            sock,
-            peer,
-            what,
-            lambda: self._open(lambda lane: lane.open_stream_now(request)),
-            lambda: self.open_stream(request),
-            done,
-        )
+        self.joined.accept(sock, peer, what, lambda wait: self.open_stream(request, wait=wait), done)
 
     def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
         """Reset a stream and release it.  Idempotent; does not block."""

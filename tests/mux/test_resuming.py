@@ -15,7 +15,7 @@ from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Superseded
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult
 from tests.support.background import Background, wait_until
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
@@ -159,9 +159,9 @@ def test_a_lane_that_is_held_still_receives_and_the_next_pipe_repeats_nothing() 
         pipe = lanes.new_pipe()
         lanes.epoch = 1
         server_expects = server.acquire(1, expects, Deadline(DEADLINE))
-        lanes.server.run(pipe.server, epoch=1, peer_expects=expects, receive_from=server_expects)
+        lanes.server.run(pipe.server, ResumePoint(1, expects, server_expects))
         client.acquire(1, server_expects, Deadline(DEADLINE))
-        lanes.client.run(pipe.client, epoch=1, peer_expects=server_expects, receive_from=expects)
+        lanes.client.run(pipe.client, ResumePoint(1, server_expects, expects))
         theirs.write(b"and on")
         theirs.finish()
         assert read_all(ours) == b"and on"
@@ -194,7 +194,7 @@ def test_what_a_pipe_still_acknowledges_while_it_yields_does_not_count_against_t
         wait_until(lambda: server.epoch == 1, "the old pipe yields")
         client.resume_writer()
         wait_until(lambda: client.core.pending.timeout(client.clock()) > 1, "the client has acknowledged on it")
-        serving = lanes.server.run(new.server, epoch=1, peer_expects=expects, receive_from=taking.result())
+        serving = lanes.server.run(new.server, ResumePoint(1, expects, taking.result()))
         lanes.pipes[0].ends()
         new.cut()
         assert not serving.result().fault
@@ -290,11 +290,11 @@ def test_of_two_that_take_it_at_once_the_higher_epoch_has_it_in_the_end(attempt:
         with contextlib.suppress(Superseded):  # unless it was quick enough to have it for a moment
             lower.result()
         stale, pipe = lanes.new_pipe(), lanes.new_pipe()
-        late = lanes.server.run(stale.server, epoch=1, peer_expects=expects, receive_from=server_expects)
+        late = lanes.server.run(stale.server, ResumePoint(1, expects, server_expects))
         assert late.result() == PipeResult("a later connection has the lane")
-        lanes.server.run(pipe.server, epoch=2, peer_expects=expects, receive_from=server_expects)
+        lanes.server.run(pipe.server, ResumePoint(2, expects, server_expects))
         lanes.client.lane.acquire(2, server_expects, Deadline(DEADLINE))
-        lanes.client.run(pipe.client, epoch=2, peer_expects=server_expects, receive_from=expects)
+        lanes.client.run(pipe.client, ResumePoint(2, server_expects, expects))
         lanes.epoch = 2
         bulk.check()
 
@@ -306,7 +306,7 @@ def test_a_pipe_that_was_granted_the_lane_and_not_yet_run_yields_to_the_next() -
         server.acquire(1, expects, Deadline(DEADLINE))
         server.acquire(2, expects, Deadline(DEADLINE))
         stale = lanes.new_pipe()
-        assert lanes.server.run(stale.server, epoch=1).result() == PipeResult("a later connection has the lane")
+        assert lanes.server.run(stale.server, ResumePoint(1)).result() == PipeResult("a later connection has the lane")
         assert stale.server.cause is not None
         lanes.epoch = 2
         lanes.connect()

@@ -17,6 +17,7 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, SessionEnded, TransportError
 from qanat.mux.lane import Superseded
+from qanat.mux.parameters import ResumePoint
 from tests.support.background import Background
 from tests.support.mux.resuming_rig import MIB, Bulk, Lanes, Pipe
 from tests.support.mux.rig import DEADLINE
@@ -87,14 +88,12 @@ class Switches:
             pipe.cut()
             return
         answered.set()
-        ending = server.run(pipe.server, silence=DEADLINE, epoch=epoch, peer_expects=expects, receive_from=answer[0])
+        ending = server.run(pipe.server, ResumePoint(epoch, expects, answer[0]), silence=DEADLINE)
         if ending.fault:
             self.faults.append(f"the server's epoch {epoch}: {ending.cause}")
 
     def _carry(self, pipe: Pipe, epoch: int, answer: int, expects: int) -> None:
-        ending = self.lanes.client.lane.run(
-            pipe.client, silence=DEADLINE, epoch=epoch, peer_expects=answer, receive_from=expects
-        )
+        ending = self.lanes.client.lane.run(pipe.client, ResumePoint(epoch, answer, expects), silence=DEADLINE)
         if ending.fault:
             self.faults.append(f"the client's epoch {epoch}: {ending.cause}")
 

@@ -10,7 +10,7 @@ from qanat.base.deadline import Deadline
 from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from tests.support.background import Background, wait_until
@@ -31,8 +31,8 @@ class End:
         )
         self.endings: list[Background[PipeResult]] = []
 
-    def run(self, sealed: SealedPipe, **how: int) -> Background[PipeResult]:
-        running = Background(lambda: self.lane.run(sealed, silence=DEADLINE, **how))
+    def run(self, sealed: SealedPipe, resume: ResumePoint = FIRST_PIPE) -> Background[PipeResult]:
+        running = Background(lambda: self.lane.run(sealed, resume, silence=DEADLINE))
         self.endings.append(running)
         return running
 
@@ -96,9 +96,9 @@ class Lanes:
         client, server = self.client.lane, self.server.lane
         expects = client.pause_writer()
         server_expects = server.acquire(self.epoch, expects, Deadline(DEADLINE))
-        serving = self.server.run(pipe.server, epoch=self.epoch, peer_expects=expects, receive_from=server_expects)
+        serving = self.server.run(pipe.server, ResumePoint(self.epoch, expects, server_expects))
         client.acquire(self.epoch, server_expects, Deadline(DEADLINE))
-        calling = self.client.run(pipe.client, epoch=self.epoch, peer_expects=server_expects, receive_from=expects)
+        calling = self.client.run(pipe.client, ResumePoint(self.epoch, server_expects, expects))
         pipe.endings = [calling, serving]
         return pipe
 

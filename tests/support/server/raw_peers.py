@@ -23,7 +23,7 @@ from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.keys import ClientKey
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.mux.lane import Lane
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.server.admission.admission import HandshakeSlot
@@ -68,9 +68,7 @@ def carry(
     *,
     client: bool,
     before: Carried | None = None,
-    epoch: int = 0,
-    peer_expects: int = 0,
-    receive_from: int | None = None,
+    resume: ResumePoint = FIRST_PIPE,
     resumable: bool = True,
 ) -> Carried:
     """Run a lane on `sealed` until it ends: a new one, or the one of `before`, which `take` has granted."""
@@ -84,9 +82,7 @@ def carry(
         lane, opened, control = before.lane, before.opened, before.control
 
     def run() -> None:
-        endings.append(
-            lane.run(sealed, silence=SECONDS, epoch=epoch, peer_expects=peer_expects, receive_from=receive_from)
-        )
+        endings.append(lane.run(sealed, resume, silence=SECONDS))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -164,7 +160,7 @@ class RawClient:
         if before is not None:
             before.lane.acquire(epoch, ready.expected, Deadline(SECONDS))
         self.carried = carry(
-            self.sealed, client=True, before=before, epoch=epoch, peer_expects=ready.expected, receive_from=expected
+            self.sealed, client=True, before=before, resume=ResumePoint(epoch, ready.expected, expected)
         )
         return self.carried
 

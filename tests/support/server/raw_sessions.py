@@ -20,6 +20,7 @@ from qanat.client.client import Client
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Intent, Ready, RecordKind
+from qanat.mux.parameters import ResumePoint
 from qanat.mux.stream import Stream
 from qanat.server.server import Server
 from tests.support.applications import Target, echo
@@ -104,9 +105,7 @@ class RawSession:
             caller.sealed,
             client=False,
             before=self.carried,
-            epoch=hello.epoch,
-            peer_expects=hello.expected,
-            receive_from=expected,
+            resume=ResumePoint(hello.epoch, hello.expected, expected),
         )
         return self.carried
 
