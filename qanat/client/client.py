@@ -86,7 +86,8 @@ class Client:
         """Bind the local forwards, then connect in the background.  Does not block.
 
         A forward whose address cannot be bound is logged and asked for again.  With `exit_on_forward_failure` raises
-        EndpointError instead, which names each of them; nothing is left bound then.
+        EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
+        have sets `failure` later.
         """
         self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
         self._keys.start()
@@ -141,8 +142,10 @@ class Client:
         servers = self.servers
         refusals = [server.refused for server in servers if server.refused is not None]
         succeeded = any(server.succeeded for server in servers)
-        if self.failure is None and not self._stopping.is_set() and len(refusals) == len(servers) and not succeeded:
-            self.failure = refusals[0]
+        if self.failure is None and not self._stopping.is_set():
+            self.failure = next(filter(None, (server.forward_failure for server in servers)), None)
+            if self.failure is None and len(refusals) == len(servers) and not succeeded:
+                self.failure = refusals[0]
         if self.failure is not None or all(server.over for server in servers):
             self.over.set()
         with self._changed:
@@ -246,9 +249,8 @@ class Client:
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
     """Run a client until `stop` is set; `ready` is called once it listens and has begun to connect.  Blocks.
 
-    After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for local addresses
-    that cannot be bound, with `exit_on_forward_failure`, and RefusedError when the server refuses us before any session
-    was ever up.
+    After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for forwards that cannot be had,
+    with `exit_on_forward_failure`, and RefusedError when the server refuses us before any session was ever up.
     """
     client = Client(settings)
     client.start()

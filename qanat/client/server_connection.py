@@ -16,7 +16,15 @@ from functools import partial
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import NoThread, ProtocolError, QanatError, RefusedError, SessionEnded, TransportError
+from qanat.base.errors import (
+    EndpointError,
+    NoThread,
+    ProtocolError,
+    QanatError,
+    RefusedError,
+    SessionEnded,
+    TransportError,
+)
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.client.backoff import Backoff
@@ -24,6 +32,7 @@ from qanat.client.connect import Connector, Endpoint, describe_failure, describe
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
+from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, RemoteServer
 from qanat.endpoints.watcher import Watcher
@@ -61,6 +70,8 @@ class ServerConnection:
         """
         self.refused: RefusedError | None = None
         """Why the server refuses us, or is not the one that is known; None once a session has been up."""
+        self.forward_failure: EndpointError | None = None
+        """What became of the remote forwards, where the client must have them and the server does not listen."""
         self.over = False
         """Whether it has ended for good, after `stop_connecting`."""
         self.succeeded = False
@@ -84,6 +95,9 @@ class ServerConnection:
             watch,
             self._pipe_changed,
         )
+        self._remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
+        required = self._remotes if settings.exit_on_forward_failure else ()
+        self._required = RequiredForwards(required, self._forwards_failed)
         self._endpoints = itertools.cycle(self._context.connector.endpoints)
         self._wanted = threading.Event()
         self._stopping = threading.Event()
@@ -142,6 +156,10 @@ class ServerConnection:
             stuck += former.joined.join(JOIN_TIMEOUT)
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
+
+    def _forwards_failed(self, error: EndpointError) -> None:
+        self.forward_failure = error
+        self._changed()
 
     def _pipe_changed(self) -> None:
         self._mark_disconnected()
@@ -252,7 +270,7 @@ class ServerConnection:
             lanes=settings.lanes,
             resumable=resume_for > 0,
         )
-        remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
+        self._required.begin()
         return ClientSession(
             settings.name,
             parameters,
@@ -260,7 +278,8 @@ class ServerConnection:
             sealed.result.resume,
             resume_for,
             node=ready.node,
-            remotes=remotes,
+            remotes=self._remotes,
+            required=self._required,
             connect_timeout=settings.connect_timeout,
             watcher=self._watcher,
             keepalive=application_keepalive(settings.application_keepalive),

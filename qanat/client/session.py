@@ -8,9 +8,10 @@ from collections import Counter
 
 from qanat.base.addresses import BOTH_FAMILIES
 from qanat.base.deadline import Deadline
-from qanat.base.errors import NoThread, ProtocolError
+from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
 from qanat.base.sockets import format_address
+from qanat.client.required_forwards import RequiredForwards
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import connect, resolve
@@ -52,13 +53,14 @@ class ClientSession(Session):
         *,
         node: str,
         remotes: dict[int, Forward],
+        required: RequiredForwards,
         connect_timeout: float,
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         """Begin a session.  `remotes` has the remote forwards by the ids that the server gets for them.
 
-        `connect_timeout` is the number of seconds to reach one's target.
+        `required` hears what became of each; `connect_timeout` is the number of seconds to reach one's target.
         """
         super().__init__(name, parameters, session_id, secret, resume_for, watcher)
         self.node = node
@@ -66,6 +68,7 @@ class ClientSession(Session):
         self.retired = False
         """Whether another server is preferred, and this session only keeps its streams until they end."""
         self._remotes = remotes
+        self._required = required
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
         self._share = LookupShare()
@@ -129,6 +132,7 @@ class ClientSession(Session):
         if isinstance(message, Listening):
             where = format_address((forward.listen[0], message.port))
             log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
+            self._required.listens(message.forward)
             return
         if asked_again:
             return  # the answer to that counts
@@ -139,21 +143,23 @@ class ClientSession(Session):
             if not known:
                 self._request(message.forward)
                 return
-        wait = RETRY_NOT_ALLOWED if message.reason == Reason.NOT_ALLOWED else RETRY_IN_USE
-        hint = (
-            "add it to this client's allow_listen, or shared_listen, on the server"
-            if message.reason == Reason.NOT_ALLOWED
-            else "stop what holds that port on the server, or choose another"
+        self._not_listening(forward, message)
+
+    def _not_listening(self, forward: Forward, answer: ListenFailed) -> None:
+        """End the client where it must have this forward; otherwise ask again after a while.  Does not block."""
+        refused = answer.reason == Reason.NOT_ALLOWED
+        error = EndpointError(
+            f"the server cannot listen for {forward}: {reason_name(answer.reason)}: {answer.text}",
+            code=answer.reason,
+            hint="add it to this client's allow_listen, or shared_listen, on the server"
+            if refused
+            else "stop what holds that port on the server, or choose another",
         )
-        log.error(
-            "the server cannot listen for %s: %s: %s (%s); asking again in %.0f s",
-            forward,
-            reason_name(message.reason),
-            message.text,
-            hint,
-            wait,
-        )
-        number, generation = message.forward, self._generation
+        if not self.retired and self._required.failed(answer.forward, error):
+            return
+        wait = RETRY_NOT_ALLOWED if refused else RETRY_IN_USE
+        log.error("%s; asking again in %.0f s", error, wait)
+        number, generation = answer.forward, self._generation
 
         def ask_again() -> None:
             # Not `_stopping`: a client that drains must not wait for this.

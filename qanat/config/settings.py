@@ -495,12 +495,10 @@ class ClientSettings:
     )
     exit_on_forward_failure: bool = option(
         False,
-        doc="End with exit code 1 when a local forward cannot listen at the start. Without it, the others go on, and "
-        "that one is asked for again.",
+        doc="End with exit code 1 when a local forward cannot listen at the start, or a server cannot listen for a "
+        "remote one when it is first asked. Without it, the others go on, and that one is asked for again.",
         unset="false",
-        flag=Flag(
-            "--exit-on-forward-failure", help="exit with 1 when a -L cannot listen at the start, as ssh's option"
-        ),
+        flag=Flag("--exit-on-forward-failure", help="exit with 1 when a -L or -R cannot be had, as ssh's option"),
     )
     connect: str = option(
         "first",

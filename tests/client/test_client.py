@@ -31,6 +31,8 @@ from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServ
 
 TOKEN = os.urandom(32)
 QUICK = Reconnect(first=0.01, min=0.01, max=0.02)
+NONSENSE = b"\xff"
+"""A control message that ends the session."""
 NOWHERE = RemoteServer(("ws://127.0.0.1:1/tunnel",), TOKEN)
 
 
@@ -347,6 +349,75 @@ def test_exit_on_forward_failure_names_every_address_in_use_and_leaves_nothing_b
         for port in ports:
             assert f"cannot listen on 127.0.0.1:{port}" in caught.value.message
         socket.create_server(("127.0.0.1", free)).close()
+
+
+def remote(port: int) -> Forward:
+    return Forward("remote", ("127.0.0.1", port), ("127.0.0.1", 1))
+
+
+def test_exit_on_forward_failure_names_every_remote_forward_that_a_server_cannot_have(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = Sessions()
+    with RawServer(tmp_path, TOKEN, sessions) as server:
+        forwards = tuple(map(remote, (8001, 8002, 8003)))
+        servers = (RemoteServer((server.url,), TOKEN, server.fingerprint),)
+        settings = ClientSettings("a", servers, forwards, state_dir=tmp_path, exit_on_forward_failure=True)
+        ended: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+        def run() -> None:
+            with pytest.raises(EndpointError) as caught:
+                run_client(settings, threading.Event(), lambda: None)
+            ended.put(caught.value)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        lane = sessions.next().lane
+        for answer in (
+            ListenFailed(0, Reason.LIMIT, "in use"),
+            Listening(1, 8002),
+            ListenFailed(2, Reason.NOT_ALLOWED, "no rule"),
+        ):
+            assert ended.empty()  # the other answers may name more
+            lane.send_control(answer.encode())
+        error = ended.get(timeout=SECONDS)
+        thread.join()
+    assert isinstance(error, EndpointError)
+    assert "remote 127.0.0.1:8001" in error.message
+    assert "limit: in use; the server cannot listen for remote 127.0.0.1:8003" in error.message
+    assert "8002" not in error.message
+    assert "stop what holds that port" in error.hint
+    assert "asking again" not in caplog.text
+
+
+def test_a_remote_forward_that_has_listened_once_may_fail_later_and_is_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, remote(8001), exit_on_forward_failure=True) as (client, _):
+        first = sessions.next()
+        first.lane.send_control(Listening(0, 8001).encode())
+        assert first.lane.ping(SECONDS)
+        first.lane.send_control(NONSENSE)
+        first.end()
+        sessions.next().lane.send_control(ListenFailed(0, Reason.LIMIT, "in use").encode())
+        wait_for_log(caplog, "another); asking again in")
+        assert client.failure is None
+
+
+def test_what_a_lost_session_left_unanswered_is_required_of_the_next(tmp_path: Path) -> None:
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, remote(8001), remote(8002), exit_on_forward_failure=True) as (client, _):
+        first = sessions.next()
+        first.lane.send_control(ListenFailed(0, Reason.LIMIT, "in use").encode())
+        assert first.lane.ping(SECONDS)
+        first.lane.send_control(NONSENSE)
+        first.end()
+        lane = sessions.next().lane
+        lane.send_control(Listening(0, 8001).encode())
+        lane.send_control(Listening(1, 8002).encode())
+        assert lane.ping(SECONDS)
+        assert client.failure is None
 
 
 def test_a_local_address_in_use_is_asked_for_until_it_is_free_and_the_others_go_on(

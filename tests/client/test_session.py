@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qanat.client import session as client_session
+from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.config.settings import Forward
 from qanat.endpoints.watcher import Watcher
@@ -31,6 +32,7 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
         connect_timeout=1.0,
         watcher=Watcher(),
         remotes={0: Forward("remote", ("127.0.0.1", 80), ("127.0.0.1", 1))},
+        required=RequiredForwards((), pytest.fail),
     )
     monkeypatch.setattr(session, "send_control", sent.append)
     monkeypatch.setattr(session, "stop", lambda reason, text: None)  # as while a stream is open
