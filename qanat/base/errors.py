@@ -139,11 +139,16 @@ class PipeEnded(TransportError):
 
 
 class EndpointError(QanatError):
-    """A stream's target could not be reached, or its socket failed; `code` names why (qanat.mux.frames.Reason)."""
+    """A stream's target could not be reached, or its socket failed; `code` names why (qanat.mux.frames.Reason).
 
-    def __init__(self, message: str, *, code: int, hint: str = "") -> None:
+    The other end is told the message.  `log_text` is for the log at this end, which may have more: by default the
+    message and the hint.
+    """
+
+    def __init__(self, message: str, *, code: int, hint: str = "", log_text: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+        self.log_text = log_text or str(self)
 
 
 class StreamReset(QanatError):

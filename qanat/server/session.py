@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from qanat.base.addresses import format_host_port
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
@@ -101,9 +102,9 @@ class ServerSession(Session):
         if not self._connecting.acquire(blocking=False):
             self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
             return
-        started = False
+        started, what = False, format_host_port(request.host, request.port)
         try:
-            started = self.joined.connect(stream, lambda: self._connect(request), f"to {request.host}:{request.port}")
+            started = self.joined.connect(stream, lambda: self._connect(request), f"to {what}")
         finally:
             if not started:
                 self._connecting.release()  # which `_connect` does otherwise

@@ -142,7 +142,7 @@ class JoinedStreams:
             stream.accept(target.peer)
             self.pump(stream, target, self.ended)
         except EndpointError as error:
-            log.info("%s %s: %s", self._name, what, error)
+            log.info("%s %s: %s", self._name, what, error.log_text)
             refuse(stream, Reason(error.code), error.message)
             self.ended()
         except Exception:

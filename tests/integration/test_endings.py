@@ -122,7 +122,11 @@ def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tunn
     [
         ("refused", r"to 127\.0\.0\.1:\d+ from .*: refused: ", r"a to 127\.0\.0\.1:\d+: Connection refused"),
         ("unknown", r"no-such-host.*: unreachable: ", r"a to no-such-host\.invalid:\d+: .*the name"),
-        ("not allowed", r"to 127\.0\.0\.2:\d+ from .*: not allowed: ", r"127\.0\.0\.2:\d+"),
+        (
+            "not allowed",
+            r"to 127\.0\.0\.2:\d+ from .*: not allowed: .*add 127\.0\.0\.2:\d+ to this client's allow_connect",
+            r"127\.0\.0\.2:\d+",
+        ),
     ],
 )
 def test_a_target_that_cannot_be_reached_is_a_reset_with_its_reason_in_both_logs(
@@ -132,6 +136,7 @@ def test_a_target_that_cannot_be_reached_is_a_reset_with_its_reason_in_both_logs
     assert ending_at(ports[name]) == RESET
     tunnel.client.wait_for(by_client)
     tunnel.server.wait_for(by_server)
+    assert tunnel.client.count(by_client) == tunnel.server.count(by_server) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ is `qanat.endpoints.tcp`.  An empty set of rules allows nothing.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Sequence
 
@@ -35,8 +34,6 @@ from qanat.config.address_ranges import is_inside, is_never, special_ranges
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
 
-log = logging.getLogger("qanat.access")
-
 
 class ConnectRules:
     """What one client may reach.  Immutable, and safe to use from any thread."""
@@ -52,26 +49,25 @@ class ConnectRules:
         """Return the addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
 
         Blocks until `deadline` at most, or until `cancel`.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
-        name has no address, LIMIT when too many names are being looked up.  What is refused is not
-        said in detail, since that would tell a client about names it may not reach; the log has it.
+        name has no address, LIMIT when too many names are being looked up.  The client is not told the refused
+        addresses, since that would tell it about names that it may not reach; the log has them.
         """
         name = self._checked_name(host, port)
         if not self._may_match(name, port):
-            raise self._not_allowed(host, port, "no rule has this port and name, nor this port and any address")
+            raise _not_allowed(host, port)
         allowed: list[Address] = []
         refused: list[str] = []
         for family, sockaddr in resolve(host, port, deadline, self._share, cancel):
-            text = sockaddr[0]
-            address = parse_address(text)
+            address = parse_address(sockaddr[0])
             if address is None or not self.allows(address, port, name):
-                refused.append(text)
+                refused.append(sockaddr[0] if address is None else str(unmap(address)).partition("%")[0])
                 continue
             plain = unmap(address)
             if plain.version != address.version:
                 family, sockaddr = socket.AF_INET, (str(plain), port)
             allowed.append((family, sockaddr))
         if not allowed:
-            raise self._not_allowed(host, port, f"no rule allows {', '.join(refused)}")
+            raise _not_allowed(host, port, refused)
         return allowed
 
     def allows(self, address: IpAddress, port: int, name: str | None = None) -> bool:
@@ -103,13 +99,24 @@ class ConnectRules:
             raise EndpointError(f"port {port} cannot be connected to", code=Reason.NOT_ALLOWED)
         return None if parse_address(host) is not None else normalise_name(host)
 
-    @staticmethod
-    def _not_allowed(host: str, port: int, why: str) -> EndpointError:
-        what = format_host_port(host, port)
-        log.info("%s is not allowed: %s", what, why)
-        return EndpointError(
-            f"{what} is not allowed", code=Reason.NOT_ALLOWED, hint="see this client's allow_connect on the server"
-        )
+
+def _not_allowed(host: str, port: int, addresses: Sequence[str] = ()) -> EndpointError:
+    """Return the refusal of a target; `addresses` are those of a name that was looked up, for the log here alone."""
+    asked = format_host_port(host, port)
+    found = [format_host_port(address, port) for address in addresses] or [asked]
+    return EndpointError(
+        f"no rule allows {asked} ({_remedy(asked)} on the server)",
+        code=Reason.NOT_ALLOWED,
+        log_text=f"no rule allows {', '.join(found)} ({_remedy(found[0])})",
+    )
+
+
+def _remedy(target: str) -> str:
+    try:
+        parse_connect_rule(target)
+    except UsageError:  # an address that nothing opens, or a name that no rule may have
+        return "see this client's allow_connect"
+    return f"add {target} to this client's allow_connect"
 
 
 class ListenRules:
@@ -144,11 +151,10 @@ class ListenRules:
                 hint="it needs a literal address, localhost or *",
             )
         if not self._allowed_by(self._rules, first.host, port):
-            log.info("listening on %s is not allowed: no rule has the address %s and this port", what, first.host)
             raise EndpointError(
-                f"listening on {what} is not allowed",
+                f"listening on {what} is not allowed by any rule",
                 code=Reason.NOT_ALLOWED,
-                hint="see this client's allow_listen and shared_listen on the server",
+                hint=f"add {format_host_port(first.host, port)} to this client's allow_listen, or shared_listen",
             )
         shared = self._allowed_by(self._shared, first.host, port)
         also = [

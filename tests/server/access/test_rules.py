@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qanat.base import resolve as names
+from qanat.base.addresses import format_host_port
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
 from qanat.base.listen import bind
@@ -202,6 +203,27 @@ def test_a_name_that_no_rule_could_allow_is_not_even_looked_up(monkeypatch: pyte
     rules = ConnectRules(["db.example.com:5432", "10.0.0.0/8:22"])
     assert refusal(rules, "secret.internal", 80).code == Reason.NOT_ALLOWED
     assert refusal(rules, "db.example.com", 80).code == Reason.NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "found"),
+    [
+        ("10.1.2.3", "10.1.2.3:80", "10.1.2.3:80"),
+        ("0x7f.1", "", "127.0.0.1:80"),
+        ("fe80::1%lo", "", "[fe80::1]:80"),
+        ("224.0.0.1", "", ""),
+    ],
+)
+def test_a_refusal_says_what_to_add_in_the_log_and_to_the_client(host: str, asked: str, found: str) -> None:
+    """Not to a client: what a name resolves to."""
+    rules = ConnectRules(["11.0.0.0/8:80"])
+
+    def remedy(rule: str) -> str:
+        return f"add {rule} to this client's allow_connect" if rule else "see this client's allow_connect"
+
+    error = refusal(rules, host, 80)
+    assert error.log_text.endswith(f"({remedy(found)})")
+    assert str(error) == f"no rule allows {format_host_port(host, 80)} ({remedy(asked)} on the server)"
 
 
 def test_a_refusal_does_not_tell_what_a_name_resolves_to() -> None:
