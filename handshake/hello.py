@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Final, TypeVar
 
 from qanat.base.errors import LocalError, ProtocolError
-from qanat.base.text import encode_cut
+from qanat.base.text import decode_text, encode_cut
 from qanat.handshake.fields import FieldReader, lp8, lp16
 from qanat.handshake.key_schedule import hmac_sha256, secrets_equal
 
@@ -256,10 +256,7 @@ class Close:
         reader.end()
         if len(text) > MAX_CLOSE_TEXT:
             raise ProtocolError(f"CLOSE's text has {len(text)} bytes, more than {MAX_CLOSE_TEXT}")
-        try:
-            return cls(reason, text.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise ProtocolError("CLOSE's text is not UTF-8") from None
+        return cls(reason, decode_text(text))
 
 
 _Member = TypeVar("_Member", bound=IntEnum)

@@ -19,6 +19,11 @@ def printable(text: str, limit: int | None = None) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:limit])
 
 
+def decode_text(content: bytes) -> str:
+    """Return a peer's text for people, which is UTF-8; what is not becomes U+FFFD, since no text is worth a session."""
+    return content.decode("utf-8", "replace")
+
+
 def encode_cut(text: str, limit: int) -> bytes:
     """Return at most `limit` bytes of `text` in UTF-8, cut at a character."""
     return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode("utf-8")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from qanat.base.errors import LocalError, ProtocolError
-from qanat.base.text import encode_cut
+from qanat.base.text import decode_text, encode_cut
 
 MAX_TEXT = 1024
 """Bytes in a stream request, a text or a control message at most."""
@@ -265,12 +265,12 @@ def parse_frame(content: memoryview, position: int) -> tuple[SmallFrame, int]:
             if kind == FrameType.OPEN:
                 return Open(stream, body), position
             if kind == FrameType.ACCEPT:
-                return Accept(stream, _decode_text(body)), position
+                return Accept(stream, decode_text(body)), position
             return Datagram(stream, body), position
         if kind == FrameType.RESET:
             _, stream, reason, length = _RESET_HEADER.unpack_from(content, position)
             body, position = _take(content, position + _RESET_HEADER.size, length, MAX_TEXT)
-            return Reset(stream, reason, _decode_text(body)), position
+            return Reset(stream, reason, decode_text(body)), position
         if kind == FrameType.CONTROL:
             _, length = _CONTROL_HEADER.unpack_from(content, position)
             body, position = _take(content, position + _CONTROL_HEADER.size, length, MAX_TEXT)
@@ -293,13 +293,6 @@ def _take(content: memoryview, position: int, length: int, limit: int) -> tuple[
     if length > limit or end > len(content):
         raise ProtocolError(f"a frame of {length} bytes where {len(content) - position} are left")
     return bytes(content[position:end]), end
-
-
-def _decode_text(body: bytes) -> str:
-    try:
-        return body.decode()
-    except UnicodeDecodeError as error:
-        raise ProtocolError("a text that is not UTF-8") from error
 
 
 def _size(body: bytes) -> int:

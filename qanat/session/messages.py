@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from qanat.base.errors import ProtocolError
-from qanat.base.text import encode_cut, printable
+from qanat.base.text import decode_text, encode_cut, printable
 from qanat.handshake.fields import FieldReader, lp16
 
 MAX_NAME = 255
@@ -154,7 +154,7 @@ def _decode_listen(reader: FieldReader, forward: int) -> Listen:
 
 
 def _readable(content: bytes) -> str:
-    return printable(content[:MAX_REASON].decode(errors="replace"))
+    return printable(decode_text(content[:MAX_REASON]))
 
 
 def _text(reader: FieldReader) -> str:

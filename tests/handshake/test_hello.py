@@ -199,9 +199,8 @@ class TestClose:
         with pytest.raises(ProtocolError, match="513"):
             Close.decode(b"\x01\x02\x01" + b"a" * 513)
 
-    def test_a_text_that_is_not_utf_8_is_an_error(self) -> None:
-        with pytest.raises(ProtocolError, match="UTF-8"):
-            Close.decode(b"\x01\x00\x01\xff")
+    def test_a_text_that_is_not_utf_8_is_still_read(self) -> None:
+        assert Close.decode(b"\x02\x00\x03a\xffb") == Close(CloseReason.SHUTDOWN, "a\N{REPLACEMENT CHARACTER}b")
 
 
 @given(st.binary(max_size=300))

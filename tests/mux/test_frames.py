@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -117,11 +118,10 @@ def test_a_control_message_of_1024_bytes_is_the_longest() -> None:
 
 
 @pytest.mark.parametrize("frame", [wire.Reset(1, 2, ""), wire.Accept(1, "")])
-def test_a_text_that_is_not_utf_8_is_refused(frame: wire.Reset | wire.Accept) -> None:
-    content = bytearray(frame.encode() + b"\xff\xfe")
-    content[len(content) - 3] = 2
-    with pytest.raises(ProtocolError, match="UTF-8"):
-        parse(bytes(content))
+def test_a_text_that_is_not_utf_8_is_still_read(frame: wire.Reset | wire.Accept) -> None:
+    content = bytearray(frame.encode() + b"\xffa\xc3")
+    content[len(content) - 4] = 3
+    assert parse(bytes(content)) == [replace(frame, text="\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}")]
 
 
 def test_a_long_text_is_cut_between_characters() -> None:

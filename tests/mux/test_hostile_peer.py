@@ -333,6 +333,15 @@ def test_bytes_that_an_application_writes_singly_are_joined_while_they_wait() ->
     peer.core.check_invariants()
 
 
+def test_a_reset_with_a_text_that_is_not_utf_8_concerns_its_stream_alone(server: Peer, stream: StreamState) -> None:
+    text = b"caf\xe9"
+    server.feed(wire.Open(3, b"").encode())
+    server.feed(b"\x04" + (1).to_bytes(4, "big") + (2).to_bytes(2, "big") + len(text).to_bytes(2, "big") + text)
+    assert stream.failure == (wire.Reason.REFUSED, "caf\N{REPLACEMENT CHARACTER}")
+    server.feed(data(3, b"goes on"))
+    assert server.read(server.opened[1]) == b"goes on"
+
+
 def test_nothing_is_received_after_the_end(server: Peer) -> None:
     server.core.end(wire.Reason.SESSION_ENDED, "over")
     assert server.feed(wire.Open(1, b"").encode()) == []
