@@ -1,6 +1,6 @@
 """One connection to one server, as far as READY: dial, authenticate, exchange HELLO.  Every wait can be canceled.
 
-`Connector` knows a server's endpoints (each URL over each transport) and its key.  `qanat.client.server_connection`
+`Connector` knows a server's candidates (each URL over each transport) and its key.  `qanat.client.server_connection`
 uses it for a session's first connection, `qanat.client.reconnector` for all others; both handle failures themselves.
 """
 
@@ -35,8 +35,8 @@ _CONNECT: dict[str, Callable[..., Pipe]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One address of a server: a URL, and the transport to use for it."""
+class Candidate:
+    """One way to reach a server, tried when its turn comes: a URL, and the transport to use for it."""
 
     url: TunnelUrl
     transport: str
@@ -55,7 +55,7 @@ class Connector:
     def __init__(self, settings: ClientSettings, server: RemoteServer, keys: ClientKeyPool, known: KnownHosts) -> None:
         """Read URLs and TLS files.  Raises UsageError for one that cannot be used, or a file that could not be kept."""
         urls = [TunnelUrl.parse(url) for url in server.urls]
-        self.endpoints = tuple(Endpoint(url, transport) for transport in settings.transports for url in urls)
+        self.candidates = tuple(Candidate(url, transport) for transport in settings.transports for url in urls)
         self._settings = settings
         self._server = server
         self._keys = keys
@@ -67,7 +67,7 @@ class Connector:
         if server.fingerprint is None:
             known.check_usable([url.address for url in urls])
 
-    def connect(self, endpoint: Endpoint, cancel: Cancel, node: str | None = None) -> SealedPipe:
+    def connect(self, candidate: Candidate, cancel: Cancel, node: str | None = None) -> SealedPipe:
         """Dial and authenticate.  `node` names the server to reach, when several are behind one URL.
 
         Blocks for `connect_timeout` and `handshake_timeout` at most, or until `cancel` is canceled.
@@ -75,15 +75,15 @@ class Connector:
         """
         settings = self._settings
         route = replace(self._route, node=node)
-        pipe = _CONNECT[endpoint.transport](
-            endpoint.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
+        pipe = _CONNECT[candidate.transport](
+            candidate.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
         try:
             with cancel.waking(lambda: pipe.close("the client is stopping")):
                 deadline = Deadline(settings.handshake_timeout)
                 key = self._keys.take(deadline.remaining() or 0.0)
                 handshake = ClientHandshake(
-                    settings.name, self._server.token, key, lambda spki: self._check_server(endpoint.url, spki)
+                    settings.name, self._server.token, key, lambda spki: self._check_server(candidate.url, spki)
                 )
                 return client_handshake(pipe, handshake, deadline)
         except BaseException:
@@ -91,7 +91,7 @@ class Connector:
             raise
 
     def exchange_hello(
-        self, endpoint: Endpoint, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel
+        self, candidate: Candidate, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel
     ) -> Ready:
         """Send HELLO and return the server's READY.  Blocks until `deadline` at most, or until `cancel` is canceled.
 
@@ -108,7 +108,7 @@ class Connector:
                 raise ProtocolError(f"a {kind.name} record where READY was due")
             ready = Ready.decode(content)
             if self._server.fingerprint is None:
-                self._known_hosts.remember(endpoint.url.address, fingerprint_of(sealed.result.server_spki))
+                self._known_hosts.remember(candidate.url.address, fingerprint_of(sealed.result.server_spki))
         except BaseException:
             sealed.close("the session did not begin")
             raise
@@ -142,10 +142,10 @@ def route_of(settings: ClientSettings) -> Route:
     )
 
 
-def describe_failure(endpoint: Endpoint, error: QanatError) -> str:
+def describe_failure(candidate: Candidate, error: QanatError) -> str:
     """Return what happened, for the log, with the server named once."""
-    if endpoint.url.host not in error.message:
-        return f"cannot connect to {endpoint.url}: {error}"
+    if candidate.url.host not in error.message:
+        return f"cannot connect to {candidate.url}: {error}"
     return str(error) if error.message.startswith("cannot connect") else f"cannot connect: {error}"
 
 

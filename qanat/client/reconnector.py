@@ -25,7 +25,7 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.client.backoff import Backoff
-from qanat.client.connect import Connector, Endpoint, SessionOver, describe_failure
+from qanat.client.connect import Candidate, Connector, SessionOver, describe_failure
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings
@@ -74,7 +74,7 @@ class ReconnectContext:
 class _RunningPipe:
     """One pipe and what is remembered about it."""
 
-    endpoint: Endpoint
+    candidate: Candidate
     sealed: SealedPipe
     since: float
     progress: int  # the lane's, when the pipe took it over
@@ -91,10 +91,10 @@ class Reconnector:
         session: ClientSession,
         number: int,
         lane: Lane,
-        endpoint: Endpoint,
+        candidate: Candidate,
         backoff: Backoff,
     ) -> None:
-        """`endpoint` is tried first: another lane uses it, or this one's first pipe does."""
+        """`candidate` is tried first: another lane uses it, or this one's first pipe does."""
         self.logged_the_end = False
         """Whether the log says why the session is over; if not, it was not a pipe that ended it."""
         self._context = context
@@ -102,10 +102,10 @@ class Reconnector:
         self._number = number
         self._lane = lane
         self._backoff = backoff
-        endpoints = context.connector.endpoints
-        first = endpoints.index(endpoint)
-        self._endpoints = endpoints[first:] + endpoints[:first]
-        self._next_endpoint = 0
+        candidates = context.connector.candidates
+        first = candidates.index(candidate)
+        self._candidates = candidates[first:] + candidates[:first]
+        self._next_candidate = 0
         self._epoch = 0
         self._made_progress = False  # whether any pipe did
         self._server_has_lane = False  # for certain
@@ -121,7 +121,7 @@ class Reconnector:
         self._last_network_change = ""
         self._cancelled = False
 
-    def run(self, endpoint: Endpoint, sealed: SealedPipe | None) -> None:
+    def run(self, candidate: Candidate, sealed: SealedPipe | None) -> None:
         """Keep the lane on a pipe until it is over, or the client ends; blocks.
 
         `sealed` is the pipe on which the session began, when this is its first lane.  Raises NoThread; the lane is over
@@ -132,7 +132,7 @@ class Reconnector:
             with self._context.cancel.waking(self._cancel):
                 if sealed is not None:
                     self._server_has_lane = True
-                    self._start_pipe(endpoint, sealed, FIRST_PIPE)
+                    self._start_pipe(candidate, sealed, FIRST_PIPE)
                 while (why := self._wait_for_cause()) is not None:
                     self._replace_pipe(why)
         except BaseException:
@@ -218,17 +218,17 @@ class Reconnector:
 
     def _replace_pipe(self, why: str) -> None:
         """Try once to make a pipe and move the lane to it.  Whatever goes wrong is this try's failure."""
-        endpoint = self._endpoints[self._next_endpoint]
+        candidate = self._candidates[self._next_candidate]
         sealed: SealedPipe | None = None
         try:
-            sealed = self._context.connector.connect(endpoint, self._dial, self._session.node)
-            self._move_lane(endpoint, sealed, why)
+            sealed = self._context.connector.connect(candidate, self._dial, self._session.node)
+            self._move_lane(candidate, sealed, why)
         except SessionOver as error:
             self._session.end(error.message)
         except _LaneOver:
             if self._old_pipe_answers():
                 text = "whoever answers now does not know the session, which still works"
-                self._failed(endpoint, TransportError(text))
+                self._failed(candidate, TransportError(text))
                 return
             if self._made_progress:
                 self._backoff.succeeded()  # it answers, so what failed while it was away says nothing any more
@@ -236,9 +236,9 @@ class Reconnector:
         except Exception as error:
             if sealed is not None:
                 sealed.close("it could not take the lane over")
-            self._failed(endpoint, error)
+            self._failed(candidate, error)
 
-    def _move_lane(self, endpoint: Endpoint, sealed: SealedPipe, why: str) -> None:
+    def _move_lane(self, candidate: Candidate, sealed: SealedPipe, why: str) -> None:
         """Ask the server for the lane on this pipe, and run it there.  Raises QanatError and _LaneOver."""
         with self._changed:
             old = self._running
@@ -247,22 +247,22 @@ class Reconnector:
         expected = self._lane.pause_writer()
         self._epoch += 1
         timeout = self._context.settings.handshake_timeout if old is None else HELLO_TIMEOUT
-        ready = self._exchange_hello(endpoint, sealed, expected, timeout)
+        ready = self._exchange_hello(candidate, sealed, expected, timeout)
         self._take_over(sealed, ready)
         self._start_pipe(
-            endpoint,
+            candidate,
             sealed,
             ResumePoint(self._epoch, peer_expects=ready.expected, receive_from=expected),
-            on_attached=partial(self._log_attached, endpoint, why, self._epoch),
+            on_attached=partial(self._log_attached, candidate, why, self._epoch),
         )
 
-    def _exchange_hello(self, endpoint: Endpoint, sealed: SealedPipe, expected: int, timeout: float) -> Ready:
+    def _exchange_hello(self, candidate: Candidate, sealed: SealedPipe, expected: int, timeout: float) -> Ready:
         context, session = self._context, self._session
         intent = Intent.RESUME if self._server_has_lane else Intent.JOIN
         hello = Hello(
             context.instance, context.parameters, intent, session.id, self._number, self._epoch, expected
         ).proven(session.secret, sealed.result.transcript)
-        ready = context.connector.exchange_hello(endpoint, sealed, hello, Deadline(timeout), self._dial)
+        ready = context.connector.exchange_hello(candidate, sealed, hello, Deadline(timeout), self._dial)
         if ready.answer is Answer.EXPIRED:
             sealed.close("the session is over")
             raise _LaneOver
@@ -289,7 +289,7 @@ class Reconnector:
 
     def _start_pipe(
         self,
-        endpoint: Endpoint,
+        candidate: Candidate,
         sealed: SealedPipe,
         resume: ResumePoint,
         on_attached: Callable[[], None] = lambda: None,
@@ -297,7 +297,7 @@ class Reconnector:
         """Run the lane on this pipe, in a thread of its own.  Raises NoThread."""
         now, age = time.monotonic(), self._context.settings.max_pipe_age
         old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
-        running = _RunningPipe(endpoint, sealed, now, self._lane.progress, old_at)
+        running = _RunningPipe(candidate, sealed, now, self._lane.progress, old_at)
         with self._changed:
             self._running = running
             self._replace_because = None
@@ -341,7 +341,7 @@ class Reconnector:
 
     # --- what came of it ------------------------------------------------------------------------
 
-    def _failed(self, endpoint: Endpoint, error: Exception) -> None:
+    def _failed(self, candidate: Candidate, error: Exception) -> None:
         """Count a try that came to nothing, and log it.  Called while `error` is being handled."""
         self._lane.resume_writer()
         retry_after = error.retry_after if isinstance(error, TransportError) else None
@@ -355,24 +355,24 @@ class Reconnector:
                 self._running.being_replaced = False
             over = self._is_over_locked()
             self._retry_at = time.monotonic() + delay
-        self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
+        self._next_candidate = (self._next_candidate + 1) % len(self._candidates)
         if not isinstance(error, QanatError):
-            log_unexpected(f"connecting to {endpoint.url} failed")
+            log_unexpected(f"connecting to {candidate.url} failed")
         elif not over:
-            text, extra = describe_failure(endpoint, error), {"event": "failed", "url": str(endpoint.url)}
+            text, extra = describe_failure(candidate, error), {"event": "failed", "url": str(candidate.url)}
             log.error("%s", text, extra=extra)
         if not over and delay >= LOGGED_DELAY:
             log.info("trying again in %.1f s", delay)
 
-    def _log_attached(self, endpoint: Endpoint, why: str, epoch: int) -> None:
+    def _log_attached(self, candidate: Candidate, why: str, epoch: int) -> None:
         now, lane = time.monotonic(), self._lane
         if why != "lost":
-            text = f"{lane.name} moved to a fresh connection to {endpoint}, since {why}"
+            text = f"{lane.name} moved to a fresh connection to {candidate}, since {why}"
         elif epoch == 1 and self._number:
-            text = f"{lane.name} joined by {endpoint}"
+            text = f"{lane.name} joined by {candidate}"
         else:
-            text = f"{lane.name} resumed by {endpoint} after {now - self._lost_at:.2f} s; nothing was lost"
-        log.info("%s", text, extra={"event": "resumed", "url": str(endpoint.url), "lane": self._number})
+            text = f"{lane.name} resumed by {candidate} after {now - self._lost_at:.2f} s; nothing was lost"
+        log.info("%s", text, extra={"event": "resumed", "url": str(candidate.url), "lane": self._number})
 
     def _pipe_ended(self, running: _RunningPipe, result: PipeResult) -> None:
         """Draw the conclusions from a pipe's end.  Called by its thread, last."""
@@ -386,7 +386,7 @@ class Reconnector:
             self._backoff.succeeded()
         elif not running.being_replaced:
             self._backoff.ended_early()
-            self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
+            self._next_candidate = (self._next_candidate + 1) % len(self._candidates)
         over = self._session.ended.is_set()
         with self._changed:
             current = self._running is running
@@ -402,7 +402,7 @@ class Reconnector:
             self._log_end(running, result, lived, over)
 
     def _log_end(self, running: _RunningPipe, result: PipeResult, lived: float, over: bool) -> None:
-        url, cause, waiting = running.endpoint.url, printable(result.cause), self._lane.open_streams
+        url, cause, waiting = running.candidate.url, printable(result.cause), self._lane.open_streams
         extra = {"event": "disconnected", "url": str(url), "lane": self._number}
         if over:
             self.logged_the_end = True

@@ -28,7 +28,7 @@ from qanat.base.errors import (
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.client.backoff import Backoff
-from qanat.client.connect import Connector, Endpoint, describe_failure, describe_server
+from qanat.client.connect import Candidate, Connector, describe_failure, describe_server
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
@@ -98,7 +98,7 @@ class ServerConnection:
         self._remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
         required = self._remotes if settings.exit_on_forward_failure else ()
         self._required = RequiredForwards(required, self._forwards_failed)
-        self._endpoints = itertools.cycle(self._context.connector.endpoints)
+        self._candidates = itertools.cycle(self._context.connector.candidates)
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._session: ClientSession | None = None
@@ -177,13 +177,13 @@ class ServerConnection:
 
     def _connector_loop(self) -> None:
         try:
-            for endpoint in self._endpoints:
+            for candidate in self._candidates:
                 self._wanted.wait()
                 if self._stopping.is_set():
                     return
-                self._waiting = f"connecting to {endpoint.url}"
+                self._waiting = f"connecting to {candidate.url}"
                 self._changed()
-                retry_after = self._run_once(endpoint)
+                retry_after = self._run_once(candidate)
                 delay = self._backoff.delay(retry_after)
                 if delay >= LOGGED_DELAY:
                     self._waiting = f"trying again in {delay:.1f} s to connect to {self._url}"
@@ -197,28 +197,28 @@ class ServerConnection:
             self.over = True
             self._changed()
 
-    def _run_once(self, endpoint: Endpoint) -> float | None:
+    def _run_once(self, candidate: Candidate) -> float | None:
         """Connect, and keep the session until its end; blocks.  Returns the seconds that the server asks us to wait.
 
         Never raises: whatever goes wrong is this connection's failure.
         """
         try:
-            session, sealed, lanes = self._begin_session(endpoint)
+            session, sealed, lanes = self._begin_session(candidate)
         except RefusedError as error:
-            self._log_refusal(endpoint, error)
+            self._log_refusal(candidate, error)
             return None
         except QanatError as error:
             if not self._stopping.is_set():
                 self._backoff.failed()
-                text, extra = describe_failure(endpoint, error), {"event": "failed", "url": str(endpoint.url)}
+                text, extra = describe_failure(candidate, error), {"event": "failed", "url": str(candidate.url)}
                 log.error("%s", text, extra=extra)
             return error.retry_after if isinstance(error, TransportError) else None
         except Exception:
             self._backoff.failed()
-            log_unexpected(f"connecting to {endpoint.url} failed")
+            log_unexpected(f"connecting to {candidate.url} failed")
             return None
         try:
-            self._keep_session(endpoint, session, sealed, lanes)
+            self._keep_session(candidate, session, sealed, lanes)
         except NoThread as error:
             self._backoff.failed()
             log.error("%s", error)
@@ -226,7 +226,7 @@ class ServerConnection:
             log.debug("the session was over before it began")
         except Exception:
             self._backoff.failed()
-            log_unexpected(f"the session with {endpoint.url} ended")
+            log_unexpected(f"the session with {candidate.url} ended")
         finally:
             sealed.close("the session is over")
             session.end("the client is stopping")
@@ -235,24 +235,24 @@ class ServerConnection:
             self._former = [former for former in (*self._former, session) if former.joined.busy]
         return None
 
-    def _begin_session(self, endpoint: Endpoint) -> tuple[ClientSession, SealedPipe, int]:
+    def _begin_session(self, candidate: Candidate) -> tuple[ClientSession, SealedPipe, int]:
         """Return a new session, its first pipe, and how many lanes the server grants.  Blocks."""
         settings, context = self._settings, self._context
-        sealed = context.connector.connect(endpoint, self._cancel_new)
+        sealed = context.connector.connect(candidate, self._cancel_new)
         try:
             hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
-            ready = context.connector.exchange_hello(endpoint, sealed, hello, deadline, self._cancel_new)
+            ready = context.connector.exchange_hello(candidate, sealed, hello, deadline, self._cancel_new)
             session = self._make_session(sealed, ready)
         except BaseException:
             sealed.close("the session did not begin")
             raise
         log.info(
             "connected to %s over %s as %s; %s",
-            endpoint.url,
+            candidate.url,
             sealed.pipe.transport,
             settings.name,
             describe_server(sealed, ready),
-            extra={"event": "connected", "url": str(endpoint.url)},
+            extra={"event": "connected", "url": str(candidate.url)},
         )
         return session, sealed, min(settings.lanes, ready.parameters.lanes)
 
@@ -285,26 +285,26 @@ class ServerConnection:
             keepalive=application_keepalive(settings.application_keepalive),
         )
 
-    def _keep_session(self, endpoint: Endpoint, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:
+    def _keep_session(self, candidate: Candidate, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:
         """Keep the session until it is over; blocks."""
         session.request_forwards()
         self.succeeded, self.refused = True, None
         self._session = session
         session.on_end(self._changed)
         for number in range(1, lanes):
-            run = partial(self._lane_loop, endpoint, session, number)
+            run = partial(self._lane_loop, candidate, session, number)
             self._threads.start(f"{self._name} lane {number}", run)
-        reconnector = Reconnector(self._context, session, 0, session.add_lane(0), endpoint, self._backoff)
-        reconnector.run(endpoint, sealed)
+        reconnector = Reconnector(self._context, session, 0, session.add_lane(0), candidate, self._backoff)
+        reconnector.run(candidate, sealed)
         if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.cancelled:
             log.warning(
                 "the session with %s is over: %s; its streams were reset",
-                endpoint.url,
+                candidate.url,
                 session.why,
-                extra={"event": "expired", "url": str(endpoint.url)},
+                extra={"event": "expired", "url": str(candidate.url)},
             )
 
-    def _lane_loop(self, endpoint: Endpoint, session: ClientSession, number: int) -> None:
+    def _lane_loop(self, candidate: Candidate, session: ClientSession, number: int) -> None:
         """Keep a further lane, and another one when that is over, while the session lasts."""
         backoff = Backoff(self._settings.reconnect)
         while number <= MAX_LANE and not session.ended.is_set() and not self._cancel_all.cancelled:
@@ -313,9 +313,9 @@ class ServerConnection:
             except SessionEnded:
                 return
             try:
-                Reconnector(self._context, session, number, lane, endpoint, backoff).run(endpoint, None)
+                Reconnector(self._context, session, number, lane, candidate, backoff).run(candidate, None)
             except Exception:
-                log_unexpected(f"lane {number} of the session with {endpoint.url} ended")
+                log_unexpected(f"lane {number} of the session with {candidate.url} ended")
             # Numbers are not used again: the server may still know the lane that is over.
             number += self._settings.lanes
             backoff.failed()
@@ -326,11 +326,11 @@ class ServerConnection:
         """Whether the refusal is the client's end, which logs it itself."""
         return self.refused is not None and len(self._settings.servers) == 1
 
-    def _log_refusal(self, endpoint: Endpoint, error: RefusedError) -> None:
+    def _log_refusal(self, candidate: Candidate, error: RefusedError) -> None:
         if error.final:
             self.refused = None if self.succeeded else error
             self._backoff.refused()
         else:
             self._backoff.failed()
         if not self._refused_for_good:
-            log.error("refused by %s: %s", endpoint.url, error, extra={"event": "refused", "url": str(endpoint.url)})
+            log.error("refused by %s: %s", candidate.url, error, extra={"event": "refused", "url": str(candidate.url)})

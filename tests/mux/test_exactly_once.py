@@ -22,7 +22,7 @@ NUMBERS = st.integers(min_value=0, max_value=2**31)
 
 
 @dataclass(eq=False)
-class Endpoint:
+class Direction:
     """One direction of one stream, as the model sees it."""
 
     writer: Peer
@@ -47,13 +47,13 @@ class Both:
 
     opener: Peer
     number: int
-    there: Endpoint
-    back: Endpoint
+    there: Direction
+    back: Direction
     reset: bool = False
     accepted: bool = False
 
     @property
-    def ways(self) -> tuple[Endpoint, Endpoint]:
+    def directions(self) -> tuple[Direction, Direction]:
         return self.there, self.back
 
 
@@ -97,50 +97,50 @@ class TwoLanes(RuleBasedStateMachine):
             return
         placeholder = stream  # Replaced as soon as the other end knows the stream.
         self.streams.append(
-            Both(opener, stream.id, Endpoint(opener, stream, other), Endpoint(other, placeholder, opener, stream))
+            Both(opener, stream.id, Direction(opener, stream, other), Direction(other, placeholder, opener, stream))
         )
 
-    def _known(self, way: Endpoint, both: Both) -> bool:
-        return both.there.receiving is not None or way is both.there
+    def _known(self, direction: Direction, both: Both) -> bool:
+        return both.there.receiving is not None or direction is both.there
 
-    def _way(self, pick: int) -> tuple[Both, Endpoint] | None:
-        ways = [(both, way) for both in self.streams for way in both.ways if self._known(way, both)]
-        return ways[pick % len(ways)] if ways else None
+    def _direction(self, pick: int) -> tuple[Both, Direction] | None:
+        found = [(both, each) for both in self.streams for each in both.directions if self._known(each, both)]
+        return found[pick % len(found)] if found else None
 
     @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600, 3000, 64 * KIB, 128 * KIB)), small=st.booleans())
     def write(self, pick: int, size: int, small: bool) -> None:
-        chosen = self._way(pick)
+        chosen = self._direction(pick)
         if chosen is None or chosen[1].finished or chosen[1].sending.phase is StreamPhase.CLOSED:
             return
-        way = chosen[1]
-        size = min(size, way.writer.core.sender.sendable(way.sending))
-        data = way.next_bytes(size)
+        direction = chosen[1]
+        size = min(size, direction.writer.core.sender.sendable(direction.sending))
+        data = direction.next_bytes(size)
         if not size:
             return
         if small:
             data = data[: 16 * KIB]
-            way.writer.core.sender.send(way.sending, data)
+            direction.writer.core.sender.send(direction.sending, data)
         else:
-            data = data[: way.writer.write_buffer(way.sending, data)]
-        way.written += data
+            data = data[: direction.writer.write_buffer(direction.sending, data)]
+        direction.written += data
 
     @rule(pick=NUMBERS)
     def finish(self, pick: int) -> None:
-        chosen = self._way(pick)
+        chosen = self._direction(pick)
         if chosen is not None:
             chosen[1].finished = True
             chosen[1].writer.core.sender.finish(chosen[1].sending)
 
     @rule(pick=NUMBERS)
     def reset(self, pick: int) -> None:
-        chosen = self._way(pick)
+        chosen = self._direction(pick)
         if chosen is not None and pick % 3 == 0:
             chosen[0].reset = True
             chosen[1].writer.core.reset(chosen[1].sending, Reason.CANCELLED, "by the model")
 
     @rule(pick=NUMBERS)
     def accept(self, pick: int) -> None:
-        chosen = self._way(pick)
+        chosen = self._direction(pick)
         if chosen is not None and not chosen[0].accepted and chosen[0].there.receiving is not None:
             both = chosen[0]
             both.accepted = True
@@ -148,30 +148,31 @@ class TwoLanes(RuleBasedStateMachine):
 
     @rule(pick=NUMBERS)
     def read_some(self, pick: int) -> None:
-        chosen = self._way(pick)
+        chosen = self._direction(pick)
         if chosen is not None:
             self._read(chosen[1])
 
-    def _read(self, way: Endpoint) -> None:
-        if way.receiving is None:
+    def _read(self, direction: Direction) -> None:
+        if direction.receiving is None:
             return
-        payload = way.reader.core.receiver.take(way.receiving)
+        payload = direction.reader.core.receiver.take(direction.receiving)
         if payload is not None:
-            expected = way.written[way.read : way.read + len(payload)]
-            assert bytes(payload) == bytes(expected), f"wrong bytes on stream {way.receiving.id} at {way.read}"
-            way.read += len(payload)
-            way.taken += len(payload)
+            expected = direction.written[direction.read : direction.read + len(payload)]
+            where = f"stream {direction.receiving.id} at {direction.read}"
+            assert bytes(payload) == bytes(expected), f"wrong bytes on {where}"
+            direction.read += len(payload)
+            direction.taken += len(payload)
 
     @rule(pick=NUMBERS, part=st.sampled_from((1, 2, 10)))
     def consume(self, pick: int, part: int) -> None:
-        chosen = self._way(pick)
+        chosen = self._direction(pick)
         if chosen is not None:
             self._consume(chosen[1], -(-chosen[1].taken // part))
 
-    def _consume(self, way: Endpoint, count: int) -> None:
-        if count and way.receiving is not None:
-            way.taken -= count
-            way.reader.core.receiver.consumed(way.receiving, count, self.now)
+    def _consume(self, direction: Direction, count: int) -> None:
+        if count and direction.receiving is not None:
+            direction.taken -= count
+            direction.reader.core.receiver.consumed(direction.receiving, count, self.now)
 
     # --- what the network does ------------------------------------------------------------------
 
@@ -205,7 +206,7 @@ class TwoLanes(RuleBasedStateMachine):
     def fill_everything_and_cut(self) -> None:
         """Every window and both retransmit buffers are as full as they get, and then the pipe is gone."""
         for _ in range(40):
-            before = sum(len(way.written) for both in self.streams for way in both.ways)
+            before = sum(len(direction.written) for both in self.streams for direction in both.directions)
             for pick in range(2 * len(self.streams)):
                 self.write(pick, 128 * KIB, pick % 2 == 0)
             for peer in self.rig.ends:
@@ -213,7 +214,7 @@ class TwoLanes(RuleBasedStateMachine):
                 if peer.wire:
                     self.rig.deliver(peer, self.now)
             self._meet()
-            if before == sum(len(way.written) for both in self.streams for way in both.ways):
+            if before == sum(len(direction.written) for both in self.streams for direction in both.directions):
                 break
         self.rig.cut(self.now)
 
@@ -237,10 +238,10 @@ class TwoLanes(RuleBasedStateMachine):
     @invariant()
     def nothing_ends_early(self) -> None:
         for both in getattr(self, "streams", ()):
-            for way in both.ways:
-                if way.receiving is not None and way.receiving.fin_received:
-                    assert way.finished
-                    assert way.receiving.window.received == len(way.written)
+            for direction in both.directions:
+                if direction.receiving is not None and direction.receiving.fin_received:
+                    assert direction.finished
+                    assert direction.receiving.window.received == len(direction.written)
 
     def teardown(self) -> None:
         """Everything that was written arrives, everything ends, and nothing is left."""
@@ -251,25 +252,25 @@ class TwoLanes(RuleBasedStateMachine):
             self.rig.settle(self.now)
             self._meet()
             for both in self.streams:
-                for way in both.ways:
-                    if not self._known(way, both):
+                for direction in both.directions:
+                    if not self._known(direction, both):
                         continue
-                    while way.receiving is not None and way.receiving.inbox:
-                        self._read(way)
-                    self._consume(way, way.taken)
-                    way.finished = True
-                    way.writer.core.sender.finish(way.sending)
+                    while direction.receiving is not None and direction.receiving.inbox:
+                        self._read(direction)
+                    self._consume(direction, direction.taken)
+                    direction.finished = True
+                    direction.writer.core.sender.finish(direction.sending)
             if round_number and all(not peer.core.streams for peer in self.rig.ends):
                 break
         self.cores_are_sound()
         for both in self.streams:
             refused = both.there.receiving is None
-            for way in both.ways:
-                assert refused or way.sending.phase is StreamPhase.CLOSED, f"stream {both.number} has not ended"
+            for direction in both.directions:
+                assert refused or direction.sending.phase is StreamPhase.CLOSED, f"stream {both.number} has not ended"
                 if not both.reset and not refused:
-                    assert way.read == len(way.written), f"stream {both.number}: bytes are missing"
-                    assert way.receiving is not None
-                    assert way.receiving.fin_received
+                    assert direction.read == len(direction.written), f"stream {both.number}: bytes are missing"
+                    assert direction.receiving is not None
+                    assert direction.receiving.fin_received
             for peer, stream in ((both.opener, both.there.sending), (both.there.reader, both.there.receiving)):
                 if stream is not None:
                     peer.core.streams.release(stream)

@@ -110,7 +110,7 @@ class Mode(enum.Enum):
     DEAD = enum.auto()  # everything is read and vanishes, an end too
 
 
-class Endpoint:
+class Direction:
     """One direction of a link.  Bytes wait until they are due, and then go out in their order."""
 
     def __init__(self, link: Link, source: socket.socket, target: socket.socket, delay: float) -> None:
@@ -219,8 +219,8 @@ class Link:
             sock.setblocking(False)
             set_no_delay(sock)
         self.client, self.server = client, server
-        self.up = Endpoint(self, client, server, delay)
-        self.down = Endpoint(self, server, client, delay)
+        self.up = Direction(self, client, server, delay)
+        self.down = Direction(self, server, client, delay)
         # The kernel's handshake with the client was over at once, and on such a path takes a round trip.
         self.up.not_before = time.monotonic() + 3 * delay
         self._delay = delay
@@ -241,9 +241,9 @@ class Link:
     def cut(self) -> None:
         """FIN to both ends; whatever they still send vanishes."""
         self._strike()
-        for way in (self.up, self.down):
-            way.die()
-            self._finish(way.target)
+        for direction in (self.up, self.down):
+            direction.die()
+            self._finish(direction.target)
         self.loop.later(GRACE, self.reset)
         self._watch()
 
@@ -258,10 +258,10 @@ class Link:
             self._close(told, reset=True)
         self._watch()
 
-    def kill(self, way: Endpoint) -> None:
-        """What goes `way` vanishes from now on; the other direction lives."""
+    def kill(self, direction: Direction) -> None:
+        """What goes in this direction vanishes from now on; the other direction lives."""
         self._strike()
-        way.die()
+        direction.die()
         self._watch()
 
     def stall(self) -> None:
@@ -276,19 +276,19 @@ class Link:
     def go_on(self) -> None:
         """An end to stalls and delays, unless a fault has struck."""
         if not self.disturbed and not self.over:
-            for way in (self.up, self.down):
-                way.mode = Mode.LIVE
-                way.delay = self._delay
+            for direction in (self.up, self.down):
+                direction.mode = Mode.LIVE
+                direction.delay = self._delay
             self.pass_on()
 
     def slow_down(self, seconds: float) -> None:
         """Every chunk comes so much later, until `go_on`."""
         self.up.delay = self.down.delay = self._delay + seconds
 
-    def truncate(self, way: Endpoint, part: float) -> None:
-        """The next chunk that goes `way` arrives in part only; then both ends are reset."""
+    def truncate(self, direction: Direction, part: float) -> None:
+        """The next chunk in this direction arrives in part only; then both ends are reset."""
         self._strike()
-        way.truncate = part
+        direction.truncate = part
         self.loop.later(GRACE, self.reset)
 
     def end_truncated(self) -> None:
@@ -299,9 +299,9 @@ class Link:
 
     def pass_on(self) -> None:
         """Send what is due, both ways."""
-        for way in (self.up, self.down):
+        for direction in (self.up, self.down):
             if not self.over:
-                self._guarded(way.pass_on, way.target)
+                self._guarded(direction.pass_on, direction.target)
         self._settle()
 
     def _ready(self, sock: socket.socket, mask: int) -> None:

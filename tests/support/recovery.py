@@ -27,7 +27,7 @@ _BETWEEN = (0.2, 0.5)
 """Seconds from a recovery to the next cut, at random: no clock of the tunnel's may be in step with it."""
 
 
-class Endpoint:
+class Direction:
     """One direction: when each byte was sent, and when it had arrived.  The bytes are numbered, and checked."""
 
     def __init__(self, name: str) -> None:
@@ -80,7 +80,7 @@ class Heartbeat:
     """Serves the target at `address`; `connect` begins, `close` ends it."""
 
     def __init__(self) -> None:
-        self.up, self.down = Endpoint("up"), Endpoint("down")
+        self.up, self.down = Direction("up"), Direction("down")
         self._stop = threading.Event()
         self._sock: socket.socket | None = None
         self._threads: list[threading.Thread] = []
@@ -97,8 +97,8 @@ class Heartbeat:
         """Open the one stream through `port`; returns when bytes flow both ways."""
         self._sock = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
         self._threads = self._start(self._sock, self.up, self.down)
-        for way in (self.up, self.down):
-            way.wait_sent_after(0.0)
+        for direction in (self.up, self.down):
+            direction.wait_sent_after(0.0)
 
     def close(self) -> None:
         self._stop.set()
@@ -113,11 +113,11 @@ class Heartbeat:
             thread.join()
         return END
 
-    def _start(self, sock: socket.socket, out: Endpoint, back: Endpoint) -> list[threading.Thread]:
+    def _start(self, sock: socket.socket, out: Direction, back: Direction) -> list[threading.Thread]:
         set_no_delay(sock)
         threads = [
-            threading.Thread(target=loop, args=(sock, self._stop), name=f"beat {way.name}")
-            for way, loop in ((out, out.send_loop), (back, back.receive_loop))
+            threading.Thread(target=loop, args=(sock, self._stop), name=f"beat {direction.name}")
+            for direction, loop in ((out, out.send_loop), (back, back.receive_loop))
         ]
         for thread in threads:
             thread.start()
@@ -135,7 +135,7 @@ def recovery_times(relay: ChaosRelay, beat: Heartbeat, cuts: int, *, seed: int =
         time.sleep(chance.uniform(*_BETWEEN))
         accepted = relay.accepted
         cut = relay.cut()
-        arrived = max(way.wait_sent_after(cut) for way in (beat.up, beat.down))
+        arrived = max(direction.wait_sent_after(cut) for direction in (beat.up, beat.down))
         assert relay.accepted > accepted, "nobody connected anew, so nothing was cut"
         times.append(arrived - cut)
     return times
