@@ -176,7 +176,7 @@ def check_target_host(host: str) -> str:
     return host
 
 
-def normalise_name(name: str) -> str | None:
+def normalize_name(name: str) -> str | None:
     """Return a host name in lower case, in IDNA's ASCII form and without its final dot; None when it is no name."""
     try:
         plain = name.removesuffix(".").encode("idna").decode("ascii").lower()

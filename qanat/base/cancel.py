@@ -12,34 +12,34 @@ from contextlib import contextmanager
 
 
 class Cancel:
-    """Once cancelled, always cancelled.  Safe to use from any thread."""
+    """Once canceled, always canceled.  Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cancelled = False
+        self._canceled = False
         self._wakeups: list[Callable[[], object]] = []
 
     @property
-    def cancelled(self) -> bool:
-        """Whether it was cancelled."""
-        return self._cancelled
+    def canceled(self) -> bool:
+        """Whether it was canceled."""
+        return self._canceled
 
     def cancel(self) -> None:
         """Wake what is running now, and what will begin.  Does not block.  Idempotent."""
         with self._lock:  # held during the calls, so that none comes after its block has ended
-            self._cancelled = True
+            self._canceled = True
             for wakeup in self._wakeups:
                 wakeup()
             self._wakeups.clear()
 
     @contextmanager
     def waking(self, wakeup: Callable[[], object]) -> Iterator[None]:
-        """Have `wakeup` called once, when this is cancelled before the block ends; at once if it is already.
+        """Have `wakeup` called once, when this is canceled before the block ends; at once if it is already.
 
-        `wakeup` comes from any thread and must not block.  Whether it was called tells `cancelled`.
+        `wakeup` comes from any thread and must not block.  Whether it was called tells `canceled`.
         """
         with self._lock:
-            if self._cancelled:
+            if self._canceled:
                 wakeup()
             else:
                 self._wakeups.append(wakeup)

@@ -27,7 +27,7 @@ from itertools import zip_longest
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import Cancelled, ConnectError
+from qanat.base.errors import Canceled, ConnectError
 from qanat.base.resolve import Address, SockAddr
 from qanat.base.sockets import close_socket
 
@@ -52,8 +52,8 @@ def connect(
 ) -> tuple[socket.socket, SockAddr]:
     """Connect to the first of `addresses` that answers; return the socket, which blocks, and its address.
 
-    Blocks until `deadline`, or until `cancel` is cancelled.  `configure` sets options on each socket before it
-    connects.  Raises ConnectError, which has what each address failed with, and Cancelled.
+    Blocks until `deadline`, or until `cancel` is canceled.  `configure` sets options on each socket before it
+    connects.  Raises ConnectError, which has what each address failed with, and Canceled.
     """
     race = _Race(_in_order(addresses), configure)
     try:
@@ -120,20 +120,20 @@ class _Race:
     def run(self, deadline: Deadline, cancel: Cancel) -> tuple[socket.socket, SockAddr]:
         """Return the winner.  Blocks."""
         winner = None
-        while self._left and not self._pending and not cancel.cancelled and not deadline.passed:
+        while self._left and not self._pending and not cancel.canceled and not deadline.passed:
             sock = self._begin()
             if sock is not None and self._ended_at_once(sock):
                 winner = sock  # what is on this machine mostly is, and needs nothing that follows
-        if winner is None and (self._pending or self._left) and not cancel.cancelled:
+        if winner is None and (self._pending or self._left) and not cancel.canceled:
             winner = self._wait_for_winner(deadline, cancel)
         if winner is not None:
             return self._won(winner)
-        if cancel.cancelled:
-            raise Cancelled
+        if cancel.canceled:
+            raise Canceled
         raise ConnectError(list(self._failures.items()))
 
     def _wait_for_winner(self, deadline: Deadline, cancel: Cancel) -> socket.socket | None:
-        """Return the first that is connected; None when all have failed, time is up or it was cancelled.  Blocks."""
+        """Return the first that is connected; None when all have failed, time is up or it was canceled.  Blocks."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -144,7 +144,7 @@ class _Race:
             for sock in self._pending:
                 selector.register(sock, selectors.EVENT_WRITE)
             with cancel.waking(lambda: theirs.send(b"x")):
-                while not cancel.cancelled:
+                while not cancel.canceled:
                     if deadline.passed:
                         self._give_up()
                         return None

@@ -82,7 +82,7 @@ class NoThread(QanatError):
         super().__init__("a new thread could not be started", hint="raise the limit on threads (ulimit -u, TasksMax)")
 
 
-class Cancelled(QanatError):
+class Canceled(QanatError):
     """What was being waited for is no longer wanted: `qanat.base.cancel.Cancel` said so."""
 
     def __init__(self) -> None:

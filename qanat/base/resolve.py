@@ -1,7 +1,7 @@
 """Names to addresses within a deadline.
 
 `getaddrinfo` cannot be interrupted, so each call runs in a named thread of its own that is not joined: when the
-deadline passes first, or the caller is cancelled, the caller goes on and the thread ends when the resolver lets it.
+deadline passes first, or the caller is canceled, the caller goes on and the thread ends when the resolver lets it.
 Until then it keeps its slot, so the number of such threads is bounded, over all and for each `LookupShare`: a client
 that asks for dead names cannot keep the others from theirs.
 
@@ -18,7 +18,7 @@ import threading
 from qanat.base.addresses import parse_address
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import Cancelled, NameLookupError, NoThread
+from qanat.base.errors import Canceled, NameLookupError, NoThread
 from qanat.base.threads import start_thread
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
@@ -45,8 +45,8 @@ class LookupShare:
         """Take a slot; return False when there was none until the deadline or until `cancel`.  Blocks."""
         global _in_use
         with cancel.waking(_wake_waiters), _slots:
-            _slots.wait_for(lambda: cancel.cancelled or self._free(), deadline.remaining())
-            if cancel.cancelled or not self._free():
+            _slots.wait_for(lambda: cancel.canceled or self._free(), deadline.remaining())
+            if cancel.canceled or not self._free():
                 return False
             self._used += 1
             _in_use += 1
@@ -69,15 +69,15 @@ def resolve(
 ) -> list[Address]:
     """Return every TCP address of `host`, in the system's order of preference (RFC 6724), at least one.
 
-    Blocks until `deadline`, or until `cancel` is cancelled.  A literal address is not looked up.  Raises
-    NameLookupError, and Cancelled.
+    Blocks until `deadline`, or until `cancel` is canceled.  A literal address is not looked up.  Raises
+    NameLookupError, and Canceled.
     """
     if parse_address(host) is not None:
         return [numeric_address(host, port)]
     cancel = cancel or Cancel()
     if not share.acquire(deadline, cancel):
-        if cancel.cancelled:
-            raise Cancelled
+        if cancel.canceled:
+            raise Canceled
         raise NameLookupError(
             "too many names are being looked up at once",
             busy=True,
@@ -99,14 +99,14 @@ def resolve(
         share.release()
         raise NameLookupError(error.message, busy=True, hint=error.hint) from error
     try:
-        with cancel.waking(lambda: answers.put(Cancelled())):
+        with cancel.waking(lambda: answers.put(Canceled())):
             answer = answers.get(timeout=deadline.remaining())
     except queue.Empty:
         raise NameLookupError(
             f"looking up the name {host} took too long",
             hint="the name server does not answer: check the network connection",
         ) from None
-    if isinstance(answer, Cancelled):
+    if isinstance(answer, Canceled):
         raise answer
     if isinstance(answer, Exception):
         raise _explain(host, answer) from answer

@@ -119,7 +119,7 @@ class Reconnector:
         self._replace_because: str | None = None  # why a pipe that works is replaced
         self._left_early = 0  # how many pipes in a row announced their end as soon as they were there
         self._last_network_change = ""
-        self._cancelled = False
+        self._canceled = False
 
     def run(self, candidate: Candidate, sealed: SealedPipe | None) -> None:
         """Keep the lane on a pipe until it is over, or the client ends; blocks.
@@ -175,7 +175,7 @@ class Reconnector:
 
     def _is_over_locked(self) -> bool:
         session = self._session
-        return self._cancelled or session.ended.is_set() or session.find_lane(self._number) is not self._lane
+        return self._canceled or session.ended.is_set() or session.find_lane(self._number) is not self._lane
 
     def _on_session_end(self) -> None:
         self._dial.cancel()
@@ -184,7 +184,7 @@ class Reconnector:
 
     def _cancel(self) -> None:
         with self._changed:
-            self._cancelled = True
+            self._canceled = True
         self._on_session_end()
 
     def _replace_soon(self, running: _RunningPipe, why: str, within: float) -> None:
@@ -397,7 +397,7 @@ class Reconnector:
                     self._retry_at = now + self._backoff.delay()
                 self._changed.notify_all()
         self._context.changed()
-        quiet = self._context.cancel.cancelled or self._session.stopped or (not current and not over)
+        quiet = self._context.cancel.canceled or self._session.stopped or (not current and not over)
         if not quiet and not running.being_replaced:
             self._log_end(running, result, lived, over)
 

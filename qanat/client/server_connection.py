@@ -296,7 +296,7 @@ class ServerConnection:
             self._threads.start(f"{self._name} lane {number}", run)
         reconnector = Reconnector(self._context, session, 0, session.add_lane(0), candidate, self._backoff)
         reconnector.run(candidate, sealed)
-        if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.cancelled:
+        if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.canceled:
             log.warning(
                 "the session with %s is over: %s; its streams were reset",
                 candidate.url,
@@ -307,7 +307,7 @@ class ServerConnection:
     def _lane_loop(self, candidate: Candidate, session: ClientSession, number: int) -> None:
         """Keep a further lane, and another one when that is over, while the session lasts."""
         backoff = Backoff(self._settings.reconnect)
-        while number <= MAX_LANE and not session.ended.is_set() and not self._cancel_all.cancelled:
+        while number <= MAX_LANE and not session.ended.is_set() and not self._cancel_all.canceled:
             try:
                 lane = session.add_lane(number)
             except SessionEnded:

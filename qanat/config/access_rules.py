@@ -15,7 +15,7 @@ from qanat.base.addresses import (
     IpNetwork,
     check_bind_host,
     looks_numeric,
-    normalise_name,
+    normalize_name,
     parse_address,
     parse_network,
     parse_port,
@@ -111,7 +111,7 @@ def _checked_network(text: str) -> IpNetwork:
 
 def _parse_name_rule(text: str, ports: Ports) -> NameRule:
     below = text.startswith("*.")
-    name = normalise_name(text.removeprefix("*."))
+    name = normalize_name(text.removeprefix("*."))
     if name is None or not _NAME_RULE.fullmatch(name):
         raise UsageError(
             "is neither a network nor a host name", hint="for example 10.0.0.0/8:5432 or *.example.com:443"

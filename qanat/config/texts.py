@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Collection
 
-from qanat.base.addresses import check_target_host, normalise_name, parse_address, parse_listen, parse_network
+from qanat.base.addresses import check_target_host, normalize_name, parse_address, parse_listen, parse_network
 from qanat.base.errors import UsageError
 from qanat.base.text import NAME
 from qanat.config.access_rules import parse_connect_rule, parse_listen_rule
@@ -73,7 +73,7 @@ def check_network(text: str) -> str:
 def check_server_name(text: str) -> str:
     """Return the name in the form that a certificate has."""
     check_target_host(text)
-    name = text if parse_address(text) is not None else normalise_name(text)
+    name = text if parse_address(text) is not None else normalize_name(text)
     if name is None:
         raise UsageError("is not a host's name")
     return name

@@ -72,4 +72,4 @@ def reason_for(error: OSError) -> tuple[Reason, str]:
     words = error.strerror or type(error).__name__
     if error.errno in _VANISHED:
         return Reason.UNREACHABLE, f"the application's machine no longer answers: {words}"
-    return Reason.CANCELLED, words
+    return Reason.CANCELED, words

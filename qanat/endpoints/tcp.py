@@ -18,7 +18,7 @@ from qanat.base import resolve as names
 from qanat.base.addresses import ListenAddress, format_host_port
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import BindError, Cancelled, ConnectError, EndpointError, NameLookupError, NoThread, OutOfFiles
+from qanat.base.errors import BindError, Canceled, ConnectError, EndpointError, NameLookupError, NoThread, OutOfFiles
 from qanat.base.resolve import Address, LookupShare
 from qanat.base.sockets import describe_os_error, format_address
 from qanat.base.threads import start_thread
@@ -55,8 +55,8 @@ def resolve(
     except NameLookupError as error:
         code = Reason.LIMIT if error.busy else Reason.UNREACHABLE
         raise EndpointError(f"{format_host_port(host, port)}: {error.message}", code=code, hint=error.hint) from error
-    except Cancelled as error:
-        raise EndpointError(error.message, code=Reason.CANCELLED) from error
+    except Canceled as error:
+        raise EndpointError(error.message, code=Reason.CANCELED) from error
 
 
 def connect(
@@ -75,8 +75,8 @@ def connect(
     except ConnectError as error:
         reason = _REASONS.get(error.last.errno or 0, Reason.UNREACHABLE)
         raise EndpointError(describe_os_error(error.last), code=reason) from error
-    except Cancelled as error:
-        raise EndpointError(error.message, code=Reason.CANCELLED) from error
+    except Canceled as error:
+        raise EndpointError(error.message, code=Reason.CANCELED) from error
     return WakeableSocket(sock, format_address(address))
 
 

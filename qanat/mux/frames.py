@@ -40,7 +40,7 @@ class FrameType(IntEnum):
 class Reason(IntEnum):
     """Why a stream was reset, or a remote forward could not be bound."""
 
-    CANCELLED = 1
+    CANCELED = 1
     REFUSED = 2
     UNREACHABLE = 3
     NOT_ALLOWED = 4

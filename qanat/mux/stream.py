@@ -364,7 +364,7 @@ class Stream:
         """
         with self._lock:
             if not self._state.ends_orderly:
-                self._core.reset(self._state, Reason.CANCELLED, "")
+                self._core.reset(self._state, Reason.CANCELED, "")
             self._core.streams.release(self._state)
             calls = self._lane.wake_locked(sending=True)
         self._lane.call(calls)
@@ -390,7 +390,7 @@ class Stream:
             code, text = self._state.failure
             raise StreamReset(text or reason_name(code), code=code)
         if self._is_over_locked():
-            raise StreamReset("the stream is over", code=Reason.CANCELLED)
+            raise StreamReset("the stream is over", code=Reason.CANCELED)
 
     def _wait_readable_locked(self, seconds: float | None) -> bool:
         """Wait until something may have come; False after `seconds`."""

@@ -2,7 +2,7 @@
 
 Every module logs to a logger called `qanat.…`; structured facts ride along as `extra={"event": …}`
 and become keys of the JSON object.  Whatever reaches an output here has lost anything that looks
-like a token: the program never logs one on purpose, and this is the last defence should it happen
+like a token: the program never logs one on purpose, and this is the last defense should it happen
 by accident, in a traceback or in what the other end sent.
 
 Not here: what is logged, and the signal that asks for `reopen` (qanat.process.daemon).  The command

@@ -152,7 +152,7 @@ class ServerSession(Session):
             log_unexpected(f"{self.name}: listening for forward {number} failed")
             return ListenFailed(number, Reason.INTERNAL, INTERNAL_TEXT)
         self._listeners[number] = listener
-        if self._stopping.cancelled:  # perhaps since `_release` went through them
+        if self._stopping.canceled:  # perhaps since `_release` went through them
             listener.close()
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)

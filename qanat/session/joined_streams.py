@@ -200,7 +200,7 @@ class _Joining:
 
     def _over(self) -> None:
         failure = None if self._stream is None else self._stream.failure
-        if failure is not None and failure[0] not in (Reason.CANCELLED, Reason.SESSION_ENDED):
+        if failure is not None and failure[0] not in (Reason.CANCELED, Reason.SESSION_ENDED):
             log.warning("%s: %s: %s", self._what, reason_name(failure[0]), printable(failure[1]))
         try:
             self._done()

@@ -326,7 +326,7 @@ class Session(ABC):
             try:
                 return lane.open_stream(request, wait=wait)
             except SessionEnded:
-                if self._stopping.cancelled or self._closing is not None or len(lanes) <= 1:
+                if self._stopping.canceled or self._closing is not None or len(lanes) <= 1:
                     raise  # otherwise only this lane is over
 
     def join_accepted(

@@ -16,7 +16,7 @@ from qanat.base import connect as module
 from qanat.base.cancel import Cancel
 from qanat.base.connect import ATTEMPT_DELAY, MAX_PENDING, connect
 from qanat.base.deadline import Deadline
-from qanat.base.errors import Cancelled, ConnectError
+from qanat.base.errors import Canceled, ConnectError
 from qanat.base.resolve import Address
 from tests.support.background import DEADLINE, Background, wait_until
 from tests.support.machine.networks import card, in_a_network_of_its_own, ip
@@ -136,16 +136,16 @@ def test_the_deadline_holds_for_all_together(stack: ExitStack) -> None:
     assert "no answer in time" in str(caught.value.last)
 
 
-def test_cancelling_wakes_it_and_every_socket_is_closed(stack: ExitStack) -> None:
+def test_canceling_wakes_it_and_every_socket_is_closed(stack: ExitStack) -> None:
     silent = [four(silent_address(stack)) for _ in range(2)]
     cancel = Cancel()
     before = _descriptors()
     connecting = Background(lambda: connect(silent, Deadline(DEADLINE), cancel))
     wait_until(lambda: _descriptors() >= before + 4, "both are being tried")
     cancel.cancel()
-    assert isinstance(connecting.error(timeout=1), Cancelled)
+    assert isinstance(connecting.error(timeout=1), Canceled)
     assert _descriptors() == before
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         connect(silent, Deadline(DEADLINE), cancel)
 
 

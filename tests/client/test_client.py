@@ -52,7 +52,7 @@ class Sessions:
 
 
 def say(kind: RecordKind, content: bytes) -> Callable[[SealedPipe], None]:
-    """Behaviour: answer HELLO with this record, and wait for the client to go."""
+    """Behavior: answer HELLO with this record, and wait for the client to go."""
 
     def behave(sealed: SealedPipe) -> None:
         sealed.recv_record()
@@ -131,7 +131,7 @@ def test_a_remote_forwards_stream_reaches_its_target(tmp_path: Path) -> None:
             with target:
                 stream.write(b"hello")
                 assert target.recv(5) == b"hello"
-                stream.reset(Reason.CANCELLED, "")
+                stream.reset(Reason.CANCELED, "")
                 with pytest.raises(ConnectionResetError):
                     target.recv(1)
             stream.release()

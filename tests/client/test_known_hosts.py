@@ -27,7 +27,7 @@ def known(tmp_path: Path) -> KnownHosts:
     return KnownHosts(tmp_path / "known_hosts")
 
 
-def test_a_server_is_trusted_on_first_use_and_recognised_afterwards(known: KnownHosts) -> None:
+def test_a_server_is_trusted_on_first_use_and_recognized_afterwards(known: KnownHosts) -> None:
     assert not known.check("tunnel.example.com:443", ONE)
     known.remember("tunnel.example.com:443", ONE)
     assert known.check("tunnel.example.com:443", ONE)

@@ -427,7 +427,7 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
         client.stop()
         assert time.monotonic() - began < 1.5  # of which 0.2 s are `drain`
         assert ending_of(sock) == RESET
-        stream.reset(Reason.CANCELLED, "")
+        stream.reset(Reason.CANCELED, "")
         stream.release()
 
 

@@ -281,7 +281,7 @@ def test_who_waits_for_a_connection_is_told_when_its_thread_got_its_turn_late(
         stream = session.next_stream()
         assert time.monotonic() - began < 2.0
         wait_until(lambda: client.servers[0].disconnected_since is None, "the server counts as reached")
-        stream.reset(Reason.CANCELLED, "")
+        stream.reset(Reason.CANCELED, "")
         assert ending_of(sock) == RESET
         stream.release()
 

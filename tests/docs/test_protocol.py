@@ -452,7 +452,7 @@ def test_the_mux_s_rows_of_the_limits_are_the_code_s() -> None:
     limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
     ours = LaneParameters(client=True)
     assert number(limits["a frame's text, request or control message"]) == wire.MAX_TEXT
-    assert number(limits["DATA bytes kept for acknowledgement, a lane and direction (outbox)"]) == ours.outbox
+    assert number(limits["DATA bytes kept for acknowledgment, a lane and direction (outbox)"]) == ours.outbox
     others = limits["other frames kept for it, beyond that, before an OPEN or CONTROL is an error"]
     assert [number(part) for part in others.split(", and ")] == [CONTROL_ROOM, CONTROL_ROOM_PER_STREAM]
     stream = limits["DATA bytes received and not consumed, a stream"]

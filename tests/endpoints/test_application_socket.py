@@ -120,8 +120,8 @@ def test_an_application_that_does_not_read_for_long_is_left_alone() -> None:
     [
         (errno.ETIMEDOUT, Reason.UNREACHABLE),
         (errno.EHOSTUNREACH, Reason.UNREACHABLE),
-        (errno.ECONNRESET, Reason.CANCELLED),
-        (errno.EPIPE, Reason.CANCELLED),
+        (errno.ECONNRESET, Reason.CANCELED),
+        (errno.EPIPE, Reason.CANCELED),
     ],
 )
 def test_what_the_system_says_becomes_the_streams_reason(number: int, reason: Reason) -> None:

@@ -187,7 +187,7 @@ def test_a_reset_of_the_stream_wakes_pumps_that_are_blocked_in_sending_and_for_c
     joined = Joined(pair)
     pushing = Background(lambda: joined.client.sendall(bytes(2 * WHAT_A_KERNEL_HOLDS)))
     wait_until(waiting_in("wait_writable"), "the uplink waits for credit")
-    joined.ours.reset(Reason.CANCELLED, "")
+    joined.ours.reset(Reason.CANCELED, "")
     for joining in joined.pumps:
         joining.result()
     assert isinstance(pushing.error(), ConnectionError)

@@ -136,7 +136,7 @@ class TwoLanes(RuleBasedStateMachine):
         chosen = self._direction(pick)
         if chosen is not None and pick % 3 == 0:
             chosen[0].reset = True
-            chosen[1].writer.core.reset(chosen[1].sending, Reason.CANCELLED, "by the model")
+            chosen[1].writer.core.reset(chosen[1].sending, Reason.CANCELED, "by the model")
 
     @rule(pick=NUMBERS)
     def accept(self, pick: int) -> None:

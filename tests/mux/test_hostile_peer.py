@@ -143,7 +143,7 @@ def test_a_request_that_is_too_long_opens_nothing(server: Peer) -> None:
     assert server.core.open_stream(b"", 0.0).id == 2
 
 
-# --- credit and acknowledgement ---------------------------------------------------------------------
+# --- credit and acknowledgment ---------------------------------------------------------------------
 
 
 def test_credit_may_be_used_to_the_last_byte_and_not_beyond(server: Peer, stream: StreamState) -> None:

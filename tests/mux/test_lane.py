@@ -122,7 +122,7 @@ def test_a_slow_reader_stops_only_its_own_stream() -> None:
 
 
 def test_two_ends_that_both_fill_their_pipe_do_not_wait_for_each_other() -> None:
-    """Both writers block in a full pipe while credits and acknowledgements are due in both directions."""
+    """Both writers block in a full pipe while credits and acknowledgments are due in both directions."""
     small = LaneParameters(client=True, outbox=2 * MIB)
     with Pair(small, LaneParameters(client=False, outbox=2 * MIB)) as pair:
         streams = [pair.open() for _ in range(12)]
@@ -166,12 +166,12 @@ def test_bytes_received_before_a_reset_are_still_delivered() -> None:
         ours, theirs = pair.open()
         ours.write(b"last words")
         wait_until(lambda: theirs.counts[1] == 10, "they have come")
-        ours.reset(Reason.CANCELLED, "gone")
+        ours.reset(Reason.CANCELED, "gone")
         wait_until(lambda: theirs.failure is not None, "the reset has come")
         assert read(theirs, 10) == b"last words"
         with pytest.raises(StreamReset, match="gone") as caught:
             theirs.receive()
-        assert caught.value.code == Reason.CANCELLED
+        assert caught.value.code == Reason.CANCELED
         ours.release()
         theirs.release()
 
@@ -239,7 +239,7 @@ def test_streams_under_random_timing_all_end_and_leave_nothing(seed: int) -> Non
             try:
                 write_all(stream, bytes(dice.choice((0, 1, 3000, 50 * KIB, 700 * KIB))), buffers=dice.random() < 0.7)
                 if dice.random() < 0.25:
-                    stream.reset(Reason.CANCELLED, "the dice")
+                    stream.reset(Reason.CANCELED, "the dice")
                 stream.finish()
             except StreamReset:
                 pass
@@ -253,7 +253,7 @@ def test_streams_under_random_timing_all_end_and_leave_nothing(seed: int) -> Non
                     total += len(payload)
                     stream.consumed(len(payload))
                     if limit is not None and total > limit:
-                        stream.reset(Reason.CANCELLED, "enough")
+                        stream.reset(Reason.CANCELED, "enough")
             except StreamReset:
                 pass
 

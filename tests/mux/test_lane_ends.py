@@ -86,7 +86,7 @@ def test_a_buffer_written_to_a_stream_that_was_reset_wakes_who_waits_for_one() -
         dead, dead_theirs = pair.open()
         ours, theirs = pair.open()
         buffers = [dead.take_buffer() for _ in range(lane.core.sender.buffers.capacity)]
-        dead.reset(Reason.CANCELLED, "")
+        dead.reset(Reason.CANCELED, "")
         taking = Background(ours.take_buffer)
         wait_until(waiting_in("take_buffer"), "take_buffer waits")
         buffers[0].length = 1
@@ -104,11 +104,11 @@ def test_the_owner_of_a_socket_is_told_of_a_failure_exactly_once() -> None:
         told: list[str] = []
         theirs.on_failure(lambda: told.append("theirs"))
         ours.on_failure(lambda: told.append("ours"))
-        ours.reset(Reason.CANCELLED, "")
+        ours.reset(Reason.CANCELED, "")
         wait_until(lambda: sorted(told) == ["ours", "theirs"], "both are told")
         theirs.on_failure(lambda: told.append("late"))
         assert told[-1] == "late"
-        ours.reset(Reason.CANCELLED, "")
+        ours.reset(Reason.CANCELED, "")
         ours.release()
         theirs.release()
         assert len(told) == 3
@@ -186,7 +186,7 @@ def test_close_ends_although_applications_go_on_writing() -> None:
         assert isinstance(reading.error(), StreamReset)
 
 
-def test_close_waits_for_acknowledgements_when_the_retransmit_buffer_is_full() -> None:
+def test_close_waits_for_acknowledgments_when_the_retransmit_buffer_is_full() -> None:
     outbox = 2 * BUFFER_PAYLOAD
     with Pair(LaneParameters(client=True, outbox=outbox), LaneParameters(client=False, outbox=64 * MIB)) as pair:
         streams = [pair.open() for _ in range(3)]

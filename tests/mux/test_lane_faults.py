@@ -117,7 +117,7 @@ def test_the_end_of_a_lane_is_told_with_its_reason(reason: CloseReason) -> None:
         assert at_server.close is None
         assert not at_server.fault
         assert theirs.failure == (Reason.SESSION_ENDED, "it is over")
-        ours.reset(Reason.CANCELLED, "")
+        ours.reset(Reason.CANCELED, "")
         ours.release()
         theirs.release()
 

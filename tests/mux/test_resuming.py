@@ -215,7 +215,7 @@ def assert_the_old_pipe_goes_on(lanes: Lanes) -> None:
     ours, theirs = lanes.open()
     write_all(ours, b"still here")
     assert read(theirs, 10) == b"still here"
-    ours.reset(Reason.CANCELLED, "")
+    ours.reset(Reason.CANCELED, "")
     ours.release()
     theirs.release()
 

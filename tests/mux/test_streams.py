@@ -69,17 +69,17 @@ def test_a_reset_carries_its_reason_and_discards_what_was_not_picked() -> None:
     rig.client.core.sender.send(ours, b"picked")
     rig.settle()
     assert fill(rig.client, ours)
-    rig.client.core.reset(ours, wire.Reason.CANCELLED, "it went away")
+    rig.client.core.reset(ours, wire.Reason.CANCELED, "it went away")
     assert rig.client.core.sender.buffers.lent == 0
     assert rig.client.core.sender.queued_bytes == 0
     rig.settle()
-    assert theirs.failure == (wire.Reason.CANCELLED, "it went away")
+    assert theirs.failure == (wire.Reason.CANCELED, "it went away")
     assert rig.server.read(theirs) == b"picked"  # What came before the reset is still delivered.
     assert rig.server.core.sender.sendable(theirs) >= 0
     rig.server.core.sender.send(theirs, b"nobody listens")
     rig.server.core.sender.finish(theirs)
     rig.server.core.reset(theirs, wire.Reason.INTERNAL, "too late")
-    assert theirs.failure == (wire.Reason.CANCELLED, "it went away")
+    assert theirs.failure == (wire.Reason.CANCELED, "it went away")
     assert rig.server.core.sender.idle
     for peer in rig.ends:
         peer.core.check_invariants()
@@ -102,7 +102,7 @@ def test_a_buffer_for_a_stream_that_is_over_comes_back_and_wakes_who_waits_for_o
         buffer for _ in range(core.sender.buffers.capacity) if (buffer := core.sender.buffers.take()) is not None
     ]
     assert core.sender.buffers.take() is None
-    core.reset(ours, wire.Reason.CANCELLED, "")
+    core.reset(ours, wire.Reason.CANCELED, "")
     core.wakeups.room = False
     buffers[0].length = 100
     core.sender.send(ours, buffers[0])
@@ -117,7 +117,7 @@ def test_the_peers_limit_of_streams_is_kept_by_the_opener() -> None:
     with pytest.raises(StreamReset) as caught:
         rig.client.core.open_stream(b"", 0.0)
     assert caught.value.code == wire.Reason.LIMIT
-    rig.client.core.reset(first, wire.Reason.CANCELLED, "")
+    rig.client.core.reset(first, wire.Reason.CANCELED, "")
     _, theirs = rig.open()
     assert theirs.failure is None
 
@@ -218,7 +218,7 @@ def test_control_frames_go_before_bulk() -> None:
         fill(rig.client, stream)
     new = rig.client.core.open_stream(b"", 0.0)
     rig.client.core.send_control(b"listen")
-    rig.client.core.reset(bulk[0], wire.Reason.CANCELLED, "")
+    rig.client.core.reset(bulk[0], wire.Reason.CANCELED, "")
     rig.client.core.sender.finish(new)
     frames = rig.client.next_frames()
     kinds = [type(frame) for frame in frames if not isinstance(frame, wire.Ack)]

@@ -46,7 +46,7 @@ def test_the_window_grows_while_its_reader_keeps_up_and_comes_back_afterwards() 
         now += 1.0
         rig.server.core.receiver.consumed(theirs, len(payload), now)
     assert theirs.window.size <= grown // 4  # A reader that became slow gives it back by halves,
-    rig.server.core.reset(theirs, wire.Reason.CANCELLED, "")
+    rig.server.core.reset(theirs, wire.Reason.CANCELED, "")
     rig.server.core.streams.release(theirs)
     assert rig.server.core.streams.budget.used == 0  # and its end gives all of it.
 
@@ -141,7 +141,7 @@ def test_a_full_retransmit_buffer_holds_back_data(full: Rig) -> None:
 def test_a_full_retransmit_buffer_holds_back_no_end_no_reset_and_nothing_that_is_pending(full: Rig) -> None:
     core = full.client.core
     core.sender.finish(full.client.stream(3))
-    core.reset(full.client.stream(1), wire.Reason.CANCELLED, "")
+    core.reset(full.client.stream(1), wire.Reason.CANCELED, "")
     full.client.feed(wire.Open(2, b"").encode(), wire.Ping(9).encode(), wire.data_header(3, 70_000) + bytes(70_000))
     full.client.read(full.client.stream(3))
     core.accept(full.client.stream(2), "there")
@@ -164,7 +164,7 @@ def test_opening_and_closing_without_a_pipe_fills_the_retransmit_buffer_so_that_
     opened = 0
     while not client.core.sender.retransmit_buffer.full:
         stream = client.core.open_stream(b"x" * 100, 0.0)
-        client.core.reset(stream, wire.Reason.CANCELLED, "")
+        client.core.reset(stream, wire.Reason.CANCELED, "")
         opened += 1
     assert 50 <= opened <= 300
     client.core.attach(0.0)
@@ -253,7 +253,7 @@ def test_a_lost_ack_is_said_again_after_a_cut(quiet: Rig) -> None:
     assert wire.Ack(server.core.receiver.expected) in server.next_frames(3.0)
 
 
-def test_an_ack_for_what_came_over_the_old_pipe_is_honoured_once_it_has_been_replayed() -> None:
+def test_an_ack_for_what_came_over_the_old_pipe_is_honored_once_it_has_been_replayed() -> None:
     """The peer may have taken more from the old pipe than it said when the new one began (make before break)."""
     rig = Rig(LaneParameters(client=True, outbox=4 * BUFFER_PAYLOAD))
     ours, theirs = rig.open()

@@ -88,7 +88,7 @@ DAEMON = """
     def run(stop, ready):
         print("running", flush=True)
         ready()
-        if os.environ.get("SIGNALLED_THREAD"):
+        if os.environ.get("SIGNALED_THREAD"):
             # The kernel chooses which thread gets a signal; this one is chosen here, while the main one sleeps.
             timer = threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM))
             timer.start()
@@ -105,7 +105,7 @@ DAEMON = """
 
 
 def test_a_signal_that_another_thread_got_stops_too(start: Start) -> None:
-    child = start(DAEMON, SIGNALLED_THREAD="1")
+    child = start(DAEMON, SIGNALED_THREAD="1")
     assert [child.line(), child.line(), child.line()] == ["running", "stopped", "returned"]
     assert child.end() == 0
 

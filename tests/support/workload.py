@@ -94,7 +94,7 @@ class Workload:
         """Begin to connect to these local ports, in turn; each of them leads to `address`."""
         self._began = time.monotonic()
         for slot in range(self._slots):
-            # Neighbours have the same shape, so that every shape goes through every port.
+            # Neighbors have the same shape, so that every shape goes through every port.
             shape = SHAPES[slot // len(ports) % len(SHAPES)]
             arguments = (slot, shape, ports[slot % len(ports)])
             thread = threading.Thread(target=self._run_loop, args=arguments, name=f"slot {slot}, {shape}")
@@ -207,7 +207,7 @@ class Workload:
         sock.settimeout(self._patience)
         stream = None
         try:
-            stream = self._labelled(sock)
+            stream = self._labeled(sock)
             if stream is not None:
                 _, far = _ENDS[stream.shape]
                 self._guarded(stream, "the target's end", lambda: far(self, stream, sock))
@@ -220,7 +220,7 @@ class Workload:
                 stream.over.set()
         return END
 
-    def _labelled(self, sock: socket.socket) -> _Stream | None:
+    def _labeled(self, sock: socket.socket) -> _Stream | None:
         """Read which stream this is.  None after a failure."""
         label = b""
         try:

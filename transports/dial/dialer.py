@@ -2,7 +2,7 @@
 
     look up, connect (tcp) -> proxy: TLS to it, CONNECT or SOCKS5 -> TLS to the server
 
-Which way to go stands in the `Route`.  Every step obeys one deadline, can be cancelled from another thread, and
+Which way to go stands in the `Route`.  Every step obeys one deadline, can be canceled from another thread, and
 explains what went wrong in one TransportError.  Used by each transport's client.
 """
 
@@ -33,7 +33,7 @@ def dial(
 ) -> Wire:
     """Connect to `url`'s server by `route`; for a URL with TLS, do that handshake, offering `alpn`.
 
-    Blocks until `deadline`, or until `cancel` is cancelled.  The wire's `peer` is the URL's address.  Raises
+    Blocks until `deadline`, or until `cancel` is canceled.  The wire's `peer` is the URL's address.  Raises
     TransportError whose hint says what to do, and UsageError for files or variables that cannot be used.
     """
     cancel = cancel or Cancel()
@@ -50,7 +50,7 @@ def dial(
         with cancel.waking(wire.close):
             return TlsWire(wire, context, server_hostname=route.tls_name(url), deadline=deadline)
     except TransportError as error:
-        if cancel.cancelled:
+        if cancel.canceled:
             raise TransportError(f"connecting to {url.address} was stopped") from error
         raise
 

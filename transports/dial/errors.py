@@ -155,7 +155,7 @@ def explain_status(
     """One error for an answer that is not the tunnel.
 
     `headers` has lower-case names.  `reason` is what a Qanat server gives with 400.
-    Retry-After (RFC 9110 §10.2.3) is honoured for 429 and 503.
+    Retry-After (RFC 9110 §10.2.3) is honored for 429 and 503.
     """
     text, hint = _text_and_hint(status, headers, transport, url)
     if reason:

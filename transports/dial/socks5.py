@@ -1,7 +1,7 @@
 """SOCKS5 (RFC 1928, RFC 1929) over a wire to the proxy, by python-socks.
 
 The library makes its own sockets unless another proxy is in between (`forward`); the wire takes that one's place, so
-that our deadline, cancelling and TLS hold here too.  Names go to the proxy as they are.  Used by `dialer` alone.
+that our deadline, canceling and TLS hold here too.  Names go to the proxy as they are.  Used by `dialer` alone.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from qanat.base.addresses import format_host_port
 from qanat.base.cancel import Cancel
 from qanat.base.connect import connect as connect_to_first
 from qanat.base.deadline import Deadline
-from qanat.base.errors import Cancelled, ConnectError, NameLookupError, TransportError
+from qanat.base.errors import Canceled, ConnectError, NameLookupError, TransportError
 from qanat.base.resolve import LookupShare, resolve
 from qanat.base.sockets import describe_os_error, format_address
 
@@ -59,7 +59,7 @@ def connect(destination: Destination, deadline: Deadline, cancel: Cancel) -> soc
         raise TransportError(error.message, hint=hint) from error
     except ConnectError as error:
         raise _explain(destination, error) from error
-    except Cancelled as error:
+    except Canceled as error:
         raise TransportError(f"connecting to {destination} was stopped") from error
 
 

@@ -31,7 +31,7 @@ def open_pipe(
 ) -> Http2Pipe:
     """Dial `url` by `route` and return the pipe, once the answer's head has come.
 
-    Blocks until `deadline`, or until `cancel` is cancelled.  Raises TransportError whose hint says what to do, and
+    Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and
     UsageError for files that `route` names and that cannot be used.
     """
     cancel = cancel or Cancel()

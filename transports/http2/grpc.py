@@ -168,7 +168,7 @@ DIALECT = GrpcDialect()
 def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Http2Pipe:
     """Dial `url` by `route` and open a pipe on a connection of its own.
 
-    Blocks until `deadline`, or until `cancel` is cancelled.  Raises TransportError whose hint says what to do, and
+    Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and
     UsageError for files that `route` names and that cannot be used.
     """
     return open_pipe(url, DIALECT, route=route, deadline=deadline, cancel=cancel)

@@ -1,6 +1,6 @@
 """WebSocket frames (RFC 6455 §5.2): finding them in a stream of bytes, and writing their headers.
 
-Sans-IO.  `FrameReader` owns the one receive buffer of a pipe.  What it recognises by itself is what bulk
+Sans-IO.  `FrameReader` owns the one receive buffer of a pipe.  What it recognizes by itself is what bulk
 is made of: a binary message in a single frame, unmasked in place and never copied.  It also refuses, before
 any of the body is waited for, what is too long, wrongly masked or text.  Every other frame is cut out whole and
 left to the library's protocol machine (`machine`).  Used by `pipe`.

@@ -116,7 +116,7 @@ def accept(request: UpgradeRequest, wire: Wire, already_read: bytes) -> Pipe:
 
 
 def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:
-    """Dial `url` by `route`, upgrade, and return the pipe.  Blocks until `deadline`, or until `cancel` is cancelled.
+    """Dial `url` by `route`, upgrade, and return the pipe.  Blocks until `deadline`, or until `cancel` is canceled.
 
     Raises TransportError whose hint says what to do, and UsageError for files that `route` names and that
     cannot be used.

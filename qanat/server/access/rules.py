@@ -21,7 +21,7 @@ from qanat.base.addresses import (
     check_target_host,
     format_host_port,
     listen_addresses,
-    normalise_name,
+    normalize_name,
     parse_address,
     unmap,
 )
@@ -97,7 +97,7 @@ class ConnectRules:
             raise EndpointError(f"a target that {error.message}", code=Reason.NOT_ALLOWED) from error
         if not 1 <= port <= 65535:
             raise EndpointError(f"port {port} cannot be connected to", code=Reason.NOT_ALLOWED)
-        return None if parse_address(host) is not None else normalise_name(host)
+        return None if parse_address(host) is not None else normalize_name(host)
 
 
 def _not_allowed(host: str, port: int, addresses: Sequence[str] = ()) -> EndpointError:

@@ -1,4 +1,4 @@
-"""Request heads as bytes: what is recognised, what is refused, and how answers look."""
+"""Request heads as bytes: what is recognized, what is refused, and how answers look."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def request(line: str, *headers: str) -> RequestHead:
     return read("\r\n".join([line, "Host: x", *headers, "", ""]).encode("latin-1"))
 
 
-def test_an_upgrade_is_recognised_and_the_bytes_after_it_are_kept() -> None:
+def test_an_upgrade_is_recognized_and_the_bytes_after_it_are_kept() -> None:
     head = read(UPGRADE + b"\x82\x80frame")
     assert head.may_be_upgraded
     assert head.values("upgrade") == ("WebSocket",)

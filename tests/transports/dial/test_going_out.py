@@ -324,7 +324,7 @@ def answering(answer: bytes) -> Callable[[socket.socket], object]:
         ("socks5h", b"\x05\x00\x05\x63\x00", "does not answer as SOCKS5 demands", "check that it is a SOCKS5 proxy"),
     ],
 )
-def test_what_is_no_proxy_is_recognised(scheme: str, answer: bytes, words: str, advice: str) -> None:
+def test_what_is_no_proxy_is_recognized(scheme: str, answer: bytes, words: str, advice: str) -> None:
     with CrookedProxy(answering(answer)) as crooked:
         error = failure("wss://localhost:1/", Route(proxy=Proxy.parse(f"{scheme}://127.0.0.1:{crooked.port}")))
     assert words in error.message

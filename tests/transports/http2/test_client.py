@@ -416,7 +416,7 @@ def connect_error(stack: ExitStack, answer: bytes, *, seconds: float = DEADLINE)
         (b"", "without an answer.*transport: websocket"),
     ],
 )
-def test_what_does_not_speak_http2_is_recognised(stack: ExitStack, answer: bytes, words: str) -> None:
+def test_what_does_not_speak_http2_is_recognized(stack: ExitStack, answer: bytes, words: str) -> None:
     with pytest.raises(TransportError, match=words):
         raise connect_error(stack, answer)
 
@@ -426,7 +426,7 @@ def test_a_server_that_is_silent_costs_no_more_than_the_deadline(stack: ExitStac
         raise connect_error(stack, b"silence", seconds=0.2)
 
 
-def test_a_server_without_http2_in_alpn_is_recognised(
+def test_a_server_without_http2_in_alpn_is_recognized(
     stack: ExitStack, authority: Authority, good_certificate: Certificate
 ) -> None:
     listener, port = listen(stack)

@@ -342,11 +342,11 @@ def tunnel_bytes(peer: RawHttp2, stream_id: int) -> bytes:
     return HeadersFrame(stream_id, block, flags=["END_HEADERS"]).serialize()
 
 
-def made_to_reset(offence: Callable[[int], bytes]) -> Callable[[RawHttp2], bytes]:
+def made_to_reset(offense: Callable[[int], bytes]) -> Callable[[RawHttp2], bytes]:
     """Return an attack in which the server resets every stream (CVE-2025-8671)."""
 
     def attack(peer: RawHttp2) -> bytes:
-        return b"".join(tunnel_bytes(peer, number) + offence(number) for number in range(1, 4001, 2))
+        return b"".join(tunnel_bytes(peer, number) + offense(number) for number in range(1, 4001, 2))
 
     return attack
 
@@ -402,12 +402,12 @@ def test_an_attack_ends_its_connection_and_says_so(
     assert int.from_bytes(received[-4:], "big") == code
 
 
-def offend_in_turn(peer: RawHttp2, offence: Callable[[int], bytes]) -> int:
+def offend_in_turn(peer: RawHttp2, offense: Callable[[int], bytes]) -> int:
     """Make requests that the server has to end, one after the other; return how many it took to be sent away."""
     for count in range(1000):
         with contextlib.suppress(BrokenPipeError):  # it has closed, and what it said is still to be read
             stream_id = peer.request(**BINARY)
-            peer.flush(offence(stream_id))
+            peer.flush(offense(stream_id))
         while not any(isinstance(event, StreamReset | StreamEnded | ConnectionTerminated) for event in peer.events):
             assert not peer.ended
             with contextlib.suppress(BrokenPipeError):
@@ -421,7 +421,7 @@ def offend_in_turn(peer: RawHttp2, offence: Callable[[int], bytes]) -> int:
 
 
 @pytest.mark.parametrize(
-    "offence",
+    "offense",
     [
         lambda number: frame(FrameType.DATA, 0, number, b"\xff" * 5),
         lambda number: WindowUpdateFrame(number, window_increment=2**31 - 1).serialize(),
@@ -429,10 +429,10 @@ def offend_in_turn(peer: RawHttp2, offence: Callable[[int], bytes]) -> int:
     ],
 )
 def test_a_peer_that_makes_us_reset_or_never_authenticates_is_sent_away_soon(
-    stack: ExitStack, server: TestServer, offence: Callable[[int], bytes]
+    stack: ExitStack, server: TestServer, offense: Callable[[int], bytes]
 ) -> None:
     server.release()  # whatever has a pipe gives it up at once
-    assert offend_in_turn(raw_client(stack, server), offence) <= 100
+    assert offend_in_turn(raw_client(stack, server), offense) <= 100
 
 
 def test_the_last_words_wait_for_a_writer_in_the_middle_of_something(

@@ -236,7 +236,7 @@ def test_a_101_that_is_not_ours_is_refused(stack: ExitStack, change: tuple[bytes
         (b"HTTP/1.1 101 x\r\nx: " + b"y" * (MAX_HEAD + 20_000), "bytes of headers"),
     ],
 )
-def test_what_is_not_http_is_recognised(stack: ExitStack, answer: bytes, words: str) -> None:
+def test_what_is_not_http_is_recognized(stack: ExitStack, answer: bytes, words: str) -> None:
     url = answering(stack, lambda _: answer)
     with pytest.raises(TransportError, match=words):
         connect(url, deadline=Deadline(5))

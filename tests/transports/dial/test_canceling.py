@@ -29,7 +29,7 @@ AT_ONCE = 1.0
 """Seconds; far below every deadline here."""
 
 
-def assert_cancelled_at_once(connect: Callable[[Cancel], Pipe], begun: Callable[[], object]) -> TransportError:
+def assert_canceled_at_once(connect: Callable[[Cancel], Pipe], begun: Callable[[], object]) -> TransportError:
     """`begun` blocks until the step in question is under way."""
     cancel = Cancel()
     connector = Background(lambda: connect(cancel))
@@ -58,7 +58,7 @@ def test_a_name_that_is_being_looked_up(monkeypatch: pytest.MonkeyPatch) -> None
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    error = assert_cancelled_at_once(connector("ws://slow.example/"), lambda: asked.wait(DEADLINE))
+    error = assert_canceled_at_once(connector("ws://slow.example/"), lambda: asked.wait(DEADLINE))
     assert error.message == "connecting to slow.example:80 was stopped"
     answered.set()
 
@@ -67,14 +67,14 @@ def test_a_name_that_is_being_looked_up(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_connection_that_nobody_accepts(stack: ExitStack, family: str) -> None:
     port = silent_address(stack)[1]
     route = DIRECT if family == "direct" else Route(proxy=Proxy.parse(f"{family}://127.0.0.1:{port}"))
-    assert_cancelled_at_once(connector(f"ws://127.0.0.1:{port}/", route), lambda: None)
+    assert_canceled_at_once(connector(f"ws://127.0.0.1:{port}/", route), lambda: None)
 
 
 def test_the_second_address_is_not_tried_any_more(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     address = silent_address(stack)
     two = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)] * 2
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: two)
-    assert_cancelled_at_once(connector("ws://two.example/"), lambda: None)
+    assert_canceled_at_once(connector("ws://two.example/"), lambda: None)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
@@ -82,7 +82,7 @@ def test_a_proxy_that_says_nothing(scheme: str) -> None:
     heard = threading.Event()
     with CrookedProxy(listening(heard)) as silent:
         route = Route(proxy=Proxy.parse(f"{scheme}://127.0.0.1:{silent.port}"))
-        assert_cancelled_at_once(connector("wss://server.example/", route), lambda: heard.wait(DEADLINE))
+        assert_canceled_at_once(connector("wss://server.example/", route), lambda: heard.wait(DEADLINE))
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
@@ -91,7 +91,7 @@ def test_a_server_that_says_nothing(transport: str, scheme: str) -> None:
     heard = threading.Event()
     with CrookedProxy(listening(heard)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.port}/"
-        assert_cancelled_at_once(connector(url, transport=transport), lambda: heard.wait(DEADLINE))
+        assert_canceled_at_once(connector(url, transport=transport), lambda: heard.wait(DEADLINE))
 
 
 def listening(heard: threading.Event) -> Callable[[socket.socket], object]:
@@ -104,7 +104,7 @@ def listening(heard: threading.Event) -> Callable[[socket.socket], object]:
     return talk
 
 
-def test_what_is_cancelled_already_does_not_begin(stack: ExitStack) -> None:
+def test_what_is_canceled_already_does_not_begin(stack: ExitStack) -> None:
     cancel = Cancel()
     cancel.cancel()
     started = time.monotonic()
@@ -122,5 +122,5 @@ def test_no_wakeup_comes_after_its_block() -> None:
         cancel.cancel()
         cancel.cancel()
     with cancel.waking(lambda: woken.append("third")):
-        assert cancel.cancelled
+        assert cancel.canceled
     assert woken == ["second", "third"]
