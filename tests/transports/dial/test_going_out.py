@@ -289,7 +289,7 @@ def test_a_scheme_that_is_not_the_proxys_is_explained(proxies: Proxies) -> None:
     assert "an authority that this machine does not know" in untrusted.message
     assert "tls.ca_file may name its authority" in untrusted.hint
     route = Route(proxy=Proxy.parse(f"socks5h://localhost:{squid.open_port}"))
-    as_socks = failure("wss://localhost:1/", route, 0.3)  # Squid waits for the end of a line
+    as_socks = failure("wss://localhost:1/", route, 2.0)  # Squid waits for the end of a line
     assert "check that it is a SOCKS5 proxy" in as_socks.hint
 
 
