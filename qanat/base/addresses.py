@@ -8,6 +8,7 @@ name.
 
 from __future__ import annotations
 
+import encodings.idna
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -25,6 +26,9 @@ BOTH_FAMILIES = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _NOT_IN_A_NAME = re.compile(r"""[\x00-\x20\x7f/\\@\[\]:*?#%,;"'<>|{}$]""")
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 §3.1
+_DEVIATIONS = re.compile("([\u00df\u03c2\u200c\u200d])")  # ß, ς and the two joiners: UTS #46 §4
+_MAX_LABEL = 63
 _LOOKS_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
 
@@ -176,10 +180,45 @@ def check_target_host(host: str) -> str:
     return host
 
 
+def split_zone(literal: str) -> tuple[str, str]:
+    """Return the IPv6 address in a URL, and the interface behind its %, "" without one.  Pure.
+
+    The % may be written %25 (RFC 6874 §2).  The interface means something on this machine alone, so it goes into no
+    header and no certificate has it (§4).
+    """
+    address, percent, zone = literal.partition("%")
+    if zone.startswith("25") and len(zone) > 2:
+        zone = zone[2:]
+    return address, zone if percent else ""
+
+
+def ascii_name(name: str) -> str:
+    """Return a host name in its ASCII form, as browsers and curl have it.  Raises UnicodeError.  Pure.
+
+    Python's codec is of IDNA 2003, which makes strasse.example out of straße.example: another host, whose owner may be
+    anybody.  Since IDNA 2008 the four characters that differ stand for themselves.
+    """
+    if name.isascii() or not _DEVIATIONS.search(name.replace("\u1e9e", "\u00df")):
+        return str(name.encode("idna"), "ascii")
+    return ".".join(_ascii_label(label) for label in _DOTS.split(name))
+
+
+def _ascii_label(label: str) -> str:
+    label = label.replace("\u1e9e", "\u00df")
+    if not _DEVIATIONS.search(label):
+        return str(label.encode("idna"), "ascii")
+    parts = _DEVIATIONS.split(label)  # every second one is a character that stays as it is
+    parts[::2] = [encodings.idna.nameprep(part) for part in parts[::2]]
+    encoded = "xn--" + str("".join(parts).encode("punycode"), "ascii")
+    if len(encoded) > _MAX_LABEL:
+        raise UnicodeError("label too long")
+    return encoded
+
+
 def normalize_name(name: str) -> str | None:
     """Return a host name in lower case, in IDNA's ASCII form and without its final dot; None when it is no name."""
     try:
-        plain = name.removesuffix(".").encode("idna").decode("ascii").lower()
+        plain = ascii_name(name.removesuffix(".")).lower()
     except UnicodeError:
         return None
     return plain if plain and not _NOT_IN_A_NAME.search(plain) else None

@@ -15,7 +15,7 @@ import queue
 import socket
 import threading
 
-from qanat.base.addresses import parse_address
+from qanat.base.addresses import ascii_name, parse_address
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import Canceled, NameLookupError, NoThread
@@ -87,7 +87,7 @@ def resolve(
 
     def look_up() -> None:
         try:
-            answers.put(_get_address_info(host, port, 0))
+            answers.put(_get_address_info(ascii_name(host), port, 0))
         except (OSError, ValueError) as error:  # UnicodeError, from a name that IDNA refuses, is a ValueError
             answers.put(error)
         finally:

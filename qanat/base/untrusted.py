@@ -45,13 +45,22 @@ def retry_after(value: str, now: datetime.datetime) -> float | None:
     if text.isascii() and text.isdigit():
         seconds = number(text, 10**9)
         return MAX_RETRY_AFTER if seconds is None else min(float(seconds), MAX_RETRY_AFTER)
+    at = http_date(text)
+    if at is None:
+        return None
+    try:
+        return min(max(0.0, (at - now).total_seconds()), MAX_RETRY_AFTER)
+    except OverflowError:
+        return None
+
+
+def http_date(text: str) -> datetime.datetime | None:
+    """Return an HTTP date (RFC 9110 §5.6.7), or None when it is none."""
     if not text or len(text) > _MAX_DATE:
         return None
     try:
         at = email.utils.parsedate_to_datetime(text)
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=datetime.UTC)
-        return min(max(0.0, (at - now).total_seconds()), MAX_RETRY_AFTER)
+        return at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
 

@@ -63,7 +63,7 @@ def _connect_directly(url: TunnelUrl, route: Route, deadline: Deadline, cancel: 
 
 def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
     host, port = route.target(url)
-    host = host.removesuffix(".")  # The proxy's rules know names without it.
+    host = host.removesuffix(".").partition("%")[0]  # The proxy's rules know names without it; a zone is ours alone.
     log.debug("reaching %s through %s, which %s names", format_address((host, port)), proxy, proxy.origin)
     destination = Destination(proxy.host, proxy.port, what="proxy", where=proxy.origin)
     wire: Wire = TcpWire(tcp.connect(destination, deadline, cancel), url.address)
@@ -85,7 +85,7 @@ def _tls_to_proxy(proxy: Proxy, wire: Wire, route: Route, deadline: Deadline) ->
     # client certificate is for the server alone.
     context = client_tls_context(route.ca_file, ("http/1.1",), system_too=True)
     try:
-        return TlsWire(wire, context, server_hostname=proxy.host.removesuffix("."), deadline=deadline)
+        return TlsWire(wire, context, server_hostname=proxy.host.removesuffix(".").partition("%")[0], deadline=deadline)
     except TransportError as error:
         raise TransportError(
             f"TLS to the proxy {proxy} failed: {error.message}",

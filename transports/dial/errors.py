@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Mapping
 
 from qanat.base.errors import TransportError
-from qanat.base.untrusted import retry_after, words
+from qanat.base.untrusted import http_date, retry_after, words
 from qanat.transports.dial.urls import TunnelUrl
 
 _CHECK_PATH = "check the path in the URL against `path` in the server's configuration, and the proxy's routes"
@@ -49,6 +49,10 @@ _EXPLAINED = {
     426: (
         "426 Upgrade Required: the request arrived without its Upgrade header",
         f"a proxy in front strips it; {_NGINX_UPGRADE}",
+    ),
+    431: (
+        "431 Request Header Fields Too Large: the request's headers are larger than what answers takes",
+        "shorten `headers`, or raise its limit: large_client_header_buffers in nginx, limits.header_bytes in Qanat",
     ),
     429: (
         "429 Too Many Requests: something in front of the server limits how often we may come",
@@ -163,7 +167,9 @@ def explain_status(
         hint = f"a proxy in front changes it; {_NGINX_UPGRADE}" if _HOP_BY_HOP in reason else _SEE_ITS_LOG
     wait = None
     if status in (429, 503):
-        wait = retry_after(headers.get("retry-after", ""), datetime.datetime.now(datetime.UTC))
+        # A date is one by the clock of whoever answers, which ours may be far from.
+        now = http_date(headers.get("date", "")) or datetime.datetime.now(datetime.UTC)
+        wait = retry_after(headers.get("retry-after", ""), now)
     return TransportError(f"{url} over {transport}: {text}", hint=hint, retry_after=wait)
 
 

@@ -6,6 +6,7 @@ Used by `dialer` alone, over a wire to the proxy that is connected already.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 
 from qanat.base.deadline import Deadline
@@ -16,6 +17,8 @@ from qanat.base.version import __version__
 from qanat.transports.dial.http_answer import AnswerReader
 from qanat.transports.dial.proxies import Proxy
 from qanat.transports.pipe import Wire
+
+_BASIC = re.compile(r"(?i)(?:^|,)\s*basic(?:\s|,|$)")
 
 _HINTS = {
     400: "it may not be an HTTP proxy: check {origin}",
@@ -69,8 +72,10 @@ def _explain(proxy: Proxy, target: str, status: int, headers: Mapping[str, str])
 
 
 def _explain_407(proxy: Proxy, headers: Mapping[str, str]) -> TransportError:
-    offered = words(headers.get("proxy-authenticate", ""))
-    basic = "basic" in offered.lower() or not offered
+    asked = headers.get("proxy-authenticate", "")
+    offered = words(asked)
+    # A scheme begins the header, or comes behind a comma; a realm may well have its name in it.
+    basic = not asked or _BASIC.search(re.sub(r'"[^"]*"', "", asked)) is not None
     if basic and proxy.user is not None:
         return TransportError(
             f"407: the proxy {proxy} does not accept the user name and password",

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
-from qanat.base.addresses import format_host_port
+from qanat.base.addresses import ascii_name, format_host_port, split_zone
 from qanat.base.errors import UsageError
 from qanat.base.untrusted import number
 from qanat.transports.dial.no_proxy import is_exempt
 from qanat.transports.dial.urls import TunnelUrl
 
-DEFAULT_PORTS = {"http": 1080, "https": 443, "socks5": 1080, "socks5h": 1080}
-"""By scheme; these are curl's."""
+DEFAULT_PORTS = {"http": 1080, "https": 443, "socks5": 1080, "socks5h": 1080, "socks": 1080}
+"""By scheme; these are curl's.  Desktops write `socks`, without a version, into ALL_PROXY; that is version 5 here."""
 
 _EXAMPLE = "write it like http://proxy.example.com:3128 or socks5h://127.0.0.1:1080"
 _HOST = re.compile(r"[A-Za-z0-9._~-]{1,253}")
@@ -60,7 +60,7 @@ class Proxy:
         user, colon, password = login.partition(":")
         host, port = _split_address(address, DEFAULT_PORTS[scheme])
         proxy = cls(
-            scheme="socks5h" if scheme == "socks5" else scheme,
+            scheme="socks5h" if scheme.startswith("socks") else scheme,
             host=host,
             port=port,
             user=unquote(user) if at else None,
@@ -145,7 +145,7 @@ NO_PROXIES = EnvironmentProxies()
 
 
 def _split_address(text: str, default: int) -> tuple[str, int]:
-    text = text.removesuffix("/")
+    text = text.partition("/")[0]  # a path means nothing, and curl does not mind one
     match = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{1,5}))?", text)
     if match is None:
         raise UsageError("is not HOST:PORT after its scheme and login", hint=_EXAMPLE)
@@ -155,11 +155,12 @@ def _split_address(text: str, default: int) -> tuple[str, int]:
         raise UsageError("has a port outside 1 to 65535", hint=_EXAMPLE)
     if host.startswith("["):
         try:
-            return str(ipaddress.IPv6Address(host[1:-1])), port
+            address, zone = split_zone(host[1:-1])
+            return str(ipaddress.IPv6Address(address)) + (f"%{zone}" if zone else ""), port
         except ValueError:
             raise UsageError("has something in brackets that is not an IPv6 address", hint=_EXAMPLE) from None
     try:
-        host = host if host.isascii() else str(host.encode("idna"), "ascii")
+        host = host if host.isascii() else ascii_name(host)
     except UnicodeError:
         host = ""
     if not _HOST.fullmatch(host):

@@ -10,7 +10,7 @@ import ipaddress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urlsplit
 
-from qanat.base.addresses import format_host_port
+from qanat.base.addresses import ascii_name, format_host_port, split_zone
 from qanat.base.errors import UsageError
 
 _SCHEMES = {"wss": True, "https": True, "ws": False, "http": False}
@@ -28,6 +28,8 @@ class TunnelUrl:
     path: str
     absolute: bool = False
     """Whether the name was written with a final dot, which keeps resolvers from appending a search domain."""
+    zone: str = ""
+    """The interface to a link-local address: [fe80::1%eth0], or with %25."""
 
     @classmethod
     def parse(cls, text: str) -> TunnelUrl:
@@ -46,17 +48,17 @@ class TunnelUrl:
             raise UsageError(f"the URL {text!r} has a semicolon in its path", hint="choose a path without one")
         tls = _SCHEMES[parts.scheme]
         path = quote(parts.path, safe=_PATH_CHARACTERS) or "/"
-        host = _host(text, parts)
+        host, zone = _host(text, parts)
         name = host.removesuffix(".")
         if not name:
             raise UsageError(f"the URL {text!r} names no host", hint=_EXAMPLE)
         query = "?" + quote(parts.query, safe=_PATH_CHARACTERS + ";") if parts.query else ""
-        return cls(tls, name, _port(text, parts, tls), path + query, absolute=name != host)
+        return cls(tls, name, _port(text, parts, tls), path + query, absolute=name != host, zone=zone)
 
     @property
     def lookup_host(self) -> str:
-        """What to look up: `host`, with the final dot that certificates and HTTP do not have (RFC 6066 §3)."""
-        return f"{self.host}." if self.absolute else self.host
+        """What to look up: `host`, with the final dot (RFC 6066 §3) or the zone, which certificates and HTTP lack."""
+        return f"{self.host}." if self.absolute else self.host + self._zone
 
     @property
     def authority(self) -> str:
@@ -66,7 +68,11 @@ class TunnelUrl:
     @property
     def address(self) -> str:
         """`host:port`, for logs and messages."""
-        return format_host_port(self.host, self.port)
+        return format_host_port(self.host + self._zone, self.port)
+
+    @property
+    def _zone(self) -> str:
+        return f"%{self.zone}" if self.zone else ""
 
     def __str__(self) -> str:
         return f"{'wss' if self.tls else 'ws'}://{self._with_port(self.lookup_host)}{self.path}"
@@ -84,17 +90,19 @@ def _split(text: str) -> SplitResult:
         raise UsageError(f"the URL cannot be understood: {error}", hint=_EXAMPLE) from error
 
 
-def _host(text: str, parts: SplitResult) -> str:
+def _host(text: str, parts: SplitResult) -> tuple[str, str]:
+    """Return the host, and the zone of a link-local address."""
     host = parts.hostname or ""
     if not host:
         raise UsageError(f"the URL {text!r} names no host", hint=_EXAMPLE)
     if ":" in host:
+        address, zone = split_zone(host)
         try:
-            return str(ipaddress.IPv6Address(host))
+            return str(ipaddress.IPv6Address(address)), zone
         except ValueError as error:
             raise UsageError(f"{host!r} in the URL is not an IPv6 address", hint=_EXAMPLE) from error
     try:
-        return host if host.isascii() else str(host.encode("idna"), "ascii")
+        return host if host.isascii() else ascii_name(host), ""
     except UnicodeError as error:
         raise UsageError(f"{host!r} in the URL is not a host name", hint=_EXAMPLE) from error
 

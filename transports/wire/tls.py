@@ -212,7 +212,7 @@ class TlsWire(Wire):
             self._wire.close(self._outgoing.read())  # the alert that says why
             if server_hostname is None:
                 raise TransportError(f"the TLS handshake failed: {reason_of(error)}") from error
-            raise explain_handshake_failure(error, server_hostname) from error
+            raise explain_handshake_failure(error, server_hostname, self._ssl.context) from error
         except TransportError as error:
             self._wire.close()
             if deadline.passed:

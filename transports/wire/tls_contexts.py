@@ -137,6 +137,11 @@ def _state_of(path: Path) -> tuple[int, int, int] | None:
 
 def _harden(context: ssl.SSLContext, alpn: Sequence[str]) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Whoever names an intermediate authority, or a single certificate, means to trust that.  And from Python 3.13 on,
+    # strict checks are the default: they refuse authorities made by hand, without key identifiers, that no other
+    # program refuses.  What is accepted must not depend on the version of Python.
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
     # A renegotiation would make OpenSSL want to read while we write.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     if alpn:

@@ -5,6 +5,7 @@ Used by `tls` when we are the client; a server only logs the bare reason, since 
 
 from __future__ import annotations
 
+import os
 import ssl
 
 from qanat.base.errors import TransportError
@@ -39,9 +40,15 @@ _REFUSALS = {
 }
 
 
-def explain_handshake_failure(error: ssl.SSLError, host: str) -> TransportError:
-    """One message that says what to do about `error`, which came while connecting to `host`."""
+def explain_handshake_failure(error: ssl.SSLError, host: str, context: ssl.SSLContext) -> TransportError:
+    """One message that says what to do about `error`, which came while connecting to `host` with this context."""
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _UNKNOWN_ISSUER and _knows_no_authority(context):
+            return TransportError(
+                f"the TLS certificate of {host} cannot be verified: this machine has no certificates of authorities",
+                hint="install them (the package is mostly called ca-certificates), or name a PEM file with them in "
+                "tls.ca_file or in the environment variable SSL_CERT_FILE",
+            )
         return _explain_verification(error, host)
     reason = error.reason or ""
     if reason in _NOT_TLS:
@@ -65,6 +72,15 @@ def reason_of(error: ssl.SSLError) -> str:
     return (error.reason or str(error) or type(error).__name__).replace("_", " ").lower()
 
 
+def _knows_no_authority(context: ssl.SSLContext) -> bool:
+    """Return whether there is none in a file, nor in the directory that OpenSSL would look into."""
+    directory = ssl.get_default_verify_paths().capath
+    try:
+        return not context.cert_store_stats()["x509"] and not (directory and os.listdir(directory))
+    except OSError:
+        return True
+
+
 def _explain_verification(error: ssl.SSLCertVerificationError, host: str) -> TransportError:
     code = error.verify_code
     if code in _WRONG_NAME:
@@ -82,10 +98,10 @@ def _explain_verification(error: ssl.SSLCertVerificationError, host: str) -> Tra
         return TransportError(f"the TLS certificate of {host} is not valid yet", hint="check this machine's clock")
     if code in _SELF_SIGNED or code in _UNKNOWN_ISSUER:
         kind = "self-signed" if code in _SELF_SIGNED else "signed by an authority that this machine does not know"
-        return TransportError(
-            f"the TLS certificate of {host} is {kind}",
-            hint="set tls.ca_file to a PEM file with that authority; a proxy that inspects TLS also looks like this",
-        )
+        hint = "set tls.ca_file to a PEM file with that authority; a proxy that inspects TLS also looks like this"
+        if code in _UNKNOWN_ISSUER:
+            hint += ", and so does a server that sends its own certificate alone: give it the chain (fullchain.pem)"
+        return TransportError(f"the TLS certificate of {host} is {kind}", hint=hint)
     return TransportError(
         f"the TLS certificate of {host} does not verify: {error.verify_message}",
         hint="set tls.ca_file if the server uses an authority of its own",

@@ -22,19 +22,23 @@ class Certificate:
 
 
 class Authority:
-    """Issues certificates into `directory`.  `ca_file` is what a client has to trust."""
+    """Issues certificates into `directory`.  `ca_file` is what a client has to trust.
 
-    def __init__(self, directory: Path) -> None:
+    With an `issuer` it is an intermediate authority, whose own certificate is of that one.
+    """
+
+    def __init__(self, directory: Path, issuer: Authority | None = None) -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        name = "test authority" if issuer is None else "intermediate authority"
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = (
-            _builder(self._name, self._name, self._key, -1, 30)
+            _builder(self._name, (issuer or self)._name, self._key, -1, 30)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
+            .sign((issuer or self)._key, hashes.SHA256())
         )
-        self.ca_file = directory / "authority.pem"
+        self.ca_file = directory / ("authority.pem" if issuer is None else "intermediate.pem")
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(

@@ -43,6 +43,13 @@ def test_retry_after_in_seconds_or_as_a_date(status: int) -> None:
         assert retry_after(nonsense) is None
 
 
+def test_a_date_in_retry_after_is_by_the_clock_of_who_sent_it() -> None:
+    """Ours may be years off, as that of a small computer that has just started."""
+    headers = {"date": "Wed, 21 Oct 2015 07:28:00 GMT", "retry-after": "Wed, 21 Oct 2015 07:28:42 GMT"}
+    assert explain_status(503, headers, "websocket", URL).retry_after == 42
+    assert explain_status(503, headers | {"date": "today"}, "websocket", URL).retry_after == 0
+
+
 def test_retry_after_is_not_believed_elsewhere() -> None:
     assert explain_status(404, {"retry-after": "9"}, "websocket", URL).retry_after is None
 

@@ -314,6 +314,13 @@ def answering(answer: bytes) -> Callable[[socket.socket], object]:
         ("http", b"HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n", "answered 302", "whoever runs the proxy"),
         ("http", b"HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\n\r\n", "is not spoken here (NTLM)", "cntlm"),
         ("http", b"HTTP/1.1 407 No\r\n\r\n", "does not say how", "USER:PASSWORD"),
+        (
+            "http",
+            b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="a"\r\nProxy-Authenticate: NTLM\r\n\r\n',
+            'wants a user name and password (Basic realm="a", NTLM)',
+            "USER:PASSWORD",
+        ),
+        ("http", b'HTTP/1.1 407 No\r\nProxy-Authenticate: Digest realm="basic"\r\n\r\n', "not spoken here", "cntlm"),
         ("http", b"HTTP/1.1 200 OK\r\n\r\n<html>", "sent bytes of its own", "a web server and no proxy"),
         ("http", b"HTTP/1.1 200 OK\r\nx: " + b"y" * 80_000, "bytes of headers", "check `proxy`"),
         ("socks5h", b"", "does not answer as SOCKS5 demands", "check that it is a SOCKS5 proxy"),

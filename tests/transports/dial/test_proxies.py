@@ -145,3 +145,22 @@ def test_a_variable_that_names_no_proxy_is_refused_by_its_name_alone() -> None:
     with pytest.raises(UsageError, match="the environment variable ALL_PROXY names a kind of proxy") as caught:
         proxies.proxy_for(TunnelUrl.parse("wss://h.example/"))
     assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("socks://127.0.0.1:1080/", "socks5h://127.0.0.1:1080"),
+        ("http://proxy.example:3128//", "http://proxy.example:3128"),
+        ("http://proxy.example:3128/proxy.pac", "http://proxy.example:3128"),
+        ("http://[fe80::1%25eth0]:3128", "http://[fe80::1%eth0]:3128"),
+    ],
+)
+def test_what_desktops_and_people_write_is_understood(text: str, shown: str) -> None:
+    """GNOME writes ALL_PROXY=socks://…, and curl does not mind a path."""
+    assert str(Proxy.parse(text)) == shown
+
+
+def test_a_windows_domain_is_part_of_the_user_name() -> None:
+    proxy = Proxy.parse("http://CORP\\me:p%23ss@proxy.example:3128")
+    assert (proxy.user, proxy.password) == ("CORP\\me", "p#ss")

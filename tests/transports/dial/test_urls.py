@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qanat.base.addresses import normalize_name
 from qanat.base.errors import UsageError
+from qanat.transports.dial.proxies import Proxy
 from qanat.transports.dial.urls import TunnelUrl
 
 
@@ -42,6 +44,8 @@ def test_good_urls(text: str, expected: TunnelUrl) -> None:
         "wss://example.com/#fragment",
         "wss://example.com/a;b",
         "wss://" + "ü" * 80 + ".example/",
+        "wss://" + "ß" * 80 + ".example/",
+        "wss://[fe80::1%]/",
     ],
 )
 def test_bad_urls_say_how_they_should_look(text: str) -> None:
@@ -81,3 +85,28 @@ def test_a_final_dot_is_for_looking_the_name_up_alone() -> None:
 def test_a_url_prints_as_it_can_be_parsed() -> None:
     for text in ("wss://a.example/t?x=1", "ws://[::1]:81/", "wss://a.example.:8443/", "ws://a./"):
         assert str(TunnelUrl.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["ws://[fe80::1%eth0]:81/t", "ws://[fe80::1%25eth0]:81/t"])
+def test_the_interface_of_a_link_local_address_is_for_connecting_alone(text: str) -> None:
+    """It means something on this machine only: in Host it is a fault (RFC 6874 §4), and no certificate has it."""
+    url = TunnelUrl.parse(text)
+    assert url.lookup_host == "fe80::1%eth0"
+    assert (url.host, url.authority, url.address) == ("fe80::1", "[fe80::1]:81", "[fe80::1%eth0]:81")
+    assert TunnelUrl.parse(str(url)) == url
+
+
+@pytest.mark.parametrize(
+    ("name", "ascii_form"),
+    [
+        ("straße.example", "xn--strae-oqa.example"),
+        ("FAẞ.Straße.example", "xn--fa-hia.xn--strae-oqa.example"),
+        ("κλαρα-σωλις.ευ", "xn----ylba7abgd9bnh0e.xn--qxa6a"),
+        ("Bücher.straße。example", "xn--bcher-kva.xn--strae-oqa.example"),
+    ],
+)
+def test_a_name_stands_for_the_host_that_browsers_reach_by_it(name: str, ascii_form: str) -> None:
+    """IDNA 2003, which Python's codec is, makes another host of these: strasse.example, which anybody may own."""
+    assert TunnelUrl.parse(f"wss://{name}/").host == ascii_form
+    assert Proxy.parse(f"http://{name}:3128").host == ascii_form
+    assert normalize_name(name) == ascii_form

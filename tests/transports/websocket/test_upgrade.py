@@ -211,6 +211,20 @@ def test_foreign_headers_do_not_reach_the_library(stack: ExitStack) -> None:
     connect(url, deadline=Deadline(5)).close("the test is over")
 
 
+@pytest.mark.parametrize("second", [b"Connection: close", b"Connection: keep-alive", b"Upgrade: websocket"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_header_that_comes_twice_counts_as_one_with_both_values(stack: ExitStack, second: bytes, first: bool) -> None:
+    """Load balancers add a Connection header of their own, before or behind the server's."""
+
+    def answer(head: bytes) -> bytes:
+        status, rest = upgrade_answer(head).split(b"\r\n", 1)
+        if first:
+            return b"\r\n".join((status, second, rest))
+        return b"\r\n".join((status, rest[:-4], second, b"", b""))
+
+    connect(answering(stack, answer), deadline=Deadline(20)).close("the test is over")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

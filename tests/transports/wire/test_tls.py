@@ -19,11 +19,11 @@ from qanat.transports.pipe import Wire
 from qanat.transports.wire import tls
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
-from qanat.transports.wire.tls_contexts import ReloadingServerContext
+from qanat.transports.wire.tls_contexts import ReloadingServerContext, client_tls_context
 from tests.support.background import Background, wait_until
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.machine.programs import require_program
-from tests.support.transports.loopback import socket_pair, tls_pair, trusting
+from tests.support.transports.loopback import closing, socket_pair, tls_pair, trusting
 
 VERSIONS = pytest.mark.parametrize(
     "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["TLS 1.2", "TLS 1.3"]
@@ -316,3 +316,74 @@ def test_a_certificate_that_cannot_be_used_is_a_usage_error(authority: Authority
         with pytest.raises(UsageError) as caught:
             ReloadingServerContext(certificate, key, ())
         assert caught.value.hint
+
+
+def chain_of(*parts: Path) -> bytes:
+    return b"".join(part.read_bytes() for part in parts)
+
+
+@pytest.mark.parametrize("trusted", ["root", "intermediate", "the certificate itself"])
+def test_whoever_is_named_is_trusted_be_it_a_root_or_not(
+    stack: ExitStack, authority: Authority, tmp_path: Path, trusted: str
+) -> None:
+    """Let's Encrypt's roots and intermediates change, so some name the one and some the other."""
+    intermediate = Authority(tmp_path, authority)
+    leaf = intermediate.issue()
+    sent = tmp_path / "fullchain.pem"
+    sent.write_bytes(chain_of(leaf.certificate, intermediate.ca_file))
+    anchors = {"root": authority.ca_file, "intermediate": intermediate.ca_file}
+    ca_file = anchors.get(trusted, leaf.certificate)
+    client, server = socket_pair(stack)
+    context = ReloadingServerContext(sent, leaf.key, ()).context()
+    serving = Background(lambda: TlsWire(TcpWire(server), context, server_side=True, deadline=Deadline(20)))
+    wire = TlsWire(TcpWire(client), client_tls_context(ca_file, ()), server_hostname="localhost", deadline=Deadline(20))
+    closing(stack, wire)
+    closing(stack, serving.result())
+
+
+def failed_handshake(stack: ExitStack, certificate: Path, key: Path, context: ssl.SSLContext) -> TransportError:
+    client, server = socket_pair(stack)
+    ours = ReloadingServerContext(certificate, key, ()).context()
+    serving = Background(lambda: TlsWire(TcpWire(server), ours, server_side=True, deadline=Deadline(20)))
+    with pytest.raises(TransportError) as caught:
+        TlsWire(TcpWire(client), context, server_hostname="localhost", deadline=Deadline(20))
+    serving.error()
+    return caught.value
+
+
+def test_a_chain_that_the_server_leaves_out_is_guessed(stack: ExitStack, authority: Authority, tmp_path: Path) -> None:
+    leaf = Authority(tmp_path, authority).issue()
+    error = failed_handshake(stack, leaf.certificate, leaf.key, client_tls_context(authority.ca_file, ()))
+    assert "authority that this machine does not know" in error.message
+    assert "fullchain.pem" in error.hint
+
+
+def test_a_machine_without_authorities_is_told_so(
+    stack: ExitStack, good_certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of a container without ca-certificates."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    error = failed_handshake(stack, good_certificate.certificate, good_certificate.key, client_tls_context(None, ()))
+    assert "this machine has no certificates of authorities" in error.message
+    assert "ca-certificates" in error.hint
+
+
+def test_what_is_accepted_does_not_depend_on_the_version_of_python(
+    authority: Authority, good_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = ssl.create_default_context
+
+    def as_python_3_13_does(**arguments: str | None) -> ssl.SSLContext:
+        context = default(**arguments)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", as_python_3_13_does)
+    client = client_tls_context(authority.ca_file, ())
+    server = ReloadingServerContext(
+        good_certificate.certificate, good_certificate.key, (), client_ca=authority.ca_file
+    ).context()
+    for context in (client, server):
+        assert not context.verify_flags & ssl.VerifyFlags.VERIFY_X509_STRICT
+        assert context.verify_flags & ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
