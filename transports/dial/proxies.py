@@ -40,11 +40,14 @@ class Proxy:
     origin: str = field(default="`proxy`", compare=False)  # what named it, for messages
 
     @classmethod
-    def parse(cls, text: str, origin: str = "`proxy`", *, password_follows: bool = False) -> Proxy:
+    def parse(
+        cls, text: str, origin: str = "`proxy`", *, password_follows: bool = False, any_path: bool = False
+    ) -> Proxy:
         """`[SCHEME://][USER:PASSWORD@]HOST[:PORT]`; the scheme is http when left out, as curl has it.
 
-        User and password may be percent-encoded.  Raises UsageError that goes on after the name of what
-        held `text`, and repeats nothing of it.  With `password_follows` there will be a `with_password`.
+        User and password may be percent-encoded.  Raises UsageError that goes on after the name of what held `text` and
+        repeats nothing of it.  With `password_follows` there will be a `with_password`; with `any_path` a path behind
+        the port means nothing, where it is refused otherwise.
         """
         if any(c.isspace() or not c.isprintable() for c in text):
             raise UsageError("contains a space or a control character", hint=_EXAMPLE)
@@ -57,6 +60,8 @@ class Proxy:
             raise UsageError(f"names a kind of proxy that is not spoken here, only {known}", hint=_EXAMPLE)
         # The last @: a password may well have one in it, a host never has.
         login, at, address = rest.rpartition("@")
+        if any_path:
+            address = address.partition("/")[0]
         user, colon, password = login.partition(":")
         host, port = _split_address(address, DEFAULT_PORTS[scheme])
         proxy = cls(
@@ -135,7 +140,7 @@ class EnvironmentProxies:
             return None
         name, value = found
         try:
-            return Proxy.parse(value, origin=f"the environment variable {name}")
+            return Proxy.parse(value, origin=f"the environment variable {name}", any_path=True)  # as curl has it
         except UsageError as error:
             raise UsageError(f"the environment variable {name} {error.message}", hint=error.hint) from None
 
@@ -145,7 +150,7 @@ NO_PROXIES = EnvironmentProxies()
 
 
 def _split_address(text: str, default: int) -> tuple[str, int]:
-    text = text.partition("/")[0]  # a path means nothing, and curl does not mind one
+    text = text.removesuffix("/")
     match = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{1,5}))?", text)
     if match is None:
         raise UsageError("is not HOST:PORT after its scheme and login", hint=_EXAMPLE)

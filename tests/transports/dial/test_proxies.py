@@ -158,7 +158,8 @@ def test_a_variable_that_names_no_proxy_is_refused_by_its_name_alone() -> None:
 )
 def test_what_desktops_and_people_write_is_understood(text: str, shown: str) -> None:
     """GNOME writes ALL_PROXY=socks://…, and curl does not mind a path."""
-    assert str(Proxy.parse(text)) == shown
+    proxy = EnvironmentProxies.read({"ALL_PROXY": text}).proxy_for(TunnelUrl.parse("ws://tunnel.example/"))
+    assert str(proxy) == shown
 
 
 def test_a_windows_domain_is_part_of_the_user_name() -> None:
