@@ -10,7 +10,7 @@ from qanat.base.errors import QanatError
 from qanat.cli.main import DONE, FAILED, exit_code
 from qanat.config.settings import LogSettings
 from qanat.process.daemon import Run, run_daemon
-from qanat.process.log import setup_logging
+from qanat.process.log import flush_log, setup_logging
 
 log = logging.getLogger("qanat.tunnel")
 
@@ -33,8 +33,11 @@ def run_logged(run: Run, log_settings: LogSettings, pid_file: Path | None) -> in
     try:
         run_daemon(run, pid_file=pid_file, hangup_stops=hangup_stops)
     except QanatError as error:
-        # A text log on stderr says it once, in `complain`; any other reader of the log must hear of it too.
+        # A text log on stderr says it once, in `complain`, which must not wait where nobody reads; any other reader of
+        # the log must hear of it too.
         if log_settings.file is None and log_settings.format == "text":
+            if not flush_log():
+                return exit_code(error)
             raise
         log.error("%s", error, extra={"event": "failed", "exit_code": exit_code(error), "hint": error.hint})
         if log_settings.file is not None:

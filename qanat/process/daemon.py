@@ -25,7 +25,7 @@ from qanat.base.errors import UsageError
 from qanat.base.private_files import Draft, open_regular
 from qanat.base.threads import start_thread
 from qanat.process.allocator import limit_arenas
-from qanat.process.log import reopen
+from qanat.process.log import flush_log, reopen
 
 if sys.platform != "win32":
     import fcntl
@@ -106,6 +106,7 @@ class Signals:
                 if first:
                     if number == first and time.monotonic() - first_at < REPEATED:
                         continue
+                    flush_log(REPEATED)
                     os._exit(128 + number)
                 first, first_at = number, time.monotonic()
                 self._stop.set()

@@ -24,9 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from qanat.base.errors import UsageError
+from qanat.base.errors import NoThread, UsageError
 from qanat.base.redaction import hide_tokens
 from qanat.config.settings import LogSettings
+from qanat.process.log_output import LineWriter, may_block
 
 log = logging.getLogger("qanat.log")
 
@@ -46,6 +47,9 @@ FLOOD = 1000
 """Lines of one kind an interval.  Debug lines are not counted: who asks for all gets all."""
 INTERVAL = 60.0
 """Seconds."""
+
+FLUSH = 1.0
+"""Seconds that a reader of the log who has fallen behind gets at the end."""
 
 _STANDARD_STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
 """Links that the system has made, to whatever the caller has opened."""
@@ -96,6 +100,11 @@ def reopen() -> bool:
     return True
 
 
+def flush_log(timeout: float = FLUSH) -> bool:
+    """Block until what was logged is written, `timeout` seconds at most; return whether it is."""
+    return not isinstance(_installed, ForgivingHandler) or _installed.wait_written(timeout)
+
+
 class FloodFilter(logging.Filter):
     """Leaves lines out when the same place in the code has logged FLOOD of them within INTERVAL.
 
@@ -125,11 +134,48 @@ class FloodFilter(logging.Filter):
 
 
 class ForgivingHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream that may fail, as on a full disk: lines are lost then, and nothing else."""
+    """Writes to a stream that may fail, or that nobody reads: lines are lost then, and nothing else."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._complain_at = 0.0
+        self._left_out = 0  # lines, since the reader does not read
+        self._writer = self._writer_for(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line; never block on whoever reads it."""
+        if self._writer is None:
+            super().emit(record)
+            return
+        try:
+            if self._left_out and self._queue(self._writer, _lines_left_out(self._left_out)):
+                self._left_out = 0
+            self._left_out += not self._queue(self._writer, record)
+        except NoThread:
+            self._left_out += 1
+        except Exception:
+            self.handleError(record)
+
+    def wait_written(self, timeout: float) -> bool:
+        """Block until all lines are written, `timeout` seconds at most; return whether they are."""
+        return self._writer is None or self._writer.flush(timeout)
+
+    def close(self) -> None:
+        """Write what waits, if that can be done in FLUSH seconds.  Idempotent."""
+        if self._writer is not None:
+            self._writer.close(FLUSH)
+        super().close()
+
+    def _queue(self, writer: LineWriter, record: logging.LogRecord) -> bool:
+        line = self.format(record) + self.terminator
+        return writer.write(line.encode(self.stream.encoding, self.stream.errors or "backslashreplace"))
+
+    def _writer_for(self, stream: TextIO) -> LineWriter | None:
+        try:
+            descriptor = stream.fileno()
+            return LineWriter(descriptor, self._complain) if may_block(descriptor) else None
+        except OSError:  # no descriptor, as in a test
+            return None
 
     @property
     def where(self) -> str:
@@ -139,9 +185,13 @@ class ForgivingHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
         """Say so, once an INTERVAL, where that can be read; whatever is no failure to write is logging's to show."""
         error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
+        if isinstance(error, OSError):
+            self._complain(error)
+        else:
             super().handleError(record)
-        elif self.stream is not sys.stderr and time.monotonic() >= self._complain_at:
+
+    def _complain(self, error: OSError) -> None:
+        if self.stream is not sys.stderr and time.monotonic() >= self._complain_at:
             self._complain_at = time.monotonic() + INTERVAL
             with contextlib.suppress(OSError, ValueError):
                 print(
@@ -196,15 +246,27 @@ class ReopeningFileHandler(ForgivingHandler):
     def reopen(self) -> None:
         """Go over to the file that bears the name now.  Raises OSError and changes nothing on failure."""
         opened = self._open()
-        old = self.setStream(opened)
-        if old is not None:
-            old.close()
+        writer = self._writer_for(opened)
+        self.acquire()
+        try:
+            old_stream, self.stream = self.stream, opened
+            old_writer, self._writer = self._writer, writer
+        finally:
+            self.release()
+        if old_writer is not None:
+            old_writer.close(FLUSH)
+        old_stream.close()
 
     def close(self) -> None:
         """Close the file; idempotent."""
         super().close()
         with contextlib.suppress(OSError):  # of what could not be written before
             self.stream.close()
+
+
+def _lines_left_out(count: int) -> logging.LogRecord:
+    text = "%d lines are left out here, since nobody read the log"
+    return log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (count,), None, extra={"event": "left out"})
 
 
 class _ScrubbingFormatter(logging.Formatter):

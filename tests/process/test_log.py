@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
+import queue
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +21,16 @@ import pytest
 from qanat.base.errors import UsageError
 from qanat.config.settings import LogSettings
 from qanat.process import log as log_module
-from qanat.process.log import FLOOD, INTERVAL, reopen, setup_logging
+from qanat.process import log_output
+from qanat.process.log import FLOOD, INTERVAL, flush_log, reopen, setup_logging
 
 TOKEN = "qanat1-" + "A" * 43 + "-" + "b" * 6
 
+SECONDS = 30.0
+F_SETPIPE_SZ = 1031  # fcntl(2)
+
 logger = logging.getLogger("qanat.test")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the size of a pipe is set as on Linux")
 
 
 @pytest.fixture(autouse=True)
@@ -152,8 +162,10 @@ def test_a_log_file_that_cannot_be_made_is_a_usage_error_that_names_it(tmp_path:
     assert caught.value.hint
 
 
-def test_a_flood_of_one_line_leaves_room_for_all_others(tmp_path: Path) -> None:
+def test_a_flood_of_one_line_leaves_room_for_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log"
+    moment = time.time()
+    monkeypatch.setattr(time, "time", lambda: moment)
     setup_logging(LogSettings(file=path))
     for number in range(FLOOD + 500):
         logger.info("refused %d", number)
@@ -196,6 +208,69 @@ def test_a_full_disk_costs_lines_and_one_word_about_it(capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "cannot write the log /dev/full: No space left on device" in said
+
+
+@contextlib.contextmanager
+def read_by_nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Be a program whose stderr is a small pipe; yields its reading end, for the caller to close."""
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, F_SETPIPE_SZ, 4096)
+    with open(write_end, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield read_end
+
+
+@linux
+def test_a_reader_of_the_log_who_does_not_read_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_output, "MAX_WAITING", 20_000)
+    with read_by_nobody(monkeypatch) as reading:
+        setup_logging(LogSettings(level="debug"))
+        for number in range(1000):
+            logger.debug("line %d %s", number, "x" * 100)
+        assert not flush_log(0)
+        told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def read() -> None:
+            with open(reading, encoding="utf-8") as pipe:
+                for line in pipe:
+                    told.put(line)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert flush_log(SECONDS)
+        logger.debug("the last")
+        lines = [told.get(timeout=SECONDS)]
+        while "the last" not in lines[-1]:
+            lines.append(told.get(timeout=SECONDS))
+        assert log_module._installed is not None
+        log_module._installed.close()
+    reader.join()
+    text = "".join(lines[:-1])
+    numbers = [int(number) for number in re.findall(r" line (\d+) x{100}\n", text)]
+    left_out = [int(count) for count in re.findall(r"warning (\d+) lines are left out here, since nobody read", text)]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 0
+    assert 0 < sum(left_out) == 1000 - len(numbers)
+
+
+UNREAD = """
+import logging, sys
+from qanat.config.settings import LogSettings
+from qanat.process.log import setup_logging
+setup_logging(LogSettings(level="debug"))
+for _ in range(200):
+    logging.getLogger("qanat.test").debug("x" * 1000)
+"""
+
+
+@linux
+def test_a_program_ends_though_nobody_reads_its_log() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", UNREAD], stderr=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as done:
+        assert done.wait(SECONDS) == 0
+        assert done.stderr is not None
+        assert b"Fatal" not in done.stderr.read()
 
 
 def test_a_log_does_not_follow_a_link_that_someone_may_have_put_there(tmp_path: Path) -> None:
