@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -21,8 +22,10 @@ def shown_command() -> str:
     python = sys.executable
     if shutil.which("python3") == python:
         python = "python3"
-    elif python.startswith(os.getcwd() + os.sep):
-        python = os.path.relpath(python)
+    else:
+        with contextlib.suppress(OSError):  # the current directory was removed, or we may not look into it
+            if python.startswith(os.getcwd() + os.sep):
+                python = os.path.relpath(python)
     return " ".join([python, *_program(called)])
 
 

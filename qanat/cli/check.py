@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
 from qanat.config.load import check_config
 
@@ -16,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print `ok`.  Raises ConfigError, which has the faults."""
     check_config(options.config)
-    print("ok")
+    write_out("ok\n")
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from qanat.base.share import share
 from qanat.cli.called import shown_command
 from qanat.cli.init_files import DEFAULT_LISTEN, DEFAULT_PATH, write_files
+from qanat.cli.output import write_out
 from qanat.config.command_line import DEFAULT_NAME
 
 
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the files and print what to type next.  Raises UsageError when one is there already."""
     written = write_files(options.directory, name=options.name, url=options.url, listen=options.listen)
     program = shown_command()
-    print(
+    write_out(
         f"Wrote {written.server_yaml}, {written.client_yaml}, {written.token_file} and {written.identity}.\n"
         f"\nBehind nginx (the whole file: {share('deploy', 'nginx.conf')}), paste into its `server` block:\n"
         f"\n{written.nginx_block}"
@@ -37,6 +38,6 @@ def run(options: argparse.Namespace) -> int:
         f"  {program} client -c {written.client_yaml}\n"
         f"Then this goes through the tunnel:\n  curl http://{written.sample}/healthz\n"
         f"\nEvery key is explained in {share('config.example.yaml')}; units for systemd and other samples are in "
-        f"{share('deploy')}."
+        f"{share('deploy')}.\n"
     )
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qanat.cli.output import write_out
 from qanat.config.schema import schema_text
 
 
@@ -13,5 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the schema."""
-    print(schema_text(), end="")
+    write_out(schema_text())
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qanat.cli.output import write_out
 from qanat.handshake.tokens import generate_token
 
 
@@ -13,5 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the token."""
-    print(generate_token())
+    write_out(f"{generate_token()}\n")
     return 0

@@ -60,7 +60,7 @@ class Document:
 
     def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self.path = path
-        self.base = path.absolute().parent  # not resolved: a link beside its secrets is how some deploy
+        self.base = _absolute(path).parent  # not resolved: a link beside its secrets is how some deploy
         self.environ = environ
         self.faults = Faults(str(path))
         self.exposure: Exposure | None = None  # who else can read it; known once it is read
@@ -154,6 +154,13 @@ class _BoundedLoader(yaml.SafeLoader):
                 mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
                 raise yaml.composer.ComposerError(None, None, f"there are more than {MAX_ALIASES} aliases", mark)
         return super().compose_node(parent, index)
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except OSError:  # the current directory was removed; nothing that is relative to it can be read
+        return path
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:

@@ -27,6 +27,15 @@ def test_the_package_is_started_again_as_one(monkeypatch: pytest.MonkeyPatch) ->
     assert called.shown_command().endswith(" -m qanat")
 
 
+def test_without_a_current_directory_it_still_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "argv", [str(TUNNEL), "init"])
+    assert called.shown_command().endswith(f" {TUNNEL}")
+
+
 def test_the_package_calls_itself_by_what_a_user_types() -> None:
     usage = subprocess.run([sys.executable, "-m", "qanat", "check"], capture_output=True, text=True, cwd=ROOT)
     assert "usage: python -m qanat check" in usage.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import yaml
 
 from qanat.base.version import __version__
 from qanat.cli.init_files import Written, write_files
+from qanat.cli.main import main
+from qanat.cli.output import READER_GONE
 from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.machine.ports import unused_port
-from tests.support.machine.processes import TUNNEL, run_qanat
+from tests.support.machine.processes import SECONDS, TUNNEL, run_qanat
 
 COMMANDS = ("server", "client", "init", "token", "fingerprint", "check", "schema", "demo")
 
@@ -142,6 +145,43 @@ def test_a_services_name_is_told_to_be_none(tmp_path: Path) -> None:
     said = said_no(run_qanat("client", "ws://127.0.0.1:1/", "-L", "8080:db:postgresql", QANAT_TOKEN=generate_token()))
     assert "has a port that is not a number" in said
     assert "a service's name is not looked up" in said
+
+
+def run_onto(stdout: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, TUNNEL, *arguments]
+    given = {**os.environ, **environment}
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=SECONDS, env=given)
+
+
+def test_what_cannot_be_printed_is_said_and_is_no_success() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run_onto(full.fileno(), "token")
+    assert done.returncode == 1
+    assert "qanat: error: cannot write the output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_who_has_seen_enough_hears_nothing_more() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = run_onto(write_end, "schema")
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (READER_GONE, "")
+
+
+def test_what_the_terminal_cannot_show_is_printed_in_escapes(tmp_path: Path) -> None:
+    done = run_qanat("init", tmp_path / "b\u00fcro", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "b\\xfcro" in done.stdout
+
+
+def test_a_relative_file_in_a_directory_that_was_removed_is_a_fault_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert main(["check", "-c", "server.yaml"]) == 2
+    assert "server.yaml:1:1: cannot be read: No such file or directory" in capsys.readouterr().err
 
 
 # --- token, fingerprint, init ---------------------------------------------------------------------
