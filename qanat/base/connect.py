@@ -137,7 +137,8 @@ class _Race:
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            self._failures.update(dict.fromkeys((*self._pending.values(), *(a for _, a in self._left)), error))
+            for address in (*self._pending.values(), *(a for _, a in self._left)):
+                self._failures[address] = _error(error.errno or errno.EINVAL)
             return None
         with ours, theirs, _Selector() as selector:
             selector.register(ours, selectors.EVENT_READ)
@@ -196,7 +197,7 @@ class _Race:
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError as error:
-            self._failures[address] = error
+            self._failures[address] = _error(error.errno or errno.EINVAL)
             return None
         self._pending[sock] = address
         try:
@@ -255,4 +256,5 @@ def _is_connected_to_itself(sock: socket.socket, address: SockAddr) -> bool:
 
 
 def _error(number: int) -> OSError:
+    # Made anew even where there is one: a race that kept an error with its traceback would be kept by that.
     return OSError(number, "no answer in time" if number == errno.ETIMEDOUT else os.strerror(number))

@@ -78,6 +78,7 @@ class DeadlineWatch:
             except Exception:
                 # All others still have their deadlines.
                 log_unexpected(f"{self._name}: cutting one ended")
+            del first  # or it would stay until the next one's time is up
 
     def _next_locked(self) -> Watched | None:
         """Block for the next whose time is up; None when this was closed."""
@@ -85,6 +86,7 @@ class DeadlineWatch:
             first = next(iter(self._waiting), None)
             remaining = None if first is None else first.deadline.remaining()
             if first is None or remaining is None or remaining > 0:
+                del first  # likewise: it may be forgotten meanwhile
                 self._changed.wait(remaining)
             else:
                 del self._waiting[first]

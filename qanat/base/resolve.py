@@ -107,7 +107,7 @@ def resolve(
             hint="the name server does not answer: check the network connection",
         ) from None
     if isinstance(answer, Canceled):
-        raise answer
+        raise Canceled
     if isinstance(answer, Exception):
         raise _explain(host, answer) from answer
     if not answer:

@@ -25,11 +25,11 @@ IDLE_NAME = "shared-worker"
 class Task:
     """One piece of work in a thread of the pool.  Its methods may be called from any thread."""
 
-    __slots__ = ("_running", "name", "target")
+    __slots__ = ("_running", "_target", "name")
 
     def __init__(self, name: str, target: Callable[[], object]) -> None:
         self.name = name
-        self.target = target
+        self._target: Callable[[], object] | None = target
         self._running = threading.Lock()  # held until the work is over
         self._running.acquire()
 
@@ -43,9 +43,11 @@ class Task:
             self._running.release()
 
     def run(self) -> None:
-        """Do the work.  What escapes it is a bug of this program, and is logged, never lost."""
+        """Do the work, once.  What escapes it is a bug of this program, and is logged, never lost."""
+        target, self._target = self._target, None  # which may hold this task, and much else
         try:
-            self.target()
+            if target is not None:
+                target()
         except Exception:
             log_unexpected(f"thread {self.name} ended")
         finally:

@@ -152,7 +152,8 @@ class LocalForwards:
 
     @staticmethod
     def _failed(one: _LocalForward, error: EndpointError) -> None:
-        one.failure = error
+        # Made anew: the traceback of the one that was raised has `one`.
+        one.failure = EndpointError(error.message, code=error.code, hint=error.hint)
         wait = RETRY_NOT_ALLOWED if error.code == Reason.NOT_ALLOWED else RETRY_IN_USE
         one.retry_at = time.monotonic() + wait
 

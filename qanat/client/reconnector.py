@@ -142,6 +142,7 @@ class Reconnector:
             self._session.off_end(self._on_session_end)
             if self._watched is not None:
                 self._context.watch.remove(self._watched)
+                self._watched = None
             stuck = self._pipes.join(JOIN_TIMEOUT)
             if stuck:
                 log.warning("still ending: %s", ", ".join(stuck))

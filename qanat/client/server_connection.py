@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 
 from qanat.base.cancel import Cancel
@@ -328,7 +329,7 @@ class ServerConnection:
 
     def _log_refusal(self, candidate: Candidate, error: RefusedError) -> None:
         if error.final:
-            self.refused = None if self.succeeded else error
+            self.refused = None if self.succeeded else copy(error)  # without all that its traceback holds
             self._backoff.refused()
         else:
             self._backoff.failed()

@@ -38,7 +38,7 @@ class WakeableSocket:
         self.peer = peer or peer_of(sock)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._send_error: OSError | None = None
+        self._send_error: tuple[int | None, str] | None = None  # not the error itself, whose traceback has this object
         self._aborted = False
         self._closed = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
@@ -85,8 +85,8 @@ class WakeableSocket:
             with self._sending:  # A send that was told of the RST has left its error here when it lets go.
                 error = self._send_error
             # EPIPE is what a send gets after the peer's FIN, which is an end (Linux, tcp_reset).
-            if error is not None and error.errno != errno.EPIPE:
-                raise error
+            if error is not None and error[0] != errno.EPIPE:
+                raise OSError(*error)
         if self._aborted:
             raise Aborted
 
@@ -126,7 +126,7 @@ class WakeableSocket:
             except BlockingIOError:
                 raise
             except OSError as error:
-                self._send_error = error
+                self._send_error = error.errno, error.strerror or ""
                 raise
 
     def half_close(self) -> None:

@@ -217,6 +217,7 @@ class Lane:
             told = close is not None and runner is not None and runner.close_if_free_locked(close)
             self._settled.notify_all()
             calls = self.wake_locked()
+            self._on_open = self._on_control = _nobody  # they hold the session, which holds its lanes
         if runner is not None and not told:
             runner.cut(text)
         self.call(calls)
@@ -417,3 +418,7 @@ class Lane:
                 return False
             self._settled.wait(deadline.remaining())
         return True
+
+
+def _nobody(what: Stream | bytes) -> None:
+    """Whoever had the lane is gone with it, and nothing is received on it any more."""

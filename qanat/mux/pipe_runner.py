@@ -127,6 +127,7 @@ class PipeRunner:
         with self._lock:
             while self._inline:
                 self._work.wait()
+        self._sealed.pipe.set_wakeup(_nobody)
 
     # --- for the lane ---------------------------------------------------------------------------
 
@@ -388,3 +389,7 @@ class PipeRunner:
     def _trace(self, direction: str, content: memoryview) -> None:
         for line in describe_frames(content):
             frame_log.debug("%s %s %s", self._lane.name, direction, line)
+
+
+def _nobody() -> None:
+    """Wake nobody: the pipe is over."""

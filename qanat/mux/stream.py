@@ -367,6 +367,8 @@ class Stream:
                 self._core.reset(self._state, Reason.CANCELED, "")
             self._core.streams.release(self._state)
             calls = self._lane.wake_locked(sending=True)
+            # Whatever holds the stream is held by these.
+            self._sink = self._on_failure = self._when_writable = None
         self._lane.call(calls)
         self._lane.flush()
 

@@ -195,6 +195,7 @@ class Server:
             self.registry.claim(session, deadline)
         except tuple(_REASONS) as error:
             log.warning("turned %s away: %s", address, error)
+            session.end("it did not begin")
             self._send_last(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
             return None
         try:

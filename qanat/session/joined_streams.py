@@ -45,6 +45,10 @@ class JoinedStreams:
         self._count = 0
         self._waiting = 0
 
+    def session_over(self) -> None:
+        """Call `on_ended` no more: it holds the session, which holds this."""
+        self._on_ended = _nothing
+
     def __len__(self) -> int:
         """How many there are, those included that are still being connected."""
         return self._count
@@ -206,6 +210,10 @@ class _Joining:
             self._done()
         finally:
             self._joined.ended()
+
+
+def _nothing() -> None:
+    """Nobody asks any more when a stream is over."""
 
 
 def refuse(stream: Stream, reason: Reason, text: str) -> None:

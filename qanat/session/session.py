@@ -223,7 +223,8 @@ class Session(ABC):
                 return
             self._over = True
             self.why = why
-            lanes, callbacks = list(self._lanes.values()), self._on_end
+            lanes, callbacks, self._on_end = list(self._lanes.values()), self._on_end, []
+        self.joined.session_over()
         self._stopping.cancel()
         self._draining.set()
         try:

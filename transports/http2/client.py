@@ -59,15 +59,19 @@ def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadlin
     ]
     with engine.lock:
         stream = engine.core.request(headers, dialect)
+    problem = None
     try:
         status, answer = _await_answer(url, engine, stream, deadline)
+        problem = dialect.check_response(status, answer, url)
+        if problem is not None:
+            raise problem
     except PipeEnded as error:  # sending failed; what reading would say is better
-        engine.end(error.message)
         raise _no_answer(url, engine, error.message) from error
-    problem = dialect.check_response(status, answer, url)
-    if problem is not None:
+    except BaseException:
         engine.end("the answer opens no pipe")
-        raise problem
+        raise
+    finally:
+        del problem  # its traceback has this frame
     stream.answered = True
     return Http2Pipe(engine, stream, engine.end, alone=True)
 

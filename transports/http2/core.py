@@ -60,7 +60,7 @@ from qanat.transports.http2.limits import (
     ControlFrameBudget,
     StreamBudget,
 )
-from qanat.transports.http2.request import Http2Request, PlainAnswer, Router
+from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, no_budget
 from qanat.transports.http2.stream import Http2Stream
 
 _DEFAULT_WINDOW = 65535  # RFC 9113 §6.9.2
@@ -183,6 +183,15 @@ class Http2Core:
             whole = (s for s in self.streams.values() if not s.in_message and not s.ended_here)
             closing += b"".join(empty_data(stream.id) for stream in whole)
         return closing + self._goaway(code)
+
+    def close(self) -> None:
+        """Forget every stream and whoever decides on requests: nothing is received any more.
+
+        h2 keeps methods of itself in a table, and our owner is behind the router: both would be cycles.
+        """
+        self.streams.clear()
+        self._router, self._budget_of = None, no_budget
+        self._h2._frame_dispatch_table = {}
 
     def go_away(self) -> None:
         """Queue GOAWAY, so that the peer begins nothing new; what runs may finish."""

@@ -149,7 +149,8 @@ class Http2Engine:
             self._write_lock.release()
         for stream in self.core.streams.values():
             stream.end(cause, fault)
-        self.core.streams.clear()
+        self.core.close()
+        self._on_pending_control, self._on_leaving = _nothing, None  # they hold the pipe, which holds this
         self._wake_waiters_locked()
         self._work.notify_all()
 
@@ -253,14 +254,18 @@ class Http2Engine:
 
         It is called without the lock, by the thread that reads.
         """
-        self._on_pending_control = callback
         with self.lock:
+            if self.over:
+                return
+            self._on_pending_control = callback
             self._told = False
         self.tell()
 
     def on_leaving(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once, in the same way, when the peer is going away and still serves what runs."""
         with self.lock:
+            if self.over:
+                return
             self._on_leaving = callback
         self._tell_leaving()
 

@@ -86,6 +86,7 @@ class Http2Server:
         finally:
             self._engine.end("the server has ended this connection")
             writer.join()
+            self._engine.wire.set_wakeup(_nobody)
             with self._changed:
                 self._changed.wait_for(lambda: not self._running)
 
@@ -235,3 +236,7 @@ class Exchange:
                 if self._stream.writable.wait_for(lambda: not self._stream.sending or engine.over, _STUCK):
                     return
         engine.end(f"the path takes nothing: {cause}")
+
+
+def _nobody() -> None:
+    """Wake nobody: the connection is over."""

@@ -12,7 +12,9 @@ may die without waking anyone) is never started.  Used by `upgrade` and `pipe`.
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import weakref
 from typing import NamedTuple, Protocol
 
 import simple_websocket
@@ -96,6 +98,10 @@ class ServerMachine:
     def __init__(self, server: simple_websocket.Server, capture: Capture) -> None:
         self._server = server
         self._capture = capture
+        with contextlib.suppress(AttributeError):  # another version of the library
+            # Its parser is a generator that holds its owner: a cycle that only the collector would free.
+            parser = server.ws.connection._proto
+            parser._parse_more = type(parser)._parse_more_gen(weakref.proxy(parser))
 
     def receive(self, frame: bytes) -> Outcome:
         """See `Machine.receive`."""

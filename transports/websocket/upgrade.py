@@ -156,6 +156,8 @@ def _check_request(request: UpgradeRequest) -> None:
 def _upgrade(url: TunnelUrl, route: Route, wire: Wire, deadline: Deadline) -> Pipe:
     opening = _Opening(url, wire, deadline)
     client = websocket.WebSocket(enable_multithread=False)  # its locks are not needed: only our reader uses it
+    capture = Capture()
+    client.frame_buffer.recv = capture.recv  # its own method there would be a cycle that only the collector frees
     scheme = "wss" if url.tls else "ws"
     try:
         client.connect(  # type: ignore[no-untyped-call]
@@ -173,7 +175,6 @@ def _upgrade(url: TunnelUrl, route: Route, wire: Wire, deadline: Deadline) -> Pi
             hint=_NO_REWRITING,
         ) from error
     wire.set_read_timeout(None)
-    capture = Capture()
     client.sock = capture  # type: ignore[assignment]  # from now on it is fed frame by frame
     return WebSocketPipe(wire, ClientMachine(client, capture), is_client=True, first=opening.rest)
 

@@ -62,7 +62,7 @@ class TlsWire(Wire):
         self._send_lock = threading.Lock()  # held from OpenSSL's output until the wire has it
         self._raw = memoryview(bytearray(READ_SIZE))
         self._wakeup: Callable[[], None] | None = None
-        self._read_failure: TransportError | None = None
+        self._read_failure: tuple[str, str] | None = None  # message and hint: an error's traceback would have this
         self._shake_hands(server_hostname, deadline)
 
     @property
@@ -159,8 +159,7 @@ class TlsWire(Wire):
 
     def _decrypt_into(self, buffer: memoryview) -> int | None:
         """Fill `buffer` with what is there already; None when nothing is, 0 at an orderly end."""
-        if self._read_failure is not None:
-            raise self._read_failure
+        self._check_readable()
         count = 0
         ended = False
         with self._lock:
@@ -176,15 +175,20 @@ class TlsWire(Wire):
                 ended = True  # close_notify, after we sent ours
             except ssl.SSLError as error:
                 hint = "" if self._ssl.server_side else hint_for_refusal(error)
-                self._read_failure = TransportError(f"TLS failed while receiving: {reason_of(error)}", hint=hint)
+                self._read_failure = f"TLS failed while receiving: {reason_of(error)}", hint
             pending = self._outgoing.pending
         if pending > _MAX_PENDING:
-            self._read_failure = TransportError("the other end floods TLS with messages that demand answers")
+            self._read_failure = "the other end floods TLS with messages that demand answers", ""
         elif pending and self._wakeup is not None:
             self._wakeup()
-        if count == 0 and self._read_failure is not None:
-            raise self._read_failure
+        if count == 0:
+            self._check_readable()
         return count if count or ended else None
+
+    def _check_readable(self) -> None:
+        if self._read_failure is not None:
+            message, hint = self._read_failure
+            raise TransportError(message, hint=hint)
 
     def _encrypt_locked(self, part: memoryview) -> None:
         try:

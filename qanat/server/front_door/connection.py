@@ -278,12 +278,18 @@ class FrontConnection:
 
     def _serve_http2(self, first: bytes) -> None:
         """Serve every request of the connection.  Its deadline is over with the first."""
-        server = Http2Connection(self._context, self._wire, first, self.ip, self, self.give_way, self._ending).server
+        requests = Http2Connection(self._context, self.peer, self.ip, self, self.give_way, self._ending)
+        server = requests.serve_on(self._wire, first)
         with self._lock:
             self._http2 = server
         if self._context.closing.is_set():
             server.leave()
-        server.serve()
+        try:
+            server.serve()
+        finally:
+            with self._lock:
+                self._ours = False
+                self._http2 = None  # which holds this by its handlers
 
     def _serve_http1(self, first: bytes) -> None:
         """Read the rest of one request head, and serve the request."""
@@ -412,7 +418,7 @@ def _lost_its_upgrade(head: RequestHead) -> bool:
 
 
 class Http2Connection:
-    """The requests of one HTTP/2 connection.  `server` runs it.
+    """The requests of one HTTP/2 connection, for the `Http2Server` that `serve_on` returns.
 
     The connection itself counts as unfinished while it carries no pipe.
     """
@@ -420,19 +426,18 @@ class Http2Connection:
     def __init__(
         self,
         context: FrontDoorContext,
-        wire: Wire,
-        first: bytes,
+        peer: str,
         ip: str,
         member: object,
         give_way: Callable[[], None],
         ending: threading.Event,
     ) -> None:
-        """Serve what comes after `first`, which begins with the preface.
+        """`peer` is for logs.
 
         `member` counts as unfinished at the front door, and `give_way` ends it; `ending` is set when it has to end.
         """
         self._context = context
-        self._peer = wire.peer
+        self._peer = peer
         self._ip = ip
         self._member = member
         self._give_way = give_way
@@ -440,13 +445,16 @@ class Http2Connection:
         self._lock = threading.Lock()  # guards the two below
         self._streams = 0  # tunnel streams that have come
         self._pipes = 0  # that the server has now
-        self.server = Http2Server(
+
+    def serve_on(self, wire: Wire, first: bytes) -> Http2Server:
+        """Return what serves the requests that come on `wire` after `first`, which begins with the preface."""
+        return Http2Server(
             wire,
             first,
             self._route,
             self._serve_tunnel,
-            context.threads,
-            has_room=context.has_room,
+            self._context.threads,
+            has_room=self._context.has_room,
             budget_of=self._budget_of,
         )
 

@@ -130,6 +130,7 @@ class HeadReader:
             self._h11.receive_data(data)
             event = self._h11.next_event()
         except h11.RemoteProtocolError as error:
+            error.__traceback__ = None  # h11 raises it in a method of its own, which is a cycle
             raise BadRequest(str(error), status=error.error_status_hint) from error
         if isinstance(event, h11.Request):
             if not event.http_version.startswith(b"1."):
