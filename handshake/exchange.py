@@ -90,13 +90,27 @@ class SealedPipe:
         Raises PipeEnded when the pipe ends, which is a cut unless CLOSE was the last record, and ProtocolError
         for whatever is not the peer's next record; the pipe is closed by then.
         """
+        record = self._recv(None)
+        assert record is not None  # the end is raised
+        return record
+
+    def recv_record_within(self, seconds: float) -> tuple[RecordKind, memoryview] | None:
+        """Receive as `recv_record` does, but return None when nothing has come for `seconds`; 0 does not block.
+
+        Where the pipe is watched (see `Pipe.recv_within`).
+        """
+        return self._recv(seconds)
+
+    def _recv(self, seconds: float | None) -> tuple[RecordKind, memoryview] | None:
         while True:
             try:
-                message = self.pipe.recv()
+                message = self.pipe.recv() if seconds is None else self.pipe.recv_within(seconds)
             except QanatError:
                 raise
             except Exception as error:
                 raise _own_fault(self.pipe) from error
+            if message is None:
+                return None
             try:
                 plaintext = self._opener.open(message)
             except ProtocolError as error:

@@ -38,6 +38,30 @@ class Wire(ABC):
         or when the time set by `set_read_timeout` passes.
         """
 
+    def watch(self) -> int | None:
+        """Return the descriptor that says when there is something to read; None for a wire that has none.
+
+        It stays open until `unwatch`, whatever happens; after `close` there is something to read: the end.  Raises
+        TransportError when it is closed already.
+        """
+        return None
+
+    def unwatch(self) -> None:
+        """Undo `watch`: nobody waits for the descriptor any more, nor calls `recv_within`."""
+        raise NotImplementedError
+
+    def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
+        """Read as `recv_into` does, but return None when nothing has come within `seconds`; 0 does not block.
+
+        Between `watch` and `unwatch` only, in turn with `recv_into`; the time replaces `set_read_timeout`'s.
+        """
+        raise NotImplementedError
+
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes have been taken from the descriptor that no call has returned yet."""
+        return False
+
     @abstractmethod
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Block until the kernel has taken all of `data`.  Raises TransportError."""
@@ -130,6 +154,30 @@ class Pipe(ABC):
         PipeEnded with the first cause, also when the peer has ended in an orderly way, and ProtocolError
         for what the transport's own protocol forbids.  Either ends the pipe.
         """
+
+    def watch(self) -> int | None:
+        """Return the descriptor that says when there is something to receive; None for a pipe that has none.
+
+        It stays open until `unwatch`; once the pipe has ended there is something: the end.  Raises PipeEnded when it
+        has ended already.  By the thread that calls `recv`.
+        """
+        return None
+
+    def unwatch(self) -> None:
+        """Undo `watch`: nobody waits for the descriptor any more, nor calls `recv_within`."""
+        raise NotImplementedError
+
+    def recv_within(self, seconds: float) -> memoryview | None:
+        """Receive as `recv` does, but return None when nothing has come for `seconds`; 0 does not block.
+
+        Between `watch` and `unwatch` only, in turn with `recv`; the time replaces `set_read_timeout`'s.
+        """
+        raise NotImplementedError
+
+    @property
+    def buffered(self) -> bool:
+        """Whether `recv_within` may have something although the descriptor says no more."""
+        return False
 
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:

@@ -18,6 +18,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.network_watch import NetworkWatch
@@ -26,7 +27,6 @@ from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason

@@ -28,6 +28,7 @@ from qanat.base.errors import (
 )
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Candidate, Connector, describe_failure, describe_server
 from qanat.client.known_hosts import KnownHosts
@@ -36,7 +37,6 @@ from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContex
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientSettings, RemoteServer
-from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Ready
 from qanat.handshake.key_pool import ClientKeyPool

@@ -11,12 +11,12 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
 from qanat.base.sockets import format_address
+from qanat.base.watcher import Watcher
 from qanat.client.required_forwards import RequiredForwards
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import connect, resolve
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.parameters import LaneParameters

@@ -27,9 +27,9 @@ from collections.abc import Callable
 
 from qanat.base.errors import NoThread, StreamReset
 from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Flushable, Watcher
 from qanat.endpoints.application_socket import reason_for
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
-from qanat.endpoints.watcher import Flushable, Watcher
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.stream import Idle, Stream

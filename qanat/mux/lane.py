@@ -20,6 +20,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError, WouldBlock
+from qanat.base.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.attachment import Attachment, AttachmentStep
@@ -39,7 +40,8 @@ class Lane:
     """See the module's docstring.  Every method may be called from any thread.
 
     `on_open` is called by the reader for each stream that the peer opens, `on_control` for each control
-    message; neither may block.  What `on_control` raises as ProtocolError ends the lane.  `clock` gives seconds.
+    message; neither may block.  What `on_control` raises as ProtocolError ends the lane.  `watcher` reads the lane's pipes
+    while little comes; without one each has a thread that does.  `clock` gives seconds, as `time.monotonic` does.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Lane:
         *,
         on_open: Callable[[Stream], None],
         on_control: Callable[[bytes], None],
+        watcher: Watcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -57,6 +60,7 @@ class Lane:
         self.core = LaneCore(parameters, clock())
         self._on_open = on_open
         self._on_control = on_control
+        self._watcher = watcher
         self._room = threading.Condition(self.lock)
         self._pong = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
@@ -153,7 +157,7 @@ class Lane:
         nothing could be sent.  `on_attached` is called once the lane is on the pipe.  The pipe is closed on return.
         Never raises for what the peer or the path did: the PipeResult says it.
         """
-        runner = PipeRunner(self, sealed)
+        runner = PipeRunner(self, sealed, self._watcher)
         try:
             refused = self._attach(runner, resume)
             if refused is not None:

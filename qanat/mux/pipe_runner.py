@@ -1,10 +1,18 @@
-"""One pipe while it carries a lane: its two threads, and all state that ends with it.
+"""One pipe while it carries a lane: who reads, who writes, and all state that ends with it.
 
-The *reader* blocks in `recv` alone; it is the thread that calls `run`.  The *writer* waits for work, takes a record
-from the core under the lane's lock, and seals and sends it outside.  While it has nothing to do, whoever has something
-small to send does so in its own thread (`send_now`), which blocks nowhere: what the kernel does not take at once is
-left to the writer.  So a quiet lane crosses no thread, and bulk has its pipeline.  `PipeRunner` is made by `Lane.run`
-for each pipe and gone when the pipe is; which pipe has the lane is for `qanat.mux.lane` to decide.
+While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone; it is the thread that calls `run`.  The
+*writer* waits for work, takes a record from the core under the lane's lock, and seals and sends it outside.
+
+While little moves, nothing crosses a thread.  Whoever has something small to send does so itself (`send_now`), which
+blocks nowhere: what the kernel does not take at once is left to the writer.  After QUIET_SECONDS without work the
+writer's thread is given back, and one is taken when there is some; after as long without a byte, or a
+few small records, the reader sleeps, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once
+than BUSY_READ.  What the two would do
+when a time has come, an ACK, a PING, an end for silence, the watcher's timer does.  A pipe that cannot be watched keeps
+both threads.
+
+`PipeRunner` is made by `Lane.run` for each pipe and gone when the pipe is; which pipe has the lane is for
+`qanat.mux.lane` to decide.
 """
 
 from __future__ import annotations
@@ -12,13 +20,16 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, ProtocolError, QanatError, TransportError
-from qanat.base.threads import start_thread
+from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Flushable, Timer, Watcher
+from qanat.base.workers import WORKERS
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
 from qanat.mux.parameters import Event
@@ -34,6 +45,16 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that the peer gets to end the pipe after our CLOSE, before we do."""
 RECORDS_AT_ONCE = 4
 """Records that one call of `send_now` sends before it leaves the rest to the writer."""
+QUIET_SECONDS = 0.2
+"""Seconds with nothing to do after which the reader, and the writer, give their thread back."""
+BUSY_READ = 64 * 1024
+"""Bytes that come at once from which on the reader's thread reads, and not the watcher."""
+RECORDS_IN_TURN = 16
+"""The same, in records."""
+SMALL_RECORDS = 16
+"""Records in turn of at most a quarter of BUSY_READ, after which the watcher reads again, busy as the pipe may be."""
+RETRY = 1.0
+"""Seconds after which a writer for which there was no thread is tried again."""
 ACTIVE = 0.25
 """Seconds after the last record received during which the writer looks whether an ACK is due by itself, every
 ACK_DELAY, so that no reader has to wake it for that."""
@@ -67,23 +88,37 @@ class LaneOfPipe(LaneOfStream, Protocol):
 class PipeRunner:
     """See the module's docstring.  `…_locked` is for the lane, with its lock held."""
 
-    def __init__(self, lane: LaneOfPipe, sealed: SealedPipe) -> None:
+    def __init__(self, lane: LaneOfPipe, sealed: SealedPipe, watcher: Watcher | None) -> None:
+        """`watcher` reads while little comes; None where threads should do so throughout."""
         self._lane = lane
         self._lock = lane.lock
         self._sender = lane.core.sender
         self._receiver = lane.core.receiver
         self._sealed = sealed
+        self._watcher = watcher
+        self._fd: int | None = None  # what the watcher waits for, where it does
+        self._timer: Timer | None = None
+        self._silence = math.inf
+        self._heard_at = 0.0  # when bytes came last, while the watcher reads
+        self._watched = False  # the watcher reads
+        self._turn = threading.Lock()  # released by the watcher when it is the reader's turn again
+        self._turn.acquire()
+        self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
         self._work = threading.Condition(lane.lock)
+        self._settled = threading.Condition(lane.lock)  # for who waits until nobody sends
         self._flush_due = False
         self._paused = False
-        self._sending = False  # the writer is in the middle of a record
+        self._started = False
+        self._writing = False  # the writer has a thread
+        self._sending = False  # it is in the middle of a record
         self._inline = False  # a thread is in `send_now`
         self._missed = False  # there was work for it meanwhile
         self._waiting = False  # the writer waits
+        self._worked_at = 0.0  # when it had something to do last
         self._wakes_at = 0.0  # when it does so by itself, while it waits
         self._received_at = 0.0
-        self._writer_ended = False
+        self._writer_ended = False  # and no other will follow
         self._close_when_idle: Close | None = None  # after all that is queued
         self._close_next: Close | None = None  # after the present record
         self._close_sent = False
@@ -95,38 +130,51 @@ class PipeRunner:
         nothing could be sent.  On return the pipe is closed and its writer has ended.  Never raises for what the peer
         or the path did: the PipeResult says it.
         """
-        writer: threading.Thread | None = None
         result = PipeResult("the connection's thread failed", fault=True)
         try:
+            self._silence = silence
             self._sealed.pipe.set_wakeup(self._flush_wanted)
             self._sealed.set_timeouts(silence)
-            try:
-                writer = start_thread(f"{self._lane.name}-writer", self._writer_loop)
-            except NoThread as error:
-                result = PipeResult(str(error))
-            else:
-                result = self._reader_loop()
+            self._begin_watching()
+            with self._lock:
+                self._started = True
+                self._start_writer_locked()
+            result = self._reader_loop() if self._fd is None else self._read_in_turns()
+        except NoThread as error:
+            result = PipeResult(str(error))
         except ProtocolError as error:
             result = PipeResult(f"the peer broke the protocol: {error}", fault=True)
+        except QanatError as error:
+            result = PipeResult(self._sealed.cause or str(error))
         finally:
-            self._stop(writer, result)
+            self._stop(result)
         return result
 
-    def _stop(self, writer: threading.Thread | None, result: PipeResult) -> None:
-        """End the pipe, after a CLOSE that says why when something is at fault; block until the writer has ended."""
-        if result.fault and writer is not None:
-            with self._lock:
+    def _begin_watching(self) -> None:
+        if self._watcher is not None:
+            self._fd = self._sealed.pipe.watch()
+            if self._fd is not None:
+                self._timer = self._watcher.timer(self._time_has_come)
+
+    def _stop(self, result: PipeResult) -> None:
+        """End the pipe, after a CLOSE that says why when something is at fault; block until nobody sends any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            if result.fault and self._started:
                 self.close_next_locked(Close(CloseReason.PROTOCOL, result.cause))
-            writer.join(YIELD_TIMEOUT)
+                deadline = Deadline(YIELD_TIMEOUT)
+                while self._writing and not deadline.passed:
+                    self._settled.wait(deadline.remaining())
         self._sealed.close("the pipe's reader has ended")
         with self._lock:
+            self._writer_ended = True
             self._work.notify_all()
-        # Before another pipe is attached: it may be reading a buffer that will be replayed.
-        if writer is not None:
-            writer.join()
-        with self._lock:
-            while self._inline:
-                self._work.wait()
+            # Before another pipe is attached: they may be reading a buffer that will be replayed.
+            while self._writing or self._inline:
+                self._settled.wait()
+        if self._fd is not None:
+            self._sealed.pipe.unwatch()
         self._sealed.pipe.set_wakeup(_nobody)
 
     # --- for the lane ---------------------------------------------------------------------------
@@ -135,13 +183,38 @@ class PipeRunner:
         """Have the writer look for something to send, unless somebody will when done with the present record."""
         if self._inline:
             self._missed = True
-        elif self._waiting:
+        else:
+            self._wake_writer_locked()
+
+    def _wake_writer_locked(self) -> None:
+        """Have the writer look what there is to do, unless it will when done with the present record."""
+        if self._waiting:
             self._work.notify()
+        elif not self._writing and self._started:
+            self._start_writer_locked()
+
+    def _start_writer_locked(self) -> None:
+        """Give the writer a thread, or try again after RETRY; without a watcher raises NoThread."""
+        if self._writer_ended:
+            return
+        self._writing = True
+        self._worked_at = self._lane.clock()
+        try:
+            WORKERS.start(f"{self._lane.name}-writer", self._writer_loop)
+        except NoThread as error:
+            self._writing = False
+            if self._timer is None:
+                raise
+            log.warning("%s: %s", self._lane.name, error)
+            self._timer.set(time.monotonic() + RETRY)
 
     def _timer_locked(self, now: float) -> None:
-        """Have the writer look again within ACK_DELAY; it is woken only if it would not do so by itself."""
+        """Have an ACK sent within ACK_DELAY; nobody is woken who would look by then without it."""
         self._received_at = now
-        if self._waiting and self._wakes_at > now + 2 * ACK_DELAY:
+        if not self._writing:
+            if self._timer is not None:
+                self._timer.set(now + ACK_DELAY)
+        elif self._waiting and self._wakes_at > now + 2 * ACK_DELAY:
             self._work.notify()
 
     def send_now(self) -> None:
@@ -172,7 +245,8 @@ class PipeRunner:
                         self._flush_due = True
                     again = again and (self._missed or not sender.idle)
                     if self._needs_writer_locked():
-                        self._work.notify_all()
+                        self._settled.notify_all()
+                        self._wake_writer_locked()
                         again = False
             lane.call(calls)
             if not again:
@@ -222,17 +296,17 @@ class PipeRunner:
     def resume_locked(self) -> None:
         """Let the writer go on."""
         self._paused = False
-        self._work.notify()
+        self._wake_writer_locked()
 
     def close_when_idle_locked(self, close: Close) -> None:
         """Have the writer send CLOSE after all that is queued, and end the pipe."""
         self._close_when_idle = close
-        self._work.notify()
+        self._wake_writer_locked()
 
     def close_next_locked(self, close: Close) -> None:
         """Have the writer send CLOSE after its present record, and end the pipe.  The first one counts."""
         self._close_next = self._close_next or close
-        self._work.notify()
+        self._wake_writer_locked()
 
     def close_if_free_locked(self, close: Close) -> bool:
         """Do the same if the writer is not in the middle of a record, nor past its CLOSE; False when it is."""
@@ -248,23 +322,107 @@ class PipeRunner:
     # --- the reader -----------------------------------------------------------------------------
 
     def _reader_loop(self) -> PipeResult:
+        """Read until the pipe ends, blocking for as long as the pipe's own timeout allows."""
         while True:
             try:
-                kind, content = self._sealed.recv_record()
-            except ProtocolError as error:
-                # Whoever is on the path can do this, so it is a cut like any other.
-                return PipeResult(f"something broke the connection: {error}")
+                record = self._sealed.recv_record()
             except QanatError as error:
-                return PipeResult(self._sealed.cause or str(error))
-            if kind is RecordKind.FRAMES:
-                if frame_log.isEnabledFor(logging.DEBUG):
-                    self._trace("<", content)
-                self._receive(content)
-            elif kind is RecordKind.CLOSE:
-                close = Close.decode(content)
-                return PipeResult(close.text or close.reason.name.lower().replace("_", " "), close)
-            else:
-                raise ProtocolError(f"a {kind.name} record in the middle of a session")
+                return self._cut(error)
+            result = self._take(*record)
+            if result is not None:
+                return result
+
+    def _read_in_turns(self) -> PipeResult:
+        """Read until the pipe ends: this thread while much comes, the watcher while little does."""
+        watcher, fd = self._watcher, self._fd
+        assert watcher is not None and fd is not None
+        while True:
+            result = self._read_busily()
+            if result is None:
+                self._heard_at = time.monotonic()
+                self._watched = True
+                with self._lock:
+                    self._set_timer_locked()
+                watcher.add(fd, self._readable)
+                self._turn.acquire()
+                self._watched = False
+                result = self._found
+            if result is not None:
+                return result
+
+    def _read_busily(self) -> PipeResult | None:
+        """Read until the pipe ends, or until little comes (None): nothing for QUIET_SECONDS, or only small records."""
+        sealed = self._sealed
+        small = 0
+        while small < SMALL_RECORDS or sealed.pipe.buffered:
+            try:
+                record = sealed.recv_record_within(QUIET_SECONDS)
+            except QanatError as error:
+                return self._cut(error)
+            if record is None:
+                return None
+            small = small + 1 if len(record[1]) <= BUSY_READ // 4 else 0
+            result = self._take(*record)
+            if result is not None:
+                return result
+        return None
+
+    def _readable(self) -> Flushable | None:
+        """Read what has come, by the watcher; what is too much for it is left to the reader's thread."""
+        try:
+            busy = self._read_now()
+        except ProtocolError as error:
+            self._found, busy = PipeResult(f"the peer broke the protocol: {error}", fault=True), True
+        except Exception:
+            log_unexpected(f"{self._lane.name}: reading ended")
+            self._found, busy = PipeResult("a fault of this program", fault=True), True
+        if busy:
+            assert self._watcher is not None and self._fd is not None
+            self._watcher.remove(self._fd)
+            self._turn.release()
+        return None
+
+    def _read_now(self) -> bool:
+        """Take the records that have come; whether the reader's thread should go on."""
+        sealed = self._sealed
+        self._heard_at = time.monotonic()
+        size = 0
+        for _ in range(RECORDS_IN_TURN):
+            try:
+                record = sealed.recv_record_within(0)
+            except QanatError as error:
+                self._found = self._cut(error)
+                return True
+            if record is None:
+                return False
+            self._found = self._take(*record)
+            if self._found is not None:
+                return True
+            size += len(record[1])
+            if size > BUSY_READ:
+                return True
+            if not sealed.pipe.buffered:
+                return False
+        return True
+
+    def _cut(self, error: QanatError) -> PipeResult:
+        """How the pipe ended, when receiving did."""
+        if isinstance(error, ProtocolError):
+            # Whoever is on the path can do this, so it is a cut like any other.
+            return PipeResult(f"something broke the connection: {error}")
+        return PipeResult(self._sealed.cause or str(error))
+
+    def _take(self, kind: RecordKind, content: memoryview) -> PipeResult | None:
+        """Act on one record; the result when it was the last."""
+        if kind is RecordKind.FRAMES:
+            if frame_log.isEnabledFor(logging.DEBUG):
+                self._trace("<", content)
+            self._receive(content)
+            return None
+        if kind is RecordKind.CLOSE:
+            close = Close.decode(content)
+            return PipeResult(close.text or close.reason.name.lower().replace("_", " "), close)
+        raise ProtocolError(f"a {kind.name} record in the middle of a session")
 
     def _receive(self, content: memoryview) -> None:
         """Take the frames of one record, and act on them: wake threads, hand on what is small, send what is due."""
@@ -302,15 +460,48 @@ class PipeRunner:
         """Have the writer flush what the pipe itself owes the peer: a pong, a window."""
         with self._lock:
             self._flush_due = True
-            self._work.notify()
+            self._wake_writer_locked()
+
+    # --- the timer ------------------------------------------------------------------------------
+
+    def _time_has_come(self) -> Flushable | None:
+        """Do what is due, by the watcher: an ACK, a PING, the end of a pipe on which nothing came."""
+        now = time.monotonic()
+        if self._watched and now - self._heard_at >= self._silence:
+            self._sealed.close(f"nothing received for {self._silence:g} s")
+            return None
+        with self._lock:
+            if self._needs_writer_locked():
+                self._wake_writer_locked()
+        self.send_now()
+        with self._lock:
+            self._set_timer_locked()
+        return None
+
+    def _set_timer_locked(self) -> None:
+        """Set the timer for what is due next and has nobody else who looks for it."""
+        timer = self._timer
+        if timer is None or self._writer_ended:
+            return
+        now = time.monotonic()
+        due = math.inf if self._writing else self._sender.next_timeout(now)
+        at = math.inf if due is None else now + due
+        if self._watched:
+            at = min(at, self._heard_at + self._silence)
+        if at < math.inf:
+            timer.set(at)
 
     # --- the writer -----------------------------------------------------------------------------
 
     def _writer_loop(self) -> None:
+        ended = True
         try:
-            while self._send_next():
+            while (more := self._send_next()) is True:
                 pass
-            self._send_close()
+            if more is None:
+                ended = False
+            else:
+                self._send_close()
         except TransportError as error:
             # The reader returns what the peer had still sent, then ends with the pipe's first cause.
             log.debug("%s: writing ended: %s", self._lane.name, error)
@@ -319,12 +510,17 @@ class PipeRunner:
             self._sealed.close(f"the pipe's writer failed: {error}")
             raise
         finally:
-            with self._lock:
-                self._sending = False
-                self._writer_ended = True
+            if ended:
+                with self._lock:
+                    self._sending = self._writing = False
+                    self._writer_ended = True
+                    self._settled.notify_all()
 
-    def _send_next(self) -> bool:
-        """Block for something to send, and send it.  False when the pipe has ended, or it is time for CLOSE."""
+    def _send_next(self) -> bool | None:
+        """Block for something to send, and send it.
+
+        False when the pipe has ended, or it is time for CLOSE; None when the thread is not the writer's any more.
+        """
         lane, sender = self._lane, self._sender
         with self._lock:
             self._sending = False
@@ -334,25 +530,38 @@ class PipeRunner:
                     continue
                 if self._sealed.cause is not None or self._close_next is not None:
                     return False
+                now = lane.clock()
                 if self._paused and self._close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
                     self._wait_locked(None)
                     continue
-                now = lane.clock()
                 record = sender.next_record(now)
                 calls = lane.wake_locked()
                 flush, self._flush_due = self._flush_due, False
                 if record is not None or flush or calls:
+                    self._worked_at = now
                     break
                 if not sender.attached or (self._close_when_idle is not None and sender.idle):
                     return False
                 timeout = sender.next_timeout(now)
                 if timeout is not None and now - self._received_at < ACTIVE:
                     timeout = min(timeout, ACK_DELAY)
+                if self._fd is not None:
+                    quiet = self._worked_at + QUIET_SECONDS - now
+                    if quiet <= 0:
+                        self._retire_locked()
+                        return None
+                    timeout = quiet if timeout is None else min(timeout, quiet)
                 self._wait_locked(timeout)
             self._sending = True
         lane.call(calls)
         self._send(record, flush=flush)
         return True
+
+    def _retire_locked(self) -> None:
+        """Give the writer's thread back."""
+        self._writing = False
+        self._settled.notify_all()
+        self._set_timer_locked()
 
     def _wait_locked(self, timeout: float | None) -> None:
         """Wait for work; the writer does."""

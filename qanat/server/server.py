@@ -20,8 +20,8 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
+from qanat.base.watcher import Watcher
 from qanat.config.settings import ClientAccount, ServerSettings
-from qanat.endpoints.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity

@@ -13,10 +13,10 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import Listener, connect
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.endpoints.watcher import Watcher
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane

@@ -16,9 +16,9 @@ from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.endpoints.pump import Pump
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.endpoints.watcher import Watcher
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.stream import Stream
 

@@ -17,7 +17,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, SessionEnded
 from qanat.base.unexpected import log_unexpected
-from qanat.endpoints.watcher import Watcher
+from qanat.base.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.frames import Reason
@@ -68,6 +68,7 @@ class Session(ABC):
         """Why it is over, for people."""
         self.joined = JoinedStreams(name, watcher, parameters.peer_max_streams, self._stream_ended)
         self._parameters = parameters
+        self._watcher = watcher
         self._lock = threading.Lock()  # guards the next four
         self._lanes: dict[int, Lane] = {}
         self._over = False
@@ -91,7 +92,9 @@ class Session(ABC):
                     raise SessionEnded(self._closing.text)
                 name = f"{self.name}/{number}" if number else self.name
                 on_control = _misplaced if number else self._receive_control
-                lane = Lane(name, self._parameters, on_open=self._receive_open, on_control=on_control)
+                lane = Lane(
+                    name, self._parameters, on_open=self._receive_open, on_control=on_control, watcher=self._watcher
+                )
                 self._lanes[number] = lane
             return lane
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from qanat.base.watcher import Watcher
 from qanat.client import session as client_session
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.config.settings import Forward
-from qanat.endpoints.watcher import Watcher
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.session.messages import Listen, ListenFailed, decode_control

@@ -13,9 +13,9 @@ import pytest
 from qanat.base.errors import NoThread
 from qanat.base.sockets import set_reset_on_close
 from qanat.base.threads import ThreadGroup
+from qanat.base.watcher import Watcher
 from qanat.endpoints.pump import SMALL_READ, Pump, StartThread
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.endpoints.watcher import Watcher
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from qanat.base.deadline import Deadline
-from qanat.endpoints.watcher import Watcher
+from qanat.base.watcher import Watcher
 from qanat.mux.parameters import LaneParameters
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.session import ServerSession

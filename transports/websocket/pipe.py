@@ -99,11 +99,38 @@ class WebSocketPipe(Pipe):
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
+        message = self._recv(None)
+        assert message is not None  # the end is raised
+        return message
+
+    def watch(self) -> int | None:
+        """See `Pipe.watch`."""
+        try:
+            return self._wire.watch()
+        except TransportError as error:
+            self._end(error.message, b"")
+            raise self._cause.error() from error
+
+    def unwatch(self) -> None:
+        """See `Pipe.unwatch`."""
+        self._wire.unwatch()
+
+    def recv_within(self, seconds: float) -> memoryview | None:
+        """See `Pipe.recv_within`."""
+        return self._recv(seconds)
+
+    @property
+    def buffered(self) -> bool:
+        """See `Pipe.buffered`."""
+        return self._reader.in_the_middle or self._wire.buffered
+
+    def _recv(self, seconds: float | None) -> memoryview | None:
         try:
             while self._cause.text is None:
                 frame = self._reader.next()
                 if frame is None:
-                    self._receive()
+                    if not self._receive(seconds):
+                        return None
                 elif frame.is_message:
                     return frame.payload
                 else:
@@ -161,12 +188,17 @@ class WebSocketPipe(Pipe):
         """See `Pipe.cause`."""
         return self._cause.text
 
-    def _receive(self) -> None:
-        count = self._wire.recv_into(self._reader.space())
+    def _receive(self, seconds: float | None) -> bool:
+        """Read more; False when nothing has come for `seconds`, where that is a number."""
+        space = self._reader.space()
+        count = self._wire.recv_into(space) if seconds is None else self._wire.recv_within(space, seconds)
+        if count is None:
+            return False
         if count == 0:
             where = " in the middle of a message" if self._reader.in_the_middle else ""
             raise TransportError(f"the connection was closed by the other end or the path{where}")
         self._reader.filled(count)
+        return True
 
     def _receive_unusual(self, frame: Frame) -> memoryview | None:
         """Let the library decide what `frame` means; return a message if one is now whole."""

@@ -70,15 +70,43 @@ class TcpWire(Wire):
         """See `Wire.recv_into`."""
         self._enter()
         try:
-            count = self._sock.recv_into(buffer)
+            count = self._recv_into(buffer, 0)
+        finally:
+            self._leave()
+        if count is None:
+            raise TransportError(f"nothing received for {self._read_timeout or 0:g} s")
+        return count
+
+    def watch(self) -> int | None:
+        """See `Wire.watch`."""
+        if _DONT_WAIT is None:
+            return None
+        self._enter()
+        return self._sock.fileno()
+
+    def unwatch(self) -> None:
+        """See `Wire.unwatch`."""
+        self._leave()
+
+    def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
+        """See `Wire.recv_within`."""
+        if not seconds:
+            assert _DONT_WAIT is not None  # or nobody could watch
+            return self._recv_into(buffer, _DONT_WAIT)
+        if seconds != self._read_timeout:
+            self.set_read_timeout(seconds)
+        return self._recv_into(buffer, 0)
+
+    def _recv_into(self, buffer: memoryview, flags: int) -> int | None:
+        """Return the number of bytes received, or None when the time was up."""
+        try:
+            count = self._sock.recv_into(buffer, 0, flags)
         except (BlockingIOError, TimeoutError) as error:
             if error.errno == errno.ETIMEDOUT:  # the kernel gave up on the connection
                 raise self._failure("receiving failed", error) from error
-            raise TransportError(f"nothing received for {self._read_timeout or 0:g} s") from error
+            return None
         except OSError as error:
             raise self._failure("receiving failed", error) from error
-        finally:
-            self._leave()
         if count == 0 and self._closed:
             raise TransportError("the connection was closed here")
         if count == 0 and self._gone is not None:

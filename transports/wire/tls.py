@@ -81,11 +81,38 @@ class TlsWire(Wire):
             count = self._decrypt_into(buffer)
             if count is not None:
                 return count
-            received = self._wire.recv_into(self._raw)
-            if received == 0:
-                raise TransportError("the connection was cut without TLS's close_notify (truncated)")
-            with self._lock:
-                self._incoming.write(self._raw[:received])
+            self._feed(self._wire.recv_into(self._raw))
+
+    def watch(self) -> int | None:
+        """See `Wire.watch`."""
+        return self._wire.watch()
+
+    def unwatch(self) -> None:
+        """See `Wire.unwatch`."""
+        self._wire.unwatch()
+
+    def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
+        """See `Wire.recv_within`."""
+        while True:
+            count = self._decrypt_into(buffer)
+            if count is not None:
+                return count
+            received = self._wire.recv_within(self._raw, seconds)
+            if received is None:
+                return None
+            self._feed(received)
+
+    @property
+    def buffered(self) -> bool:
+        """See `Wire.buffered`."""
+        return bool(self._incoming.pending or self._ssl.pending())
+
+    def _feed(self, received: int) -> None:
+        """Give OpenSSL what has been received into `_raw`."""
+        if received == 0:
+            raise TransportError("the connection was cut without TLS's close_notify (truncated)")
+        with self._lock:
+            self._incoming.write(self._raw[:received])
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Wire.send_all`."""

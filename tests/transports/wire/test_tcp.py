@@ -37,10 +37,10 @@ def test_the_descriptor_is_given_back_only_when_nobody_uses_it(stack: ExitStack)
     original = wire._sock
 
     class Slow:
-        def recv_into(self, buffer: memoryview) -> int:
+        def recv_into(self, buffer: memoryview, *how: int) -> int:
             inside.set()
             go_on.wait(5)
-            return original.recv_into(buffer)
+            return original.recv_into(buffer, *how)
 
         def __getattr__(self, name: str) -> object:
             return getattr(original, name)

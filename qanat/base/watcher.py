@@ -1,10 +1,13 @@
-"""One thread that watches the sockets of all quiet streams, so that a stream costs no thread while nothing moves.
+"""One thread that watches all that is quiet, so that streams and pipes cost no thread while little moves.
 
-    socket readable -> its callback, in the watcher's thread -> what came is queued on the stream's lane
+    socket readable -> its callback, in the watcher's thread: an application's bytes are queued on their lane,
+                       a pipe's records are opened and handed to the applications' sockets
     after a round   -> every lane that got something is flushed once, so that many streams share a record
+    a timer is due  -> its callback, in the same thread
 
 A callback must not block: it reads what is there, and whoever has more than that to do takes the socket away
-(`remove`) and goes on in a thread of its own.  A client and a server have one watcher each, which they close.
+(`remove`) and goes on in a thread of its own.  While all is quiet this is the only thread that runs, so that a small
+exchange hands over nothing to anybody.  A client and a server have one watcher each, which they close.
 
 Linux lets other threads change what an epoll instance waits for; elsewhere `selectors` serves, and the thread is
 woken for each change.
@@ -13,10 +16,14 @@ woken for each change.
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
+import math
 import select
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,7 +32,7 @@ from qanat.base.unexpected import log_unexpected
 
 ROUND = 64
 """Sockets looked after in one round at most, before what they brought is sent."""
-NAME = "stream-watcher"
+NAME = "watcher"
 _HAS_EPOLL = hasattr(select, "epoll")
 
 
@@ -42,12 +49,58 @@ Ready = Callable[[], Flushable | None]
 Must not block."""
 
 
+class Timer:
+    """Calls back in the watcher's thread.  Made by `Watcher.timer`; its methods may be called from any thread."""
+
+    __slots__ = ("_callback", "_later", "_watcher", "at")
+
+    def __init__(self, watcher: Watcher, callback: Ready) -> None:
+        self._watcher = watcher
+        self._callback: Ready | None = callback
+        self._later: list[float] = []  # for which it was set before; the soonest is the last
+        self.at = math.inf
+        """When it calls next, on `time.monotonic`; infinite while it is not set."""
+
+    def set(self, at: float) -> None:
+        """Have it call at `at`.  Does not block.
+
+        It calls at every time that was set before a sooner one, too, so that whoever sets it over and over costs
+        nothing: the callback looks for itself what is due.  Raises NoThread as `Watcher.add` does.
+        """
+        if at < self.at:
+            self._watcher.set_timer(self, at)
+
+    def cancel(self) -> None:
+        """Call no more; a call that has begun goes on.  Idempotent; does not block."""
+        self._callback = None
+
+    def next(self, at: float) -> None:
+        """Note the soonest time for which it is set.  By the watcher, with its lock."""
+        if self.at < math.inf:
+            self._later.append(self.at)
+        self.at = at
+
+    def passed(self) -> None:
+        """Note that this time has come.  By the watcher, with its lock."""
+        self.at = self._later.pop() if self._later else math.inf
+
+    def call(self) -> Flushable | None:
+        """Call back, unless it was canceled.  By the watcher, without its lock."""
+        callback = self._callback
+        return None if callback is None else callback()
+
+
 class Watcher:
     """See the module's docstring.  All methods may be called from any thread, `close` only from others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows; `_ready` is read without
         self._ready: dict[int, Ready] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        """A heap: once for each time for which a timer is set."""
+        self._order = itertools.count()
+        self._wakes_at = -math.inf
+        """When the thread looks at the timers by itself; it need not be woken for a later one, nor while it runs."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self._poll: _Epoll | _Selector | None = None
@@ -59,20 +112,40 @@ class Watcher:
         when it is closed: then nobody is called any more.
         """
         with self._lock:
-            if self._closed:
-                return
-            if self._poll is None:
-                self._poll = _Epoll() if _HAS_EPOLL else _Selector()
-            if self._thread is None:
-                self._thread = start_thread(NAME, self._watch_loop)
-            self._ready[fd] = ready
-            self._poll.add(fd)
+            poll = self._started_locked()
+            if poll is not None:
+                self._ready[fd] = ready
+                poll.add(fd)
 
     def remove(self, fd: int) -> None:
         """Watch it no longer; a call that has begun goes on.  Idempotent; do so before the descriptor is closed."""
         with self._lock:
             if self._ready.pop(fd, None) is not None and self._poll is not None and not self._closed:
                 self._poll.remove(fd)
+
+    def timer(self, callback: Ready) -> Timer:
+        """Return a timer that calls `callback`, which must not block, and is not set yet."""
+        return Timer(self, callback)
+
+    def set_timer(self, timer: Timer, at: float) -> None:
+        """Set a timer of this watcher; see `Timer.set`."""
+        with self._lock:
+            if at < timer.at and self._started_locked() is not None:
+                timer.next(at)
+                heapq.heappush(self._timers, (at, next(self._order), timer))
+                if at < self._wakes_at and self._poll is not None:
+                    self._wakes_at = at
+                    self._poll.wake()
+
+    def _started_locked(self) -> _Epoll | _Selector | None:
+        """Return what waits, with the thread started; None when this is closed.  Raises NoThread."""
+        if self._closed:
+            return None
+        if self._poll is None:
+            self._poll = _Epoll() if _HAS_EPOLL else _Selector()
+        if self._thread is None:
+            self._thread = start_thread(NAME, self._watch_loop)
+        return self._poll
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -82,6 +155,7 @@ class Watcher:
         with self._lock:
             self._closed = True
             self._ready.clear()
+            self._timers.clear()
             thread, poll = self._thread, self._poll
             if poll is not None:
                 poll.wake()
@@ -98,20 +172,50 @@ class Watcher:
         wait = poll.wait
         while not self._closed:
             dirty: set[Flushable] = set()
-            for fd in wait():
+            found = wait(self._seconds_to_wait())
+            self._wakes_at = -math.inf  # The heap is looked at again before the next wait.
+            for fd in found:
                 callback = ready.get(fd)
                 if callback is None:
                     continue  # taken away since, or a wake-up
                 try:
                     flushable = callback()
                 except Exception:
-                    log_unexpected("watching a stream's socket ended")
+                    log_unexpected("watching a socket ended")
                     self.remove(fd)
                     continue
                 if flushable is not None:
                     dirty.add(flushable)
+            if self._timers:
+                self._call_timers(dirty)
             for flushable in dirty:
                 flushable.flush()
+
+    def _seconds_to_wait(self) -> float | None:
+        """Return the seconds until the next timer is due; None for ever.  Who sets an earlier one from now on wakes us."""
+        with self._lock:
+            if not self._timers:
+                self._wakes_at = math.inf
+                return None
+            self._wakes_at = self._timers[0][0]
+        return max(0.0, self._wakes_at - time.monotonic())
+
+    def _call_timers(self, dirty: set[Flushable]) -> None:
+        """Call what is due; whom that leaves something to flush joins `dirty`."""
+        now = time.monotonic()
+        while True:
+            with self._lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                timer = heapq.heappop(self._timers)[2]
+                timer.passed()
+            try:
+                flushable = timer.call()
+            except Exception:
+                log_unexpected("a timer's call ended")
+                continue
+            if flushable is not None:
+                dirty.add(flushable)
 
 
 class _Epoll:
@@ -132,9 +236,9 @@ class _Epoll:
         with contextlib.suppress(OSError):  # closed already, which has removed it
             self._epoll.unregister(fd)
 
-    def wait(self) -> list[int]:
-        """Block for the descriptors that have something."""
-        found = [fd for fd, _ in self._epoll.poll(-1, ROUND)]
+    def wait(self, seconds: float | None) -> list[int]:
+        """Block for the descriptors that have something, at most `seconds`."""
+        found = [fd for fd, _ in self._epoll.poll(seconds, ROUND)]
         if self._wake.fd in found:
             self._wake.clear()
         return found
@@ -163,8 +267,8 @@ class _Selector:
     def remove(self, fd: int) -> None:
         self._change(False, fd)
 
-    def wait(self) -> list[int]:
-        """Block for the descriptors that have something."""
+    def wait(self, seconds: float | None) -> list[int]:
+        """Block for the descriptors that have something, at most `seconds`."""
         with self._lock:
             changes, self._changes = self._changes, []
         for added, fd in changes:
@@ -173,7 +277,7 @@ class _Selector:
                     self._selector.register(fd, selectors.EVENT_READ)
                 else:
                     self._selector.unregister(fd)
-        found = [key.fd for key, _ in self._selector.select()]
+        found = [key.fd for key, _ in self._selector.select(seconds)]
         if self._wake.fd in found:
             self._wake.clear()
         return found[:ROUND]

@@ -1,16 +1,19 @@
-"""Promises of qanat.endpoints.watcher: who has something is called, and all that came is flushed once a round."""
+"""Promises of qanat.base.watcher: who has something is called, and all that came is flushed once a round."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from qanat.endpoints import watcher as module
-from qanat.endpoints.watcher import Watcher
+from qanat.base import watcher as module
+from qanat.base.watcher import Watcher
 
 TIMEOUT = 10.0
 
@@ -113,3 +116,51 @@ def test_closed_it_has_no_thread_and_calls_nobody(watcher: Watcher, pair: Pair) 
     pair[1].send(b"x")
     with pytest.raises(queue.Empty):
         got.get(timeout=0.05)
+
+
+def test_timers_call_in_their_order_and_for_each_time_that_was_set(watcher: Watcher) -> None:
+    called = queue.SimpleQueue[str]()
+    start = time.monotonic()
+    late, soon = watcher.timer(lambda: called.put("late")), watcher.timer(lambda: called.put("soon"))
+    late.set(start + 0.2)
+    soon.set(start + 0.15)
+    soon.set(start + 0.05)  # sooner: both count
+    late.set(start + 9)  # later than it is set for: does not count
+    assert [called.get(timeout=TIMEOUT) for _ in range(3)] == ["soon", "soon", "late"]
+    assert time.monotonic() >= start + 0.2
+    assert late.at == soon.at == math.inf
+
+
+def test_a_timer_may_be_set_from_its_own_call_and_canceled(watcher: Watcher) -> None:
+    called = queue.SimpleQueue[float]()
+
+    def again() -> None:
+        now = time.monotonic()
+        called.put(now)
+        timer.set(now + 0.01)
+
+    timer, canceled = watcher.timer(again), watcher.timer(lambda: called.put(-1.0))
+    canceled.set(time.monotonic() + 0.02)
+    canceled.cancel()
+    timer.set(time.monotonic())
+    times = [called.get(timeout=TIMEOUT) for _ in range(5)]
+    assert all(later >= earlier + 0.01 for earlier, later in itertools.pairwise(times))
+
+
+def test_what_a_timer_returns_is_flushed_and_a_fault_of_one_leaves_the_others(
+    watcher: Watcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane = Lane()
+    faulty = watcher.timer(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    faulty.set(time.monotonic())
+    watcher.timer(lambda: lane).set(time.monotonic() + 0.01)
+    assert lane.flushed.get(timeout=TIMEOUT) == module.NAME
+    assert caplog.text.count("an unexpected error") == 1
+
+
+def test_a_thousand_times_set_is_one_entry_each(watcher: Watcher) -> None:
+    timer = watcher.timer(lambda: None)
+    now = time.monotonic()
+    for _ in range(1000):
+        timer.set(now + 1000)
+    assert len(watcher._timers) == 1
