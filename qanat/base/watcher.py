@@ -192,7 +192,7 @@ class Watcher:
                 flushable.flush()
 
     def _seconds_to_wait(self) -> float | None:
-        """Return the seconds until the next timer is due; None for ever.  Who sets an earlier one from now on wakes us."""
+        """Return the seconds until the next timer is due; None for ever.  Who sets an earlier one now wakes us."""
         with self._lock:
             if not self._timers:
                 self._wakes_at = math.inf

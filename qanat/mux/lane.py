@@ -40,8 +40,8 @@ class Lane:
     """See the module's docstring.  Every method may be called from any thread.
 
     `on_open` is called by the reader for each stream that the peer opens, `on_control` for each control
-    message; neither may block.  What `on_control` raises as ProtocolError ends the lane.  `watcher` reads the lane's pipes
-    while little comes; without one each has a thread that does.  `clock` gives seconds, as `time.monotonic` does.
+    message; neither may block.  What `on_control` raises as ProtocolError ends the lane.  `watcher` reads the lane's
+    pipes while little comes; without one each has a thread that does.  `clock` gives seconds, as `time.monotonic` does.
     """
 
     def __init__(

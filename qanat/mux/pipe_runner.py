@@ -5,11 +5,10 @@ While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone;
 
 While little moves, nothing crosses a thread.  Whoever has something small to send does so itself (`send_now`), which
 blocks nowhere: what the kernel does not take at once is left to the writer.  After QUIET_SECONDS without work the
-writer's thread is given back, and one is taken when there is some; after as long without a byte, or a
-few small records, the reader sleeps, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once
-than BUSY_READ.  What the two would do
-when a time has come, an ACK, a PING, an end for silence, the watcher's timer does.  A pipe that cannot be watched keeps
-both threads.
+writer's thread is given back, and one is taken when there is some; after as long without a byte, or a few small
+records, the reader sleeps, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once than
+BUSY_READ.  What the two would do when a time has come, an ACK, a PING, an end for silence, the watcher's timer does.
+A pipe that cannot be watched keeps both threads.
 
 `PipeRunner` is made by `Lane.run` for each pipe and gone when the pipe is; which pipe has the lane is for
 `qanat.mux.lane` to decide.
@@ -335,7 +334,8 @@ class PipeRunner:
     def _read_in_turns(self) -> PipeResult:
         """Read until the pipe ends: this thread while much comes, the watcher while little does."""
         watcher, fd = self._watcher, self._fd
-        assert watcher is not None and fd is not None
+        assert watcher is not None
+        assert fd is not None
         while True:
             result = self._read_busily()
             if result is None:
@@ -377,7 +377,8 @@ class PipeRunner:
             log_unexpected(f"{self._lane.name}: reading ended")
             self._found, busy = PipeResult("a fault of this program", fault=True), True
         if busy:
-            assert self._watcher is not None and self._fd is not None
+            assert self._watcher is not None
+            assert self._fd is not None
             self._watcher.remove(self._fd)
             self._turn.release()
         return None
