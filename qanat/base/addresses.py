@@ -11,6 +11,7 @@ from __future__ import annotations
 import encodings.idna
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from qanat.base.errors import UsageError
@@ -86,8 +87,9 @@ def parse_port(text: str, *, lowest: int = 1) -> int:
     return port
 
 
+@lru_cache(256)
 def parse_address(text: str) -> IpAddress | None:
-    """Return the IP literal in `text`, in its one canonical spelling, or None when it is anything else."""
+    """Return the IP literal in `text`, in its one canonical spelling, or None when it is anything else.  Remembered."""
     try:
         return ip_address(text)
     except ValueError:

@@ -55,11 +55,9 @@ def connect(
     Blocks until `deadline`, or until `cancel` is canceled.  `configure` sets options on each socket before it
     connects.  Raises ConnectError, which has what each address failed with, and Canceled.
     """
-    race = _Race(_in_order(addresses), configure)
-    try:
-        return race.run(deadline, cancel or Cancel())
-    finally:
-        race.close_losers()
+    connecting = Connecting(addresses, configure=configure)
+    connected = None if deadline.passed or (cancel is not None and cancel.canceled) else connecting.at_once()
+    return connected or connecting.wait(deadline, cancel)
 
 
 class _Slow:
@@ -106,28 +104,49 @@ def _in_order(addresses: Sequence[Address]) -> list[Address]:
     return _slow.order(alternating)
 
 
-class _Race:
-    """One call of `connect`."""
+class Connecting:
+    """What `connect` does, in two steps: what can be had without blocking, and what has to be waited for.
 
-    def __init__(self, addresses: Sequence[Address], configure: Callable[[socket.socket], None] | None) -> None:
-        self._left = deque(addresses)
+    One thread at a time.  What raises or returns a socket was the last step; whoever takes no other one calls `close`.
+    """
+
+    def __init__(
+        self, addresses: Sequence[Address], *, configure: Callable[[socket.socket], None] | None = None
+    ) -> None:
+        """`addresses` and `configure` are as for `connect`.  Begins nothing."""
+        self._left = deque(_in_order(addresses))
         self._configure = configure
         self._pending: dict[socket.socket, SockAddr] = {}  # in the order in which they began
         self._waited_for: list[SockAddr] = []  # all that ever were pending, in that order
         self._failures: dict[SockAddr, OSError] = {}
         self._next_at = 0.0  # when the next address's turn comes, though others are pending
 
-    def run(self, deadline: Deadline, cancel: Cancel) -> tuple[socket.socket, SockAddr]:
-        """Return the winner.  Blocks."""
-        winner = None
-        while self._left and not self._pending and not cancel.canceled and not deadline.passed:
-            sock = self._begin()
-            if sock is not None and self._ended_at_once(sock):
-                winner = sock  # what is on this machine mostly is, and needs nothing that follows
-        if winner is None and (self._pending or self._left) and not cancel.canceled:
-            winner = self._wait_for_winner(deadline, cancel)
-        if winner is not None:
-            return self._won(winner)
+    def at_once(self) -> tuple[socket.socket, SockAddr] | None:
+        """Return what is connected already; None when it has to be waited for.  Does not block.
+
+        What is on this machine mostly is.  Raises ConnectError when every address has failed already.
+        """
+        try:
+            while self._left and not self._pending:
+                sock = self._begin()
+                if sock is not None and self._ended_at_once(sock):
+                    return self._won(sock)
+            if self._pending:
+                return None
+        except BaseException:
+            self.close()
+            raise
+        raise ConnectError(list(self._failures.items()))
+
+    def wait(self, deadline: Deadline, cancel: Cancel | None = None) -> tuple[socket.socket, SockAddr]:
+        """Return the first that answers.  Blocks and raises as `connect` does."""
+        cancel = cancel or Cancel()
+        try:
+            winner = None if cancel.canceled else self._wait_for_winner(deadline, cancel)
+            if winner is not None:
+                return self._won(winner)
+        finally:
+            self.close()
         if cancel.canceled:
             raise Canceled
         raise ConnectError(list(self._failures.items()))
@@ -157,8 +176,8 @@ class _Race:
                         return winner
         return None
 
-    def close_losers(self) -> None:
-        """Close every socket that has not won.  Does not block."""
+    def close(self) -> None:
+        """Close every socket that has not won.  Idempotent; does not block."""
         for sock in self._pending:
             close_socket(sock)
         self._pending.clear()

@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 
 from qanat.base.addresses import BOTH_FAMILIES
-from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
 from qanat.base.sockets import format_address
@@ -15,8 +14,8 @@ from qanat.base.watcher import Watcher
 from qanat.client.required_forwards import RequiredForwards
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
-from qanat.endpoints.tcp import connect, resolve
-from qanat.endpoints.wakeable import WakeableSocket
+from qanat.endpoints.target import Target
+from qanat.endpoints.tcp import resolve
 from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.parameters import LaneParameters
@@ -179,12 +178,18 @@ class ClientSession(Session):
             log.warning("the server opened a stream that is for none of our forwards; it was refused")
             self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
             return
-        self.joined.connect(stream, lambda: self._connect(forward), f"from {request.origin} for {forward}")
-
-    def _connect(self, forward: Forward) -> WakeableSocket:
-        deadline = Deadline(self._connect_timeout)
-        addresses = resolve(*forward.to, deadline, self._share, self._stopping)
-        return connect(addresses, deadline, self._stopping, keepalive=self._keepalive)
+        host, port = forward.to
+        target = Target(
+            host,
+            port,
+            lambda deadline: resolve(host, port, deadline, self._share, self._stopping),
+            timeout=self._connect_timeout,
+            cancel=self._stopping,
+            keepalive=self._keepalive,
+        )
+        what = f"from {request.origin} for {forward}"
+        if not self.joined.connect_now(stream, target, what) and not self.joined.connect(stream, target.connect, what):
+            target.give_up()
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

@@ -67,19 +67,24 @@ class Pump:
         self._on_over = on_over
         self._lock = threading.Lock()  # guards the next two
         self._directions = 2  # that have not ended
+        self._quiet = True  # until the uplink is taken from the watcher for the first time
         self._orderly = True
 
-    def start(self) -> None:
+    def start(self, *, read_now: bool = False) -> None:
         """Begin to carry bytes.  Does not block.
 
-        The socket is closed and the stream released when both directions have ended, whatever happens.
+        With `read_now` what is there already is queued on the stream, whose lane the caller flushes.  The socket is
+        closed and the stream released when both directions have ended, whatever happens.
         """
         self._stream.on_failure(self._failed)
         if _DELIVERS_NOW:
             self._stream.deliver_to(self)
         else:
             self.backlog()
-        self._watch()
+        if read_now:
+            self._ready()
+        if self._quiet:
+            self._watch()
 
     def _over(self, orderly: bool) -> None:
         """One direction has ended, and nobody acts for it any more."""
@@ -126,12 +131,17 @@ class Pump:
             self._stream.reset(Reason.LIMIT, "no more threads at the other end")
             self._over(False)
 
+    def _unwatch(self) -> None:
+        """Have the watcher leave the socket alone."""
+        self._quiet = False
+        self._watcher.remove(self._fd)
+
     def _ready(self) -> Flushable | None:
         """Read once and queue it; by the watcher, whose only call for this socket this is."""
         try:
             return self._read_now()
         except Exception:
-            self._watcher.remove(self._fd)
+            self._unwatch()
             self._faulty("uplink")
             return None
 
@@ -141,7 +151,7 @@ class Pump:
             room = stream.room()
             if not room:
                 # First remove: the callback may come before `when_writable` returns.
-                self._watcher.remove(self._fd)
+                self._unwatch()
                 stream.when_writable(self._watch)
                 return None
             try:
@@ -153,16 +163,16 @@ class Pump:
                 if len(data) == SMALL_READ:
                     self._begin_bulk()
                 return stream.lane
-            self._watcher.remove(self._fd)
+            self._unwatch()
             stream.queue_finish()
             self._over(True)
         except (StreamReset, Aborted):
-            self._watcher.remove(self._fd)
+            self._unwatch()
             self._sock.abort()
             self._over(False)
             return None
         except OSError as error:
-            self._watcher.remove(self._fd)
+            self._unwatch()
             stream.reset(*reason_for(error))
             self._over(False)
             return None
@@ -170,7 +180,7 @@ class Pump:
 
     def _begin_bulk(self) -> None:
         """Give the uplink a thread; without one the watcher goes on, in small reads."""
-        self._watcher.remove(self._fd)
+        self._unwatch()
         try:
             self._start_thread(f"{self._stream.label}-up", self._run_uplink)
         except NoThread as error:

@@ -1,7 +1,6 @@
-"""TCP targets and listening sockets of forwards: what `qanat.base` connects and binds, with the reasons of the wire.
+"""Names and listening sockets of forwards: what `qanat.base` looks up and binds, with the reasons of the wire.
 
-Which addresses may be reached or bound is decided elsewhere (`qanat.server.access.rules`); what arrives here has
-been checked.
+Which addresses may be bound is decided elsewhere (`qanat.server.access.rules`); what arrives here has been checked.
 """
 
 from __future__ import annotations
@@ -12,24 +11,22 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
-from qanat.base import connect as tcp_connect
 from qanat.base import listen as tcp_listen
 from qanat.base import resolve as names
 from qanat.base.addresses import ListenAddress, format_host_port
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import BindError, Canceled, ConnectError, EndpointError, NameLookupError, NoThread, OutOfFiles
+from qanat.base.errors import BindError, Canceled, EndpointError, NameLookupError, NoThread, OutOfFiles
 from qanat.base.resolve import Address, LookupShare
-from qanat.base.sockets import describe_os_error, format_address
+from qanat.base.sockets import format_address
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
-from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.endpoint")
 
-_REASONS = {
+REASONS = {
     errno.ECONNREFUSED: Reason.REFUSED,
     errno.ECONNRESET: Reason.REFUSED,
     errno.EACCES: Reason.NOT_ALLOWED,
@@ -37,6 +34,7 @@ _REASONS = {
     errno.EMFILE: Reason.LIMIT,
     errno.ENFILE: Reason.LIMIT,
 }
+"""What the peer is told for an error of the operating system."""
 EXHAUSTED_PAUSE = 0.1
 """Seconds until accepting is tried again when there was no descriptor for a connection."""
 _BACKLOG = 512
@@ -57,27 +55,6 @@ def resolve(
         raise EndpointError(f"{format_host_port(host, port)}: {error.message}", code=code, hint=error.hint) from error
     except Canceled as error:
         raise EndpointError(error.message, code=Reason.CANCELED) from error
-
-
-def connect(
-    addresses: Sequence[Address],
-    deadline: Deadline,
-    cancel: Cancel | None = None,
-    *,
-    keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
-) -> WakeableSocket:
-    """Connect to the first of `addresses` that answers; blocks until the deadline or until `cancel`.
-
-    Raises EndpointError with the reason of the last failure, in the words of the operating system.
-    """
-    try:
-        sock, address = tcp_connect.connect(addresses, deadline, cancel, configure=keepalive.configure)
-    except ConnectError as error:
-        reason = _REASONS.get(error.last.errno or 0, Reason.UNREACHABLE)
-        raise EndpointError(describe_os_error(error.last), code=reason) from error
-    except Canceled as error:
-        raise EndpointError(error.message, code=Reason.CANCELED) from error
-    return WakeableSocket(sock, format_address(address))
 
 
 class Listener:
@@ -109,7 +86,7 @@ class Listener:
             sockets = tcp_listen.bind(addresses, backlog=_BACKLOG, configure=keepalive.configure)
             self._acceptor = tcp_listen.Acceptor(sockets)
         except BindError as error:
-            reason = _REASONS.get(error.number, Reason.LIMIT)
+            reason = REASONS.get(error.number, Reason.LIMIT)
             raise EndpointError(error.message, code=reason, hint=error.hint) from error
         self.address: str = " and ".join(format_address(address) for address in self._acceptor.addresses)
         self.port: int = self._acceptor.addresses[0][1]

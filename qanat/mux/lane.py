@@ -72,11 +72,11 @@ class Lane:
 
     # --- streams and messages -------------------------------------------------------------------
 
-    def open_stream(self, request: bytes, *, wait: bool = True) -> Stream:
+    def open_stream(self, request: bytes, *, wait: bool = True, flush: bool = True) -> Stream:
         """Open a stream; blocks while the retransmit buffer is full, or raises WouldBlock without `wait`.
 
-        Raises SessionEnded, StreamReset(LIMIT) when the peer allows no more, and LocalError for a request above
-        1,024 bytes.
+        Without `flush` the peer does not hear of it before the lane is flushed.  Raises SessionEnded,
+        StreamReset(LIMIT) when the peer allows no more, and LocalError for a request above 1,024 bytes.
         """
         core = self.core
         with self.lock:
@@ -89,7 +89,8 @@ class Lane:
             stream = self._add_stream_locked(core.open_stream(request, self.clock()))
             calls = self.wake_locked(sending=True)
         self.call(calls)
-        self.flush()
+        if flush:
+            self.flush()
         return stream
 
     def send_control(self, message: bytes) -> None:

@@ -69,6 +69,11 @@ class PendingControl:
             self._ack_due = now + ACK_DELAY
         return False
 
+    @property
+    def ack_waits(self) -> bool:
+        """Whether an ACK will be sent within ACK_DELAY, whatever else happens, and what is queued with it."""
+        return self._ack_due is not None
+
     def add_credit(self, stream: StreamState) -> None:
         """Have the stream's present credit sent."""
         self._credits[stream.id] = stream

@@ -228,12 +228,18 @@ class Stream:
         self._lane.flush()
 
     def accept(self, text: str) -> None:
-        """Tell the opener that its target was reached, and at which address.  Does not block."""
+        """Tell the opener that its target was reached, and at which address.  Does not block.
+
+        An opener that has sent payload already does not wait for that: it goes out with the target's answer, or with
+        the ACK of that payload.
+        """
         with self._lock:
             self._core.accept(self._state, text)
             calls = self._lane.wake_locked(sending=True)
+            rides = bool(self._state.inbox) and self._core.pending.ack_waits
         self._lane.call(calls)
-        self._lane.flush()
+        if not rides:
+            self._lane.flush()
 
     def reset(self, reason: Reason, text: str) -> None:
         """End both directions abruptly; the peer learns `reason` and `text`.  Idempotent; does not block."""
@@ -363,14 +369,16 @@ class Stream:
         What was queued before `finish` is still sent; a stream that has not ended both ways is reset.
         """
         with self._lock:
-            if not self._state.ends_orderly:
+            cut = not self._state.ends_orderly
+            if cut:
                 self._core.reset(self._state, Reason.CANCELED, "")
             self._core.streams.release(self._state)
             calls = self._lane.wake_locked(sending=True)
             # Whatever holds the stream is held by these.
             self._sink = self._on_failure = self._when_writable = None
         self._lane.call(calls)
-        self._lane.flush()
+        if cut:
+            self._lane.flush()
 
     def on_failure(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once, by some thread, when the stream is reset; at once if it was.

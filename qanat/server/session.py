@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from qanat.base.addresses import format_host_port
-from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
-from qanat.endpoints.tcp import Listener, connect
+from qanat.endpoints.target import Target
+from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
 from qanat.mux.frames import Reason
@@ -99,21 +98,32 @@ class ServerSession(Session):
         if not isinstance(request, ConnectTcp):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
-        if not self._connecting.acquire(blocking=False):
-            self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
+        host, port = request.host, request.port
+        target = Target(
+            host,
+            port,
+            lambda deadline: self._connect_rules.resolve(host, port, deadline, self._stopping),
+            timeout=self._connect_timeout,
+            cancel=self._stopping,
+            keepalive=self._keepalive,
+        )
+        if self.joined.connect_now(stream, target, f"to {target.name}"):
             return
-        started, what = False, format_host_port(request.host, request.port)
+        started = False
         try:
-            started = self.joined.connect(stream, lambda: self._connect(request), f"to {what}")
+            if self._connecting.acquire(blocking=False):
+                started = self.joined.connect(stream, lambda: self._connect(target), f"to {target.name}")
+                if not started:
+                    self._connecting.release()  # which `_connect` does otherwise
+            else:
+                self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
         finally:
             if not started:
-                self._connecting.release()  # which `_connect` does otherwise
+                target.give_up()
 
-    def _connect(self, request: ConnectTcp) -> WakeableSocket:
+    def _connect(self, target: Target) -> WakeableSocket:
         try:
-            deadline = Deadline(self._connect_timeout)
-            addresses = self._connect_rules.resolve(request.host, request.port, deadline, self._stopping)
-            return connect(addresses, deadline, self._stopping, keepalive=self._keepalive)
+            return target.connect()
         finally:
             self._connecting.release()
 

@@ -1,7 +1,8 @@
 """The streams of a session that are joined to sockets here, from the accepted or opened connection until both are over.
 
 A stream that is joined costs no thread while it is quiet (`qanat.endpoints.pump`).  What blocks before that has one:
-connecting to a target, and waiting for room to open a stream while no pipe carries the session.
+connecting to a target that does not answer at once, and waiting for room to open a stream while no pipe carries the
+session.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.pump import Pump
+from qanat.endpoints.target import Target
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.stream import Stream
@@ -80,9 +82,9 @@ class JoinedStreams:
     ) -> None:
         """Join an accepted connection to a new stream; `done` is called once, when both are over.  Does not block.
 
-        `open_stream` is told whether to wait.  Where it raises WouldBlock, a thread calls it again, to wait.  Raises
-        NoThread, and EndpointError when too many wait already: then `sock` is still the caller's, and `done` is not
-        called.
+        `open_stream` is told whether to wait.  It does not flush: what has come on `sock` goes out with OPEN.  Where it
+        raises WouldBlock, a thread calls it again, to wait.  Raises NoThread, and EndpointError when too many wait
+        already: then `sock` is still the caller's, and `done` is not called.
         """
         target = WakeableSocket(sock, peer)
         joining = _Joining(self, target, f"{what} from {peer}", done)
@@ -96,6 +98,7 @@ class JoinedStreams:
         else:
             self._begin()
             joining.begin(stream)
+            stream.lane.flush()
 
     def _open_later(self, joining: _Joining, thread: str, open_stream: Callable[[bool], Stream]) -> None:
         with self._idle:
@@ -118,20 +121,32 @@ class JoinedStreams:
             joining.failed(error)
         else:
             joining.begin(stream)
+            stream.lane.flush()
         finally:
             with self._idle:
                 self._waiting -= 1
 
     # --- streams that the peer opened ---------------------------------------------------------------
 
+    def connect_now(self, stream: Stream, target: Target, what: str) -> bool:
+        """Connect the peer's stream to its target and join them; False when that has to be waited for.
+
+        Does not block.  A target that has failed already refuses the stream.
+        """
+        self._begin()
+        connected = self._join(stream, target.connect_now, what)
+        if not connected:
+            self.ended()
+        return connected
+
     def connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> bool:
-        """Connect the peer's stream to its target in a thread, and join them.  Does not block.
+        """Do the same in a thread, where `connect` may block.  Does not block.
 
         Returns False when there was no thread for it: `connect` is not called then, and the stream has been refused.
         """
         self._begin()
         try:
-            self.threads.start(f"{stream.label}-connect", lambda: self._connect(stream, connect, what))
+            self.threads.start(f"{stream.label}-connect", lambda: self._join(stream, connect, what))
         except NoThread as error:
             self.ended()
             log.warning("%s %s: %s", self._name, what, error)
@@ -139,10 +154,13 @@ class JoinedStreams:
             return False
         return True
 
-    def _connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> None:
+    def _join(self, stream: Stream, connect: Callable[[], WakeableSocket | None], what: str) -> bool:
+        """Join `stream` to what `connect` returns, or refuse it; False when that is None, and nothing was done."""
         target: WakeableSocket | None = None
         try:
             target = connect()
+            if target is None:
+                return False
             stream.accept(target.peer)
             self.pump(stream, target, self.ended)
         except EndpointError as error:
@@ -155,12 +173,18 @@ class JoinedStreams:
             if target is not None:
                 target.close(orderly=False)
             self.ended()
+        return True
 
     # --- for _Joining -------------------------------------------------------------------------------
 
-    def pump(self, stream: Stream, target: WakeableSocket, on_over: Callable[[], None]) -> None:
-        """Carry bytes between them until both have ended; then `on_over` is called.  Does not block."""
-        Pump(stream, target, self._watcher, self.threads.start, on_over).start()
+    def pump(
+        self, stream: Stream, target: WakeableSocket, on_over: Callable[[], None], *, read_now: bool = False
+    ) -> None:
+        """Carry bytes between them until both have ended; then `on_over` is called.  Does not block.
+
+        With `read_now` what is there already is queued on the stream before this returns, and not sent.
+        """
+        Pump(stream, target, self._watcher, self.threads.start, on_over).start(read_now=read_now)
 
     def ended(self) -> None:
         """Note that one of them is over, and its socket closed."""
@@ -189,7 +213,7 @@ class _Joining:
         """Join it to `stream`."""
         self._stream = stream
         try:
-            self._joined.pump(stream, self._target, self._over)
+            self._joined.pump(stream, self._target, self._over, read_now=True)
         except Exception:
             log_unexpected(f"{self._what} ended")
             refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)

@@ -320,7 +320,7 @@ class Session(ABC):
     # --- what both sides do with streams --------------------------------------------------------
 
     def open_stream(self, request: bytes, *, wait: bool = True) -> Stream:
-        """Open a stream on the least loaded lane; blocks while its retransmit buffer is full.
+        """Open a stream on the least loaded lane, when that is flushed; blocks while its retransmit buffer is full.
 
         Raises SessionEnded, StreamReset(LIMIT), and WouldBlock instead of blocking without `wait`.
         """
@@ -328,7 +328,7 @@ class Session(ABC):
             lanes = list(self.lanes.values())
             lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda each: each.load, default=self._first)
             try:
-                return lane.open_stream(request, wait=wait)
+                return lane.open_stream(request, wait=wait, flush=False)
             except SessionEnded:
                 if self._stopping.canceled or self._closing is not None or len(lanes) <= 1:
                     raise  # otherwise only this lane is over

@@ -14,12 +14,13 @@ import pytest
 from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive, reason_for
-from qanat.endpoints.tcp import Listener, connect
+from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
 from tests.support.background import Background
 from tests.support.machine.networks import SERVER, TwoCables, within
 from tests.support.sockets import SECONDS
+from tests.support.targets import connect
 
 
 class Both:

@@ -18,12 +18,13 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError
 from qanat.base.resolve import Address
-from qanat.endpoints.tcp import Listener, connect
+from qanat.endpoints.tcp import Listener
 from qanat.mux.frames import Reason
 from tests.support.background import wait_until
 from tests.support.machine.descriptors import files_limited
 from tests.support.machine.ports import silent_address
 from tests.support.sockets import SECONDS, read_to_end
+from tests.support.targets import connect
 
 LOOPBACK4 = (socket.AF_INET, "127.0.0.1")
 LOOPBACK6 = (socket.AF_INET6, "::1")

@@ -27,6 +27,7 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
 from qanat.endpoints.pump import Pump
+from qanat.endpoints.target import Target
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake import keys
 from qanat.handshake.identity import load_or_create_identity
@@ -179,9 +180,9 @@ CLIENT = [
     Case(WakeableSocket, "send_now", "local"),
     Case(WakeableSocket, "half_close", "local"),
     Case(ClientSession, "_on_open", "remote"),
-    Case(JoinedStreams, "connect", "remote"),
+    Case(JoinedStreams, "connect_now", "remote"),
     Case(client_session, "resolve", "remote"),
-    Case(client_session, "connect", "remote"),
+    Case(Target, "connect_now", "remote"),
 ]
 SERVER = [
     Case(listen.Acceptor, "accept", "start", thread="accept"),
@@ -212,8 +213,8 @@ SERVER = [
     Case(WebSocketPipe, "send", "cut", thread="a-writer"),
     Case(Http2Pipe, "recv", "local", thread="h2", transport="grpc"),
     Case(ServerSession, "_on_open", "local"),
-    Case(JoinedStreams, "connect", "local"),
-    Case(ServerSession, "_connect", "local"),
+    Case(JoinedStreams, "connect_now", "local"),
+    Case(Target, "connect_now", "local"),
     Case(ServerSession, "join_accepted", "remote", thread="a-listen"),
 ]
 CASES = [*CLIENT, *SERVER]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import lru_cache
 
 from qanat.base.addresses import (
     IpAddress,
@@ -34,6 +35,9 @@ from qanat.config.address_ranges import is_inside, is_never, special_ranges
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
 
+REMEMBERED = 1024
+"""Literal targets, of each set of rules, for which it is remembered that they are allowed."""
+
 
 class ConnectRules:
     """What one client may reach.  Immutable, and safe to use from any thread."""
@@ -44,6 +48,7 @@ class ConnectRules:
         self._networks = [rule for rule in parsed if isinstance(rule, NetworkRule)]
         self._names = [rule for rule in parsed if isinstance(rule, NameRule)]
         self._share = LookupShare()
+        self._resolve_literal = lru_cache(REMEMBERED)(self._resolve_allowed)
 
     def resolve(self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None) -> list[Address]:
         """Return the addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
@@ -52,12 +57,19 @@ class ConnectRules:
         name has no address, LIMIT when too many names are being looked up.  The client is not told the refused
         addresses, since that would tell it about names that it may not reach; the log has them.
         """
+        if parse_address(host) is not None:
+            return self._resolve_literal(host, port)
+        return self._resolve_allowed(host, port, deadline, cancel)
+
+    def _resolve_allowed(
+        self, host: str, port: int, deadline: Deadline | None = None, cancel: Cancel | None = None
+    ) -> list[Address]:
         name = self._checked_name(host, port)
         if not self._may_match(name, port):
             raise _not_allowed(host, port)
         allowed: list[Address] = []
         refused: list[str] = []
-        for family, sockaddr in resolve(host, port, deadline, self._share, cancel):
+        for family, sockaddr in resolve(host, port, deadline or Deadline(None), self._share, cancel):
             address = parse_address(sockaddr[0])
             if address is None or not self.allows(address, port, name):
                 refused.append(sockaddr[0] if address is None else str(unmap(address)).partition("%")[0])
