@@ -27,7 +27,7 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
 from qanat.endpoints.pump import Pump
-from qanat.endpoints.target import Target
+from qanat.endpoints.target import Target as StreamTarget
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake import keys
 from qanat.handshake.identity import load_or_create_identity
@@ -182,7 +182,7 @@ CLIENT = [
     Case(ClientSession, "_on_open", "remote"),
     Case(JoinedStreams, "connect_now", "remote"),
     Case(client_session, "resolve", "remote"),
-    Case(Target, "connect_now", "remote"),
+    Case(StreamTarget, "connect_now", "remote"),
 ]
 SERVER = [
     Case(listen.Acceptor, "accept", "start", thread="accept"),
@@ -214,7 +214,7 @@ SERVER = [
     Case(Http2Pipe, "recv", "local", thread="h2", transport="grpc"),
     Case(ServerSession, "_on_open", "local"),
     Case(JoinedStreams, "connect_now", "local"),
-    Case(Target, "connect_now", "local"),
+    Case(StreamTarget, "connect_now", "local"),
     Case(ServerSession, "join_accepted", "remote", thread="a-listen"),
 ]
 CASES = [*CLIENT, *SERVER]
