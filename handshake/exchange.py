@@ -14,6 +14,7 @@ from typing import Final
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.paged_buffer import PagedBuffer
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.handshake.hello import RecordKind
@@ -40,7 +41,8 @@ class SealedPipe:
         self._sealer = sealer
         self._opener = opener
         # One for all records: making 256 KiB anew each time would cost page faults.
-        self._scratch = memoryview(bytearray(pipe.headroom + MAX_RECORD))
+        self._pages = PagedBuffer(pipe.headroom + MAX_RECORD)
+        self._scratch = self._pages.view
 
     def send_record(self, plaintext: memoryview | bytes) -> None:
         """Seal and send `plaintext`, whose first byte is the kind; blocks until the kernel has it.
@@ -120,6 +122,14 @@ class SealedPipe:
             kind = RecordKind.FRAMES if first == FRAMES_KIND else RecordKind(first)
             if kind is not RecordKind.KEY_UPDATE:
                 return kind, memoryview(plaintext)[1:]
+
+    def trim_reading(self) -> None:
+        """Give memory back that receiving much has needed; by the thread that receives."""
+        self.pipe.trim()
+
+    def trim_sending(self) -> None:
+        """Give memory back that sending much has needed; by the thread that sends."""
+        self._pages.give_back()
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """See Pipe.set_read_timeout."""

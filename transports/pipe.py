@@ -57,6 +57,9 @@ class Wire(ABC):
         """
         raise NotImplementedError
 
+    def trim(self) -> None:  # noqa: B027 - a wire without buffers has nothing to give
+        """Give memory back that much reading has needed.  By the thread that reads; does not block."""
+
     @property
     def buffered(self) -> bool:
         """Whether bytes have been taken from the descriptor that no call has returned yet."""
@@ -173,6 +176,12 @@ class Pipe(ABC):
         Between `watch` and `unwatch` only, in turn with `recv`; the time replaces `set_read_timeout`'s.
         """
         raise NotImplementedError
+
+    def trim(self) -> None:  # noqa: B027 - not every transport has something to give
+        """Give memory back that bulk has needed: little comes now.  By the thread that calls `recv`; does not block.
+
+        What `recv` returned last is gone after this.
+        """
 
     @property
     def buffered(self) -> bool:

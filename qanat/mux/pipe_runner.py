@@ -339,6 +339,7 @@ class PipeRunner:
         while True:
             result = self._read_busily()
             if result is None:
+                self._sealed.trim_reading()
                 self._heard_at = time.monotonic()
                 self._watched = True
                 with self._lock:
@@ -561,6 +562,7 @@ class PipeRunner:
     def _retire_locked(self) -> None:
         """Give the writer's thread back."""
         self._writing = False
+        self._sealed.trim_sending()
         self._settled.notify_all()
         self._set_timer_locked()
 

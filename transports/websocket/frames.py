@@ -12,6 +12,7 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
+from qanat.base.paged_buffer import PagedBuffer
 from qanat.transports.websocket.mask import xor_mask
 
 CLIENT_HEADROOM = 14
@@ -25,6 +26,7 @@ _BUFFER_SIZE = 1024 * 1024
 """Several whole messages, so that a partial one rarely has to be moved to the front.  Untouched pages cost nothing."""
 
 _CHEAP_TO_MOVE = 4096
+_WORTH_TRIMMING = 64 * 1024
 _FIN = 0x80
 _CONTROL = 0x08
 _MAX_CONTROL = 125
@@ -76,14 +78,15 @@ class FrameReader:
     def __init__(self, *, masked: bool, max_message: int, first: bytes = b"") -> None:
         """`masked` is whether the peer must mask, so true on a server.  `first` are bytes read too early."""
         size = max(_BUFFER_SIZE, 2 * (max_message + CLIENT_HEADROOM), 2 * len(first))
-        self._buffer = bytearray(size)
-        self._view = memoryview(self._buffer)
+        self._pages = PagedBuffer(size)
+        self._buffer = self._pages.view
+        self._top = 0  # the highest byte that was written to since `trim`
         self._masked = masked
         self.max_message = max_message
         """May be changed at any time; holds for the frames that have not been returned."""
         self._start = 0  # of what has not been returned
         self._end = len(first)
-        self._view[: self._end] = first
+        self._buffer[: self._end] = first
         self._needed = 2  # bytes from _start, so that `next` can get further
         self._fragments = 0  # of the message that is coming in pieces; 0 when none is
         self._fragmented_bytes = 0
@@ -95,13 +98,21 @@ class FrameReader:
         """
         have = self._end - self._start
         if self._start and (have <= _CHEAP_TO_MOVE or self._start + self._needed > len(self._buffer)):
-            self._view[:have] = self._view[self._start : self._end]
+            self._buffer[:have] = self._buffer[self._start : self._end]
             self._start, self._end = 0, have
-        return self._view[self._end :]
+        return self._buffer[self._end :]
 
     def filled(self, count: int) -> None:
         """Say that `count` bytes have been put into `space`."""
         self._end += count
+        if self._end > self._top:
+            self._top = self._end
+
+    def trim(self) -> None:
+        """Give memory back that bulk has needed, if nothing is in the buffer.  What was returned before is gone."""
+        if self._start == self._end and self._top > _WORTH_TRIMMING:
+            self._start = self._end = self._top = 0
+            self._pages.give_back()
 
     @property
     def in_the_middle(self) -> bool:
@@ -134,16 +145,16 @@ class FrameReader:
             self._needed = total
             return None
         self._start = start + total
-        payload = self._view[start + header : start + total]
+        payload = buffer[start + header : start + total]
         if first == _WHOLE_BINARY and not self._fragments:
             if self._masked:
                 xor_mask(payload, bytes(buffer[start + header - 4 : start + header]))
             return Frame(Opcode.BINARY, True, payload, payload)
         self._count_fragment(first, length)
-        return Frame(first & 0x0F, False, payload, self._view[start : start + total])
+        return Frame(first & 0x0F, False, payload, buffer[start : start + total])
 
     def _long_length(self, position: int, size: int) -> int:
-        length = int.from_bytes(self._view[position : position + size], "big")
+        length = int.from_bytes(self._buffer[position : position + size], "big")
         if length <= (_MAX_CONTROL if size == 2 else 0xFFFF):
             raise FrameError(CloseCode.PROTOCOL_ERROR, "a frame's length is not in its shortest form")
         return length

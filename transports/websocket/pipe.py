@@ -119,6 +119,11 @@ class WebSocketPipe(Pipe):
         """See `Pipe.recv_within`."""
         return self._recv(seconds)
 
+    def trim(self) -> None:
+        """See `Pipe.trim`."""
+        self._reader.trim()
+        self._wire.trim()
+
     @property
     def buffered(self) -> bool:
         """See `Pipe.buffered`."""

@@ -23,6 +23,7 @@ from typing import cast
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
+from qanat.base.paged_buffer import PagedBuffer
 from qanat.transports.pipe import Wire
 from qanat.transports.wire.tls_errors import explain_handshake_failure, hint_for_refusal, reason_of
 
@@ -60,7 +61,8 @@ class TlsWire(Wire):
         )
         self._lock = threading.Lock()  # guards the three above; never held during raw I/O
         self._send_lock = threading.Lock()  # held from OpenSSL's output until the wire has it
-        self._raw = memoryview(bytearray(READ_SIZE))
+        self._pages = PagedBuffer(READ_SIZE)
+        self._raw = self._pages.view
         self._wakeup: Callable[[], None] | None = None
         self._read_failure: tuple[str, str] | None = None  # message and hint: an error's traceback would have this
         self._shake_hands(server_hostname, deadline)
@@ -101,6 +103,10 @@ class TlsWire(Wire):
             if received is None:
                 return None
             self._feed(received)
+
+    def trim(self) -> None:
+        """See `Wire.trim`."""
+        self._pages.give_back()
 
     @property
     def buffered(self) -> bool:

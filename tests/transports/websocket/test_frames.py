@@ -142,3 +142,17 @@ def test_masking_is_xor_with_the_key_repeated(data: bytes, key: bytes) -> None:
 def test_mask_keys_do_not_repeat() -> None:
     keys = MaskKeys()
     assert len({keys.next() for _ in range(5000)}) > 4990  # 32 random bits: a few may meet
+
+
+def test_what_bulk_needed_is_given_back_between_messages_only() -> None:
+    message = os.urandom(200_000)
+    whole = encode_frame(Opcode.BINARY, message, mask=None)
+    reader = FrameReader(masked=False, max_message=2 * len(message))
+    for part in (whole[:100_000], whole[100_000:]):
+        reader.trim()  # in the middle of a message nothing is lost
+        feed(reader, part)
+    assert drain(reader) == [(Opcode.BINARY, True, message)]
+    reader.trim()
+    assert not any(reader.space()[:100_000])
+    feed(reader, whole)
+    assert drain(reader) == [(Opcode.BINARY, True, message)]
