@@ -16,7 +16,10 @@ def printable(text: str, limit: int | None = None) -> str:
 
     What could move a cursor, change a color or begin a line is replaced.
     """
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:limit])
+    text = text[:limit]
+    if text.isprintable():  # nearly all
+        return text
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def decode_text(content: bytes) -> str:

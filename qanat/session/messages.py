@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
 
 from qanat.base.errors import ProtocolError
 from qanat.base.text import decode_text, encode_cut, printable
@@ -102,19 +101,12 @@ class Unlisten:
         return struct.pack("!BI", 4, self.forward)
 
 
-REMEMBERED = 256
-"""Requests whose meaning is remembered."""
-
 StreamRequest = ConnectTcp | ThroughForward
 ControlMessage = Listen | Listening | ListenFailed | Unlisten
 
 
-@lru_cache(REMEMBERED)
 def decode_request(content: bytes) -> StreamRequest:
-    """Parse the stream request of an OPEN frame.  Raises ProtocolError, which concerns this stream alone.
-
-    Remembered, since all connections of a forward ask for the same.
-    """
+    """Parse the stream request of an OPEN frame.  Raises ProtocolError, which concerns this stream alone."""
     reader = FieldReader(content, "stream request")
     kind = reader.u8()
     request: StreamRequest
