@@ -44,7 +44,9 @@ from tests.support.server.raw_sessions import (
     Caller,
     Line,
     RawSession,
+    arrives,
     client_of_raw,
+    one_stream,
 )
 
 
@@ -57,23 +59,18 @@ def expire(caller: Caller) -> None:
 
 
 def test_an_old_connection_is_left_only_when_the_next_one_is_up(tmp_path: Path) -> None:
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.5) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            for _ in range(3):
-                caller = desk.next(Intent.RESUME)
-                old = session.carried
-                assert not old.endings
-                stream.write(b"still by the old one")
-                assert sock.recv(100) == b"still by the old one"
-                session.resume(caller)
-                ending = old.end()
-                assert ending.close is None  # we, the server, have said LEAVING on it
-                assert not ending.fault
-                sock.sendall(b"by the new one")
-                assert read(stream, 14) == b"by the new one"
-            stream.release()
+    with one_stream(tmp_path, max_pipe_age=0.5) as (desk, session, sock, stream):
+        for _ in range(3):
+            caller = desk.next(Intent.RESUME)
+            old = session.carried
+            assert not old.endings
+            stream.write(b"still by the old one")
+            assert sock.recv(100) == b"still by the old one"
+            session.resume(caller)
+            ending = old.end()
+            assert ending.close is None  # we, the server, have said LEAVING on it
+            assert not ending.fault
+            assert arrives(b"by the new one", sock, stream)
 
 
 def test_connections_are_replaced_before_they_are_old_and_bulk_does_not_notice(tmp_path: Path) -> None:
@@ -109,19 +106,14 @@ def test_connections_are_replaced_before_they_are_old_and_bulk_does_not_notice(t
 
 def test_another_server_behind_the_same_url_costs_the_old_connection_nothing(tmp_path: Path) -> None:
     """A load balancer may bring it to one that has never heard of the session."""
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            for _ in range(3):
-                expire(desk.next(Intent.RESUME))
-                sock.sendall(b"by the old one")
-                assert Background(lambda: read(stream, 14)).result(SECONDS) == b"by the old one"
-                assert not session.carried.endings
-            session.resume(desk.next(Intent.RESUME))
-            sock.sendall(b"by the new one")
-            assert read(stream, 14) == b"by the new one"
-            stream.release()
+    with one_stream(tmp_path, max_pipe_age=0.3) as (desk, session, sock, stream):
+        for _ in range(3):
+            expire(desk.next(Intent.RESUME))
+            sock.sendall(b"by the old one")
+            assert Background(lambda: read(stream, 14)).result(SECONDS) == b"by the old one"
+            assert not session.carried.endings
+        session.resume(desk.next(Intent.RESUME))
+        assert arrives(b"by the new one", sock, stream)
 
 
 def test_a_session_is_over_when_the_server_has_forgotten_it_and_the_old_connection_is_silent(tmp_path: Path) -> None:
@@ -144,19 +136,14 @@ def test_connections_that_all_say_at_once_that_they_will_leave_are_replaced_less
 ) -> None:
     """As by a proxy that takes one request a connection, and lets that one go on."""
     monkeypatch.setattr(WebSocketPipe, "set_on_leaving", lambda pipe, leaving: leaving())
-    with client_of_raw(tmp_path, LOCAL, reconnect=Reconnect(first=0.01, min=0.1, max=60)) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            until, moved = time.monotonic() + 3.0, 0
-            with contextlib.suppress(queue.Empty):
-                while (remaining := until - time.monotonic()) > 0:
-                    session.resume(desk.callers.get(timeout=remaining))
-                    sock.sendall(b"progress")
-                    assert read(stream, 8) == b"progress"
-                    moved += 1
-            assert 1 <= moved <= 15
-            stream.release()
+    with one_stream(tmp_path, reconnect=Reconnect(first=0.01, min=0.1, max=60)) as (desk, session, sock, stream):
+        until, moved = time.monotonic() + 3.0, 0
+        with contextlib.suppress(queue.Empty):
+            while (remaining := until - time.monotonic()) > 0:
+                session.resume(desk.callers.get(timeout=remaining))
+                assert arrives(b"progress", sock, stream)
+                moved += 1
+        assert 1 <= moved <= 15
 
 
 def test_no_thread_for_a_new_connection_costs_a_session_nothing(
@@ -176,15 +163,10 @@ def test_no_thread_for_a_new_connection_costs_a_session_nothing(
 
     monkeypatch.setattr(ThreadGroup, "start", start_seldom)
     monkeypatch.setattr(Reconnector, "_pipe_ended", ended_late)
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=1.5) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW), resume_for=1)
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            session.resume(desk.next(Intent.RESUME))
-            session.resume(desk.next(Intent.RESUME))
-            sock.sendall(b"still here")
-            assert read(stream, 10) == b"still here"
-            stream.release()
+    with one_stream(tmp_path, resume_for=1, max_pipe_age=1.5) as (desk, session, sock, stream):
+        session.resume(desk.next(Intent.RESUME))
+        session.resume(desk.next(Intent.RESUME))
+        assert arrives(b"still here", sock, stream)
 
 
 def test_no_thread_for_a_new_session_is_a_failed_try_and_leaves_no_connection_open(
@@ -208,69 +190,49 @@ def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", 0.3)
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            for _ in range(3):
-                stalled = desk.next(Intent.RESUME)
-                assert stalled.is_gone()
-                sock.sendall(b"by the old one")
-                assert read(stream, 14) == b"by the old one"
-                assert not session.carried.endings
-            session.resume(desk.next(Intent.RESUME))
-            sock.sendall(b"by the new one")
-            assert read(stream, 14) == b"by the new one"
-            stream.release()
+    with one_stream(tmp_path, max_pipe_age=0.3) as (desk, session, sock, stream):
+        for _ in range(3):
+            stalled = desk.next(Intent.RESUME)
+            assert stalled.is_gone()
+            assert arrives(b"by the old one", sock, stream)
+            assert not session.carried.endings
+        session.resume(desk.next(Intent.RESUME))
+        assert arrives(b"by the new one", sock, stream)
 
 
 def test_a_stalled_greeting_after_which_the_old_connection_is_lost_too_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", 0.5)
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.3) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            desk.next(Intent.RESUME)
-            session.cut()
-            sock.sendall(b"in between")
-            session.resume(desk.next(Intent.RESUME))
-            assert read(stream, 10) == b"in between"
-            stream.release()
+    with one_stream(tmp_path, max_pipe_age=0.3) as (desk, session, sock, stream):
+        desk.next(Intent.RESUME)
+        session.cut()
+        sock.sendall(b"in between")
+        session.resume(desk.next(Intent.RESUME))
+        assert read(stream, 10) == b"in between"
 
 
 def test_an_old_connection_that_cannot_be_replaced_is_kept_and_the_server_asked_less_and_less_often(
     tmp_path: Path,
 ) -> None:
     calm = Reconnect(first=0.01, min=1, max=60)
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.1, reconnect=calm) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            until, tries = time.monotonic() + 1.5, 0
-            with contextlib.suppress(queue.Empty):
-                while (remaining := until - time.monotonic()) > 0:
-                    caller = desk.callers.get(timeout=remaining)
-                    caller.say(RecordKind.CLOSE, Close(CloseReason.BUSY, "not now").encode())
-                    tries += 1
-            assert 1 <= tries <= 15  # at once, then at random within 1 s, within 2 s, within 4 s
-            sock.sendall(b"by the old one")
-            assert read(stream, 14) == b"by the old one"
-            stream.release()
+    with one_stream(tmp_path, max_pipe_age=0.1, reconnect=calm) as (desk, _, sock, stream):
+        until, tries = time.monotonic() + 1.5, 0
+        with contextlib.suppress(queue.Empty):
+            while (remaining := until - time.monotonic()) > 0:
+                caller = desk.callers.get(timeout=remaining)
+                caller.say(RecordKind.CLOSE, Close(CloseReason.BUSY, "not now").encode())
+                tries += 1
+        assert 1 <= tries <= 15  # at once, then at random within 1 s, within 2 s, within 4 s
+        assert arrives(b"by the old one", sock, stream)
 
 
 def test_where_nothing_is_resumed_a_connection_is_not_replaced(tmp_path: Path) -> None:
     """It would cost all its streams, which a cut at that age may never do."""
-    with client_of_raw(tmp_path, LOCAL, max_pipe_age=0.2) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW), resume_for=0)
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            with pytest.raises(queue.Empty):
-                desk.callers.get(timeout=0.8)
-            sock.sendall(b"still here")
-            assert read(stream, 10) == b"still here"
-            stream.release()
+    with one_stream(tmp_path, resume_for=0, max_pipe_age=0.2) as (desk, _, sock, stream):
+        with pytest.raises(queue.Empty):
+            desk.callers.get(timeout=0.8)
+        assert arrives(b"still here", sock, stream)
 
 
 # --- lanes ------------------------------------------------------------------------------------------

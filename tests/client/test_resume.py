@@ -35,8 +35,10 @@ from tests.support.server.raw_sessions import (
     Caller,
     Line,
     RawSession,
+    arrives,
     client_of_raw,
     client_to,
+    one_stream,
     real_server,
     url_of,
 )
@@ -65,8 +67,7 @@ def test_a_lost_connection_is_resumed_with_rising_epochs_and_the_right_numbers(t
                 caller = desk.next(Intent.RESUME)
                 assert (caller.hello.epoch, caller.hello.lane, caller.hello.expected) == (epoch, 0, sent)
                 session.resume(caller)
-            sock.sendall(b"and on")
-            assert read(stream, 6) == b"and on"
+            assert arrives(b"and on", sock, stream)
             stream.finish()
             assert ending_of(sock) == END
         stream.release()
@@ -165,47 +166,37 @@ def test_who_cannot_prove_to_have_the_session_is_not_believed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, lie: str
 ) -> None:
     """Who has stolen the server's key alone could otherwise take a session over, and break all its streams."""
-    with client_of_raw(tmp_path, LOCAL) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            session.cut()
-            caller = desk.next(Intent.RESUME)
-            true = session.ready(caller, session.carried.lane.core.receiver.expected)
-            lies = {
-                "no proof": replace(true, proof=bytes(32)),
-                "another handshake's proof": true.proven(session.secret, os.urandom(32)),
-                "another session": replace(true, session=os.urandom(16)).proven(
-                    session.secret, caller.sealed.result.transcript
-                ),
-                "a new session": Ready(Answer.NEW, "raw", PARAMETERS, session=os.urandom(16)),
-            }
-            caller.say(RecordKind.READY, lies[lie].encode())
-            assert caller.is_gone()
-            wait_for_log(caplog, "the server answers for another session than the one that was to be resumed")
-            session.resume(desk.next(Intent.RESUME))
-            sock.sendall(b"true")
-            assert read(stream, 4) == b"true"
-            stream.release()
+    with one_stream(tmp_path) as (desk, session, sock, stream):
+        session.cut()
+        caller = desk.next(Intent.RESUME)
+        true = session.ready(caller, session.carried.lane.core.receiver.expected)
+        lies = {
+            "no proof": replace(true, proof=bytes(32)),
+            "another handshake's proof": true.proven(session.secret, os.urandom(32)),
+            "another session": replace(true, session=os.urandom(16)).proven(
+                session.secret, caller.sealed.result.transcript
+            ),
+            "a new session": Ready(Answer.NEW, "raw", PARAMETERS, session=os.urandom(16)),
+        }
+        caller.say(RecordKind.READY, lies[lie].encode())
+        assert caller.is_gone()
+        wait_for_log(caplog, "the server answers for another session than the one that was to be resumed")
+        session.resume(desk.next(Intent.RESUME))
+        assert arrives(b"true", sock, stream)
 
 
 @pytest.mark.parametrize("reason", [CloseReason.STALE, CloseReason.BUSY, CloseReason.LEAVING])
 def test_a_server_that_turns_it_away_for_now_is_asked_again_with_a_higher_epoch(
     tmp_path: Path, reason: CloseReason
 ) -> None:
-    with client_of_raw(tmp_path, LOCAL) as (client, desk):
-        session = RawSession(desk.next(Intent.NEW))
-        with connection(client.local_ports[0]) as sock:
-            stream = session.next_stream()
-            session.cut()
-            for epoch in (1, 2, 3):
-                caller = desk.next(Intent.RESUME)
-                assert caller.hello.epoch == epoch
-                caller.say(RecordKind.CLOSE, Close(reason, "not now").encode())
-            session.resume(desk.next(Intent.RESUME))
-            sock.sendall(b"at last")
-            assert read(stream, 7) == b"at last"
-            stream.release()
+    with one_stream(tmp_path) as (desk, session, sock, stream):
+        session.cut()
+        for epoch in (1, 2, 3):
+            caller = desk.next(Intent.RESUME)
+            assert caller.hello.epoch == epoch
+            caller.say(RecordKind.CLOSE, Close(reason, "not now").encode())
+        session.resume(desk.next(Intent.RESUME))
+        assert arrives(b"at last", sock, stream)
 
 
 def test_a_server_that_breaks_the_protocol_ends_the_session_and_not_only_the_pipe(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,8 +24,9 @@ from qanat.handshake.hello import Answer, Hello, Intent, Ready, RecordKind
 from qanat.mux.parameters import ResumePoint
 from qanat.mux.stream import Stream
 from qanat.server.server import Server
-from tests.support.applications import Target, echo
+from tests.support.applications import Target, connection, echo
 from tests.support.harness import Relay
+from tests.support.mux.rig import read
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, carry
 
 TOKEN = os.urandom(32)
@@ -122,6 +124,25 @@ def client_of_raw(directory: Path, *forwards: Forward, **settings: object) -> It
         stack.callback(desk.closed.set)
         client = stack.enter_context(client_to((server.url,), server.fingerprint, directory, *forwards, **settings))
         yield client, desk
+
+
+@contextmanager
+def one_stream(
+    directory: Path, *, resume_for: int = LONG, **settings: object
+) -> Iterator[tuple[Desk, RawSession, socket.socket, Stream]]:
+    """A client of a raw server with a session and one stream on it: the application's socket, and the server's end."""
+    with client_of_raw(directory, LOCAL, **settings) as (client, desk):
+        session = RawSession(desk.next(Intent.NEW), resume_for=resume_for)
+        with connection(client.local_ports[0]) as sock:
+            stream = session.next_stream()
+            yield desk, session, sock, stream
+            stream.release()
+
+
+def arrives(data: bytes, sock: socket.socket, stream: Stream) -> bool:
+    """Whether what an application sends comes out of the stream's other end; blocks until it does."""
+    sock.sendall(data)
+    return read(stream, len(data)) == data
 
 
 @contextmanager
