@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 class Place:
     """A server that can be started and stopped, always at the same address and with the same key."""
 
-    def __init__(self, number: int, directory: Path, token: bytes = TOKEN) -> None:
+    def __init__(self, number: int, directory: Path, token: bytes) -> None:
         directory.mkdir()
         self.port = unused_port()
         self._settings = ServerSettings(
@@ -86,67 +86,69 @@ class Place:
         return 0 if self.server is None else len(self.server.registry.sessions)
 
 
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[tuple[Place, Place]]:
-    """Two servers, neither of them started."""
-    both = Place(1, tmp_path / "1"), Place(2, tmp_path / "2")
-    yield both
-    for place in both:
-        place.stop()
+class Rig:
+    """Two servers, neither of them started, and what all forwards lead to, from either of them."""
+
+    def __init__(self, directory: Path, stack: ExitStack, tokens: tuple[bytes, bytes] = (TOKEN, TOKEN)) -> None:
+        self.directory = directory
+        self.stack = stack
+        self.first = self.add_place(1, tokens[0])
+        self.second = self.add_place(2, tokens[1])
+        self.target = stack.enter_context(Target(echo))
+        self.local = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self.target.port))
+        self.remote_port = unused_port()
+        self.remote = Forward("remote", ("127.0.0.1", self.remote_port), ("127.0.0.1", self.target.port))
+
+    def add_place(self, number: int, token: bytes = TOKEN) -> Place:
+        place = Place(number, self.directory / str(number), token)
+        self.stack.callback(place.stop)
+        return place
+
+    def client(self, *forwards: Forward, servers: tuple[RemoteServer, ...] | None = None, **settings: object) -> Client:
+        """A started client, of both servers unless others are named."""
+        values: dict[str, object] = {
+            "reconnect": QUICK,
+            "drain": 0.1,
+            "failover_after": SOON,
+            "state_dir": self.directory,
+            **settings,
+        }
+        servers = servers or (self.first.remote, self.second.remote)
+        client = Client(ClientSettings("a", servers, forwards, **values))  # type: ignore[arg-type]
+        client.start()
+        self.stack.callback(client.stop)
+        return client
+
+    def client_of_the_first(self, *forwards: Forward, **settings: object) -> Client:
+        """Start both servers, and a client; its session is with the first."""
+        self.first.start()
+        self.second.start()
+        client = self.client(*forwards, **settings)
+        # Making its first key may take a client longer than it waits for a server.
+        wait_until(lambda: client.servers[0].disconnected_since is None, "the client has a session with the first")
+        wait_until(lambda: (self.first.sessions, self.second.sessions) == (1, 0), "only the first has a session")
+        return client
+
+    def client_of_the_second(self, *forwards: Forward) -> Client:
+        """Start the second server alone, and a client; its session is with it."""
+        self.second.start()
+        client = self.client(*forwards)
+        wait_until(lambda: self.second.sessions == 1, "the second has a session")
+        return client
+
+    @contextmanager
+    def old_connection(self, client: Client) -> Iterator[socket.socket]:
+        """A connection over the second server, which has the remote port, too."""
+        with connection(client.local_ports[0]) as old:
+            assert can_be_used(old)
+            wait_until(listens(self.remote_port), "the second listens")
+            yield old
 
 
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
+def rig(tmp_path: Path) -> Iterator[Rig]:
     with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def target() -> Iterator[Target]:
-    """What all forwards lead to, from either server."""
-    with Target(echo) as target:
-        yield target
-
-
-def start_client(
-    directory: Path, places: tuple[Place | RemoteServer, ...], stack: ExitStack, *forwards: Forward, **settings: object
-) -> Client:
-    values: dict[str, object] = {
-        "reconnect": QUICK,
-        "drain": 0.1,
-        "failover_after": SOON,
-        "state_dir": directory,
-        **settings,
-    }
-    servers = tuple(place.remote if isinstance(place, Place) else place for place in places)
-    client = Client(ClientSettings("a", servers, forwards, **values))  # type: ignore[arg-type]
-    client.start()
-    stack.callback(client.stop)
-    return client
-
-
-def start_with_the_first(
-    directory: Path, places: tuple[Place, Place], stack: ExitStack, *forwards: Forward, **settings: object
-) -> Client:
-    """Both servers, and a client whose session is with the first."""
-    first, second = places
-    for place in places:
-        place.start()
-    client = start_client(directory, places, stack, *forwards, **settings)
-    # Making its first key may take a client longer than it waits for a server.
-    wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "only the first has a session")
-    return client
-
-
-def start_with_the_second(
-    directory: Path, places: tuple[Place, Place], stack: ExitStack, *forwards: Forward, **settings: object
-) -> Client:
-    """The second server alone, and a client whose session is with it."""
-    second = places[1]
-    second.start()
-    client = start_client(directory, places, stack, *forwards, **settings)
-    wait_until(lambda: second.sessions == 1, "the second has a session")
-    return client
+        yield Rig(tmp_path, stack)
 
 
 def listens(port: int) -> Callable[[], bool]:
@@ -168,15 +170,6 @@ def listener_of(place: Place) -> list[int]:
     return [listener.port for session in sessions for listener in list(session._listeners.values())]
 
 
-def remote_forward(target: Target) -> tuple[Forward, int]:
-    port = unused_port()
-    return Forward("remote", ("127.0.0.1", port), ("127.0.0.1", target.port)), port
-
-
-def local_forward(target: Target) -> Forward:
-    return Forward("local", ("127.0.0.1", 0), ("127.0.0.1", target.port))
-
-
 def can_be_used(sock: socket.socket) -> bool:
     return exchange(sock, b"through the tunnel") == b"through the tunnel"
 
@@ -184,11 +177,9 @@ def can_be_used(sock: socket.socket) -> bool:
 # --- connect: first ---------------------------------------------------------------------------------
 
 
-def test_while_the_first_is_there_no_other_is_bothered(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    client = start_with_the_first(tmp_path, places, stack, local_forward(target))
+def test_while_the_first_is_there_no_other_is_bothered(rig: Rig) -> None:
+    first, second = rig.first, rig.second
+    client = rig.client_of_the_first(rig.local)
     with connection(client.local_ports[0]) as sock:
         assert can_be_used(sock)
         assert (first.streams, second.streams) == (1, 0)
@@ -196,24 +187,20 @@ def test_while_the_first_is_there_no_other_is_bothered(
         assert (first.sessions, second.sessions) == (1, 0)
 
 
-def test_the_second_is_used_when_the_first_is_not_there(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    second = places[1]
+def test_the_second_is_used_when_the_first_is_not_there(rig: Rig) -> None:
+    second = rig.second
     second.start()
     began = time.monotonic()
-    client = start_client(tmp_path, places, stack, local_forward(target))
+    client = rig.client(rig.local)
     with connection(client.local_ports[0]) as sock:
         assert can_be_used(sock)
         assert time.monotonic() - began >= SOON
         assert second.streams == 1
 
 
-def test_a_short_absence_of_the_first_bothers_nobody(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    client = start_with_the_first(tmp_path, places, stack, local_forward(target), failover_after=10.0)
+def test_a_short_absence_of_the_first_bothers_nobody(rig: Rig) -> None:
+    first, second = rig.first, rig.second
+    client = rig.client_of_the_first(rig.local, failover_after=10.0)
     with connection(client.local_ports[0]) as sock:
         assert can_be_used(sock)
         assert first.server is not None
@@ -223,12 +210,9 @@ def test_a_short_absence_of_the_first_bothers_nobody(
     assert second.sessions == 0
 
 
-def test_when_the_first_goes_new_connections_and_ports_go_to_the_second(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    remote, port = remote_forward(target)
-    client = start_with_the_first(tmp_path, places, stack, local_forward(target), remote)
+def test_when_the_first_goes_new_connections_and_ports_go_to_the_second(rig: Rig) -> None:
+    first, second, port = rig.first, rig.second, rig.remote_port
+    client = rig.client_of_the_first(rig.local, rig.remote)
     with connection(client.local_ports[0]) as before:
         assert can_be_used(before)
         wait_until(lambda: listener_of(first) == [port], "the first listens")
@@ -242,39 +226,33 @@ def test_when_the_first_goes_new_connections_and_ports_go_to_the_second(
         assert can_be_used(sock)
 
 
-def test_when_the_first_is_back_new_connections_go_there_and_the_seconds_finish_in_peace(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    remote, port = remote_forward(target)
-    client = start_with_the_second(tmp_path, places, stack, local_forward(target), remote)
-    with connection(client.local_ports[0]) as old:
-        assert can_be_used(old)
-        wait_until(listens(port), "the second listens")
-        with connection(port) as old_remote:
-            assert can_be_used(old_remote)
-            wait_until(lambda: second.streams == 2, "the probe of the port is over")
-            first.start()
-            wait_until(lambda: first.sessions == 1, "the first has a session")
-            wait_until(lambda: listener_of(first) == [port], "the first has the port")
-            assert listener_of(second) == []
-            with connection(client.local_ports[0]) as new, connection(port) as new_remote:
-                assert can_be_used(new)
-                assert can_be_used(new_remote)
-                wait_until(lambda: (first.streams, second.streams) == (2, 2), "each has its own")
-                for sock in (old, old_remote):
-                    assert can_be_used(sock)
-                    sock.shutdown(socket.SHUT_WR)
-                    assert ending_of(sock) == END
-                wait_until(lambda: second.sessions == 0, "the second's session has ended")
-                for sock in (new, new_remote):
-                    assert can_be_used(sock)
+def test_when_the_first_is_back_new_connections_go_there_and_the_seconds_finish_in_peace(rig: Rig) -> None:
+    first, second, port = rig.first, rig.second, rig.remote_port
+    client = rig.client_of_the_second(rig.local, rig.remote)
+    with rig.old_connection(client) as old, connection(port) as old_remote:
+        assert can_be_used(old_remote)
+        wait_until(lambda: second.streams == 2, "the probe of the port is over")
+        first.start()
+        wait_until(lambda: first.sessions == 1, "the first has a session")
+        wait_until(lambda: listener_of(first) == [port], "the first has the port")
+        assert listener_of(second) == []
+        with connection(client.local_ports[0]) as new, connection(port) as new_remote:
+            assert can_be_used(new)
+            assert can_be_used(new_remote)
+            wait_until(lambda: (first.streams, second.streams) == (2, 2), "each has its own")
+            for sock in (old, old_remote):
+                assert can_be_used(sock)
+                sock.shutdown(socket.SHUT_WR)
+                assert ending_of(sock) == END
+            wait_until(lambda: second.sessions == 0, "the second's session has ended")
+            for sock in (new, new_remote):
+                assert can_be_used(sock)
 
 
 def test_a_second_that_is_left_while_a_target_is_being_connected_to_keeps_that_stream(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = places
+    first, second = rig.first, rig.second
     connecting, reachable = threading.Event(), threading.Event()
     connect = client_session.connect
 
@@ -284,8 +262,8 @@ def test_a_second_that_is_left_while_a_target_is_being_connected_to_keeps_that_s
         return connect(*arguments, **options)
 
     monkeypatch.setattr(client_session, "connect", connect_slowly)
-    remote, port = remote_forward(target)
-    start_with_the_second(tmp_path, places, stack, remote)
+    port = rig.remote_port
+    rig.client_of_the_second(rig.remote)
     wait_until(lambda: listener_of(second) == [port], "the second listens")
     with connection(port) as sock:
         assert connecting.wait(SECONDS)
@@ -298,33 +276,31 @@ def test_a_second_that_is_left_while_a_target_is_being_connected_to_keeps_that_s
 
 
 def test_a_second_that_is_left_with_nothing_open_is_told_goodbye_at_once(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, caplog: pytest.LogCaptureFixture
+    rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = places
-    start_with_the_second(tmp_path, places, stack)
+    first, second = rig.first, rig.second
+    rig.client_of_the_second()
     first.start()
     wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "the session has moved")
     wait_until(lambda: "the client prefers another server" in caplog.text, "the log says so")
 
 
-def test_a_first_that_comes_back_in_time_still_has_its_streams(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
+def test_a_first_that_comes_back_in_time_still_has_its_streams(rig: Rig) -> None:
     """It was only out of reach: the session waits for it, while new connections go to the second."""
-    first, second = places
-    for place in places:
+    first, second = rig.first, rig.second
+    for place in (first, second):
         place.start()
     at = unused_port()
     with ExitStack() as network:
         network.enter_context(Relay(first.port, at=at))
         remote = RemoteServer((f"ws://127.0.0.1:{at}/tunnel",), TOKEN, first.fingerprint)
-        client = start_client(tmp_path, (remote, second.remote), stack, local_forward(target))
+        client = rig.client(rig.local, servers=(remote, second.remote))
         wait_until(lambda: (first.sessions, second.sessions) == (1, 0), "only the first has a session")
-        old = stack.enter_context(connection(client.local_ports[0]))
+        old = rig.stack.enter_context(connection(client.local_ports[0]))
         assert can_be_used(old)
     old.sendall(b"meanwhile")
     wait_until(lambda: second.sessions == 1, "the second has a session")
-    between = stack.enter_context(connection(client.local_ports[0]))
+    between = rig.stack.enter_context(connection(client.local_ports[0]))
     assert can_be_used(between)
     assert (first.streams, second.streams) == (1, 1)
     with Relay(first.port, at=at):
@@ -346,11 +322,9 @@ def second_is_left(client: Client) -> bool:
     return session is None or session.retired
 
 
-def test_it_goes_back_and_forth_as_often_as_the_first_does(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    client = start_with_the_second(tmp_path, places, stack, local_forward(target))
+def test_it_goes_back_and_forth_as_often_as_the_first_does(rig: Rig) -> None:
+    first, second = rig.first, rig.second
+    client = rig.client_of_the_second(rig.local)
     for _ in range(3):
         wait_until(lambda: second.sessions == 1, "the second has a session")
         with connection(client.local_ports[0]) as sock:
@@ -362,15 +336,10 @@ def test_it_goes_back_and_forth_as_often_as_the_first_does(
         first.stop()
 
 
-def test_a_second_that_is_only_finishing_returns_to_service_when_the_first_goes_again(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    remote, port = remote_forward(target)
-    client = start_with_the_second(tmp_path, places, stack, local_forward(target), remote)
-    with connection(client.local_ports[0]) as old:
-        assert can_be_used(old)
-        wait_until(listens(port), "the second listens")
+def test_a_second_that_is_only_finishing_returns_to_service_when_the_first_goes_again(rig: Rig) -> None:
+    first, second, port = rig.first, rig.second, rig.remote_port
+    client = rig.client_of_the_second(rig.local, rig.remote)
+    with rig.old_connection(client) as old:
         first.start()
         wait_until(lambda: listener_of(first) == [port], "the first has the port")
         first.stop()
@@ -382,16 +351,13 @@ def test_a_second_that_is_only_finishing_returns_to_service_when_the_first_goes_
         assert second.sessions == 1
 
 
-def test_a_second_that_is_back_in_service_is_not_taken_for_absent(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
+def test_a_second_that_is_back_in_service_is_not_taken_for_absent(rig: Rig) -> None:
     """Its session was there all the time, so nothing would say that it is back, and the third would be used too."""
-    first, second = places
-    third = Place(3, tmp_path / "3")
-    stack.callback(third.stop)
+    first, second = rig.first, rig.second
+    third = rig.add_place(3)
     second.start()
     third.start()
-    client = start_client(tmp_path, (first, second, third), stack, local_forward(target))
+    client = rig.client(rig.local, servers=(first.remote, second.remote, third.remote))
     wait_until(lambda: (second.sessions, third.sessions) == (1, 0), "only the second has a session")
     with connection(client.local_ports[0]) as old:
         assert can_be_used(old)
@@ -405,10 +371,10 @@ def test_a_second_that_is_back_in_service_is_not_taken_for_absent(
 
 
 def test_a_port_that_is_asked_for_again_just_as_the_servers_change_costs_no_session(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system may give the processor to another thread between the last look and the question."""
-    first = places[0]
+    first = rig.first
     reached, go_on = threading.Event(), threading.Event()
     request = client_session.ClientSession._request
 
@@ -419,11 +385,11 @@ def test_a_port_that_is_asked_for_again_just_as_the_servers_change_costs_no_sess
         request(self, number)
 
     monkeypatch.setattr(client_session.ClientSession, "_request", request_late)
-    remote, port = remote_forward(target)
+    port = rig.remote_port
     first.start()
     with socket.create_server(("127.0.0.1", port)):
-        client = start_client(tmp_path, (first,), stack, local_forward(target), remote)
-        sock = stack.enter_context(connection(client.local_ports[0]))
+        client = rig.client(rig.local, rig.remote, servers=(first.remote,))
+        sock = rig.stack.enter_context(connection(client.local_ports[0]))
         assert can_be_used(sock)
         assert reached.wait(SECONDS)
     session = client.servers[0].session
@@ -444,23 +410,21 @@ def test_a_port_that_is_asked_for_again_just_as_the_servers_change_costs_no_sess
 # --- connect: all -----------------------------------------------------------------------------------
 
 
-def test_with_all_of_them_wanted_each_serves_the_remote_forwards_and_local_ones_are_spread(
-    tmp_path: Path, places: tuple[Place, Place], stack: ExitStack, target: Target
-) -> None:
-    first, second = places
-    for place in places:
+def test_with_all_of_them_wanted_each_serves_the_remote_forwards_and_local_ones_are_spread(rig: Rig) -> None:
+    first, second = rig.first, rig.second
+    for place in (first, second):
         place.start()
     # On one machine two servers cannot have the same port, so let the system choose.
-    remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", target.port))
-    client = start_client(tmp_path, places, stack, local_forward(target), remote, connect="all")
-    for place in places:
+    remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", rig.target.port))
+    client = rig.client(rig.local, remote, connect="all")
+    for place in (first, second):
         wait_until(lambda place=place: len(listener_of(place)) == 1, "each of them listens")
         with connection(listener_of(place)[0]) as sock:
             assert can_be_used(sock)
     wait_until(lambda: not first.streams + second.streams, "these are over")
     socks = []
     for count in range(1, 7):
-        socks.append(stack.enter_context(connection(client.local_ports[0])))
+        socks.append(rig.stack.enter_context(connection(client.local_ports[0])))
         assert can_be_used(socks[-1])
         assert abs(first.streams - second.streams) <= 1
         assert first.streams + second.streams == count
@@ -481,11 +445,7 @@ def test_with_all_of_them_wanted_each_serves_the_remote_forwards_and_local_ones_
 
 
 def test_an_unexpected_error_in_choosing_a_server_does_not_end_the_choosing(
-    tmp_path: Path,
-    places: tuple[Place, Place],
-    stack: ExitStack,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     choose, calls = Client._choose_servers_locked, itertools.count()
 
@@ -495,43 +455,38 @@ def test_an_unexpected_error_in_choosing_a_server_does_not_end_the_choosing(
         return choose(client, now)
 
     monkeypatch.setattr(Client, "_choose_servers_locked", choose_or_fail)
-    start_with_the_second(tmp_path, places, stack)
+    rig.client_of_the_second()
     assert caplog.text.count("please report it") == 1
 
 
 def test_a_client_that_both_refuse_gives_up(tmp_path: Path) -> None:
-    both = Place(1, tmp_path / "1", os.urandom(32)), Place(2, tmp_path / "2", os.urandom(32))
-    try:
-        for place in both:
-            place.start()
-        servers = tuple(place.remote for place in both)
+    with ExitStack() as stack:
+        rig = Rig(tmp_path, stack, (os.urandom(32), os.urandom(32)))
+        rig.first.start()
+        rig.second.start()
+        servers = (rig.first.remote, rig.second.remote)
         for connect in ("first", "all"):
             settings = ClientSettings(
                 "a", servers, connect=connect, failover_after=SOON, reconnect=QUICK, state_dir=tmp_path
             )
             with pytest.raises(RefusedError, match="does not accept the client 'a'"):
                 run_client(settings, threading.Event(), lambda: None)
-    finally:
-        for place in both:
-            place.stop()
 
 
 @pytest.mark.parametrize("connect", ["first", "all"])
 @pytest.mark.parametrize("refusing", [0, 1])
-def test_a_server_that_refuses_is_no_reason_not_to_use_the_other(
-    tmp_path: Path, stack: ExitStack, target: Target, connect: str, refusing: int
-) -> None:
-    tokens = [TOKEN, TOKEN]
-    tokens[refusing] = os.urandom(32)
-    both = Place(1, tmp_path / "1", tokens[0]), Place(2, tmp_path / "2", tokens[1])
-    for place in both:
-        place.start()
-        stack.callback(place.stop)
-    # It is the refusal that decides, and not the time.
-    client = start_client(tmp_path, both, stack, local_forward(target), connect=connect, failover_after=60.0)
-    with connection(client.local_ports[0]) as sock:
-        assert can_be_used(sock)
-        assert both[1 - refusing].streams == 1
-        assert both[refusing].sessions == 0
-    assert client.failure is None
-    assert not client.over.is_set()
+def test_a_server_that_refuses_is_no_reason_not_to_use_the_other(tmp_path: Path, connect: str, refusing: int) -> None:
+    other = os.urandom(32)
+    with ExitStack() as stack:
+        rig = Rig(tmp_path, stack, (TOKEN, other) if refusing else (other, TOKEN))
+        both = rig.first, rig.second
+        for place in both:
+            place.start()
+        # It is the refusal that decides, and not the time.
+        client = rig.client(rig.local, connect=connect, failover_after=60.0)
+        with connection(client.local_ports[0]) as sock:
+            assert can_be_used(sock)
+            assert both[1 - refusing].streams == 1
+            assert both[refusing].sessions == 0
+        assert client.failure is None
+        assert not client.over.is_set()
