@@ -22,6 +22,25 @@ SockAddr = tuple[Any, ...]
 """An Internet socket's address as Python has it: (host, port), or (host, port, flow, scope) for IPv6."""
 
 
+_SILENT = "nothing received for"
+_STUCK = "nothing could be sent for"
+
+
+def silent_for(seconds: float) -> str:
+    """Return the cause of a connection's end when so long no byte came."""
+    return f"{_SILENT} {seconds:g} s"
+
+
+def stuck_for(seconds: float) -> str:
+    """Return the cause of a connection's end when so long no byte could be sent."""
+    return f"{_STUCK} {seconds:g} s"
+
+
+def is_stall(cause: str | None) -> bool:
+    """Return whether `cause` is one of these two: the path took or brought nothing, and nobody ended it."""
+    return cause is not None and cause.startswith((_SILENT, _STUCK))
+
+
 class Wire(ABC):
     """A blocking byte stream, full duplex: one reading thread and one writing thread at a time."""
 

@@ -4,8 +4,9 @@
 
 The calling thread does it all, with non-blocking sockets and one `poll`.  The order is the caller's (that of
 `getaddrinfo`, RFC 6724), with families alternating.  An address that was tried in vain while another one answered is
-tried last from then on, so that a dead IPv6 address, or the dead one of two records, costs its 250 ms once.  It is the
-losers and not the winner that are remembered, since names with several good addresses spread their load by order.
+tried last from then on, so that a dead IPv6 address, or the dead one of two records, costs its 250 ms once; and so is
+one that connects and is of no use then (`demote`), which only the caller can know.  It is the losers and not the winner
+that are remembered, since names with several good addresses spread their load by order.
 
 Used by `qanat.transports.dial.tcp` for servers and proxies, and by `qanat.endpoints.tcp` for targets, whose addresses
 have been checked against rules: nothing here looks a name up.
@@ -60,6 +61,14 @@ def connect(
     return connected or connecting.wait(deadline, cancel)
 
 
+def demote(address: SockAddr) -> None:
+    """Try `address` after all others of its name from now on: it can be connected to, and nothing came of that.
+
+    Does not block.
+    """
+    _slow.learn(None, [address])
+
+
 class _Slow:
     """The addresses that were tried in vain while another one answered.  Bounded; safe to use from any thread."""
 
@@ -68,16 +77,22 @@ class _Slow:
         self._since: OrderedDict[SockAddr, float] = OrderedDict()
 
     def order(self, addresses: Sequence[Address]) -> list[Address]:
-        """Return `addresses` with those at their end."""
+        """Return `addresses` with those at their end, the last one to fail last: so all of them get their turn."""
         oldest = time.monotonic() - REMEMBERED_FOR
-        with self._lock:
-            return sorted(addresses, key=lambda address: self._since.get(address[1], -math.inf) > oldest)
 
-    def learn(self, winner: SockAddr, losers: Sequence[SockAddr]) -> None:
+        def failed_at(address: Address) -> float:
+            since = self._since.get(address[1], -math.inf)
+            return since if since > oldest else -math.inf
+
+        with self._lock:
+            return sorted(addresses, key=failed_at)
+
+    def learn(self, winner: SockAddr | None, losers: Sequence[SockAddr]) -> None:
         """Remember `losers`, and `winner` no longer."""
         now = time.monotonic()
         with self._lock:
-            self._since.pop(winner, None)
+            if winner is not None:
+                self._since.pop(winner, None)
             for loser in losers:
                 self._since[loser] = now
                 self._since.move_to_end(loser)

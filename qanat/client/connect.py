@@ -21,6 +21,7 @@ from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
 from qanat.transports.dial.route import Route
+from qanat.transports.dial.tcp import learn_failure, learn_success
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
@@ -78,16 +79,17 @@ class Connector:
         pipe = _CONNECT[candidate.transport](
             candidate.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
+        deadline = Deadline(settings.handshake_timeout)
         try:
             with cancel.waking(lambda: pipe.close("the client is stopping")):
-                deadline = Deadline(settings.handshake_timeout)
                 key = self._keys.take(deadline.remaining() or 0.0)
                 handshake = ClientHandshake(
                     settings.name, self._server.token, key, lambda spki: self._check_server(candidate.url, spki)
                 )
                 return client_handshake(pipe, handshake, deadline)
-        except BaseException:
+        except BaseException as error:
             pipe.close("the handshake failed")
+            self._learn_failure(pipe, error, deadline, cancel)
             raise
 
     def exchange_hello(
@@ -99,9 +101,15 @@ class Connector:
         TransportError; the pipe is closed then.
         """
         try:
-            with cancel.waking(lambda: sealed.close("the client is stopping")), closed_at(deadline, sealed.pipe):
-                sealed.send_record(bytes((RecordKind.HELLO,)) + hello.encode())
-                kind, content = sealed.recv_record()
+            try:
+                with cancel.waking(lambda: sealed.close("the client is stopping")), closed_at(deadline, sealed.pipe):
+                    sealed.send_record(bytes((RecordKind.HELLO,)) + hello.encode())
+                    kind, content = sealed.recv_record()
+            except BaseException as error:
+                self._learn_failure(sealed.pipe, error, deadline, cancel)
+                raise
+            if sealed.pipe.addresses is not None:
+                learn_success(sealed.pipe.addresses[1])
             if kind is RecordKind.CLOSE:
                 raise _turned_away(Close.decode(content))
             if kind is not RecordKind.READY:
@@ -113,6 +121,11 @@ class Connector:
             sealed.close("the session did not begin")
             raise
         return ready
+
+    def _learn_failure(self, pipe: Pipe, error: BaseException, deadline: Deadline, cancel: Cancel) -> None:
+        """Have the next connection profit from this one, which brought nothing but `error`."""
+        if isinstance(error, TransportError | ProtocolError) and pipe.addresses is not None and not cancel.canceled:
+            learn_failure(pipe.addresses[1], stalled=deadline.passed)
 
     def _check_server(self, url: TunnelUrl, spki: bytes) -> None:
         """Raise RefusedError unless this is the server's known key, or none is known yet."""

@@ -34,6 +34,8 @@ from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
+from qanat.transports.dial.tcp import learn_stall
+from qanat.transports.pipe import is_stall
 
 log = logging.getLogger("qanat.client")
 
@@ -388,6 +390,9 @@ class Reconnector:
         elif not running.being_replaced:
             self._backoff.ended_early()
             self._next_candidate = (self._next_candidate + 1) % len(self._candidates)
+        pipe = running.sealed.pipe
+        if pipe.addresses is not None and is_stall(pipe.cause):
+            learn_stall(pipe.addresses[1])
         over = self._session.ended.is_set()
         with self._changed:
             current = self._running is running

@@ -8,8 +8,9 @@ explains what went wrong in one TransportError.  Used by each transport's client
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
@@ -26,6 +27,9 @@ from qanat.transports.wire.tls import TlsWire
 from qanat.transports.wire.tls_contexts import client_tls_context
 
 log = logging.getLogger("qanat.dialer")
+
+_LARGE_HEADERS = 7000
+"""Bytes of the configuration's headers from which on a proxy may refuse them: most take 8 KiB, or less."""
 
 
 def dial(
@@ -47,11 +51,33 @@ def dial(
             wire = _connect_through(proxy, url, route, deadline, cancel)
         if context is None:
             return wire
-        with cancel.waking(wire.close):
+        with opening(wire, deadline, cancel), cancel.waking(wire.close):
             return TlsWire(wire, context, server_hostname=route.tls_name(url), deadline=deadline)
     except TransportError as error:
         if cancel.canceled:
             raise TransportError(f"connecting to {url.address} was stopped") from error
+        raise
+
+
+@contextlib.contextmanager
+def opening(wire: Wire, deadline: Deadline, cancel: Cancel, route: Route | None = None) -> Iterator[None]:
+    """Close `wire` when what is done in here fails, and learn from that for the next connection (`tcp.learn_failure`).
+
+    With a `route`, its headers have been sent, and a failure says so when they are large.
+    """
+    try:
+        yield
+    except BaseException as error:
+        wire.close()
+        if isinstance(error, TransportError) and not cancel.canceled:
+            if wire.addresses is not None and error.retry_after is None:
+                tcp.learn_failure(wire.addresses[1], stalled=deadline.passed)
+            size = sum(len(name) + len(value) + 4 for name, value in route.headers) if route is not None else 0
+            if size >= _LARGE_HEADERS:
+                error.hint += (
+                    f"; the configuration's `headers` have {size} bytes, which may be too large for a proxy on the way "
+                    "(nginx: large_client_header_buffers)"
+                )
         raise
 
 
@@ -67,16 +93,12 @@ def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadl
     log.debug("reaching %s through %s, which %s names", format_address((host, port)), proxy, proxy.origin)
     destination = Destination(proxy.host, proxy.port, what="proxy", where=proxy.origin)
     wire: Wire = TcpWire(tcp.connect(destination, deadline, cancel), url.address)
-    try:
-        with cancel.waking(wire.close):
-            if proxy.scheme == "https":
-                wire = _tls_to_proxy(proxy, wire, route, deadline)
-            through = socks5.connect if proxy.scheme == "socks5h" else http_connect.connect
-            through(proxy, wire, host, port, deadline)
-            wire.set_read_timeout(None)
-    except BaseException:
-        wire.close()
-        raise
+    with opening(wire, deadline, cancel), cancel.waking(wire.close):
+        if proxy.scheme == "https":
+            wire = _tls_to_proxy(proxy, wire, route, deadline)
+        through = socks5.connect if proxy.scheme == "socks5h" else http_connect.connect
+        through(proxy, wire, host, port, deadline)
+        wire.set_read_timeout(None)
     return wire
 
 

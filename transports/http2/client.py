@@ -10,7 +10,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, TransportError
 from qanat.base.untrusted import header_text, words
-from qanat.transports.dial.dialer import dial
+from qanat.transports.dial.dialer import dial, opening
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.dialect import Dialect
@@ -36,16 +36,13 @@ def open_pipe(
     """
     cancel = cancel or Cancel()
     wire = dial(url, alpn=ALPN, deadline=deadline, route=route, cancel=cancel)
-    try:
+    with opening(wire, deadline, cancel, route):
         if isinstance(wire, TlsWire) and wire.alpn not in ALPN:
             raise TransportError(
                 f"{url.address} does not speak HTTP/2: it chose {wire.alpn or 'no protocol'} in TLS", hint=_SWITCH_ON
             )
         with cancel.waking(wire.close):
             return _request(url, route, dialect, wire, deadline)
-    except BaseException:
-        wire.close()
-        raise
 
 
 def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadline: Deadline) -> Http2Pipe:

@@ -30,7 +30,7 @@ from qanat.transports.http2.frames import HEADER_SIZE, Http2Error, data_frames, 
 from qanat.transports.http2.limits import StreamBudget
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, encode_answer, no_budget
 from qanat.transports.http2.stream import Http2Stream
-from qanat.transports.pipe import Wire
+from qanat.transports.pipe import Wire, stuck_for
 
 log = logging.getLogger("qanat.http2")
 
@@ -201,7 +201,7 @@ class Http2Engine:
         with self.lock:
             remaining = None if timeout is None else since + timeout - time.monotonic()
             if not self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), remaining):
-                cause = f"nothing could be sent for {timeout:g} s"
+                cause = stuck_for(timeout or 0)
                 stream.end(cause)
                 if not self._has_reader:  # a client's pipe reads, and has the connection for itself
                     self._end_locked(cause)

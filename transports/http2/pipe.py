@@ -18,7 +18,7 @@ from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import HEADER_SIZE
 from qanat.transports.http2.limits import WINDOW
 from qanat.transports.http2.stream import Http2Stream
-from qanat.transports.pipe import MAX_MESSAGE, Pipe
+from qanat.transports.pipe import MAX_MESSAGE, Pipe, silent_for
 
 
 class Http2Pipe(Pipe):
@@ -86,7 +86,7 @@ class Http2Pipe(Pipe):
             if timeout is not None:
                 remaining = max(began, stream.last_received) + timeout - time.monotonic()
                 if remaining <= 0:
-                    stream.end(f"nothing received for {timeout:g} s")
+                    stream.end(silent_for(timeout))
                     return None
             engine.wait_locked(stream.readable, lambda: stream.inbox.waiting or stream.over, remaining)
 

@@ -27,7 +27,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, TransportError
 from qanat.base.version import __version__
-from qanat.transports.dial.dialer import dial
+from qanat.transports.dial.dialer import dial, opening
 from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.http_answer import AnswerReader
 from qanat.transports.dial.route import DIRECT, Route
@@ -123,7 +123,7 @@ def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel
     """
     cancel = cancel or Cancel()
     wire = dial(url, alpn=ALPN, deadline=deadline, route=route, cancel=cancel)
-    try:
+    with opening(wire, deadline, cancel, route):
         if isinstance(wire, TlsWire) and wire.alpn not in (None, *ALPN):
             raise TransportError(
                 f"{url.address} chose {wire.alpn} though only http/1.1 was offered",
@@ -131,9 +131,6 @@ def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel
             )
         with cancel.waking(wire.close):
             return _upgrade(url, route, wire, deadline)
-    except BaseException:
-        wire.close()
-        raise
 
 
 def _check_request(request: UpgradeRequest) -> None:

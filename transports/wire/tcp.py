@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from qanat.base.errors import TransportError
 from qanat.base.sockets import describe_os_error, peer_of, set_no_delay, set_not_sent_low_watermark
-from qanat.transports.pipe import SockAddr, Wire
+from qanat.transports.pipe import SockAddr, Wire, silent_for, stuck_for
 
 if sys.platform == "linux":
     import fcntl
@@ -74,7 +74,7 @@ class TcpWire(Wire):
         finally:
             self._leave()
         if count is None:
-            raise TransportError(f"nothing received for {self._read_timeout or 0:g} s")
+            raise TransportError(silent_for(self._read_timeout or 0))
         return count
 
     def watch(self) -> int | None:
@@ -201,7 +201,7 @@ class TcpWire(Wire):
     def _give_up(self) -> None:
         """Nothing goes out any more.  Wakes the reader too, which gets what has come, and then the reason."""
         if self._write_timeout is not None and self._gone is None:
-            self._gone = f"nothing could be sent for {self._write_timeout:g} s"
+            self._gone = stuck_for(self._write_timeout)
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
 
