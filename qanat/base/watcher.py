@@ -4,6 +4,7 @@
                        a pipe's records are opened and handed to the applications' sockets
     after a round   -> every lane that got something is flushed once, so that many streams share a record
     a timer is due  -> its callback, in the same thread
+    chores          -> now and then while something happens (`stir`), so that nothing else has to wake for them
 
 A callback must not block: it reads what is there, and whoever has more than that to do takes the socket away
 (`remove`) and goes on in a thread of its own.  While all is quiet this is the only thread that runs, so that a small
@@ -27,12 +28,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from qanat.base.errors import NoThread
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
 
 ROUND = 64
 """Sockets looked after in one round at most, before what they brought is sent."""
 NAME = "watcher"
+TICK = 15.0
+"""Seconds from a `stir` until the chores are done."""
 _HAS_EPOLL = hasattr(select, "epoll")
 
 
@@ -45,6 +49,12 @@ class Flushable(Protocol):
 
 Ready = Callable[[], Flushable | None]
 """Called in the watcher's thread when a socket has bytes, its end or an error; returns what to flush.
+
+Must not block."""
+
+
+Chore = Callable[[], bool]
+"""Called in the watcher's thread; returns whether to be called again after TICK though nothing may have happened.
 
 Must not block."""
 
@@ -104,6 +114,10 @@ class Watcher:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._poll: _Epoll | _Selector | None = None
+        self._chores: dict[Chore, None] = {}  # used as an ordered set
+        self._tick = self.timer(self._do_chores)
+        self.stirred = False
+        """Whether the chores will be done within TICK, so that `stir` need not be called."""
 
     def add(self, fd: int, ready: Ready) -> None:
         """Have `ready` called whenever there is something to read, until `remove`.  Does not block.
@@ -137,6 +151,26 @@ class Watcher:
                     self._wakes_at = at
                     self._poll.wake()
 
+    def add_chore(self, chore: Chore) -> None:
+        """Have `chore` done while something happens, until `remove_chore`: every TICK seconds, the latest added first.
+
+        Does not block.
+        """
+        with self._lock:
+            self._chores[chore] = None
+
+    def remove_chore(self, chore: Chore) -> None:
+        """Have it done no more.  Idempotent; does not block."""
+        with self._lock:
+            self._chores.pop(chore, None)
+
+    def stir(self) -> None:
+        """Have the chores done within TICK seconds: something has happened.  Does not block."""
+        if not self.stirred:
+            self.stirred = True
+            with contextlib.suppress(NoThread):
+                self._tick.set(time.monotonic() + TICK)
+
     def _started_locked(self) -> _Epoll | _Selector | None:
         """Return what waits, with the thread started; None when this is closed.  Raises NoThread."""
         if self._closed:
@@ -156,6 +190,7 @@ class Watcher:
             self._closed = True
             self._ready.clear()
             self._timers.clear()
+            self._chores.clear()
             thread, poll = self._thread, self._poll
             if poll is not None:
                 poll.wake()
@@ -216,6 +251,18 @@ class Watcher:
                 continue
             if flushable is not None:
                 dirty.add(flushable)
+
+    def _do_chores(self) -> None:
+        with self._lock:
+            chores = list(self._chores)
+        self.stirred = again = False
+        for chore in reversed(chores):
+            try:
+                again = chore() or again
+            except Exception:
+                log_unexpected("what the watcher does now and then ended")
+        if again:
+            self.stir()
 
 
 class _Epoll:

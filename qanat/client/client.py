@@ -30,6 +30,7 @@ from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason
+from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
 from qanat.session.messages import ConnectTcp
@@ -56,6 +57,7 @@ class Client:
         self._keys = ClientKeyPool()
         self._watch = NetworkWatch()
         self._watcher = Watcher()
+        self._watcher.add_chore(MemoryReturn().look)
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
         self._local = LocalForwards(

@@ -38,6 +38,7 @@ class BufferPool:
         self.lent = 0
         self._keep = KEEP_FREE
         self._free: list[Buffer] = []
+        self._unused = 0  # of these, how many were not needed since the last `shrink`
 
     @property
     def exhausted(self) -> bool:
@@ -49,7 +50,11 @@ class BufferPool:
         if self.exhausted:
             return None
         self.lent += 1
-        return self._free.pop() if self._free else Buffer()
+        if not self._free:
+            return Buffer()
+        buffer = self._free.pop()
+        self._unused = min(self._unused, len(self._free))
+        return buffer
 
     def give_back(self, buffer: Buffer) -> None:
         """Take back a buffer that `take` gave; nobody may touch it afterwards."""
@@ -58,7 +63,13 @@ class BufferPool:
         if len(self._free) < self._keep:
             self._free.append(buffer)
 
+    def shrink(self) -> bool:
+        """Drop the free buffers that were not needed since the last call; return whether others are left to drop."""
+        del self._free[: self._unused]
+        self._unused = len(self._free)
+        return bool(self._free)
+
     def clear(self) -> None:
         """Keep no free buffer, nor any that comes back: the lane is over."""
-        self._keep = 0
+        self._keep = self._unused = 0
         self._free.clear()

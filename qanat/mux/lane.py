@@ -227,6 +227,14 @@ class Lane:
             runner.cut(text)
         self.call(calls)
 
+    def shrink(self) -> bool:
+        """Give back free buffers that were not needed since the last call; return whether to call again.
+
+        Does not block.
+        """
+        with self.lock:
+            return self.core.sender.buffers.shrink()
+
     # --- how it is ------------------------------------------------------------------------------
 
     def ping(self, timeout: float) -> bool:

@@ -1,22 +1,112 @@
-"""How the C library keeps memory that this process has given back.
+"""How the C library keeps memory that this process has given back, and when it is told to return it to the system.
 
 glibc gives each thread an arena of its own, up to eight for each processor, and what is freed stays with its arena.
 Threads here come and go with connections, each with buffers of some hundred kilobytes, so that the same memory
 would be kept several times over.  Python runs one thread at a time anyway; two arenas are as fast.
+
+What many streams or connections needed at once would stay, too: glibc returns by itself only what lies at the end of an
+arena.  `MemoryReturn` has it return the rest.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
 import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+log = logging.getLogger("qanat.process")
 
 ARENAS = 2
 _M_ARENA_MAX = -8  # malloc.h
+
+WORTH = 8 * 1024 * 1024
+"""Bytes that must have come free before they are returned: the pages have to be cleared when they are used again."""
+
+
+@cache
+def _libc(name: str) -> Any:
+    """Return a function of the C library, or None; once, since ctypes makes a type for each that is looked up."""
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def limit_arenas() -> None:
     """Keep at most ARENAS arenas from now on (mallopt(3)); nothing where there is no glibc.  Before threads start."""
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        mallopt = _libc("mallopt")
         if mallopt is not None:
             mallopt(_M_ARENA_MAX, ARENAS)
+
+
+class MemoryReturn:
+    """Returns free memory to the system where much has come free: now and then `look` has to be called.
+
+    What is asked is how much is free, not how many streams have ended, so that it holds for whatever needed it.
+    Nothing where there is no glibc.  For one thread at a time.
+    """
+
+    def __init__(
+        self,
+        free: Callable[[], int | None] | None = None,
+        resident: Callable[[], int] | None = None,
+        trim: Callable[[], None] | None = None,
+    ) -> None:
+        """Take what tells the bytes that are free and resident, and what returns them; by default the system's."""
+        self._free = free or free_bytes
+        self._resident = resident or resident_bytes
+        self._trim = trim or trim_arenas
+        self._least_free = 0  # since memory was returned: what is free need not be resident any more
+        self._least_resident = 0
+
+    def look(self) -> bool:
+        """Return memory if much of it has come free; False, so as to be called again only after something happened.
+
+        Takes some milliseconds for each 100 MB that it returns, in which another thread may wait for memory.
+        """
+        free = self._free()
+        if free is None:
+            return False
+        resident = self._resident()
+        self._least_free = min(self._least_free, free)
+        self._least_resident = min(self._least_resident, resident)
+        if free >= WORTH and (free - self._least_free >= WORTH or resident - self._least_resident >= WORTH):
+            self._trim()
+            self._least_free, self._least_resident = self._free() or 0, self._resident()
+            log.debug("memory: %d MB were resident, %d MB are", resident >> 20, self._least_resident >> 20)
+        return False
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What mallinfo2(3) returns."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks")
+    ] + [("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t)]
+
+
+def free_bytes() -> int | None:
+    """Return how many bytes malloc has and nobody uses; None where that cannot be asked (glibc before 2.33)."""
+    if sys.platform != "linux":
+        return None
+    mallinfo2 = _libc("mallinfo2")
+    if mallinfo2 is None:
+        return None
+    mallinfo2.restype = _Mallinfo2
+    return int(mallinfo2().fordblks)
+
+
+def trim_arenas() -> None:
+    """Have malloc return to the system every page on which nothing is in use (malloc_trim(3))."""
+    trim = _libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def resident_bytes() -> int:
+    """Return how many bytes of this process are in memory (proc_pid_statm(5))."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -28,6 +28,7 @@ from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
+from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.admission.admission import HandshakeSlot
@@ -72,12 +73,13 @@ class Server:
         # A host's name need not be ASCII, and READY's node name must.
         self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
-        self._front_door = FrontDoor(settings, self._serve_pipe)
+        self._watcher = Watcher()
+        self._watcher.add_chore(MemoryReturn().look)
+        self._front_door = FrontDoor(settings, self._serve_pipe, self._watcher.stir)
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
         self._application_keepalive = application_keepalive(settings.application_keepalive)
         self._shared_ports = SharedPorts(self._application_keepalive)
-        self._watcher = Watcher()
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
         self._clients = {client.name: _KnownClient(client, self._max_streams) for client in settings.clients}

@@ -188,6 +188,7 @@ class JoinedStreams:
 
     def ended(self) -> None:
         """Note that one of them is over, and its socket closed."""
+        self._watcher.stir()
         with self._idle:
             self._count -= 1
             if not self._count:

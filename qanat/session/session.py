@@ -67,6 +67,7 @@ class Session(ABC):
         self.why = ""
         """Why it is over, for people."""
         self.joined = JoinedStreams(name, watcher, parameters.peer_max_streams, self._stream_ended)
+        self._watcher = watcher
         self._parameters = parameters
         self._watcher = watcher
         self._lock = threading.Lock()  # guards the next four
@@ -78,6 +79,7 @@ class Session(ABC):
         self._stopping = Cancel()  # wakes those who connect to targets
         self._draining = threading.Event()  # set when the session takes no new streams, or is over
         self._first = self.add_lane(0)
+        watcher.add_chore(self._shrink)
 
     # --- lanes ----------------------------------------------------------------------------------
 
@@ -108,6 +110,10 @@ class Session(ABC):
         """The lanes that are not over, by number."""
         with self._lock:
             return dict(self._lanes)
+
+    def _shrink(self) -> bool:
+        """Give back what no lane needs now; return whether there is more."""
+        return sum(lane.shrink() for lane in self.lanes.values()) > 0
 
     @property
     def attached(self) -> bool:
@@ -164,6 +170,7 @@ class Session(ABC):
         finally:
             with self._lock:
                 self._carrying -= 1
+            self._watcher.stir()  # a connection has given its memory back
         return result
 
     @property
@@ -228,6 +235,7 @@ class Session(ABC):
             self.why = why
             lanes, callbacks, self._on_end = list(self._lanes.values()), self._on_end, []
         self.joined.session_over()
+        self._watcher.remove_chore(self._shrink)
         self._stopping.cancel()
         self._draining.set()
         try:

@@ -164,3 +164,64 @@ def test_a_thousand_times_set_is_one_entry_each(watcher: Watcher) -> None:
     for _ in range(1000):
         timer.set(now + 1000)
     assert len(watcher._timers) == 1
+
+
+# --- chores -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK", 0.01)
+
+
+def noting(done: queue.SimpleQueue[str], name: str, *answers: bool) -> Callable[[], bool]:
+    left = list(answers)
+
+    def chore() -> bool:
+        done.put(name)
+        return left.pop(0) if left else False
+
+    return chore
+
+
+@pytest.mark.usefixtures("quick")
+def test_chores_are_done_after_something_has_happened_the_latest_first(watcher: Watcher) -> None:
+    done = queue.SimpleQueue[str]()
+    watcher.add_chore(noting(done, "first"))
+    watcher.add_chore(noting(done, "second"))
+    for _ in range(2):
+        watcher.stir()
+        assert [done.get(timeout=TIMEOUT), done.get(timeout=TIMEOUT)] == ["second", "first"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_chores_are_not_done_again_while_nothing_happens_unless_one_asks_for_it(watcher: Watcher) -> None:
+    done = queue.SimpleQueue[str]()
+    watcher.add_chore(noting(done, "again", True, True))
+    watcher.stir()
+    assert [done.get(timeout=TIMEOUT) for _ in range(3)] == ["again"] * 3
+    with pytest.raises(queue.Empty):
+        done.get(timeout=0.2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_chore_that_fails_ends_neither_the_others_nor_the_watching(watcher: Watcher, pair: Pair) -> None:
+    done, got, lane = queue.SimpleQueue[str](), queue.SimpleQueue[bytes](), Lane()
+    watcher.add_chore(noting(done, "goes on"))
+    watcher.add_chore(lambda: 1 // 0 > 0)
+    watcher.stir()
+    assert done.get(timeout=TIMEOUT) == "goes on"
+    watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+    pair[1].send(b"still watched")
+    assert got.get(timeout=TIMEOUT) == b"still watched"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_chore_that_was_removed_is_not_done(watcher: Watcher) -> None:
+    done = queue.SimpleQueue[str]()
+    removed = noting(done, "removed")
+    watcher.add_chore(noting(done, "kept"))
+    watcher.add_chore(removed)
+    watcher.remove_chore(removed)
+    watcher.stir()
+    assert done.get(timeout=TIMEOUT) == "kept"

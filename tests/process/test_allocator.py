@@ -1,4 +1,4 @@
-"""Promises about memory that was given back: threads that come and go do not keep it several times over."""
+"""Promises about memory that was given back: it is not kept several times over, and much of it goes to the system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from qanat.process.allocator import MemoryReturn, free_bytes, resident_bytes, trim_arenas
 
 PROGRAM = """
 import re, sys, threading
@@ -33,3 +35,65 @@ def test_threads_share_two_arenas_instead_of_having_one_each() -> None:
         return int(done.stdout)
 
     assert arenas("limited") < arenas("as it comes")
+
+
+class Memory:
+    """A process's memory as MemoryReturn sees it, in MB."""
+
+    def __init__(self) -> None:
+        self.free = 0
+        self.resident = 50
+        self.trims = 0
+        self.returns = MemoryReturn(lambda: self.free << 20, lambda: self.resident << 20, self._trim)
+
+    def _trim(self) -> None:
+        """Return the free pages; malloc goes on to call them free."""
+        self.trims += 1
+        self.resident = 50
+
+    def look(self) -> bool:
+        before = self.trims
+        self.returns.look()
+        return self.trims > before
+
+
+def test_memory_that_came_free_is_returned_once() -> None:
+    memory = Memory()
+    assert not memory.look()
+    memory.resident = 200
+    assert not memory.look(), "it is in use"
+    memory.free = 150
+    assert memory.look()
+    assert not memory.look(), "what is free is not resident any more"
+
+
+def test_memory_that_is_used_again_is_returned_again() -> None:
+    memory = Memory()
+    memory.free, memory.resident = 150, 200
+    assert memory.look()
+    memory.free, memory.resident = 0, 200
+    assert not memory.look()
+    memory.free = 150
+    assert memory.look()
+    memory.resident = 200  # used and freed between two looks
+    assert memory.look()
+
+
+def test_a_little_memory_is_kept() -> None:
+    memory = Memory()
+    memory.free, memory.resident = 5, 55
+    assert not memory.look()
+
+
+@pytest.mark.skipif(free_bytes() is None, reason="only glibc 2.33 and later tells how much is free")
+def test_malloc_tells_what_is_free_and_returns_it() -> None:
+    kept = [bytearray(100_000) for _ in range(400)]
+    before = free_bytes()
+    del kept[:-1]  # the last one holds the end of the arena
+    after = free_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before > 30_000_000
+    resident = resident_bytes()
+    trim_arenas()
+    assert resident - resident_bytes() > 20_000_000

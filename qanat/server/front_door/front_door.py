@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
 
 from qanat.base.addresses import listen_addresses
@@ -50,9 +51,13 @@ class FrontDoor:
     when the client is authenticated; otherwise the slot is released when it returns.
     """
 
-    def __init__(self, settings: ServerSettings, on_pipe: OnPipe) -> None:
-        """Load the certificate, if there is one; raises UsageError when it cannot be used."""
+    def __init__(self, settings: ServerSettings, on_pipe: OnPipe, on_end: Callable[[], object] = lambda: None) -> None:
+        """Load the certificate, if there is one; raises UsageError when it cannot be used.
+
+        `on_end` is called when a connection is over, and must not block.
+        """
         self._settings = settings
+        self._on_end = on_end
         self.admission = Admission(settings.limits)
         self._closing = threading.Event()
         self._log_throttle = LogThrottle()
@@ -214,3 +219,4 @@ class FrontDoor:
         with self._changed:
             self._connections.discard(connection)
             self._changed.notify_all()
+        self._on_end()
