@@ -63,19 +63,14 @@ class WebSocketPipe(Pipe):
 
     def send(self, buffer: memoryview) -> None:
         """See `Pipe.send`."""
-        headroom = self.headroom
-        length = len(buffer) - headroom
+        length = len(buffer) - self.headroom
         if not 0 <= length <= self.max_message:
             raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
         with self._send_lock:
-            key = None
-            if self._keys is not None:
-                key = self._keys.next()
-                xor_mask(buffer[headroom:], key)
-            start = write_header(buffer, headroom, key)
+            frame = self._frame_locked(buffer)
             if self._pending_pong:
                 self._send_pong_locked()
-            self._send_locked(buffer[start:])
+            self._send_locked(frame)
 
     @property
     def can_send_now(self) -> bool:
@@ -84,18 +79,21 @@ class WebSocketPipe(Pipe):
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
-        headroom = self.headroom
         with self._send_lock:
-            key = None
-            if self._keys is not None:
-                key = self._keys.next()
-                xor_mask(buffer[headroom:], key)
-            start = write_header(buffer, headroom, key)
+            frame = self._frame_locked(buffer)
             self._check_sendable_locked()
             try:
-                return self._wire.send_now(buffer[start:])
+                return self._wire.send_now(frame)
             except TransportError as error:
                 self._fail(error)
+
+    def _frame_locked(self, buffer: memoryview) -> memoryview:
+        """Mask the message behind the headroom in place, put the header in front of it, and return the whole frame."""
+        headroom, key = self.headroom, None
+        if self._keys is not None:
+            key = self._keys.next()
+            xor_mask(buffer[headroom:], key)
+        return buffer[write_header(buffer, headroom, key) :]
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
