@@ -12,7 +12,7 @@ import pytest
 
 from qanat.base.errors import LocalError, PipeEnded
 from qanat.transports.pipe import MAX_MESSAGE, Pipe
-from tests.support.background import Background
+from tests.support.background import Background, wait_until
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.transports.loopback import send_bytes
 from tests.support.transports.pairs import PAIRS, Pair
@@ -76,6 +76,36 @@ def test_a_buffer_may_be_used_again_as_soon_as_it_was_sent(pair: Pair) -> None:
         one.send(buffer)
     for value in range(10):
         assert other.recv() == bytes([value]) * 1000
+
+
+def test_what_is_sent_now_arrives_in_its_place_whatever_the_kernel_leaves(pair: Pair) -> None:
+    one, other = pair
+    sent = 0
+
+    def message() -> memoryview:
+        return memoryview(bytearray(one.headroom) + sent.to_bytes(4, "big") * 10_000)
+
+    if one.transport == "memory":
+        assert not one.can_send_now
+        return
+    taken = True
+    while taken:
+        wait_until(lambda: one.can_send_now, "nobody else is sending")
+        taken = one.send_now(message())
+        sent += 1
+        assert sent < FULL // 40_000, "it says what the kernel did not take"
+    assert not one.can_send_now, "what is left goes first"
+    receiving = Background(lambda: [bytes(other.recv()[:4]) for _ in range(sent + 3)])
+    one.flush()
+    for _ in range(3):
+        buffer = message()
+        if one.can_send_now:
+            if not one.send_now(buffer):
+                one.flush()
+        else:
+            one.send(buffer)
+        sent += 1
+    assert receiving.result() == [number.to_bytes(4, "big") for number in range(sent)]
 
 
 def test_a_received_message_may_be_written_to(pair: Pair) -> None:

@@ -84,7 +84,7 @@ def _await_answer(
     while True:
         engine.flush()
         with engine.lock:
-            in_time = engine.wait_locked(stream.readable, something_to_do, deadline.remaining())
+            in_time = engine.wait_locked(stream, stream.readable, something_to_do, deadline.remaining())
             answer, cause = stream.response, stream.cause.text
         if answer is not None:
             engine.flush()  # SETTINGS were answered too, most likely

@@ -99,6 +99,7 @@ class Http2Core:
         self._router = router
         self._client = client
         self._window = window
+        self._borrower: Http2Stream | None = None  # whose inbox keeps a view into the receive buffer
         self._connection_due = 0  # bytes that came since the connection's window was last reopened
         self._budget = ControlFrameBudget(time.monotonic)
         self._budget_of = budget_of
@@ -209,11 +210,12 @@ class Http2Core:
 
     def charge(self, stream: Http2Stream, wanted: int) -> int:
         """How many bytes of DATA may be sent now, at most `wanted` and MAX_BURST; they count as sent."""
-        size = min(self._h2.local_flow_control_window(stream.id), wanted, MAX_BURST)
+        connection, known = self._h2, self._h2.streams[stream.id]
+        size = min(connection.outbound_flow_control_window, known.outbound_flow_control_window, wanted, MAX_BURST)
         if size <= 0:
             return 0
-        self._h2.outbound_flow_control_window -= size
-        self._h2.streams[stream.id].outbound_flow_control_window -= size
+        connection.outbound_flow_control_window -= size
+        known.outbound_flow_control_window -= size
         self._budget.earn(size)
         stream.sent += size
         stream.in_message = size < wanted
@@ -254,32 +256,44 @@ class Http2Core:
 
     def space(self) -> memoryview:
         """Where to receive the next bytes.  The lock is not needed while they are received."""
+        if self._borrower is not None:
+            if not self._borrower.inbox.return_borrowed():
+                self._frames.leave_buffer()
+            self._borrower = None
         return self._frames.space()
 
-    def receive(self, count: int) -> None:
-        """Act on `count` more bytes.  Raises Http2Error when the connection cannot go on."""
+    def receive(self, count: int, borrower: Http2Stream | None = None) -> None:
+        """Act on `count` more bytes.  Raises Http2Error when the connection cannot go on.
+
+        The pipe of the stream `borrower` is what reads, so its messages need not be copied: it takes each before it
+        reads on.
+        """
+        self._frames.whole = borrower is not None
         if count:
             self.last_received = time.monotonic()
             self._frames.filled(count)
             if len(self.opening) < _OPENING:
                 self.opening += self._frames.peek(_OPENING)
         self.unread = False
+        next_frame = self._frames.next
         try:
-            while (frame := self._frames.next()) is not None:
+            while (frame := next_frame()) is not None:
                 if isinstance(frame, DataPart):
-                    self._data(frame)
+                    self._data(frame, borrower)
                 else:
                     self._control(frame)
-                self._budget.check()
+                    self._budget.check()
         except H2ProtocolError as error:
             self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `closing_bytes` has one that says the same
             raise Http2Error(error.error_code, str(error)) from error
         except H2Error as error:
             raise Http2Error(ErrorCodes.PROTOCOL_ERROR, str(error)) from error
+        if borrower is not None and self._frames.data_coming == borrower.id:
+            borrower.last_received = self.last_received
         if len(self.pending_control) > MAX_PENDING_CONTROL:
             raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "it asks for answers and does not read them")
 
-    def _data(self, part: DataPart) -> None:
+    def _data(self, part: DataPart, borrower: Http2Stream | None) -> None:
         stream = self.streams.get(part.stream_id)
         if part.charged:
             self._connection_due += part.charged
@@ -288,22 +302,29 @@ class Http2Core:
                 self._connection_due = 0
         if stream is None or stream.ended_there or stream.over:
             self._stray_data(part, stream)
+            self._budget.check()
             return
         if part.empty and not part.ended:
             self._account(stream.id).spend(FrameType.DATA)
+            self._budget.check()
         stream.window -= part.charged
         if stream.window < 0:
             self.fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
             return
         stream.last_received = self.last_received
         if part.data:
+            inbox = stream.inbox
             try:
-                if stream.inbox.feed(part.data):
+                if inbox.feed(part.data, borrow=stream is borrower):
                     stream.readable.notify()
             except ProtocolError as error:
                 self.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
                 return
-        self.credit(stream, part.charged - len(part.data))
+            if inbox.borrows:
+                self._borrower = stream
+        padding = part.charged - len(part.data)
+        if padding:
+            self.credit(stream, padding)
         if part.ended:
             self._feed_h2(empty_data(stream.id))
 

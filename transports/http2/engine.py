@@ -3,10 +3,11 @@
 What bytes mean is `core`'s.  One lock guards that and every stream, and is never held during I/O.
 
 Whichever thread waits for the connection reads it, unless another one does already (`wait_locked`), so that a client
-needs no thread for it and a server has one.  **A thread that reads never writes**: what must be said to the peer
-because of what was read is announced (`on_pending_control`) to a thread that may.  Bytes are taken from the core under
-the lock and handed to the wire under the write lock, which is fair, so that they leave in the order in which they were
-made.  A writer waits, with neither, for a window *or* pending control *or* the end.
+needs no thread for it; a server has one, which leaves that to the pipe of a lone stream (`lend_reading_locked`).  **A
+thread that reads never waits to write**: what must be said to the peer because of what was read is announced
+(`on_pending_control`) to a thread that may.  Bytes are taken from the core under the lock and handed to the wire under
+the write lock, which is fair, so that they leave in the order in which they were made.  A writer waits, with neither,
+for a window *or* pending control *or* the end.
 
 Used by `pipe`, `client` and `server`.
 """
@@ -16,7 +17,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from h2.errors import ErrorCodes
 
@@ -29,7 +31,7 @@ from qanat.transports.http2.fair_lock import FairLock
 from qanat.transports.http2.frames import HEADER_SIZE, Http2Error, data_frames, write_data_header
 from qanat.transports.http2.limits import StreamBudget
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, encode_answer, no_budget
-from qanat.transports.http2.stream import Http2Stream
+from qanat.transports.http2.stream import Http2Stream, Signal
 from qanat.transports.pipe import Wire, stuck_for
 
 log = logging.getLogger("qanat.http2")
@@ -38,6 +40,7 @@ _CUT = "the connection was closed by the other end or the path"
 _CLOSING_TIME = 0.5
 """Seconds that a writer gets to finish, so that GOAWAY can say what the other end did wrong."""
 _EARLY = 0.005  # seconds by which the system may wake us before the time is up
+_LATE = 0.05  # seconds by which a read may come back after its time was up
 
 
 class Http2Engine:
@@ -63,6 +66,8 @@ class Http2Engine:
         self.lock = threading.Lock()
         self.core = Http2Core(self.lock, window=window, first=first, router=router, budget_of=budget_of)
         self.cause = FirstCause()
+        self.over = False
+        """Whether the connection has ended."""
         self._on_pending_control: Callable[[], None] = _nothing
         self._on_leaving: Callable[[], None] | None = None
         self._write_lock = FairLock()
@@ -72,15 +77,14 @@ class Http2Engine:
         self._send_failure: str | None = None
         self.sends = 0
         """How often the kernel has taken something; only the thread that has the write lock counts."""
-        self._has_reader = router is not None  # a server's pipes never read: closing one could not wake it
+        self._has_reader = (
+            router is not None
+        )  # a server has a thread that reads for all streams: see `lend_reading_locked`
+        self._lone: Http2Stream | None = None  # whose pipe reads instead of that thread
+        self._returned = threading.Condition(self.lock)  # for that thread: there is no such pipe any more
         self._reading = False
         self._read_timeout: float | None = None  # as the wire has it
-        self._waiters: list[threading.Condition] = []  # of the threads that wait while another reads
-
-    @property
-    def over(self) -> bool:
-        """Whether the connection has ended."""
-        return self.cause.text is not None
+        self._waiters: list[Signal] = []  # of the threads that wait while another reads
 
     # --- streams
 
@@ -114,6 +118,10 @@ class Http2Engine:
             stream.inbox.clear()
             if not self.over:
                 self.core.finish(stream)
+            if self._lone is stream and self._reading:
+                self._end_locked(cause)  # nothing else would wake the pipe's reader; the connection carries only this
+            elif self._lone is stream:
+                self._take_reading_back_locked()
         self.tell()
 
     # --- the end
@@ -125,6 +133,7 @@ class Http2Engine:
 
     def _end_locked(self, cause: str) -> None:
         if self.cause.set(cause):
+            self.over = True
             self._close_locked(cause, ErrorCodes.NO_ERROR, None, locked=self._write_lock.try_acquire())
 
     def _give_up_locked(self, error: Http2Error) -> None:
@@ -135,6 +144,7 @@ class Http2Engine:
         cause = f"the other end broke HTTP/2: {words(str(error))}"
         if not self.cause.set(cause):
             return
+        self.over = True
         self.lock.release()
         try:
             locked = self._write_lock.acquire_within(_CLOSING_TIME)
@@ -152,6 +162,7 @@ class Http2Engine:
         self.core.close()
         self._on_pending_control, self._on_leaving = _nothing, None  # they hold the pipe, which holds this
         self._wake_waiters_locked()
+        self._take_reading_back_locked()
         self._work.notify_all()
 
     # --- sending
@@ -161,22 +172,62 @@ class Http2Engine:
 
         Raises PipeEnded.  For one thread at a time of each stream.
         """
-        blocked: float | None = None  # since when no window is open
+        with self._sending(stream):
+            self._send_left(stream)
+            self._send(stream, buffer, at)
+
+    def send_now(self, stream: Http2Stream, buffer: memoryview, at: int) -> bool:
+        """Take `buffer[at:]` without blocking; False when `flush_stream` has to send a part of it, which is copied.
+
+        By the thread that may call `send`, and raises as that; only where `can_send_now`.
+        """
+        size, taken = 0, False
+        if self._write_lock.try_acquire():
+            try:
+                size, taken = self._send_part_now(stream, buffer, at)
+            finally:
+                self._write_lock.release()
+        if at + size < len(buffer):
+            stream.left = bytes(buffer[at + size :])
+        return taken and not stream.left
+
+    def can_send_now(self, stream: Http2Stream) -> bool:
+        """Whether `send_now` may be called: nothing of an earlier message is left, and nobody else is sending."""
+        return not stream.left and not self._write_lock.taken and self.wire.can_send_now
+
+    def flush_stream(self, stream: Http2Stream) -> None:
+        """Send what `send_now` has left of a message, and do as `flush`.  By the thread that may call `send`."""
+        with self._sending(stream):
+            self._send_left(stream)
+            self.flush()
+
+    @contextmanager
+    def _sending(self, stream: Http2Stream) -> Iterator[None]:
         with self.lock:
             stream.sending = True
         try:
-            while at < len(buffer):
-                size = self._send_part(stream, buffer, at)
-                at += size
-                if size:
-                    blocked = None
-                else:
-                    blocked = blocked or time.monotonic()
-                    self._await_window(stream, blocked)
+            yield
         finally:
             with self.lock:
                 stream.sending = False
                 stream.writable.notify_all()
+
+    def _send_left(self, stream: Http2Stream) -> None:
+        if stream.left:
+            buffer = memoryview(bytearray(HEADER_SIZE) + stream.left)
+            stream.left = b""
+            self._send(stream, buffer, HEADER_SIZE)
+
+    def _send(self, stream: Http2Stream, buffer: memoryview, at: int) -> None:
+        blocked: float | None = None  # since when no window is open
+        while at < len(buffer):
+            size = self._send_part(stream, buffer, at)
+            at += size
+            if size:
+                blocked = None
+            else:
+                blocked = blocked or time.monotonic()
+                self._await_window(stream, blocked)
 
     def _send_part(self, stream: Http2Stream, buffer: memoryview, at: int) -> int:
         """Send what is pending, and what the windows allow; return how much of DATA that was."""
@@ -187,20 +238,41 @@ class Http2Engine:
                 pending = self._take_pending_locked()
                 frame_size = self.core.frame_size
             if pending:
-                self._send_now(pending)
-            if 0 < size <= frame_size:
-                write_data_header(buffer, at - HEADER_SIZE, size, stream.id)
-                self._send_now(buffer[at - HEADER_SIZE : at + size])
-            elif size:
-                self._send_now(data_frames(stream.id, buffer[at : at + size], frame_size))
+                self._send_wire(pending)
+            if size:
+                self._send_wire(_data(stream, buffer, at, size, frame_size))
         return size
+
+    def _send_part_now(self, stream: Http2Stream, buffer: memoryview, at: int) -> tuple[int, bool]:
+        """Do as `_send_part`, but leave to the wire's own next write what it does not take at once.
+
+        Return how much of DATA left the caller's hands, and whether all of that is on its way.
+        """
+        with self.lock:
+            self._check_locked(stream)
+            if not self.wire.can_send_now:  # another stream has just left something half sent
+                return 0, False
+            size = self.core.charge(stream, len(buffer) - at)
+            pending = self._take_pending_locked()
+            frame_size = self.core.frame_size
+        data = _data(stream, buffer, at, size, frame_size) if size else b""
+        if pending:
+            data = pending + data
+        if not data:
+            return 0, False
+        try:
+            taken = self.wire.send_now(data)
+        except TransportError as error:
+            raise self._failed(error) from error
+        self.sends += 1
+        return size, taken
 
     def _await_window(self, stream: Http2Stream, since: float) -> None:
         """Wait for something to do after no window was open at the time `since`, or until it is too late."""
         timeout = stream.write_timeout
         with self.lock:
             remaining = None if timeout is None else since + timeout - time.monotonic()
-            if not self.wait_locked(stream.writable, lambda: self._may_act_locked(stream), remaining):
+            if not self.wait_locked(stream, stream.writable, lambda: self._may_act_locked(stream), remaining):
                 cause = stuck_for(timeout or 0)
                 stream.end(cause)
                 if not self._has_reader:  # a client's pipe reads, and has the connection for itself
@@ -221,14 +293,17 @@ class Http2Engine:
         )
 
     def flush(self) -> None:
-        """Send what is pending.  Blocks and raises as `send` does; never by a thread that reads."""
+        """Send what is pending, and what `send_now` has left with the wire.
+
+        Blocks and raises as `send` does; never by a thread that reads.
+        """
         with self._write_lock:
             with self.lock:
                 pending = self._take_pending_locked()
                 if self.over:
                     raise self.cause.error()
             if pending:
-                self._send_now(pending)
+                self._send_wire(pending)
             try:
                 self.wire.flush()
             except TransportError as error:
@@ -303,7 +378,7 @@ class Http2Engine:
         self._told = False
         return pending
 
-    def _send_now(self, data: bytes | memoryview) -> None:
+    def _send_wire(self, data: bytes | memoryview) -> None:
         if self._send_failure is not None:
             raise PipeEnded(self._send_failure)
         try:
@@ -324,11 +399,15 @@ class Http2Engine:
 
     # --- reading
 
-    def wait_locked(self, condition: threading.Condition, ready: Callable[[], bool], timeout: float | None) -> bool:
+    def wait_locked(
+        self, stream: Http2Stream, signal: Signal, ready: Callable[[], bool], timeout: float | None
+    ) -> bool:
         """Wait until `ready`, which is asked under the lock; False after `timeout` seconds.
 
-        `condition` is notified when `ready` may have changed.  Reads the connection meanwhile if nobody does.
+        `signal`, one of the stream's, is notified when `ready` may have changed.  Reads the connection meanwhile if
+        nobody does.
         """
+        borrower = stream if signal is stream.readable else None
         until = None if timeout is None else time.monotonic() + timeout
         waited = False
         try:
@@ -337,19 +416,48 @@ class Http2Engine:
                 if remaining is not None and remaining <= (_EARLY if waited else 0):
                     return False
                 waited = True
-                if self._has_reader or self._reading or self.over:
-                    self._waiters.append(condition)
-                    condition.wait(remaining)
-                    self._waiters.remove(condition)
+                if self._may_read_locked(stream):
+                    self.read_locked(remaining, borrower)
                 else:
-                    self.read_locked(remaining)
+                    self._waiters.append(signal)
+                    signal.wait(remaining)
+                    self._waiters.remove(signal)
             return True
         finally:
             if not self._reading:
                 self._wake_waiters_locked()  # one of them reads from now on
 
-    def read_locked(self, timeout: float | None) -> None:
-        """Block for more bytes, without the lock, and act on them; return also after `timeout` seconds of silence."""
+    def _may_read_locked(self, stream: Http2Stream) -> bool:
+        """Whether a thread that would wait for something of `stream` is to read the connection instead."""
+        return not self._reading and not self.over and (not self._has_reader or self._lone is stream)
+
+    def lend_reading_locked(self) -> bool:
+        """As a server's reader: leave the connection to the pipe of its one stream, until that is over or not alone.
+
+        So what comes for it crosses no thread.  Blocks meanwhile, without the lock; False at once when there is no
+        such stream, or its client is not authenticated yet: ending such a pipe, while it reads, ends the connection.
+        """
+        core = self.core
+        if len(core.streams) != 1 or core.requests:
+            return False
+        (stream,) = core.streams.values()
+        if not stream.reads_alone or stream.over:
+            return False
+        self._lone = stream
+        stream.readable.notify_all()
+        while self._lone is not None:
+            self._returned.wait()
+        return True
+
+    def _take_reading_back_locked(self) -> None:
+        self._lone = None
+        self._returned.notify_all()
+
+    def read_locked(self, timeout: float | None, borrower: Http2Stream | None = None) -> None:
+        """Block for more bytes, without the lock, and act on them; return also after `timeout` seconds of silence.
+
+        `borrower` is as for `Http2Core.receive`.
+        """
         count = 0
         if not self.core.unread:
             received = self._receive_locked(timeout)
@@ -357,9 +465,14 @@ class Http2Engine:
                 return
             count = received
         try:
-            self.core.receive(count)
+            self.core.receive(count, borrower)
         except Http2Error as error:
             self._give_up_locked(error)
+        except BaseException:
+            self._end_locked("this program failed")  # in the middle of a frame, perhaps
+            raise
+        if self._lone is not None and (self._lone.over or self.core.requests):
+            self._take_reading_back_locked()
         if (self.core.pending_control and not self._told) or (self._on_leaving is not None and self.core.leaving):
             self.lock.release()
             try:
@@ -375,7 +488,7 @@ class Http2Engine:
         count, failure, began = 0, "", time.monotonic()
         self.lock.release()
         try:
-            if timeout != self._read_timeout:
+            if not _about(timeout, self._read_timeout):
                 self.wire.set_read_timeout(timeout)
                 self._read_timeout = timeout
             count = self.wire.recv_into(space)
@@ -394,6 +507,21 @@ class Http2Engine:
     def _wake_waiters_locked(self) -> None:
         for condition in self._waiters:
             condition.notify_all()
+
+
+def _about(timeout: float | None, present: float | None) -> bool:
+    """Whether the wire's `present` timeout does for `timeout`: what remains of one is a little less at each read."""
+    if timeout is None or present is None:
+        return timeout is present
+    return timeout <= present <= timeout + _LATE
+
+
+def _data(stream: Http2Stream, buffer: memoryview, at: int, size: int, frame_size: int) -> bytes | memoryview:
+    """Return `buffer[at : at + size]` as DATA, where it stands if one frame takes it."""
+    if size > frame_size:
+        return data_frames(stream.id, buffer[at : at + size], frame_size)
+    write_data_header(buffer, at - HEADER_SIZE, size, stream.id)
+    return buffer[at - HEADER_SIZE : at + size]
 
 
 def _nothing() -> None:

@@ -32,6 +32,11 @@ class FairLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
 
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has the lock, at this moment."""
+        return self._taken
+
     def try_acquire(self) -> bool:
         """Take the lock if it is free; return whether.  Does not block."""
         with self._lock:

@@ -1,8 +1,8 @@
 """HTTP/2 frames (RFC 9113 §4.1): finding them in a stream of bytes, and writing the headers of DATA.
 
 Sans-IO.  `FrameReader` owns the one receive buffer of a connection.  DATA, which is what bulk is made of, is
-handed out as views, piece by piece as it comes, without its padding and without waiting for a frame's end; h2 alone
-would copy each byte four times.  Every other frame is cut out whole, after its size was checked, and left to h2's state
+handed out as views without its padding, piece by piece as it comes, or `whole`; h2 alone would copy each byte four
+times.  Every other frame is cut out whole, after its size was checked, and left to h2's state
 machine.  Used by `core` and `engine`.
 """
 
@@ -18,16 +18,19 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client sends first (RFC 9113 §3.4)."""
 
 HEADER_SIZE = 9
-READ_SIZE = 256 * 1024
-"""Bytes asked for at once, as soon as a connection has shown that it carries bulk."""
-
 MAX_FRAME = 272 * 1024
 """SETTINGS_MAX_FRAME_SIZE as we announce it: a whole message and its framing fit into one frame."""
+
+READ_SIZE = 256 * 1024
+"""The receive buffer's size, as soon as a connection has shown that it carries bulk."""
+
+_WHOLE_SIZE = 2 * MAX_FRAME  # the same where frames are kept until they are whole
 
 MAX_CONTROL = 64 * 1024
 """Bytes of any frame but DATA, and of one header block before decompression, CONTINUATIONs included."""
 
 _FIRST_SIZE = 16 * 1024  # a connection that never carries bulk costs no more than this
+_CHEAP_TO_MOVE = 4096
 
 
 class FrameType(IntEnum):
@@ -113,6 +116,8 @@ class FrameReader:
 
     def __init__(self, first: bytes = b"") -> None:
         """`first` are bytes that were read together with what came before."""
+        self.whole = False
+        """Whether a DATA frame is handed out when it is whole, and stands in one piece.  May be changed at any time."""
         self._buffer = memoryview(bytearray(max(_FIRST_SIZE, 2 * len(first))))
         self._buffer[: len(first)] = first
         self._start = 0  # of what has not been returned
@@ -128,16 +133,24 @@ class FrameReader:
 
     def space(self) -> memoryview:
         """Where to receive the next bytes; all views that were returned before are void after this."""
+        start, end, size = self._start, self._end, len(self._buffer)
+        have = end - start
+        most = _WHOLE_SIZE if self.whole else READ_SIZE
+        if (end == size or self._wanted > size) and size < most:
+            self._move_to(memoryview(bytearray(most)))
+        elif start and (have <= _CHEAP_TO_MOVE or end == size or start + self._wanted > size):
+            self._move_to(self._buffer)
+        return self._buffer[self._end :]
+
+    def leave_buffer(self) -> None:
+        """Go on with another buffer: the views that were returned stay valid, and nothing is written to them."""
+        self._move_to(memoryview(bytearray(len(self._buffer))))
+
+    def _move_to(self, buffer: memoryview) -> None:
         have = self._end - self._start
-        full = self._end == len(self._buffer)
-        if (full or self._wanted > len(self._buffer)) and len(self._buffer) < READ_SIZE:
-            larger = memoryview(bytearray(READ_SIZE))
-            larger[:have] = self._buffer[self._start : self._end]
-            self._buffer = larger
-        elif self._start:
-            self._buffer[:have] = self._buffer[self._start : self._end]
+        buffer[:have] = self._buffer[self._start : self._end]
+        self._buffer = buffer
         self._start, self._end = 0, have
-        return self._buffer[have:]
 
     def filled(self, count: int) -> None:
         """Say that `count` bytes have been put into `space`."""
@@ -146,6 +159,14 @@ class FrameReader:
     def peek(self, count: int) -> bytes:
         """Return the next bytes, at most `count`, which stay where they are."""
         return bytes(self._buffer[self._start : min(self._end, self._start + count)])
+
+    @property
+    def data_coming(self) -> int:
+        """The stream of the DATA frame that has begun and is not whole; 0 when there is none."""
+        start = self._start
+        if not self._data_stream and self._end - start >= HEADER_SIZE and self._buffer[start + 3] == _DATA:
+            return int.from_bytes(self._buffer[start + 5 : start + HEADER_SIZE], "big") & 0x7FFF_FFFF
+        return self._data_stream
 
     def next(self) -> DataPart | ControlFrame | None:
         """Return the next part or frame, or None when more bytes are needed.  Raises Http2Error."""
@@ -162,6 +183,13 @@ class FrameReader:
         if length > MAX_FRAME:
             raise Http2Error(ErrorCodes.FRAME_SIZE_ERROR, f"a frame of {length} bytes, above the limit of {MAX_FRAME}")
         if kind == _DATA:
+            whole = have >= HEADER_SIZE + length
+            if whole and length and not flags and stream_id and not self._in_block:  # nearly all
+                end = self._start = start + HEADER_SIZE + length
+                return DataPart(stream_id, self._buffer[start + HEADER_SIZE : end], length, True, False, False)
+            if self.whole and not whole:
+                self._wanted = HEADER_SIZE + length
+                return None
             return self._begin_data(length, flags, stream_id, have)
         if length > MAX_CONTROL:
             raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes")

@@ -1,7 +1,8 @@
 """Messages put together again from DATA, however proxies have cut it, until they are taken.
 
 Sans-IO.  Large messages have a buffer each, which is used again; small ones share one, since a million of them must not
-cost more than their bytes.  Used by `stream` and `pipe`.
+cost more than their bytes.  A message that came in one piece, with none waiting before it, is not even copied where
+that piece may be borrowed (`feed`).  Used by `core`, `stream` and `pipe`.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Inbox:
         self._filled = 0  # bytes of that body that have come
         self._spare: list[bytearray] = []  # buffers for large messages: new ones would cost page faults
         self._lent: bytearray | None = None  # the one of the message that was taken last
+        self._borrowed: memoryview | None = None  # the message, first or taken last, that lies where it was received
+        self._borrowed_taken = False
         self._unauthenticated = False
         self._held: bytearray | None = None  # all that came since a message that is too large before authentication
         self.released = 0
@@ -90,8 +93,12 @@ class Inbox:
         if held:
             self.feed(memoryview(held))
 
-    def feed(self, data: memoryview) -> bool:
-        """Take (and copy) the next bytes; return whether a message is whole now.  Raises ProtocolError."""
+    def feed(self, data: memoryview, *, borrow: bool = False) -> bool:
+        """Take the next bytes; return whether a message is whole now.  Raises ProtocolError.
+
+        They are copied; but with `borrow` `data` may be kept until `return_borrowed`, which must be called before what
+        it views is written to.
+        """
         if self._held is not None:
             self._held += data
             return False
@@ -111,7 +118,7 @@ class Inbox:
                     self._held = bytearray(prefix) + data[position:]
                     return True  # so that whoever waits for a message hears that it is none
                 if end - position >= size:  # the whole body is here
-                    self._add(data[position : position + size], ours=False)
+                    self._add(data[position : position + size], ours=False, borrow=borrow)
                     position += size
                     came = True
                     continue
@@ -132,7 +139,9 @@ class Inbox:
 
         Raises ProtocolError when the next is too large before authentication.
         """
-        if self._lent is not None:
+        if self._borrowed_taken:
+            self._borrowed, self._borrowed_taken = None, False
+        elif self._lent is not None:
             if len(self._spare) < _SPARE:
                 self._spare.append(self._lent)
             self._lent = None
@@ -148,9 +157,31 @@ class Inbox:
         else:
             message = first
             self._items.popleft()
-            self._lent = cast(bytearray, message.obj)
+            if message is self._borrowed:
+                self._borrowed_taken = True
+            elif len(message) > _SMALL:
+                self._lent = cast(bytearray, message.obj)
         self.released += self._dialect.prefix_size + len(message)
         return message
+
+    @property
+    def borrows(self) -> bool:
+        """Whether a message lies where it was received, so that `return_borrowed` is due."""
+        return self._borrowed is not None
+
+    def return_borrowed(self) -> bool:
+        """Copy the message that lies where it was received; False when that was taken and is in use."""
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is None:
+            return True
+        if self._borrowed_taken:
+            self._borrowed_taken = False
+            return False
+        if self._items and self._items[0] is borrowed:
+            kept = self._room(len(borrowed))
+            kept[:] = borrowed
+            self._items[0] = kept
+        return True
 
     def clear(self) -> None:
         """Forget everything."""
@@ -183,10 +214,14 @@ class Inbox:
             buffer = bytearray(-(-size // _GRAIN) * _GRAIN)
         return memoryview(buffer)[:size]
 
-    def _add(self, body: memoryview, *, ours: bool) -> None:
-        """Keep the message in `body`: as it is, if the body is ours to keep."""
+    def _add(self, body: memoryview, *, ours: bool, borrow: bool = False) -> None:
+        """Keep the message in `body`: as it is, if the body is ours to keep, or may be borrowed."""
         message = self._dialect.unwrap(body)
         self.released += len(body) - len(message)
+        if borrow and not self._items and self._borrowed is None:
+            self._borrowed = message
+            self._items.append(message)
+            return
         if len(message) > _SMALL:
             if not ours:
                 kept = self._room(len(message))

@@ -52,6 +52,15 @@ class Http2Pipe(Pipe):
             raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
         self._engine.send(self._stream, buffer, self._stream.dialect.wrap(buffer, self.headroom))
 
+    @property
+    def can_send_now(self) -> bool:
+        """See `Pipe.can_send_now`."""
+        return self._engine.can_send_now(self._stream)
+
+    def send_now(self, buffer: memoryview) -> bool:
+        """See `Pipe.send_now`."""
+        return self._engine.send_now(self._stream, buffer, self._stream.dialect.wrap(buffer, self.headroom))
+
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
         engine, stream = self._engine, self._stream
@@ -88,7 +97,7 @@ class Http2Pipe(Pipe):
                 if remaining <= 0:
                     stream.end(silent_for(timeout))
                     return None
-            engine.wait_locked(stream.readable, lambda: stream.inbox.waiting or stream.over, remaining)
+            engine.wait_locked(stream, stream.readable, lambda: stream.inbox.waiting or stream.over, remaining)
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_read_timeout`."""
@@ -110,6 +119,7 @@ class Http2Pipe(Pipe):
                 self._engine.core.fail_stream(self._stream, ErrorCodes.PROTOCOL_ERROR, error.message)
             if not unauthenticated:
                 self._engine.core.widen(self._stream)
+                self._stream.reads_alone = not self._alone
         self._engine.tell()
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
@@ -126,7 +136,7 @@ class Http2Pipe(Pipe):
 
     def flush(self) -> None:
         """See `Pipe.flush`."""
-        self._engine.flush()
+        self._engine.flush_stream(self._stream)
 
     def close(self, cause: str) -> None:
         """See `Pipe.close`."""

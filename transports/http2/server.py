@@ -117,7 +117,8 @@ class Http2Server:
         engine = self._engine
         with engine.lock:
             while not engine.over:
-                engine.read_locked(self._idle)
+                if not engine.lend_reading_locked():
+                    engine.read_locked(self._idle)
                 requests, engine.core.requests = engine.core.requests, []
                 if requests:
                     engine.lock.release()

@@ -15,6 +15,27 @@ from qanat.transports.http2.inbox import Inbox
 from qanat.transports.http2.limits import WINDOW
 
 
+class Signal(threading.Condition):
+    """A condition that costs next to nothing to notify while nobody waits."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__(lock)
+        self._waiting = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See `threading.Condition.wait`."""
+        self._waiting += 1
+        try:
+            return super().wait(timeout)
+        finally:
+            self._waiting -= 1
+
+    def notify(self, n: int = 1) -> None:
+        """See `threading.Condition.notify`."""
+        if self._waiting:
+            super().notify(n)
+
+
 class Http2Stream:
     """See the module's docstring."""
 
@@ -23,11 +44,13 @@ class Http2Stream:
         self.id = stream_id
         self.dialect = dialect
         self.inbox = Inbox(dialect)
-        self.readable = threading.Condition(lock)
+        self.readable = Signal(lock)
         """A message is there, the answer's head is, or the stream is over."""
-        self.writable = threading.Condition(lock)
+        self.writable = Signal(lock)
         """The peer has opened a window, control frames are pending, or the stream is over."""
         self.cause = FirstCause()
+        self.over = False
+        """Whether the stream has ended."""
         self.fault: ProtocolError | None = None  # what the peer broke, for `recv` to raise once
         self.response: tuple[int, dict[str, str]] | None = None  # a client's: the answer's status and headers
         self.trailers = ""  # what the trailers said, in words
@@ -36,22 +59,20 @@ class Http2Stream:
         self.ended_there = False  # the peer has
         self.in_message = False  # part of a message has been sent, and not all of it
         self.sent = 0  # bytes of DATA
-        self.sending = False  # a thread is inside `send`
+        self.sending = False  # a thread is inside `send` or `flush_stream`
+        self.left = b""  # what `send_now` took of a message and could not send; its sender's alone
+        self.reads_alone = False  # a server's: its pipe may read the connection while that carries no other
         self.write_timeout: float | None = None  # seconds that a sender waits for a window; None is for ever
         self.window = window  # what the peer may still send
         self.full_window = window
         self._due = 0  # bytes that the peer may be told to send again
         self.last_received = time.monotonic()
 
-    @property
-    def over(self) -> bool:
-        """Whether the stream has ended."""
-        return self.cause.text is not None
-
     def end(self, cause: str, fault: ProtocolError | None = None) -> None:
         """Wake everybody; the first cause counts.  What has come can still be taken."""
         if self.cause.set(cause):
             self.fault = fault
+            self.over = True
         self.readable.notify_all()
         self.writable.notify_all()
 
