@@ -6,12 +6,15 @@ uses it for a session's first connection, `qanat.client.reconnector` for all oth
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from qanat.base.addresses import parse_address
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.errors import NameLookupError, ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.resolve import SockAddr, numeric_address
 from qanat.base.text import printable
 from qanat.client.known_hosts import KnownHosts
 from qanat.config.settings import ClientSettings, RemoteServer
@@ -20,6 +23,7 @@ from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
+from qanat.transports.dial.proxies import Proxy
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.tcp import learn_failure, learn_success
 from qanat.transports.dial.urls import TunnelUrl
@@ -67,6 +71,19 @@ class Connector:
             self._route.tls_context(())
         if server.fingerprint is None:
             known.check_usable([url.address for url in urls])
+
+    @property
+    def literal_addresses(self) -> tuple[SockAddr, ...]:
+        """The addresses of servers and proxies that are written as such, and that this machine's networks have."""
+        hosts = [self._route.target(candidate.url) for candidate in self.candidates]
+        if isinstance(self._route.proxy, Proxy):
+            hosts.append((self._route.proxy.host, self._route.proxy.port))
+        found: dict[SockAddr, None] = {}
+        for host, port in hosts:
+            if parse_address(host) is not None:
+                with contextlib.suppress(NameLookupError):  # its interface may not be there now
+                    found[numeric_address(host, port)[1]] = None
+        return tuple(found)
 
     def connect(self, candidate: Candidate, cancel: Cancel, node: str | None = None) -> SealedPipe:
         """Dial and authenticate.  `node` names the server to reach, when several are behind one URL.

@@ -6,7 +6,8 @@ on Linux at once when the kernel says, over netlink, that links, addresses or ro
 
 What to do about it is up to the caller: the connection may still work, as it does when IPv6 has only begun to use
 another temporary address (RFC 8981).  Where routing tells TCP from UDP, a connection looks changed from the beginning,
-and that is reported once.  Used by `qanat.client.reconnector`.
+and that is reported once.  Used by `qanat.client.reconnector` for connections, and by
+`qanat.client.server_connection` while there is none, so that it need not sit out its back-off once there is a network.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ log = logging.getLogger("qanat.network")
 ASLEEP = "the machine was asleep"
 BACK = "the network was gone and is back"
 
+WAYS_OUT: tuple[SockAddr, ...] = (("192.0.2.1", 443), ("2001:db8::1", 443, 0, 0))
+"""Addresses that nobody has (RFC 5737, RFC 3849): the way to them is that to the rest of the world."""
+
 _MIN_SLEEP = 5.0
 """Seconds asleep between two checks that count; less may be a clock that was set."""
 _QUIET = 0.2
@@ -40,10 +44,10 @@ _MAX_NEWS = 1.0
 
 
 class Watched:
-    """One connection; a handle for `NetworkWatch.remove`, and nothing else to anybody."""
+    """One connection, or the way to a host; a handle for `NetworkWatch.remove`, and nothing else to anybody."""
 
-    def __init__(self, local: SockAddr, remote: SockAddr, on_change: Callable[[str], None]) -> None:
-        self.own = _host(local)
+    def __init__(self, local: SockAddr | None, remote: SockAddr, on_change: Callable[[str], None]) -> None:
+        self.own = None if local is None else _host(local)
         self.remote = remote
         self.on_change = on_change
         self.source: tuple[str, int] | None = self.own  # as last seen; None while there is no route at all
@@ -56,10 +60,10 @@ class Watched:
         before, self.source = self.source, _host(source)
         if before == self.source:
             return None
-        if self.source != self.own:
+        if self.own is not None and self.source != self.own:
             remote, now, own = _text(_host(self.remote)), _text(self.source), _text(self.own)
             return f"the route to {remote} now starts at {now}, not at {own}"
-        return BACK if before is None else None
+        return BACK if before is None or self.own is None else None
 
 
 class NetworkWatch:
@@ -115,7 +119,20 @@ class NetworkWatch:
         thread and without a lock; it must not block.  A change from before this call counts too.  When there is no
         route at all, it is called as soon as there is one again.
         """
-        watched = Watched(*addresses, on_change)
+        return self._add(Watched(*addresses, on_change))
+
+    def add_way(self, remote: SockAddr, on_change: Callable[[str], None]) -> Watched:
+        """Watch the way to `remote`, to which there is no connection, from this moment on.
+
+        Otherwise as `add`.  Raises nothing: a way that cannot be asked for counts as none.
+        """
+        try:
+            source = self._source_for(remote)
+        except OSError:
+            source = None
+        return self._add(Watched(source, remote, on_change))
+
+    def _add(self, watched: Watched) -> Watched:
         with self._lock:
             self._watched[watched] = None
         return watched

@@ -32,7 +32,7 @@ from qanat.base.watcher import Watcher
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Candidate, Connector, describe_failure, describe_server
 from qanat.client.known_hosts import KnownHosts
-from qanat.client.network_watch import NetworkWatch
+from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
@@ -102,6 +102,8 @@ class ServerConnection:
         self._candidates = itertools.cycle(self._context.connector.candidates)
         self._wanted = threading.Event()
         self._stopping = threading.Event()
+        self._hurry = threading.Event()  # it stops, or the way to the server has changed: no delay
+        self._ways: list[Watched] = []  # what is watched while no session watches its own connections
         self._session: ClientSession | None = None
         self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
@@ -142,6 +144,7 @@ class ServerConnection:
     def stop_connecting(self) -> None:
         """Begin no session any more; the present one is still kept.  Does not block."""
         self._stopping.set()
+        self._hurry.set()
         self._wanted.set()
         self._cancel_new.cancel()
 
@@ -184,6 +187,8 @@ class ServerConnection:
                     return
                 self._waiting = f"connecting to {candidate.url}"
                 self._changed()
+                self._hurry.clear()
+                self._watch_ways()
                 retry_after = self._run_once(candidate)
                 delay = self._backoff.delay(retry_after)
                 if delay >= LOGGED_DELAY:
@@ -193,10 +198,25 @@ class ServerConnection:
                     return
                 if delay >= LOGGED_DELAY and not self._refused_for_good:
                     log.info("trying again in %.1f s", delay)
-                self._stopping.wait(delay)
+                self._watch_ways()
+                if self._hurry.wait(delay) and not self._stopping.is_set():
+                    log.info("the network has changed: trying again at once")
+                    self._backoff.succeeded()  # what failed on the old network says nothing about the new one
         finally:
+            self._watch_no_ways()
             self.over = True
             self._changed()
+
+    def _watch_ways(self) -> None:
+        """Be told when the way to the server changes, from this moment on unless it is watched already."""
+        if not self._ways:
+            remotes = (*WAYS_OUT, *self._context.connector.literal_addresses)
+            self._ways = [self._context.watch.add_way(remote, lambda _: self._hurry.set()) for remote in remotes]
+
+    def _watch_no_ways(self) -> None:
+        for way in self._ways:
+            self._context.watch.remove(way)
+        self._ways = []
 
     def _run_once(self, candidate: Candidate) -> float | None:
         """Connect, and keep the session until its end; blocks.  Returns the seconds that the server asks us to wait.
@@ -288,6 +308,7 @@ class ServerConnection:
 
     def _keep_session(self, candidate: Candidate, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:
         """Keep the session until it is over; blocks."""
+        self._watch_no_ways()
         session.request_forwards()
         self.succeeded, self.refused = True, None
         self._session = session

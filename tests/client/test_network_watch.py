@@ -110,6 +110,29 @@ def test_a_change_from_before_it_was_added_counts(stack: ExitStack, world: World
     assert len(told) == 1
 
 
+@pytest.mark.parametrize("before", [None, OSError("no sockets left"), HOME])
+def test_a_way_without_a_connection_counts_once_there_is_another_one(
+    stack: ExitStack, world: World, before: SockAddr | OSError | None
+) -> None:
+    watch = watching(stack, world)
+    told: list[str] = []
+    world.source = before
+    watch.add_way(SERVER, told.append)
+    world.pass_by()
+    assert not told
+    world.move(CAFE)
+    assert len(told) == 1
+    world.pass_by()
+    assert len(told) == 1
+    world.move(None)
+    assert len(told) == 1
+    world.move(LTE)
+    assert len(told) == 2
+    world.asleep += 60
+    world.pass_by()
+    assert told[2:] == [ASLEEP]
+
+
 def test_a_question_that_cannot_be_asked_is_no_change(stack: ExitStack, world: World) -> None:
     watch = watching(stack, world)
     told: list[str] = []
