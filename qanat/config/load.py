@@ -59,18 +59,26 @@ def load_config(
     return settings
 
 
-def check_config(path: Path, environ: Mapping[str, str] | None = None) -> None:
-    """Raise ConfigError with every fault of both sections of `path`; return when there is none."""
+def check_config(
+    path: Path, environ: Mapping[str, str] | None = None
+) -> tuple[ServerSettings | None, ClientSettings | None]:
+    """Return what both sections of `path` set, None for one that it has not.
+
+    Raises ConfigError with every fault of both.
+    """
     document = Document(path, os.environ if environ is None else environ)
+    server: ServerSettings | None = None
+    client: ClientSettings | None = None
     top = _read_top(document)
     if top is not None:
         if "server" in top:
-            read_server(top.section("server"))
+            server = read_server(top.section("server"))
         if "client" in top:
-            read_client(top.section("client"))
+            client = read_client(top.section("client"))
         if "server" not in top and "client" not in top:
             document.fault(top.place, "the file has neither a `server:` nor a `client:` section")
     document.faults.raise_if_any()
+    return server, client
 
 
 def _read_top(document: Document) -> Section | None:

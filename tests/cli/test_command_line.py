@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 import jsonschema
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from qanat.base.version import __version__
 from qanat.cli.init_files import Written, write_files
@@ -244,6 +246,24 @@ def test_check_takes_both_sections_in_one_file(pair: Written) -> None:
     both = pair.server_yaml.with_name("both.yaml")
     both.write_text(pair.server_yaml.read_text() + pair.client_yaml.read_text())
     assert run_qanat("check", "-c", both).stdout == "ok\n"
+
+
+def test_check_refuses_the_keys_and_certificates_that_a_start_would_refuse(tmp_path: Path) -> None:
+    written = write_files(tmp_path, name="client", url=None, listen="127.0.0.1:8443")
+    encrypted = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    )
+    for name, content in (("key.pem", encrypted), ("cert.pem", b"no certificate")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+    pair = "  tls: {certificate: cert.pem, key: key.pem}\n"
+    for path in (written.server_yaml, written.client_yaml):
+        plain = path.read_text()
+        path.write_text(plain.replace("ws://", "wss://") + pair)
+        assert "the key must not be encrypted" in said_no(run_qanat("check", "-c", path))
+        path.write_text(plain)
+    written.identity.write_bytes(encrypted)
+    assert "is not an unencrypted private key" in said_no(run_qanat("check", "-c", written.server_yaml))
 
 
 def test_check_reports_the_faults_of_both_sections_at_once(pair: Written) -> None:
