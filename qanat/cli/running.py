@@ -43,6 +43,8 @@ def run_logged(run: Run, log_settings: LogSettings, pid_file: Path | None) -> in
         if log_settings.file is not None:
             raise
         return exit_code(error)
+    except ModuleNotFoundError:
+        raise  # `main` says which package it is, and who has it
     except Exception:
         log.exception("ended by an unexpected error; please report it", extra={"event": "bug"})
         return FAILED

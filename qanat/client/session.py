@@ -68,6 +68,7 @@ class ClientSession(Session):
         """Whether another server is preferred, and this session only keeps its streams until they end."""
         self._remotes = remotes
         self._required = required
+        self._told: dict[int, str] = {}  # by forward, what was logged last: not again every ten seconds for years
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
         self._share = LookupShare()
@@ -131,6 +132,7 @@ class ClientSession(Session):
         if isinstance(message, Listening):
             where = format_address((forward.listen[0], message.port))
             log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
+            self._told.pop(message.forward, None)
             self._required.listens(message.forward)
             return
         if asked_again:
@@ -152,12 +154,14 @@ class ClientSession(Session):
             code=answer.reason,
             hint="add it to this client's allow_listen, or shared_listen, on the server"
             if refused
-            else "stop what holds that port on the server, or choose another",
+            else "stop what holds that port on the server, choose another, or raise the limit that is named",
         )
         if not self.retired and self._required.failed(answer.forward, error):
             return
         wait = RETRY_NOT_ALLOWED if refused else RETRY_IN_USE
-        log.error("%s; asking again in %.0f s", error, wait)
+        if self._told.get(answer.forward) != error.message:
+            self._told[answer.forward] = error.message
+            log.error("%s; asking again in %.0f s", error, wait)
         number, generation = answer.forward, self._generation
 
         def ask_again() -> None:

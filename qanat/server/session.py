@@ -153,7 +153,8 @@ class ServerSession(Session):
             if number in self._listeners:
                 raise EndpointError(f"forward {number} listens already", code=Reason.LIMIT)
             if len(self._listeners) >= self._max_forwards:
-                raise EndpointError(f"{self._max_forwards} remote forwards are in use", code=Reason.LIMIT)
+                text = f"{self._max_forwards} remote forwards are in use, as many as limits.forwards allows"
+                raise EndpointError(text, code=Reason.LIMIT)
             listener = self._bind(number, message.host, message.port)
         except EndpointError as error:
             log.warning("%s: %s", self.name, error)

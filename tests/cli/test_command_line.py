@@ -22,7 +22,7 @@ from qanat.cli.main import main
 from qanat.cli.output import READER_GONE
 from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.machine.ports import unused_port
-from tests.support.machine.processes import SECONDS, TUNNEL, run_qanat
+from tests.support.machine.processes import ROOT, SECONDS, TUNNEL, run_qanat
 
 COMMANDS = ("server", "client", "init", "token", "fingerprint", "check", "schema", "demo")
 
@@ -331,6 +331,21 @@ def test_a_token_that_is_none_is_refused_without_repeating_it(tmp_path: Path) ->
     wrong = generate_token()[:-1] + "!"
     done = run_qanat("client", "ws://127.0.0.1:1/tunnel", "-L", "1:x:2", cwd=tmp_path, HOME=tmp_path, QANAT_TOKEN=wrong)
     assert wrong[7:20] not in said_no(done)
+
+
+WITHOUT_SOCKS = """
+import sys
+sys.modules["python_socks"] = None
+from qanat.cli import main
+sys.exit(main(["client", "ws://127.0.0.1:1/tunnel", "-L", "0:127.0.0.1:9"]))
+"""
+
+
+def test_a_package_that_is_missed_once_it_runs_is_named_too() -> None:
+    environment = {**os.environ, "QANAT_TOKEN": generate_token()}
+    command = [sys.executable, "-c", WITHOUT_SOCKS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    assert "the Python package 'python_socks' is not installed for" in said_no(done, 1)
 
 
 def test_without_its_packages_it_says_which_python_has_them() -> None:

@@ -401,8 +401,23 @@ def test_a_remote_forward_that_has_listened_once_may_fail_later_and_is_asked_for
         first.lane.send_control(NONSENSE)
         first.end()
         sessions.next().lane.send_control(ListenFailed(0, Reason.LIMIT, "in use").encode())
-        wait_for_log(caplog, "another); asking again in")
+        wait_for_log(caplog, "); asking again in 10 s")
         assert client.failure is None
+
+
+def test_a_remote_forward_that_keeps_failing_is_not_told_with_every_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qanat.client.session.RETRY_IN_USE", 0.01)
+    sessions = Sessions()
+    with client_of(tmp_path, sessions, remote(8001)):
+        carried = sessions.next()
+        for why in ("in use", "in use", "in use", "64 remote forwards"):
+            carried.control.get(timeout=SECONDS)
+            carried.lane.send_control(ListenFailed(0, Reason.LIMIT, why).encode())
+        carried.control.get(timeout=SECONDS)
+    assert caplog.text.count("limit: in use") == 1
+    assert caplog.text.count("limit: 64 remote forwards") == 1
 
 
 def test_what_a_lost_session_left_unanswered_is_required_of_the_next(tmp_path: Path) -> None:
