@@ -12,15 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.contenders import OTHERS
+from benchmarks.plots import bars, write_plots
+from benchmarks.processes import ROOT
+from benchmarks.qanat_contenders import QANAT
+from benchmarks.results import Results
+from benchmarks.rounds import ALL_GROUPS, Plan, Run
+from benchmarks.tables import full_tables, goal_table, made_with, notes, plain, put_between, short_table
 from qanat.base.files_limit import raise_open_files_limit
-
-from .contenders import OTHERS
-from .plots import bars, write_plots
-from .processes import ROOT
-from .qanat_contenders import QANAT
-from .results import Results
-from .rounds import ALL_GROUPS, Plan, Run
-from .tables import full_tables, goal_table, made_with, notes, plain, put_between, short_table
 
 CONTENDERS = (*OTHERS, *QANAT)
 QUICK_CONTENDERS = ("direct", "ssh", "stunnel", "websocket", "http2", "websocket-nginx")
@@ -108,7 +107,7 @@ def _write(results: Results) -> None:
 
 
 def _for_readme() -> set[str]:
-    """Who is compared with whom on the front page: each transport, one proxy, and the others."""
+    """What the front page compares: each transport, one proxy, and the others."""
     return {one.name for one in (*OTHERS, *QANAT) if "-" not in one.name} | {"websocket-wss", "websocket-nginx"}
 
 

@@ -15,13 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.report import made_on, number, table, write_section
 from qanat.cli.demo import TRANSPORTS
 from tests.support.chaos import SILENT, deck
 from tests.support.harness import ROOT
 from tests.support.scenarios import MEBI, Figures
 from tests.support.storm import Storm
-
-from .report import made_on, number, table, write_section
 
 REPORT = ROOT / "docs" / "CHAOS.md"
 HEAD = [

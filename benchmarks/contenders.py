@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks import load, processes
+from benchmarks.processes import Started
+from benchmarks.target import ECHO
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.machine.ports import unused_port
 from tests.support.machine.programs import find_program
-
-from . import load, processes
-from .processes import Started
-from .target import ECHO
 
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 30.0

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from . import load, processes
-from .contenders import Contender, Running
+from benchmarks import load, processes
+from benchmarks.contenders import Contender, Running
 
 Values = dict[str, float]
 

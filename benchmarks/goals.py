@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .contenders import DIRECT, SSH
-from .qanat_contenders import FRONTS, QANAT
-from .results import Results
-from .summary import Spread, differences, ratios
+from benchmarks.contenders import DIRECT, SSH
+from benchmarks.qanat_contenders import FRONTS, QANAT
+from benchmarks.results import Results
+from benchmarks.summary import Spread, differences, ratios
 
 Value = tuple[str, str]
 """A contender and a figure."""

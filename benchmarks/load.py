@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .target import (
+from benchmarks.target import (
     BOTH,
     CHUNK,
     COUNT,

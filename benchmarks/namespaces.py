@@ -18,9 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes import Started, python
 from tests.support.machine.programs import find_program
-
-from .processes import Started, python
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
 """The addresses of the two ends."""

@@ -5,10 +5,10 @@ Raw TCP takes the same line, and is the row to compare with.
 
 from __future__ import annotations
 
-from . import load
-from .contenders import Contender, Running
-from .figures import Figure, Lengths, Values, percentile
-from .namespaces import Line
+from benchmarks import load
+from benchmarks.contenders import Contender, Running
+from benchmarks.figures import Figure, Lengths, Values, percentile
+from benchmarks.namespaces import Line
 
 MBIT, GBIT = 1_000_000, 1_000_000_000
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from .contenders import SSH
-from .figures import Figure
-from .results import Results
-from .tables import number
+from benchmarks.contenders import SSH
+from benchmarks.figures import Figure
+from benchmarks.results import Results
+from benchmarks.tables import number
 
 _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 24, 220, 420, 150, 44
 _OURS, _SSH, _OTHERS = "#1f6f8b", "#99582a", "#a3a9ad"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import LOOPBACK, Contender, Process, Running, Site, await_echo
+from benchmarks.processes import ROOT, python
 from qanat.base.version import __version__
 from qanat.cli.demo import TRANSPORTS
 from qanat.handshake.identity import load_or_create_identity
@@ -14,9 +16,6 @@ from qanat.handshake.tokens import generate_token
 from tests.support.harness import Program
 from tests.support.machine.ports import unused_port
 from tests.support.machine.proxies import Place, TunnelProxy, start_haproxy, start_nginx
-
-from .contenders import LOOPBACK, Contender, Process, Running, Site, await_echo
-from .processes import ROOT, python
 
 PLAIN, TLS = "", "wss"
 FRONTS: Mapping[str, tuple[str, Callable[[Place], Program]]] = {

@@ -17,13 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.report import made_on
 from qanat.cli.demo import TRANSPORTS
 from tests.support.chaos import ChaosRelay
 from tests.support.harness import ROOT, Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.recovery import Heartbeat, recovery_times
-
-from .report import made_on
 
 REPORT, PLOT = ROOT / "docs" / "RECOVERY.md", ROOT / "docs" / "recovery.svg"
 ONE_WAY = 50

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .contenders import DIRECT, SSH, Contender
-from .figures import Figure, Values
-from .report import processor
-from .summary import Spread, ratios
+from benchmarks.contenders import DIRECT, SSH, Contender
+from benchmarks.figures import Figure, Values
+from benchmarks.report import processor
+from benchmarks.summary import Spread, ratios
 
 SCHEMA_VERSION = 1
 SCHEMA = Path(__file__).with_name("results.schema.json")

@@ -14,13 +14,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from .contenders import LOOPBACK, Contender, Running, Site
-from .figures import FULL, GROUPS, QUICK, Figure, Group, Lengths, LoadCost, Values, client_figures, measure_clients
-from .namespaces import FAR, Line, Machines, impossible
-from .paths import lines, measure_path, path_figures
-from .processes import Started, python
-from .results import Failure, Results
-from .summary import rotated
+from benchmarks.contenders import LOOPBACK, Contender, Running, Site
+from benchmarks.figures import (
+    FULL,
+    GROUPS,
+    QUICK,
+    Figure,
+    Group,
+    Lengths,
+    LoadCost,
+    Values,
+    client_figures,
+    measure_clients,
+)
+from benchmarks.namespaces import FAR, Line, Machines, impossible
+from benchmarks.paths import lines, measure_path, path_figures
+from benchmarks.processes import Started, python
+from benchmarks.results import Failure, Results
+from benchmarks.summary import rotated
 
 CLIENTS, PATHS = "clients", "paths"
 ALL_GROUPS = (*(group.name for group in GROUPS), CLIENTS, PATHS)

@@ -15,14 +15,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.report import made_on, number, table
 from tests.support import scenarios
 from tests.support.applications import Target, echo, stalled
 from tests.support.harness import ROOT, Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.machine.proxies import TunnelProxy
 from tests.support.machine.web import file_server
-
-from .report import made_on, number, table
 
 REPORT = ROOT / "docs" / "SOAK.md"
 LIBRARIES = ("cryptography", "websocket-client", "simple-websocket", "h2")

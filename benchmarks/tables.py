@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from .contenders import DIRECT, SSH
-from .figures import Figure
-from .goals import GOALS
-from .results import Results, machine
-from .summary import Spread
+from benchmarks.contenders import DIRECT, SSH
+from benchmarks.figures import Figure
+from benchmarks.goals import GOALS
+from benchmarks.results import Results, machine
+from benchmarks.summary import Spread
 
 COLUMNS = (
     ("throughput.up.1", "up, Gbit/s"),

@@ -103,7 +103,7 @@ class Wire(ABC):
 
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
-        """Let the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
+        """Make the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
 
     @abstractmethod
     def set_write_timeout(self, seconds: float | None) -> None:
@@ -209,7 +209,7 @@ class Pipe(ABC):
 
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
-        """Let `recv` end the pipe after `seconds` without one raw byte received; None never does."""
+        """Make `recv` end the pipe after `seconds` without one raw byte received; None never does."""
 
     @abstractmethod
     def set_write_timeout(self, seconds: float | None) -> None:

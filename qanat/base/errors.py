@@ -127,11 +127,15 @@ class BindError(QanatError):
         self.number = number
 
 
+MORE_FILES = "raise the limit on open files (ulimit -n, LimitNOFILE)"
+"""What to do about EMFILE."""
+
+
 class OutOfFiles(QanatError):
     """The system has no descriptor, or no memory, for one more connection.  Passes by itself when others end."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(error.strerror or str(error), hint="raise the limit on open files (ulimit -n, LimitNOFILE)")
+        super().__init__(error.strerror or str(error), hint=MORE_FILES)
 
 
 class PipeEnded(TransportError):

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from qanat.base.addresses import ListenAddress, format_host_port, parse_address
-from qanat.base.errors import BindError, NameLookupError, OutOfFiles, UsageError
+from qanat.base.errors import MORE_FILES, BindError, NameLookupError, OutOfFiles, UsageError
 from qanat.base.resolve import numeric_address
 from qanat.base.sockets import close_socket, describe_os_error, format_address
 
@@ -211,5 +211,5 @@ def _cannot_listen(where: str, port: int, error: OSError) -> BindError:
     elif number in _NOT_HERE:
         hint = "this machine does not have that address; use one from `ip addr`, or 0.0.0.0"
     elif number in _EXHAUSTED:
-        hint = "raise the limit on open files (ulimit -n, LimitNOFILE)"
+        hint = MORE_FILES
     return BindError(f"cannot listen on {where}: {describe_os_error(error)}", number=number, hint=hint)

@@ -25,7 +25,7 @@ def log_unexpected(what: str) -> None:
     """Log the exception that is being handled, at ERROR, with its traceback unless that was logged within INTERVAL.
 
     `what` says what failed because of it.  Does not block.  Call it from an `except` clause, and only where the
-    exception ends: nothing is to be logged twice.
+    exception ends: nothing may be logged twice.
     """
     kind, error, traceback = sys.exc_info()
     if kind is None:

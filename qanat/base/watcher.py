@@ -236,7 +236,7 @@ class Watcher:
         return max(0.0, self._wakes_at - time.monotonic())
 
     def _call_timers(self, dirty: set[Flushable]) -> None:
-        """Call what is due; whom that leaves something to flush joins `dirty`."""
+        """Call what is due, and add what has to be flushed after that to `dirty`."""
         now = time.monotonic()
         while True:
             with self._lock:

@@ -31,7 +31,7 @@ def write_out(text: str) -> None:
 
 
 def _forget_stdout() -> None:
-    """Let the interpreter have nothing to write at its end, which would fail again, with a traceback."""
+    """Leave the interpreter nothing to write at its end, which would fail again, with a traceback."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

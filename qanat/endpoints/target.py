@@ -60,7 +60,7 @@ class Target:
         return sock
 
     def give_up(self) -> None:
-        """Let go of what `connect_now` has begun: `connect` will not be called.  Does not block."""
+        """Give up what `connect_now` has begun: `connect` will not be called.  Does not block."""
         if self._connecting is not None:
             self._connecting.close()
 

@@ -4,7 +4,7 @@ One lock guards the core, all streams of the lane, and the present pipe's runner
 sending, receiving, or calling back.  A newer pipe is granted the lane by `acquire`, which ends the older one, and
 `run` carries it (`qanat.mux.pipe_runner`); in between, whoever has something to send waits for room.
 
-Who wakes whom: the core notes it (`qanat.mux.wakeups`), `wake_locked` does it before the lock is released, whatever
+Who is woken: the core notes it (`qanat.mux.wakeups`), `wake_locked` does it before the lock is released, whatever
 was raised meanwhile.  The writer's condition is its pipe's, a stream's two are the stream's.  The lane's own:
 `_room`, whose waiters wait for a buffer or for the retransmit buffer (both get `notify_all`: woken one by one, the
 wrong one might take the turn and go back to sleep); `_pong`, for whoever waits for an answer; `_settled`, for
@@ -183,7 +183,7 @@ class Lane:
             return self.core.receiver.expected
 
     def resume_writer(self) -> None:
-        """Let the writer go on.  Idempotent; does not block."""
+        """Have the writer go on.  Idempotent; does not block."""
         with self.lock:
             if self._runner is not None:
                 self._runner.resume_locked()

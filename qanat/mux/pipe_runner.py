@@ -293,7 +293,7 @@ class PipeRunner:
         self._paused = True
 
     def resume_locked(self) -> None:
-        """Let the writer go on."""
+        """Have the writer go on."""
         self._paused = False
         self._wake_writer_locked()
 

@@ -351,7 +351,7 @@ class Sender:
             self._wakeups.room = self._wakeups.work = True
 
     def _wake_queue_waiters(self) -> None:
-        """Let one more stream queue payload, since some went; let all of them try once most has gone.
+        """Wake one more stream to queue payload, since some went; wake all of them once most has gone.
 
         Waking everybody each time would give hundreds of threads a turn for one buffer.  One at a time
         would not do either: a thread that is woken may find that its socket has nothing to read.

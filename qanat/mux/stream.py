@@ -292,7 +292,7 @@ class Stream:
             self._lane.flush()
 
     def deliver(self, payload: memoryview | None) -> bool:
-        """Hand what was taken from the inbox to the sink, and what else has come; True when the lane is to be flushed.
+        """Hand what was taken from the inbox to the sink, and what else has come; True when the lane has to be flushed.
 
         By the thread for which `delivers_locked` or `deliver_to` has reserved it.
         """
@@ -340,7 +340,7 @@ class Stream:
             return stopped
 
     def consumed(self, count: int) -> None:
-        """Let the peer send `count` bytes more: as many have been handed on.  Does not block."""
+        """Allow the peer `count` bytes more: as many have been handed on.  Does not block."""
         with self._lock:
             if not self._receiver.consumed(self._state, count, self._lane.clock()):
                 return
@@ -427,7 +427,7 @@ class Stream:
             self._readable.notify_all()
 
     def wake_writer_locked(self) -> Callable[[], None] | None:
-        """Wake the one thread that may wait in `wait_writable`; return what is to be called for `when_writable`."""
+        """Wake the one thread that may wait in `wait_writable`; return what has to be called for `when_writable`."""
         if self._uplink_waits and self._writable is not None:
             self._writable.notify()
         callback = self._when_writable

@@ -51,7 +51,7 @@ class ResumeTimeouts:
         self._watch.add(timeout)
 
     def stop(self, lane: Lane) -> None:
-        """Let `lane` be: it is on a pipe again, or over.  Idempotent."""
+        """Forget `lane`: it is on a pipe again, or over.  Idempotent."""
         with self._lock:
             timeout = self._timeouts.pop(lane, None)
         if timeout is not None:

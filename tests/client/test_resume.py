@@ -1,4 +1,4 @@
-"""Promises of the client about a session whose connection was lost, or is to be replaced."""
+"""Promises of the client about a session whose connection was lost, or is being replaced."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Direction:
         self.truncate: float | None = None
         """This part of the next chunk is passed on, and then the link is reset."""
         self.passed = 0
-        self.finished = False  # nothing more will come, and its end has been passed on, if it is to be
+        self.finished = False  # nothing more will come, and its end has been passed on, if it should be
         self.tap: Callable[[bytes], None] | None = None
         self.not_before = 0.0
         """Nothing is passed on before this moment."""

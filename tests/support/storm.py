@@ -98,7 +98,7 @@ class Storm:
     def run(
         self, cuts: int, *, patient: bool = True, progress: Callable[[int], object] = lambda faults: None
     ) -> Figures:
-        """Let the next workload run until `cuts` more connections have met their fault; then all must be well.
+        """Run the next workload until `cuts` more connections have met their fault; then all must be well.
 
         No application noticed anything, the session is the first one still, both processes live within the bound on
         their memory, and their threads and sockets come back to what they were.  An HTTP/2 connection whose peer is

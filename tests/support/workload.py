@@ -111,7 +111,7 @@ class Workload:
             raise AssertionError(f"{len(failures)} failures of a workload with seed {self.seed}:\n{shown}")
 
     def stop(self) -> Totals:
-        """Let every stream finish in an orderly way, check it to its last byte, and report.  Blocks until then."""
+        """Finish every stream in an orderly way, check it to its last byte, and report.  Blocks until then."""
         self._stop.set()
         deadline = time.monotonic() + 2 * self._patience
         for thread in self._threads:

@@ -41,7 +41,7 @@ def connect(proxy: Proxy, wire: Wire, host: str, port: int, deadline: Deadline) 
         proxy.user,
         proxy.password,
         rdns=True,
-        forward=_Dialled(wire, deadline),
+        forward=_Dialed(wire, deadline),
     )
     target = format_address((host, port))
     try:
@@ -85,7 +85,7 @@ def _check(proxy: Proxy) -> str:
     return f"check that it is a SOCKS5 proxy, and its address in {proxy.origin}"
 
 
-class _Dialled(SocksProxy):
+class _Dialed(SocksProxy):
     """Stands for the connection that there is already."""
 
     def __init__(self, wire: Wire, deadline: Deadline) -> None:

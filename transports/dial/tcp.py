@@ -21,7 +21,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.connect import connect as connect_to_first
 from qanat.base.connect import demote
 from qanat.base.deadline import Deadline
-from qanat.base.errors import Canceled, ConnectError, NameLookupError, TransportError
+from qanat.base.errors import MORE_FILES, Canceled, ConnectError, NameLookupError, TransportError
 from qanat.base.resolve import Address, LookupShare, SockAddr, resolve
 from qanat.base.sockets import describe_os_error, format_address
 
@@ -32,7 +32,7 @@ _HINTS = {
     errno.EHOSTUNREACH: "there is no route to that machine: check the address, and firewalls on the path",
     errno.EACCES: "this machine's own firewall or policy forbids it",
     errno.EPERM: "this machine's own firewall or policy forbids it",
-    errno.EMFILE: "this process has too many open files: raise its limit (ulimit -n, LimitNOFILE)",
+    errno.EMFILE: f"this process has too many open files: {MORE_FILES}",
 }
 
 SMALL_SEGMENT = 1220

@@ -144,6 +144,6 @@ class StreamBudget:
             self._budget.spend_request()
 
     def refused_for(self) -> int:
-        """Return for how many seconds new streams are to be refused, mostly 0."""
+        """Return for how many seconds new streams must be refused, mostly 0."""
         with self._lock:
             return self._budget.retry_after if self._budget.spent else 0

@@ -204,7 +204,7 @@ class WebSocketPipe(Pipe):
         return True
 
     def _receive_unusual(self, frame: Frame) -> memoryview | None:
-        """Let the library decide what `frame` means; return a message if one is now whole."""
+        """Have the library decide what `frame` means; return a message if one is now whole."""
         if self._unusual_left is not None:
             if not self._unusual_left:
                 raise FrameError(

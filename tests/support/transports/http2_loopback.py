@@ -65,7 +65,7 @@ class TestServer:
         return self.pipes.get(timeout=DEADLINE)
 
     def release(self) -> None:
-        """Let every handler return, and so every pipe end."""
+        """Make every handler return, and so every pipe end."""
         self._over.set()
 
     def _accept_loop(self) -> None:

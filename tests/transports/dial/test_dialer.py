@@ -25,7 +25,7 @@ def failure(text: str, seconds: float = 5) -> TransportError:
 
 
 def names(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[Any, ...]) -> None:
-    """Let every name have these addresses: there is no name server in a test."""
+    """Give every name these addresses: there is no name server in a test."""
 
     def look_up(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
         families = [socket.AF_INET6 if ":" in a[0] else socket.AF_INET for a in addresses]
