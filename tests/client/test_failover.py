@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from qanat.base.errors import RefusedError
 from qanat.client import session as client_session
 from qanat.client.client import Client, run_client
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
+from qanat.endpoints import target
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.server.server import Server
 from tests.support.applications import END, RESET, Target, connection, echo, ending_of, exchange, receive_exactly
@@ -254,14 +254,15 @@ def test_a_second_that_is_left_while_a_target_is_being_connected_to_keeps_that_s
 ) -> None:
     first, second = rig.first, rig.second
     connecting, reachable = threading.Event(), threading.Event()
-    connect = client_session.connect
+    connect = target.Target.connect
 
-    def connect_slowly(*arguments: Any, **options: Any) -> WakeableSocket:
+    def connect_slowly(one: target.Target) -> WakeableSocket:
         connecting.set()
         assert reachable.wait(SECONDS)
-        return connect(*arguments, **options)
+        return connect(one)
 
-    monkeypatch.setattr(client_session, "connect", connect_slowly)
+    monkeypatch.setattr(target.Target, "connect_now", lambda _: None)
+    monkeypatch.setattr(target.Target, "connect", connect_slowly)
     port = rig.remote_port
     rig.client_of_the_second(rig.remote)
     wait_until(lambda: listener_of(second) == [port], "the second listens")
