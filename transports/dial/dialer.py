@@ -74,10 +74,11 @@ def opening(wire: Wire, deadline: Deadline, cancel: Cancel, route: Route | None 
                 tcp.learn_failure(wire.addresses[1], stalled=deadline.passed)
             size = sum(len(name) + len(value) + 4 for name, value in route.headers) if route is not None else 0
             if size >= _LARGE_HEADERS:
-                error.hint += (
-                    f"; the configuration's `headers` have {size} bytes, which may be too large for a proxy on the way "
+                large = (
+                    f"the configuration's `headers` have {size} bytes, which may be too large for a proxy on the way "
                     "(nginx: large_client_header_buffers)"
                 )
+                error.hint = f"{error.hint}; or {large}" if error.hint else large
         raise
 
 
