@@ -14,9 +14,9 @@ from collections.abc import Callable
 from qanat.base.errors import NoThread
 from qanat.base.unexpected import log_unexpected
 
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 3.0
 """Seconds that a thread waits for something to do before it ends."""
-MOST_IDLE = 64
+MOST_IDLE = 24
 """Threads that wait at once; whoever has nothing to do beyond that ends."""
 IDLE_NAME = "shared-worker"
 """The name of a thread that waits."""

@@ -2,7 +2,7 @@
 
 One lock guards the core, all streams of the lane, and the present pipe's runner; it is never held while sealing,
 sending, receiving, or calling back.  A newer pipe is granted the lane by `acquire`, which ends the older one, and
-`run` carries it (`qanat.mux.pipe_runner`); in between, whoever has something to send waits for room.
+`start` carries it (`qanat.mux.pipe_runner`); in between, whoever has something to send waits for room.
 
 Who is woken: the core notes it (`qanat.mux.wakeups`), `wake_locked` does it before the lock is released, whatever
 was raised meanwhile.  The writer's condition is its pipe's, a stream's two are the stream's.  The lane's own:
@@ -13,6 +13,7 @@ whoever waits until a pipe is gone.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -143,6 +144,48 @@ class Lane:
                 raise Superseded("a later pipe has taken the lane meanwhile")
             return self.core.receiver.expected
 
+    def start(
+        self,
+        sealed: SealedPipe,
+        on_over: Callable[[PipeResult], None],
+        resume: ResumePoint = FIRST_PIPE,
+        *,
+        silence: float,
+        on_attached: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Carry the lane on this pipe until it ends; the calling thread reads until little comes, and returns then.
+
+        `resume` is what `acquire` has granted, and where both ends go on; a lane's first pipe needs no grant.
+        `silence` is the number of seconds after which the pipe counts as dead when not one raw byte came, or when
+        nothing could be sent.  `on_attached` is called once the lane is on the pipe.  `on_over` is called once, by some
+        thread and perhaps before this returns: the pipe is closed then, and the lane is on no pipe or on another.
+        What the peer or the path did, or a fault of this program, the PipeResult says; what `on_attached` raises is
+        raised, and nobody is called then.
+        """
+        runner = PipeRunner(self, sealed, self._watcher)
+
+        def over(result: PipeResult) -> None:
+            self._detach()
+            sealed.close("the pipe's reader has ended")
+            on_over(result)
+
+        try:
+            refused = self._attach(runner, resume)
+            if refused is None:
+                try:
+                    on_attached()
+                except BaseException:
+                    self._detach()
+                    raise
+        except BaseException:
+            sealed.close("the pipe was never read")
+            raise
+        if refused is None:
+            runner.start(silence, over)
+        else:
+            sealed.close("the lane was not on this pipe")
+            on_over(refused)
+
     def run(
         self,
         sealed: SealedPipe,
@@ -151,25 +194,10 @@ class Lane:
         silence: float,
         on_attached: Callable[[], None] = lambda: None,
     ) -> PipeResult:
-        """Carry the lane on this pipe until it ends; blocks, and is the pipe's reader thread meanwhile.
-
-        `resume` is what `acquire` has granted, and where both ends go on; a lane's first pipe needs no grant.
-        `silence` is the number of seconds after which the pipe counts as dead when not one raw byte came, or when
-        nothing could be sent.  `on_attached` is called once the lane is on the pipe.  The pipe is closed on return.
-        Never raises for what the peer or the path did: the PipeResult says it.
-        """
-        runner = PipeRunner(self, sealed, self._watcher)
-        try:
-            refused = self._attach(runner, resume)
-            if refused is not None:
-                return refused
-            try:
-                on_attached()
-                return runner.run(silence)
-            finally:
-                self._detach()
-        finally:
-            sealed.close("the pipe's reader has ended")
+        """Do as `start`, and block until the pipe has ended; return how."""
+        results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
+        self.start(sealed, results.put, resume, silence=silence, on_attached=on_attached)
+        return results.get()
 
     def pause_writer(self) -> int:
         """Have the writer begin no further record, until the pipe ends, `close` or `resume_writer`; does not block.

@@ -1,16 +1,16 @@
 """One pipe while it carries a lane: who reads, who writes, and all state that ends with it.
 
-While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone; it is the thread that calls `run`.  The
+While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone.  The
 *writer* waits for work, takes a record from the core under the lane's lock, and seals and sends it outside.
 
 While little moves, nothing crosses a thread.  Whoever has something small to send does so itself (`send_now`), which
 blocks nowhere: what the kernel does not take at once is left to the writer.  After QUIET_SECONDS without work the
 writer's thread is given back, and one is taken when there is some; after as long without a byte, or a few small
-records, the reader sleeps, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once than
+records, so is the reader's, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once than
 BUSY_READ.  What the two would do when a time has come, an ACK, a PING, an end for silence, the watcher's timer does.
 A pipe that cannot be watched keeps both threads.
 
-`PipeRunner` is made by `Lane.run` for each pipe and gone when the pipe is; which pipe has the lane is for
+`PipeRunner` is made by `Lane.start` for each pipe and gone when the pipe is; which pipe has the lane is for
 `qanat.mux.lane` to decide.
 """
 
@@ -100,8 +100,8 @@ class PipeRunner:
         self._silence = math.inf
         self._heard_at = 0.0  # when bytes came last, while the watcher reads
         self._watched = False  # the watcher reads
-        self._turn = threading.Lock()  # released by the watcher when it is the reader's turn again
-        self._turn.acquire()
+        self._without_thread = False  # nobody reads: there was no thread for it
+        self._on_over: Callable[[PipeResult], None] = _nothing
         self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
         self._work = threading.Condition(lane.lock)
@@ -122,32 +122,26 @@ class PipeRunner:
         self._close_next: Close | None = None  # after the present record
         self._close_sent = False
 
-    def run(self, silence: float) -> PipeResult:
-        """Carry the lane until the pipe ends; blocks, and is the pipe's reader meanwhile.
+    def start(self, silence: float, on_over: Callable[[PipeResult], None]) -> None:
+        """Carry the lane until the pipe ends; the calling thread reads until little comes, and returns then.
 
         `silence` is the number of seconds after which the pipe counts as dead when not one raw byte came, or when
-        nothing could be sent.  On return the pipe is closed and its writer has ended.  Never raises for what the peer
-        or the path did: the PipeResult says it.
+        nothing could be sent.  `on_over` is called once, by some thread and perhaps before this returns: the pipe is
+        closed then, and nobody sends on it any more.  Raises nothing: whatever happened, the PipeResult says it.
         """
-        result = PipeResult("the connection's thread failed", fault=True)
+        self._on_over = on_over
+        self._silence = silence
         try:
-            self._silence = silence
             self._sealed.pipe.set_wakeup(self._flush_wanted)
             self._sealed.set_timeouts(silence)
             self._begin_watching()
             with self._lock:
                 self._started = True
                 self._start_writer_locked()
-            result = self._reader_loop() if self._fd is None else self._read_in_turns()
-        except NoThread as error:
-            result = PipeResult(str(error))
-        except ProtocolError as error:
-            result = PipeResult(f"the peer broke the protocol: {error}", fault=True)
         except QanatError as error:
-            result = PipeResult(self._sealed.cause or str(error))
-        finally:
-            self._stop(result)
-        return result
+            self._end(PipeResult(self._sealed.cause or str(error)))
+        else:
+            self._read()
 
     def _begin_watching(self) -> None:
         if self._watcher is not None:
@@ -175,6 +169,14 @@ class PipeRunner:
         if self._fd is not None:
             self._sealed.pipe.unwatch()
         self._sealed.pipe.set_wakeup(_nobody)
+
+    def _end(self, result: PipeResult) -> None:
+        """End the pipe, and say so."""
+        on_over, self._on_over = self._on_over, _nothing
+        try:
+            self._stop(result)
+        finally:
+            on_over(result)
 
     # --- for the lane ---------------------------------------------------------------------------
 
@@ -320,69 +322,89 @@ class PipeRunner:
 
     # --- the reader -----------------------------------------------------------------------------
 
-    def _reader_loop(self) -> PipeResult:
-        """Read until the pipe ends, blocking for as long as the pipe's own timeout allows."""
-        while True:
-            try:
-                record = self._sealed.recv_record()
-            except QanatError as error:
-                return self._cut(error)
-            result = self._take(*record)
-            if result is not None:
-                return result
+    def _read(self) -> None:
+        """Read while much comes, in a thread that may block; then leave the pipe to the watcher, or end it."""
+        try:
+            result = self._reader_loop()
+        except ProtocolError as error:
+            result = PipeResult(f"the peer broke the protocol: {error}", fault=True)
+        except Exception:
+            result = self._own_fault()
+        if result is None:
+            result = self._leave_to_watcher()
+        if result is not None:
+            self._end(result)
 
-    def _read_in_turns(self) -> PipeResult:
-        """Read until the pipe ends: this thread while much comes, the watcher while little does."""
-        watcher, fd = self._watcher, self._fd
-        assert watcher is not None
-        assert fd is not None
-        while True:
-            result = self._read_busily()
-            if result is None:
-                self._sealed.trim_reading()
-                self._heard_at = time.monotonic()
-                self._watched = True
-                with self._lock:
-                    self._set_timer_locked()
-                watcher.add(fd, self._readable)
-                self._turn.acquire()
-                self._watched = False
-                result = self._found
-            if result is not None:
-                return result
+    def _reader_loop(self) -> PipeResult | None:
+        """Read until the pipe ends; None when little comes and the watcher can read.
 
-    def _read_busily(self) -> PipeResult | None:
-        """Read until the pipe ends, or until little comes (None): nothing for QUIET_SECONDS, or only small records."""
+        That is nothing for QUIET_SECONDS, or only small records for a while.
+        """
         sealed = self._sealed
+        watched = self._fd is not None
         small = 0
-        while small < SMALL_RECORDS or sealed.pipe.buffered:
+        while True:
             try:
-                record = sealed.recv_record_within(QUIET_SECONDS)
+                record = sealed.recv_record_within(QUIET_SECONDS) if watched else sealed.recv_record()
             except QanatError as error:
                 return self._cut(error)
             if record is None:
                 return None
-            small = small + 1 if len(record[1]) <= BUSY_READ // 4 else 0
             result = self._take(*record)
             if result is not None:
                 return result
+            small = small + 1 if len(record[1]) <= BUSY_READ // 4 else 0
+            if watched and small >= SMALL_RECORDS and not sealed.pipe.buffered:
+                return None
+
+    def _leave_to_watcher(self) -> PipeResult | None:
+        """Have the watcher read from now on; the result when it cannot."""
+        assert self._watcher is not None
+        assert self._fd is not None
+        self._sealed.trim_reading()
+        self._heard_at = time.monotonic()
+        self._watched = True
+        try:
+            with self._lock:
+                self._set_timer_locked()
+            self._watcher.add(self._fd, self._readable)
+        except NoThread as error:
+            return PipeResult(str(error))
         return None
 
     def _readable(self) -> Flushable | None:
-        """Read what has come, by the watcher; what is too much for it is left to the reader's thread."""
+        """Read what has come, by the watcher; what is too much for it is left to a thread."""
         try:
             busy = self._read_now()
         except ProtocolError as error:
             self._found, busy = PipeResult(f"the peer broke the protocol: {error}", fault=True), True
         except Exception:
-            log_unexpected(f"{self._lane.name}: reading ended")
-            self._found, busy = PipeResult("a fault of this program", fault=True), True
+            self._found, busy = self._own_fault(), True
         if busy:
-            assert self._watcher is not None
-            assert self._fd is not None
-            self._watcher.remove(self._fd)
-            self._turn.release()
+            self._leave_watcher()
         return None
+
+    def _leave_watcher(self) -> None:
+        """Have a thread read on, or end the pipe; without one, now or later, the watcher goes on.  By the watcher."""
+        assert self._watcher is not None
+        assert self._fd is not None
+        self._watcher.remove(self._fd)
+        self._watched = False
+        try:
+            WORKERS.start(f"{self._lane.name}-reader", self._read if self._found is None else self._end_found)
+        except NoThread as error:
+            log.warning("%s: %s", self._lane.name, error)
+            self._without_thread = True
+            if self._timer is not None:
+                self._timer.set(time.monotonic() + RETRY)
+
+    def _end_found(self) -> None:
+        assert self._found is not None
+        self._end(self._found)
+
+    def _own_fault(self) -> PipeResult:
+        log_unexpected(f"{self._lane.name}: reading ended")
+        return PipeResult("this program failed; please report its log", fault=True)
 
     def _read_now(self) -> bool:
         """Take the records that have come; whether the reader's thread should go on."""
@@ -469,6 +491,9 @@ class PipeRunner:
     def _time_has_come(self) -> Flushable | None:
         """Do what is due, by the watcher: an ACK, a PING, the end of a pipe on which nothing came."""
         now = time.monotonic()
+        if self._without_thread:
+            self._without_thread = False
+            self._leave_watcher()
         if self._watched and now - self._heard_at >= self._silence:
             self._sealed.close(f"nothing received for {self._silence:g} s")
             return None
@@ -605,3 +630,7 @@ class PipeRunner:
 
 def _nobody() -> None:
     """Wake nobody: the pipe is over."""
+
+
+def _nothing(result: PipeResult) -> None:
+    """Do nothing: whoever wanted to know has been told."""

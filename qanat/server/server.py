@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
@@ -28,11 +29,13 @@ from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
+from qanat.mux.pipe_runner import PipeResult
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
+from qanat.server.front_door.connection import Carry
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
@@ -126,9 +129,10 @@ class Server:
 
     # --- one connection -------------------------------------------------------------------------
 
-    def _serve_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+    def _serve_pipe(self, pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> Carry | None:
+        """Shake hands, and return how to carry the pipe; None when this client was turned away."""
         deadline = Deadline(self.settings.limits.handshake_timeout)
-        carry: Callable[[], None] | None = None
+        carry: Carry | None = None
         order = next(self._orders)
         try:
             handshake = ServerHandshake(self.identity, self._find_tokens, self._front_door.admission.rsa_gate)
@@ -144,11 +148,9 @@ class Server:
                 log.info("%s left in the handshake: %s", address, error)
         if carry is not None:  # also when the time was up just after READY: its lane is waiting for somebody
             slot.release()
-            carry()
+        return carry
 
-    def _admit(
-        self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline, order: int
-    ) -> Callable[[], None] | None:
+    def _admit(self, sealed: SealedPipe, address: ClientAddress, deadline: Deadline, order: int) -> Carry | None:
         """Judge HELLO and answer it; return what to do with the pipe, or None when this client was turned away."""
         kind, content = sealed.recv_record()
         if kind is not RecordKind.HELLO:
@@ -160,7 +162,7 @@ class Server:
 
     def _begin_session(
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline, order: int
-    ) -> Callable[[], None] | None:
+    ) -> Carry | None:
         """Begin a new session."""
         settings, client = self.settings, self._clients[sealed.result.name]
         lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
@@ -216,11 +218,11 @@ class Server:
             extra={"event": "connected", "client": session.name, "peer": str(address)},
         )
         lane = session.add_lane(0)
-        return lambda: self._carry(session, 0, lane, sealed, address, FIRST_PIPE)
+        return partial(self._carry, session, 0, lane, sealed, address, FIRST_PIPE)
 
     def _resume_session(
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline
-    ) -> Callable[[], None] | None:
+    ) -> Carry | None:
         """Take another pipe for a session.  A stolen, foreign, expired or unknown session gets the same answer."""
         name = sealed.result.name
         session = self.registry.find(name, hello.session)
@@ -262,7 +264,7 @@ class Server:
             extra={"event": "resumed", "client": name, "lane": hello.lane, "peer": str(address)},
         )
         resume = ResumePoint(hello.epoch, peer_expects=hello.expected, receive_from=expected)
-        return lambda: self._carry(session, hello.lane, lane, sealed, address, resume)
+        return partial(self._carry, session, hello.lane, lane, sealed, address, resume)
 
     def _carry(
         self,
@@ -272,9 +274,30 @@ class Server:
         sealed: SealedPipe,
         address: ClientAddress,
         resume: ResumePoint,
+        on_over: Callable[[], None],
     ) -> None:
+        """Carry a lane on its pipe; `on_over` is called when that is over.  Returns when little comes."""
         started = time.monotonic()
-        result = session.carry(number, lane, sealed, resume, silence=self.settings.keepalive.timeout)
+
+        def over(result: PipeResult) -> None:
+            try:
+                self._pipe_over(session, number, lane, address, resume, started, result)
+            finally:
+                on_over()
+
+        session.start(number, lane, sealed, resume, over, silence=self.settings.keepalive.timeout)
+
+    def _pipe_over(
+        self,
+        session: ServerSession,
+        number: int,
+        lane: Lane,
+        address: ClientAddress,
+        resume: ResumePoint,
+        started: float,
+        result: PipeResult,
+    ) -> None:
+        """Say how a pipe ended, and have somebody wait for the lane's next one."""
         lived, cause = time.monotonic() - started, printable(result.cause)
         extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
         if session.ended.is_set() or session.find_lane(number) is not lane:

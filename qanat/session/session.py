@@ -7,6 +7,7 @@ while one stream or one control message is handled ends that stream or is lost w
 from __future__ import annotations
 
 import logging
+import queue
 import secrets
 import socket
 import threading
@@ -30,6 +31,8 @@ from qanat.session.messages import StreamRequest, decode_request
 
 log = logging.getLogger("qanat.session")
 
+FAILED = "this program failed; please report its log"
+"""What a session is told that ends by a fault of this program."""
 PING_ROUND = 0.05
 """Seconds in which `answers` looks at every lane once."""
 
@@ -145,6 +148,41 @@ class Session(ABC):
             asked = [(lane, question) for lane, question in asked if not lane.over]
         return False
 
+    def start(
+        self,
+        number: int,
+        lane: Lane,
+        sealed: SealedPipe,
+        resume: ResumePoint,
+        on_over: Callable[[PipeResult], None],
+        *,
+        silence: float,
+        on_attached: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Carry `lane` on this pipe until it ends, and draw the conclusions.  Parameters as for `Lane.start`.
+
+        The calling thread reads until little comes, and returns then.  `on_over` is called once, after the conclusions;
+        while it is, and before, this session is `carried`.  An error that nobody expected ends the session.
+        """
+
+        def over(result: PipeResult) -> None:
+            try:
+                self._conclude(number, lane, result)
+            except Exception:
+                log_unexpected(f"{lane.name}: the end of its connection was not dealt with")
+                self.end(FAILED)
+            finally:
+                self._count_carrying(-1)
+                self._watcher.stir()  # a connection has given its memory back
+                on_over(result)
+
+        self._count_carrying(1)
+        try:
+            lane.start(sealed, over, resume, silence=silence, on_attached=on_attached)
+        except Exception:
+            log_unexpected(f"{lane.name}: its connection was not carried")
+            over(PipeResult(FAILED, fault=True))
+
     def carry(
         self,
         number: int,
@@ -155,27 +193,18 @@ class Session(ABC):
         silence: float,
         on_attached: Callable[[], None] = lambda: None,
     ) -> PipeResult:
-        """Run `lane` on this pipe until it ends, and draw the conclusions.  Parameters as for `Lane.run`.
+        """Do as `start`, and block until the pipe has ended; return how."""
+        results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
+        self.start(number, lane, sealed, resume, results.put, silence=silence, on_attached=on_attached)
+        return results.get()
 
-        Blocks for as long as the pipe lives.  An error that nobody expected ends the session, and is raised.
-        """
+    def _count_carrying(self, change: int) -> None:
         with self._lock:
-            self._carrying += 1
-        try:
-            result = lane.run(sealed, resume, silence=silence, on_attached=on_attached)
-            self._conclude(number, lane, result)
-        except BaseException:
-            self.end("this program failed; please report its log")  # or nobody would wait for the lane's next pipe
-            raise
-        finally:
-            with self._lock:
-                self._carrying -= 1
-            self._watcher.stir()  # a connection has given its memory back
-        return result
+            self._carrying += change
 
     @property
     def carried(self) -> bool:
-        """Whether some thread is in `carry`, and will log how its pipe ended."""
+        """Whether a pipe carries a lane of it, and somebody will log how that ended."""
         with self._lock:
             return self._carrying > 0
 

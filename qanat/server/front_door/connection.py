@@ -52,7 +52,10 @@ log = logging.getLogger("qanat.front_door")
 HEALTH_PATH = "/healthz"
 """What monitoring asks for, and gets 200."""
 
-OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], None]
+Carry = Callable[[Callable[[], None]], None]
+"""Carries a pipe to its end; returns when little comes on it, and calls what it is given once the pipe is over."""
+OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], Carry | None]
+"""What to do with a pipe; it returns how to go on with it, or None when that is over."""
 
 _PLAIN_ON_TLS = (
     "plain HTTP from %s on a port that speaks TLS: use https:// or wss://, "
@@ -169,9 +172,17 @@ class _NotServed(Exception):
 class FrontConnection:
     """One connection.  `serve` runs in its own thread; everything else may be called from any other."""
 
-    def __init__(self, context: FrontDoorContext, sock: socket.socket, address: tuple[object, ...]) -> None:
-        """Take over `sock`, from `address`.  Its deadline begins now."""
+    def __init__(
+        self,
+        context: FrontDoorContext,
+        sock: socket.socket,
+        address: tuple[object, ...],
+        on_over: Callable[[FrontConnection], None],
+    ) -> None:
+        """Take over `sock`, from `address`.  Its deadline begins now; `on_over` is called once, when it is closed."""
         self._context = context
+        self._on_over: Callable[[FrontConnection], None] | None = on_over
+        self._carry: Carry | None = None  # how to go on with the pipe that it has become
         self.deadline = Deadline(context.settings.limits.header_timeout)
         self.peer = format_address(address)
         self.ip = str(address[0]).partition("%")[0]
@@ -183,18 +194,34 @@ class FrontConnection:
         self._http2: Http2Server | None = None
 
     def serve(self) -> None:
-        """Serve the connection to its end, and close it.  Blocks as long as the tunnel lives; never raises."""
+        """Serve the connection to its end, and close it; never raises.
+
+        Blocks, but for a tunnel on which little comes: the calling thread is done with that, and another one will end
+        it.
+        """
         try:
             self._open_wire()
             self._serve_wire()
+            if self._carry is not None:
+                self._carry(self._over)
+                return  # it may be over by now, or much later
         except _NotServed:
             pass
         except (QanatError, OSError) as error:
             log.debug("connection from %s ended: %s", self.peer, error)
         except Exception:
             log_unexpected(f"the connection from {self.peer} ended")
-        finally:
-            self.close()
+        self._over()
+
+    def _over(self) -> None:
+        """Close the connection, and say so, once."""
+        with self._lock:
+            on_over, self._on_over = self._on_over, None
+        if on_over is not None:
+            try:
+                self.close()
+            finally:
+                on_over(self)
 
     def close(self) -> None:
         """Close the connection, whatever it is.  Idempotent."""
@@ -354,7 +381,7 @@ class FrontConnection:
             slot.release()
 
     def _hand_over(self, upgrade: UpgradeRequest, rest: bytes, address: ClientAddress, slot: HandshakeSlot) -> None:
-        """Make the connection a pipe and give it to `on_pipe`, which owns it until it returns."""
+        """Make the connection a pipe and give it to `on_pipe`, which owns it from then on."""
         self._context.admission.unfinished.forget(self)  # before the client can know, and count on it
         try:
             pipe = accept(upgrade, self._wire, rest)
@@ -369,10 +396,11 @@ class FrontConnection:
                 if self._context.closing.is_set():
                     return
                 self._ours = False
-            self._context.on_pipe(pipe, address, slot)
+            self._carry = self._context.on_pipe(pipe, address, slot)
         finally:
             slot.release()  # before the peer can see the end, and come again at once
-            pipe.close("the server has ended this connection")
+            if self._carry is None:
+                pipe.close("the server has ended this connection")
 
     # --- small things
 
@@ -512,7 +540,11 @@ class Http2Connection:
             if not context.closing.is_set():
                 self._count_pipe(+1)
                 try:
-                    context.on_pipe(exchange.accept(), address, slot)
+                    carry = context.on_pipe(exchange.accept(), address, slot)
+                    if carry is not None:
+                        over = threading.Event()
+                        carry(over.set)
+                        over.wait()
                 finally:
                     self._count_pipe(-1)
         finally:

@@ -118,9 +118,12 @@ class FrontDoor:
         self._deadlines.close()
 
     def join(self, timeout: float) -> list[str]:
-        """Wait at most `timeout` seconds for every thread; return the names of those still running."""
+        """Wait at most `timeout` seconds for every thread and connection; return the names of those still there."""
         deadline = Deadline(timeout)
-        return self._threads.join(timeout) + self._deadlines.join(deadline.remaining() or 0.0)
+        stuck = self._threads.join(timeout) + self._deadlines.join(deadline.remaining() or 0.0)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._connections, deadline.remaining())
+            return stuck + [f"connection from {connection.peer}" for connection in self._connections]
 
     # --- accepting
 
@@ -185,7 +188,7 @@ class FrontDoor:
                 self._changed.wait(_PAUSE)
 
     def _serve_in_thread(self, sock: socket.socket, address: tuple[object, ...]) -> None:
-        connection = FrontConnection(self._context, sock, address)
+        connection = FrontConnection(self._context, sock, address, self._forget)
         with self._changed:
             self._connections.add(connection)
             self.admission.unfinished.add(connection, connection.ip, connection.give_way)
@@ -195,7 +198,7 @@ class FrontDoor:
         self._deadlines.add(connection)
         started = False
         try:
-            self._threads.start(f"front {connection.peer}", partial(self._serve, connection))
+            self._threads.start(f"front {connection.peer}", connection.serve)
             started = True
         except NoThread as error:
             if self._log_throttle.due("threads"):
@@ -206,12 +209,6 @@ class FrontDoor:
                 connection.close()
         if not started:
             self._wait_for_an_end()
-
-    def _serve(self, connection: FrontConnection) -> None:
-        try:
-            connection.serve()
-        finally:
-            self._forget(connection)
 
     def _forget(self, connection: FrontConnection) -> None:
         self._deadlines.forget(connection)
