@@ -121,9 +121,11 @@ class FrontDoor:
         """Wait at most `timeout` seconds for every thread and connection; return the names of those still there."""
         deadline = Deadline(timeout)
         stuck = self._threads.join(timeout) + self._deadlines.join(deadline.remaining() or 0.0)
+        if stuck:
+            return stuck
         with self._changed:
             self._changed.wait_for(lambda: not self._connections, deadline.remaining())
-            return stuck + [f"connection from {connection.peer}" for connection in self._connections]
+            return [f"the connection from {connection.peer}" for connection in self._connections]
 
     # --- accepting
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from qanat.base.deadline import Deadline
+from qanat.base.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
+from qanat.transports import pipe as transports
 from tests.support.background import Background, wait_until
 from tests.support.mux.cores import KIB
 from tests.support.mux.rig import DEADLINE, pattern, read_all, sealed_pair, write_all
@@ -24,10 +27,14 @@ MIB = 1024 * KIB
 class End:
     """A lane, and the pipes that have carried it."""
 
-    def __init__(self, parameters: LaneParameters) -> None:
+    def __init__(self, parameters: LaneParameters, watcher: Watcher | None = None) -> None:
         self.opened: list[Stream] = []
         self.lane = Lane(
-            "client" if parameters.client else "server", parameters, on_open=self.opened.append, on_control=bytes
+            "client" if parameters.client else "server",
+            parameters,
+            on_open=self.opened.append,
+            on_control=bytes,
+            watcher=watcher,
         )
         self.endings: list[Background[PipeResult]] = []
 
@@ -58,9 +65,17 @@ class Pipe:
 class Lanes:
     """A client's lane and a server's, over one pipe after the other.  `connect` does what HELLO and READY do."""
 
-    def __init__(self, client: LaneParameters | None = None, server: LaneParameters | None = None) -> None:
-        self.client = End(client or LaneParameters(client=True))
-        self.server = End(server or LaneParameters(client=False))
+    def __init__(
+        self,
+        client: LaneParameters | None = None,
+        server: LaneParameters | None = None,
+        *,
+        pipes: Callable[[], tuple[transports.Pipe, transports.Pipe]] = memory_pair,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.client = End(client or LaneParameters(client=True), watcher)
+        self.server = End(server or LaneParameters(client=False), watcher)
+        self._pipes = pipes
         self.epoch = -1
         self.pipes: list[Pipe] = []
 
@@ -82,7 +97,7 @@ class Lanes:
                 assert kind is not None or end.lane.core.sender.buffers.lent == 0, "buffers are missing"
 
     def new_pipe(self) -> Pipe:
-        pipe = Pipe(*sealed_pair(*memory_pair()))
+        pipe = Pipe(*sealed_pair(*self._pipes()))
         self.pipes.append(pipe)
         return pipe
 

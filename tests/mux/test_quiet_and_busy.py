@@ -1,0 +1,127 @@
+"""The inline path and the pipeline are one: whatever is sent in which way, and wherever it is cut, all bytes come once.
+
+Real WebSocket pipes over TCP with small buffers, so that a record is sometimes taken in part; a watcher reads while
+little comes, threads while much does, and pipes are cut and replaced at any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qanat.base.watcher import Watcher
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.stream import Stream
+from qanat.transports.pipe import Pipe
+from qanat.transports.websocket.frames import Opcode
+from qanat.transports.websocket.machine import Outcome
+from qanat.transports.websocket.pipe import WebSocketPipe
+from qanat.transports.wire.tcp import TcpWire
+from tests.support.background import Background
+from tests.support.mux.resuming_rig import Lanes
+from tests.support.mux.rig import pattern, read_all, write_all
+from tests.support.transports.loopback import socket_pair
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one end does next, and whether the pipe is cut right behind it."""
+
+    up: bool
+    inline: bool
+    size: int
+    cut: bool
+
+
+class NoLibrary:
+    """What a library's machine says of the one frame that is no message here: the close."""
+
+    def receive(self, frame: bytes) -> Outcome:
+        assert frame[0] == 0x80 | Opcode.CLOSE
+        return Outcome(closed="the other end closed the WebSocket")
+
+
+class BusyPipe(WebSocketPipe):
+    """A pipe that leaves all to threads."""
+
+    @property
+    def can_send_now(self) -> bool:
+        return False
+
+    def watch(self) -> None:
+        return None
+
+
+def steps() -> st.SearchStrategy[list[Step]]:
+    small = st.builds(Step, st.booleans(), st.just(True), st.integers(1, 16 * KIB), st.booleans())
+    bulk = st.builds(Step, st.booleans(), st.just(False), st.integers(1, 600 * KIB), st.booleans())
+    return st.lists(st.one_of(small, small, small, bulk), min_size=1, max_size=12)
+
+
+@contextmanager
+def lanes_over_websocket(*, quiet: bool) -> Iterator[Lanes]:
+    """Lanes that have the inline path and a watcher, or neither."""
+    with ExitStack() as sockets, ExitStack() as stack:
+        watcher = Watcher() if quiet else None
+        if watcher is not None:
+            stack.callback(watcher.close)
+
+        def pipes() -> tuple[Pipe, Pipe]:
+            client, server = socket_pair(sockets, small_buffers=True)
+            kind = WebSocketPipe if quiet else BusyPipe
+            return (
+                kind(TcpWire(client), NoLibrary(), is_client=True),
+                kind(TcpWire(server), NoLibrary(), is_client=False),
+            )
+
+        client, server = LaneParameters(client=True), LaneParameters(client=False)
+        yield stack.enter_context(Lanes(client, server, pipes=pipes, watcher=watcher))
+
+
+def send(stream: Stream, data: bytes, *, inline: bool) -> None:
+    """Send as a quiet pump does, or as a busy one."""
+    if not inline:
+        write_all(stream, data)
+        return
+    while data:
+        room = stream.wait_writable()
+        stream.queue(data[:room])
+        stream.lane.flush()
+        data = data[room:]
+
+
+def run(script: list[Step], *, quiet: bool) -> tuple[bytes, bytes]:
+    """Carry out `script`; return what came at the server and at the client."""
+    with lanes_over_websocket(quiet=quiet) as lanes:
+        ours, theirs = lanes.open()
+        came = [Background(lambda: read_all(theirs)), Background(lambda: read_all(ours))]
+        sent = {True: 0, False: 0}
+        for step in script:
+            data = pattern(sent[step.up] + step.size, int(step.up))[sent[step.up] :]
+            sent[step.up] += step.size
+            writing = Background(partial(send, ours if step.up else theirs, data, inline=step.inline))
+            if step.cut:
+                lanes.pipes[-1].cut()
+                lanes.connect()
+            writing.result()
+        ours.finish()
+        theirs.finish()
+        up, down = came[0].result(), came[1].result()
+        ours.release()
+        theirs.release()
+        assert up == pattern(sent[True], 1)
+        assert down == pattern(sent[False], 0)
+        return up, down
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps())
+def test_all_comes_once_whatever_path_it_takes_and_wherever_it_is_cut(script: list[Step]) -> None:
+    assert run(script, quiet=True) == run(script, quiet=False)
