@@ -8,7 +8,8 @@ below it.  Everything above this room knows only `Pipe`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 MAX_MESSAGE = 256 * 1024 + 64
@@ -141,6 +142,8 @@ class Pipe(ABC):
     """The other end as people know it: `host:port`."""
     addresses: tuple[SockAddr, SockAddr] | None = None
     """Those of the connection below, see `Wire.addresses`; the remote one is a proxy's when there is one."""
+    cookies: Mapping[str, str] = MappingProxyType({})
+    """What the answer to a client's request set, mostly a load balancer's."""
     headroom: int
     """How many bytes before the message `send` may overwrite with its own header."""
     max_message: int = MAX_MESSAGE

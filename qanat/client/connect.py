@@ -7,7 +7,7 @@ uses it for a session's first connection, `qanat.client.reconnector` for all oth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from qanat.base.addresses import parse_address
@@ -23,6 +23,7 @@ from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
+from qanat.transports.dial.answer_fields import with_newer
 from qanat.transports.dial.proxies import Proxy
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.tcp import learn_failure, learn_success
@@ -66,6 +67,7 @@ class Connector:
         self._keys = keys
         self._known_hosts = known
         self._route = route_of(settings)
+        self._cookies: dict[str, Mapping[str, str]] = {}  # by host; a load balancer's, each replaced as a whole
         # Files that cannot be used end the start, not each try.
         if any(url.tls for url in urls):
             self._route.tls_context(())
@@ -93,6 +95,8 @@ class Connector:
         """
         settings = self._settings
         route = replace(self._route, node=node)
+        if node is not None:
+            route = replace(route, cookies=tuple(self._cookies.get(candidate.url.host, {}).items()))
         pipe = _CONNECT[candidate.transport](
             candidate.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
@@ -127,6 +131,8 @@ class Connector:
                 raise
             if sealed.pipe.addresses is not None:
                 learn_success(sealed.pipe.addresses[1])
+            host = candidate.url.host
+            self._cookies[host] = with_newer(self._cookies.get(host, {}), sealed.pipe.cookies)
             if kind is RecordKind.CLOSE:
                 raise _turned_away(Close.decode(content))
             if kind is not RecordKind.READY:

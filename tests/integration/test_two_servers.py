@@ -57,7 +57,7 @@ class Client:
 class Site:
     """Both servers, and HAProxy before them."""
 
-    def __init__(self, directory: Path, stack: ExitStack, without: str | None = None) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, without: str | None = None, instead: str = "") -> None:
         self.directory = directory
         self.servers = {node: stack.enter_context(Tunnel(directory / node, server={"node": node})) for node in NODES}
         first, second = self.servers.values()
@@ -73,7 +73,7 @@ class Site:
         for server in self.servers.values():
             server.server_settings |= {"identity": str(first.directory / "server.key"), "clients": accounts}
             server.start_server()
-        start = partial(start_haproxy_two_servers, second_port=second.port, without=without)
+        start = partial(start_haproxy_two_servers, second_port=second.port, without=without, instead=instead)
         self.front = TunnelProxy(directory / "front", first.port, start)
         stack.enter_context(self.front.start())
 
@@ -155,6 +155,20 @@ def test_when_a_server_is_killed_its_clients_begin_anew_on_the_other(
         assert moved.node == kept.node
         check_goes_on(goes_on)
     assert kept.program.count(SERVES) == 1
+
+
+def test_a_load_balancers_own_cookie_leads_back_too(tmp_path: Path, stack: ExitStack) -> None:
+    """As the load balancers of clouds and ingresses set it, which know nothing of ours."""
+    site = Site(tmp_path, stack, without="cookie qanat-node", instead="cookie SRV insert indirect nocache")
+    target = stack.enter_context(Target(echo))
+    clients = [Client(site, transport, target, stack) for transport in ("websocket", "http2")]
+    with streams(clients) as talks:
+        for number in range(4):
+            cut(clients, RESUMED, count=number + 1)
+            for talk in talks:
+                check_goes_on(talk)
+    for client in clients:
+        assert client.program.count(SERVES) == 1
 
 
 def test_without_the_cookie_a_session_is_lost_that_comes_to_the_other_server(tmp_path: Path, stack: ExitStack) -> None:

@@ -11,6 +11,7 @@ import re
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.base.untrusted import header_text, http_status, number, words
+from qanat.transports.dial.answer_fields import mapping
 from qanat.transports.pipe import Wire
 
 MAX_HEAD = 64 * 1024
@@ -18,9 +19,6 @@ MAX_HEAD = 64 * 1024
 
 MAX_REASON = 300
 """Bytes of a body in which a reason is looked for."""
-
-_LISTS = ("connection", "upgrade", "proxy-authenticate", "www-authenticate", "sec-websocket-extensions")
-"""Headers of which several mean what one with all values does (RFC 9110 §5.3), and that are looked at."""
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
@@ -41,9 +39,7 @@ class AnswerReader:
         """What came after the last head."""
 
     def read(self) -> tuple[int, dict[str, str]]:
-        """Status and headers of the next answer, names in lower case.
-
-        Of headers that come twice all count where they are lists, otherwise the last.
+        """Status and headers of the next answer, as `answer_fields.mapping` has them.
 
         Blocks until the deadline.  Raises TransportError whose hint says what to do.
         """
@@ -106,13 +102,8 @@ class AnswerReader:
         status = http_status(first.partition(" ")[2].lstrip()[:4].rstrip())
         if not status:
             raise self._not_http(head)
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, _, value = line.partition(":")
-            name, value = name.strip().lower(), value.strip()
-            before = headers.get(name) if name in _LISTS else None
-            headers[name] = f"{before}, {value}" if before else value
-        return status, headers
+        fields = (line.partition(":") for line in lines)
+        return status, mapping((name.strip().lower(), value.strip()) for name, _, value in fields)
 
     def _not_http(self, received: bytes) -> TransportError:
         if received[:1] in (b"\x15", b"\x16"):  # a TLS alert or handshake record, RFC 8446 §5.1

@@ -35,6 +35,7 @@ class Route:
     proxy: Proxy | EnvironmentProxies | None = None
     host: str | None = None  # the Host header, or :authority; the URL's when None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # further ones; may be secrets
+    cookies: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # that a load balancer set
     node: str | None = None  # of several servers behind one address, the one that a load balancer should choose
 
     def proxy_for(self, url: TunnelUrl) -> Proxy | None:
@@ -56,13 +57,16 @@ class Route:
     def with_headers(self, defaults: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """`defaults` and the route's own headers, which come instead of defaults of the same name.
 
-        A `node` is named in a cookie, after those of the route's headers, which become one header (RFC 6265 §5.4).  One
-        that is not 1 to 64 of A-Z a-z 0-9 . _ - is not sent: it came from the other end.
+        `cookies` and `node`, which is a cookie too, come after those in the route's headers, and all become one header
+        (RFC 6265 §5.4).  A node that is not 1 to 64 of A-Z a-z 0-9 . _ - is not sent: it came from the other end.
         """
         own = list(self.headers)
+        further = [f"{name}={value}" for name, value in self.cookies]
         if self.node is not None and NAME.fullmatch(self.node):
+            further.append(f"{NODE_COOKIE}={self.node}")
+        if further:
             cookies = [value.strip(" ;") for name, value in own if name.lower() == "cookie"]
-            cookies.append(f"{NODE_COOKIE}={self.node}")
+            cookies += further
             own = [header for header in own if header[0].lower() != "cookie"]
             own.append(("Cookie", "; ".join(filter(None, cookies))))
         replaced = {name.lower() for name, _ in own}

@@ -10,6 +10,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, TransportError
 from qanat.base.untrusted import header_text, words
+from qanat.transports.dial.answer_fields import cookies
 from qanat.transports.dial.dialer import dial, opening
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
@@ -70,7 +71,9 @@ def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadlin
     finally:
         del problem  # its traceback has this frame
     stream.answered = True
-    return Http2Pipe(engine, stream, engine.end, alone=True)
+    pipe = Http2Pipe(engine, stream, engine.end, alone=True)
+    pipe.cookies = cookies(answer)
+    return pipe
 
 
 def _await_answer(

@@ -37,6 +37,7 @@ from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from qanat.base.errors import ProtocolError
 from qanat.base.untrusted import header_text, http_status, words
+from qanat.transports.dial.answer_fields import mapping
 from qanat.transports.dial.errors import explain_reset
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.frames import (
@@ -433,7 +434,7 @@ class Http2Core:
 
     def _stream_event(self, stream: Http2Stream, event: Event) -> None:
         if isinstance(event, ResponseReceived):
-            headers = dict(_decode(event.headers))
+            headers = mapping(_decode(event.headers))
             stream.response = http_status(headers.pop(":status", "")), headers
             stream.readable.notify_all()
         elif isinstance(event, TrailersReceived):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, TransportError
 from qanat.base.version import __version__
+from qanat.transports.dial.answer_fields import cookies
 from qanat.transports.dial.dialer import dial, opening
 from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.http_answer import AnswerReader
@@ -173,7 +175,9 @@ def _upgrade(url: TunnelUrl, route: Route, wire: Wire, deadline: Deadline) -> Pi
         ) from error
     wire.set_read_timeout(None)
     client.sock = capture  # type: ignore[assignment]  # from now on it is fed frame by frame
-    return WebSocketPipe(wire, ClientMachine(client, capture), is_client=True, first=opening.rest)
+    pipe = WebSocketPipe(wire, ClientMachine(client, capture), is_client=True, first=opening.rest)
+    pipe.cookies = opening.cookies
+    return pipe
 
 
 class _Opening:
@@ -190,6 +194,7 @@ class _Opening:
         self._head: memoryview | None = None
         self.rest = b""
         """What came after the head."""
+        self.cookies: Mapping[str, str] = {}
 
     def send(self, data: bytes) -> int:
         with contextlib.suppress(TransportError):  # what reading says is better: a server may refuse us and close
@@ -228,6 +233,7 @@ class _Opening:
             reason = reader.read_reason(headers) if status == 400 else ""
             raise explain_status(status, headers, "websocket", url, reason=reason)
         self.rest = reader.rest
+        self.cookies = cookies(headers)
         self._check_headers(headers)
         # A proxy may take the subprotocol away, on which the library would insist.
         headers.setdefault("sec-websocket-protocol", SUBPROTOCOL)

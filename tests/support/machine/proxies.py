@@ -96,15 +96,17 @@ def start_haproxy(place: Place, *, settings: str = "") -> Haproxy:
     return _haproxy(place, deployed("haproxy.cfg", {**_haproxy_front(place), _SERVER: place.server}), settings)
 
 
-def start_haproxy_two_servers(place: Place, *, second_port: int, without: str | None = None) -> Haproxy:
-    """Before `place.server` and another server; `without` is a line that is left out."""
+def start_haproxy_two_servers(
+    place: Place, *, second_port: int, without: str | None = None, instead: str = ""
+) -> Haproxy:
+    """Before `place.server` and another server; `without` is a line that is left out, or has another one `instead`."""
     text = deployed(
         "haproxy-two-servers.cfg",
         {
             **_haproxy_front(place),
             "10.0.0.11:8443": place.server,
             "10.0.0.12:8443": f"127.0.0.1:{second_port}",
-            **({} if without is None else {f"    {without}\n": ""}),
+            **({} if without is None else {f"    {without}\n": f"    {instead}\n"}),
         },
     )
     return _haproxy(place, text)

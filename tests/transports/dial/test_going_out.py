@@ -375,15 +375,17 @@ def test_another_address_name_host_and_headers(
 
 @pytest.mark.parametrize("transport", CONNECT)
 @pytest.mark.parametrize(
-    ("headers", "node", "expected"),
+    ("headers", "cookies", "node", "expected"),
     [
-        ((), "b-2.example_x", ("qanat-node=b-2.example_x",)),
-        ((("cookie", "a=b;"), ("X-Team", "t"), ("Cookie", "c=d")), "x" * 64, ("a=b; c=d; qanat-node=" + "x" * 64,)),
-        ((("Cookie", "a=b"),), None, ("a=b",)),
-        ((("Cookie", "a=b"),), "x; c=d", ("a=b",)),
-        ((), "x\r\nX-Evil: 1", ()),
-        ((), "x" * 65, ()),
-        ((), "", ()),
+        ((), (), "b-2.example_x", ("qanat-node=b-2.example_x",)),
+        ((("Cookie", "a=b"),), (("SRV", "one"), ("L", "x=")), "two", ("a=b; SRV=one; L=x=; qanat-node=two",)),
+        ((), (("SRV", "one"),), None, ("SRV=one",)),
+        ((("cookie", "a=b;"), ("X-Team", "t"), ("Cookie", "c=d")), (), "x" * 64, ("a=b; c=d; qanat-node=" + "x" * 64,)),
+        ((("Cookie", "a=b"),), (), None, ("a=b",)),
+        ((("Cookie", "a=b"),), (), "x; c=d", ("a=b",)),
+        ((), (), "x\r\nX-Evil: 1", ()),
+        ((), (), "x" * 65, ()),
+        ((), (), "", ()),
     ],
 )
 def test_the_node_is_named_in_a_cookie_beside_the_users_own(
@@ -392,11 +394,12 @@ def test_the_node_is_named_in_a_cookie_beside_the_users_own(
     good_certificate: Certificate,
     transport: str,
     headers: tuple[tuple[str, str], ...],
+    cookies: tuple[tuple[str, str], ...],
     node: str | None,
     expected: tuple[str, ...],
 ) -> None:
     server = recording_server(stack, transport, good_certificate)
-    route = Route(ca_file=authority.ca_file, headers=headers, node=node)
+    route = Route(ca_file=authority.ca_file, headers=headers, cookies=cookies, node=node)
     url = TunnelUrl.parse(f"wss://localhost:{server.port}/tunnel")
     exchange(stack, CONNECT[transport](url, route=route, deadline=Deadline(DEADLINE)), server.pipe())
     request = server.requests[0]
