@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contenders import OTHERS
-from benchmarks.plots import bars, write_plots
-from benchmarks.processes import ROOT
 from benchmarks.qanat_contenders import QANAT
-from benchmarks.results import Results
+from benchmarks.report.plots import bars, write_plots
+from benchmarks.report.results import Results
+from benchmarks.report.tables import full_tables, goal_table, made_with, notes, plain, put_between, short_table
+from benchmarks.rig.processes import ROOT
 from benchmarks.rounds import ALL_GROUPS, Plan, Run
-from benchmarks.tables import full_tables, goal_table, made_with, notes, plain, put_between, short_table
 from qanat.base.files_limit import raise_open_files_limit
 
 CONTENDERS = (*OTHERS, *QANAT)

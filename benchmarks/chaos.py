@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report import made_on, number, table, write_section
+from benchmarks.report.sections import made_on, number, table, write_section
 from qanat.cli.demo import TRANSPORTS
 from tests.support.chaos import SILENT, deck
 from tests.support.harness import ROOT

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import load, processes
-from benchmarks.processes import Started
-from benchmarks.target import ECHO
+from benchmarks.rig import load, processes
+from benchmarks.rig.processes import Started
+from benchmarks.rig.target import ECHO
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.machine.ports import unused_port
 from tests.support.machine.programs import find_program

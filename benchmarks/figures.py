@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks import load, processes
 from benchmarks.contenders import Contender, Running
+from benchmarks.rig import load, processes
 
 Values = dict[str, float]
 

@@ -1,14 +1,14 @@
-"""Figures over lines that are long or narrow: between two namespaces, through `benchmarks.line`.
+"""Figures over lines that are long or narrow: between two namespaces, through `benchmarks.rig.line`.
 
 Raw TCP takes the same line, and is the row to compare with.
 """
 
 from __future__ import annotations
 
-from benchmarks import load
 from benchmarks.contenders import Contender, Running
 from benchmarks.figures import Figure, Lengths, Values, percentile
-from benchmarks.namespaces import Line
+from benchmarks.rig import load
+from benchmarks.rig.namespaces import Line
 
 MBIT, GBIT = 1_000_000, 1_000_000_000
 

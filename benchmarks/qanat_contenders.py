@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import LOOPBACK, Contender, Process, Running, Site, await_echo
-from benchmarks.processes import ROOT, python
+from benchmarks.rig.processes import ROOT, python
 from qanat.base.version import __version__
 from qanat.cli.demo import TRANSPORTS
 from qanat.handshake.identity import load_or_create_identity

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.report import made_on
+from benchmarks.report.sections import made_on
 from qanat.cli.demo import TRANSPORTS
 from tests.support.chaos import ChaosRelay
 from tests.support.harness import ROOT, Tunnel

@@ -27,11 +27,11 @@ from benchmarks.figures import (
     client_figures,
     measure_clients,
 )
-from benchmarks.namespaces import FAR, Line, Machines, impossible
 from benchmarks.paths import lines, measure_path, path_figures
-from benchmarks.processes import Started, python
-from benchmarks.results import Failure, Results
-from benchmarks.summary import rotated
+from benchmarks.report.results import Failure, Results
+from benchmarks.report.summary import rotated
+from benchmarks.rig.namespaces import FAR, Line, Machines, impossible
+from benchmarks.rig.processes import Started, python
 
 CLIENTS, PATHS = "clients", "paths"
 ALL_GROUPS = (*(group.name for group in GROUPS), CLIENTS, PATHS)
@@ -205,7 +205,7 @@ class Run:
 
     def _start_target(self, host: str, stack: ExitStack) -> tuple[Started, int]:
         file = self._root / f"target-{host}"
-        target = Started(*python("-m", "benchmarks.target", host, file))
+        target = Started(*python("-m", "benchmarks.rig.target", host, file))
         stack.callback(target.stop)
         target.wait_until(file.exists, "listening")
         return target, int(file.read_text())

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import made_on, number, table
+from benchmarks.report.sections import made_on, number, table
 from tests.support import scenarios
 from tests.support.applications import Target, echo, stalled
 from tests.support.harness import ROOT, Tunnel

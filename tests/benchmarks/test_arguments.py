@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.__main__ import CONTENDERS, QUICK_CONTENDERS, parse
-from benchmarks.goals import GOALS
+from benchmarks.report.goals import GOALS
 from benchmarks.rounds import ALL_GROUPS, Plan
 from qanat.cli.demo import TRANSPORTS
 

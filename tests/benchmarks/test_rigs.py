@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load
 from benchmarks.contenders import OTHERS, Site
 from benchmarks.figures import Lengths, client_figures, measure_clients
-from benchmarks.namespaces import FAR, Line, Machines, impossible
-from benchmarks.processes import Started, python
 from benchmarks.qanat_contenders import QANAT
+from benchmarks.rig import load
+from benchmarks.rig.namespaces import FAR, Line, Machines, impossible
+from benchmarks.rig.processes import Started, python
 
 
 def test_idle_clients_are_counted_at_their_server(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_line_delays_what_goes_between_two_namespaces_and_holds_it_to_its_rate
     line = Line("", "", delay=0.02, rate=20e6, queue=250_000)
     with Machines() as machines:
         with machines.far:
-            target = Started(*python("-m", "benchmarks.target", FAR, tmp_path / "port"))
+            target = Started(*python("-m", "benchmarks.rig.target", FAR, tmp_path / "port"))
         try:
             target.wait_until((tmp_path / "port").exists, "listening")
             site = Site(

@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks.__main__ import CONTENDERS
 from benchmarks.contenders import Contender, Running, Site
-from benchmarks.results import SCHEMA
+from benchmarks.report.results import SCHEMA
+from benchmarks.report.tables import put_between
 from benchmarks.rounds import Plan, Run
-from benchmarks.tables import put_between
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ the first do not stand in the way of those that are still to be opened.
 Two processes: what is small and in a hurry (E, G) is served where connections are accepted, so that it never stands
 behind bulk; the other kinds are handed to the second process with their sockets.  Nothing here looks at bulk bytes:
 they come from a file in memory (`sendfile`) and are dropped by the kernel (`MSG_TRUNC`), which keeps the load cheap.
-The load's half of this is `benchmarks.load`.
+The load's half of this is `benchmarks.rig.load`.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.contenders import Contender, Running
 from benchmarks.figures import Figure, percentile
-from benchmarks.goals import GOALS, Goal
-from benchmarks.results import Results
-from benchmarks.summary import Spread, differences, ratios, rotated
-from benchmarks.tables import number, plain, short_table
+from benchmarks.report.goals import GOALS, Goal
+from benchmarks.report.results import Results
+from benchmarks.report.summary import Spread, differences, ratios, rotated
+from benchmarks.report.tables import number, plain, short_table
 
 
 def _never(_: object) -> Running:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from benchmarks.contenders import DIRECT, SSH
 from benchmarks.qanat_contenders import FRONTS, QANAT
-from benchmarks.results import Results
-from benchmarks.summary import Spread, differences, ratios
+from benchmarks.report.results import Results
+from benchmarks.report.summary import Spread, differences, ratios
 
 Value = tuple[str, str]
 """A contender and a figure."""

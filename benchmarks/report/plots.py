@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks.contenders import SSH
 from benchmarks.figures import Figure
-from benchmarks.results import Results
-from benchmarks.tables import number
+from benchmarks.report.results import Results
+from benchmarks.report.tables import number
 
 _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 24, 220, 420, 150, 44
 _OURS, _SSH, _OTHERS = "#1f6f8b", "#99582a", "#a3a9ad"

@@ -1,4 +1,4 @@
-"""The near end of every measurement: functions that load a forward whose target is `benchmarks.target`.
+"""The near end of every measurement: functions that load a forward whose target is `benchmarks.rig.target`.
 
 Each takes the address of the forward and returns plain figures; none knows what carries the bytes.  They need
 nothing but sockets and this package's two modules of the load, so anything that can give a stream on a local port can
@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.target import (
+from benchmarks.rig.target import (
     BOTH,
     CHUNK,
     COUNT,
@@ -403,8 +403,8 @@ class Beside:
 
     def __enter__(self) -> Beside:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load", json.dumps([self._address, self._arguments])],
-            cwd=Path(__file__).resolve().parent.parent,
+            [sys.executable, "-m", "benchmarks.rig.load", json.dumps([self._address, self._arguments])],
+            cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

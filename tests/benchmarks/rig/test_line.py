@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from benchmarks.line import Direction, split_by_loss
+from benchmarks.rig.line import Direction, split_by_loss
 
 MSS = 1000
 VIRTIO = struct.Struct("<BBHHHH")

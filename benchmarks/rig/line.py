@@ -1,4 +1,4 @@
-"""A line between two TUN devices: `python -m benchmarks.line FD FD DELAY RATE QUEUE LOSS`.
+"""A line between two TUN devices: `python -m benchmarks.rig.line FD FD DELAY RATE QUEUE LOSS`.
 
 Each way has its own queue: a packet leaves it when those before it have, at RATE bits a second, and arrives DELAY
 seconds later.  What would have to wait behind more than QUEUE bytes is dropped, as by a router; so is a share of LOSS

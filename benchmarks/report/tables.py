@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.contenders import DIRECT, SSH
 from benchmarks.figures import Figure
-from benchmarks.goals import GOALS
-from benchmarks.results import Results, machine
-from benchmarks.summary import Spread
+from benchmarks.report.goals import GOALS
+from benchmarks.report.results import Results, machine
+from benchmarks.report.summary import Spread
 
 COLUMNS = (
     ("throughput.up.1", "up, Gbit/s"),

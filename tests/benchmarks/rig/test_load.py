@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load
-from benchmarks.processes import Started, memory, processor_time, python
-from benchmarks.target import Waits
+from benchmarks.rig import load
+from benchmarks.rig.processes import Started, memory, processor_time, python
+from benchmarks.rig.target import Waits
 
 Address = tuple[str, int]
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Started]:
-    started = Started(*python("-m", "benchmarks.target", "127.0.0.1", tmp_path / "port"))
+    started = Started(*python("-m", "benchmarks.rig.target", "127.0.0.1", tmp_path / "port"))
     started.wait_until((tmp_path / "port").exists, "listening")
     yield started
     started.stop()

@@ -1,7 +1,7 @@
 """Two machines on this one, and a line between them with a delay, a rate, a bounded queue and loss.
 
 Each end is a network namespace of its own; they exist as long as this process holds them, and have no names that
-could be left behind.  The line is `benchmarks.line`, a process that carries IP packets between two TUN devices: it
+could be left behind.  The line is `benchmarks.rig.line`, a process that carries IP packets between two TUN devices: it
 works where the kernel has no netem, and drops real packets, so that real TCP recovers from the loss.  Needs root, and
 Linux.
 """
@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Started, python
+from benchmarks.rig.processes import Started, python
 from tests.support.machine.programs import find_program
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
@@ -99,7 +99,7 @@ class Machines:
         descriptors = [os.dup(device) for device in self._devices]
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
-        command = python("-m", "benchmarks.line", *descriptors, line.delay, line.rate, line.queue, line.loss)
+        command = python("-m", "benchmarks.rig.line", *descriptors, line.delay, line.rate, line.queue, line.loss)
         try:
             carrier = Started(*command, inherit=descriptors)
         finally:

@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.contenders import DIRECT, SSH, Contender
 from benchmarks.figures import Figure, Values
-from benchmarks.report import processor
-from benchmarks.summary import Spread, ratios
+from benchmarks.report.sections import processor
+from benchmarks.report.summary import Spread, ratios
 
 SCHEMA_VERSION = 1
 SCHEMA = Path(__file__).with_name("results.schema.json")
