@@ -175,7 +175,7 @@ class Pipe(ABC):
     def recv(self) -> memoryview:
         """Block for the next message; the view is valid, and may be written to, until the next call.
 
-        Never writes to the network, but for last words that cannot block once the pipe is over.  Raises
+        Never writes to the network, but for a close frame that cannot block once the pipe is over.  Raises
         PipeEnded with the first cause, also when the peer has ended in an orderly way, and ProtocolError
         for what the transport's own protocol forbids.  Either ends the pipe.
         """

@@ -276,9 +276,7 @@ def test_a_second_that_is_left_while_a_target_is_being_connected_to_keeps_that_s
     wait_until(lambda: second.sessions == 0, "the second's session has ended")
 
 
-def test_a_second_that_is_left_with_nothing_open_is_told_goodbye_at_once(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_second_that_is_left_with_nothing_open_is_closed_at_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     first, second = rig.first, rig.second
     rig.client_of_the_second()
     first.start()

@@ -344,7 +344,7 @@ def test_a_client_that_may_have_fewer_lanes_than_it_wants_asks_for_no_more(tmp_p
             desk.callers.get(timeout=0.3)
 
 
-def test_a_client_with_lanes_stops_as_quickly_and_says_goodbye(tmp_path: Path) -> None:
+def test_a_client_with_lanes_stops_as_quickly_and_says_so(tmp_path: Path) -> None:
     with ExitStack() as stack:
         path = Line(tmp_path, stack, lanes=3)
         wait_until(lambda: lanes_up(path) == (3, 3), "all lanes are up")

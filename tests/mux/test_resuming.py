@@ -135,7 +135,7 @@ def test_a_lane_that_is_held_begins_no_further_record_until_it_is_let_go() -> No
         theirs.release()
 
 
-def test_a_goodbye_does_not_wait_for_a_lane_that_is_held() -> None:
+def test_a_close_does_not_wait_for_a_lane_that_is_held() -> None:
     with Lanes() as lanes:
         ours, theirs = lanes.open()
         assert lanes.client.lane.ping(DEADLINE)

@@ -2,7 +2,8 @@
 
 A server on the internet is knocked at all day, so only what looks like a tunnel's client on a way that somebody set up
 wrongly is told of: the right path or nearly, our headers, our content types.  Used by
-`qanat.server.front_door.connection`, which has the sockets and decides how often; bytes and text only.
+`qanat.server.front_door.connection`, which has the sockets and decides how often; bytes and text only.  What the rules
+refuse to an authenticated client (`allow_connect`, `allow_listen`) is in `qanat.server.access.rules`.
 """
 
 from __future__ import annotations

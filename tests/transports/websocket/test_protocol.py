@@ -194,7 +194,7 @@ def test_an_end_in_the_middle_of_a_message_says_so(make: PipeMaker, stack: ExitS
 
 
 @BOTH_ENDS
-def test_our_close_says_goodbye_when_nothing_stands_in_its_way(make: PipeMaker, stack: ExitStack) -> None:
+def test_our_close_sends_a_close_frame_when_nothing_stands_in_its_way(make: PipeMaker, stack: ExitStack) -> None:
     pipe, peer = make(stack)
     pipe.close("secret reasons of our own")
     first, payload = peer.read_frame()

@@ -1,4 +1,4 @@
-"""A TCP socket as a wire: full duplex, one way to close, last words."""
+"""A TCP socket as a wire: full duplex, one way to close, and what is still sent then."""
 
 from __future__ import annotations
 
