@@ -78,7 +78,8 @@ class Server:
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._watcher = Watcher()
         self._watcher.add_chore(MemoryReturn().look)
-        self._front_door = FrontDoor(settings, self._serve_pipe, self._watcher.stir)
+        self.front_door = FrontDoor(settings, self._serve_pipe, self._watcher.stir)
+        """Where connections come in; it knows how near each limit was."""
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
         self._application_keepalive = application_keepalive(settings.application_keepalive)
@@ -90,11 +91,11 @@ class Server:
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """The addresses that are listened on, with the real ports; empty before `start`."""
-        return self._front_door.addresses
+        return self.front_door.addresses
 
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
-        self._front_door.start()
+        self.front_door.start()
         self._resume_timeouts.start()
         where = ", ".join(format_address(address) for address in self.addresses)
         log.info("listening on %s", where, extra={"event": "listening"})
@@ -105,7 +106,7 @@ class Server:
 
         Blocks for `drain` and about ten seconds at most.
         """
-        self._front_door.close()
+        self.front_door.close()
         sessions = self.registry.close()
         for session in sessions:
             session.stop_listening()
@@ -120,7 +121,7 @@ class Server:
             if not session.ended.wait(deadline.remaining()):
                 session.end("the server is shutting down")
         self._resume_timeouts.close()
-        stuck = [*self._front_door.join(JOIN_TIMEOUT), *self._resume_timeouts.join(JOIN_TIMEOUT)]
+        stuck = [*self.front_door.join(JOIN_TIMEOUT), *self._resume_timeouts.join(JOIN_TIMEOUT)]
         for session in sessions:
             stuck += session.joined.join(JOIN_TIMEOUT)
         self._watcher.close()
@@ -135,7 +136,7 @@ class Server:
         carry: Carry | None = None
         order = next(self._orders)
         try:
-            handshake = ServerHandshake(self.identity, self._find_tokens, self._front_door.admission.rsa_gate)
+            handshake = ServerHandshake(self.identity, self._find_tokens, self.front_door.admission.rsa_gate)
             sealed = server_handshake(pipe, handshake, deadline)
             with closed_at(deadline, pipe):
                 carry = self._admit(sealed, address, deadline, order)

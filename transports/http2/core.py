@@ -15,6 +15,7 @@ import contextlib
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from h2.config import H2Configuration
@@ -37,8 +38,10 @@ from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from qanat.base.errors import ProtocolError
 from qanat.base.untrusted import header_text, http_status, words
+from qanat.base.usage import Peaks, Usage
 from qanat.transports.dial.answer_fields import mapping
 from qanat.transports.dial.errors import explain_reset
+from qanat.transports.http2.accounts import Accounts
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.frames import (
     HEADER_SIZE,
@@ -55,10 +58,10 @@ from qanat.transports.http2.frames import (
 from qanat.transports.http2.limits import (
     MAX_BURST,
     MAX_HEADER_LIST,
+    MAX_LINGERING,
     MAX_PENDING_CONTROL,
     MAX_STREAMS,
     WINDOW,
-    ControlFrameBudget,
     StreamBudget,
 )
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, no_budget
@@ -66,7 +69,6 @@ from qanat.transports.http2.stream import Http2Stream
 
 _DEFAULT_WINDOW = 65535  # RFC 9113 §6.9.2
 _OPENING = 16
-_MOST_BUDGETS = 16 * MAX_STREAMS  # of streams, most of which are over; late frames are charged to these, too
 
 
 class Http2Core:
@@ -102,10 +104,11 @@ class Http2Core:
         self._window = window
         self._borrower: Http2Stream | None = None  # whose inbox keeps a view into the receive buffer
         self._connection_due = 0  # bytes that came since the connection's window was last reopened
-        self._budget = ControlFrameBudget(time.monotonic)
         self._budget_of = budget_of
-        self._stream_budgets: dict[int, StreamBudget] = {}  # of streams whose client has one of its own
+        self._peaks = Peaks()
+        self._lingering: deque[int] = deque()  # streams that were answered last; the peer may have ended them since
         self._h2 = H2Connection(H2Configuration(client_side=client, header_encoding=None))
+        self._accounts = Accounts(self._h2.streams)
         self._h2.local_settings = _settings(client, window)
         self._h2.decoder.max_header_list_size = MAX_HEADER_LIST
         self._h2.max_inbound_frame_size = MAX_FRAME
@@ -119,7 +122,7 @@ class Http2Core:
         """Whether `receive` has something to do though nothing new came."""
         self._frames = FrameReader(first)
         if client:
-            self._budget.trust()
+            self._accounts.connection.trust()
         self._collect()
         self._add_window_update(0, WINDOW - _DEFAULT_WINDOW)
 
@@ -141,17 +144,36 @@ class Http2Core:
         """As a server: queue the head of an answer, and with `body` the whole of it.
 
         A peer whose window does not take the body gets none.  What still comes of the request is ignored, and its
-        window not reopened.  It is not reset, though RFC 9113 §8.1 allows that with NO_ERROR: curl 7.88 takes it for a
-        failure.
+        window not reopened.  It is not reset at once, though RFC 9113 §8.1 allows that with NO_ERROR: curl 7.88 takes
+        it for a failure.
         """
         with contextlib.suppress(H2ProtocolError):  # the peer has ended it meanwhile
             self._h2.send_headers(stream_id, headers, end_stream=body == b"")
             if body and self._h2.local_flow_control_window(stream_id) < len(body):
-                self._account(stream_id).spend(FrameType.RST_STREAM)
+                self._accounts.spend(stream_id, FrameType.RST_STREAM)
                 self._h2.reset_stream(stream_id, ErrorCodes.FLOW_CONTROL_ERROR)
             elif body:
                 self._h2.send_data(stream_id, body, end_stream=True)
+        if body is not None:
+            self._let_linger(stream_id)
         self._collect()
+
+    def _let_linger(self, stream_id: int) -> None:
+        """Leave an answered stream to the peer to end, and reset the oldest of too many.
+
+        nghttpx 1.52 forgets those whose client is gone, and MAX_STREAMS of them would let nobody in any more.
+        """
+        self._lingering.append(stream_id)
+        while len(self._lingering) > MAX_LINGERING:
+            oldest = self._lingering.popleft()
+            if self._is_answered(oldest):
+                self._h2.reset_stream(oldest, ErrorCodes.NO_ERROR)
+
+    def refuse(self, stream_id: int, code: ErrorCodes) -> None:
+        """Reset a request that nothing becomes of; it costs as much as one that gets a plain answer."""
+        self.streams.pop(stream_id, None)
+        self._accounts.end(stream_id, served=False)
+        self.reset(stream_id, code)
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
         """Queue RST_STREAM, unless it is over already."""
@@ -217,7 +239,7 @@ class Http2Core:
             return 0
         connection.outbound_flow_control_window -= size
         known.outbound_flow_control_window -= size
-        self._budget.earn(size)
+        self._accounts.connection.earn(size)
         stream.sent += size
         stream.in_message = size < wanted
         return size
@@ -229,15 +251,14 @@ class Http2Core:
     def widen(self, stream: Http2Stream) -> None:
         """Take the peer of this stream for an authenticated one: open its whole window, and be patient."""
         if stream.full_window < WINDOW:
-            self._budget.trust()
-            self._account(stream.id).trust()
+            self._accounts.authenticate(stream.id)
             stream.widen()
             self.credit(stream)
 
     def charge_request(self, stream: Http2Stream) -> None:
         """Charge the peer for a tunnel request that is over and whose client was never authenticated."""
         if stream.full_window < WINDOW:
-            self._account(stream.id).spend_request()
+            self._accounts.end(stream.id, served=stream.answered)
 
     def credit(self, stream: Http2Stream, released: int = 0) -> None:
         """Give back to the peer what `stream` has no more need of."""
@@ -283,7 +304,7 @@ class Http2Core:
                     self._data(frame, borrower)
                 else:
                     self._control(frame)
-                    self._budget.check()
+                    self._accounts.connection.check()
         except H2ProtocolError as error:
             self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `closing_bytes` has one that says the same
             raise Http2Error(error.error_code, str(error)) from error
@@ -291,6 +312,8 @@ class Http2Core:
             raise Http2Error(ErrorCodes.PROTOCOL_ERROR, str(error)) from error
         if borrower is not None and self._frames.data_coming == borrower.id:
             borrower.last_received = self.last_received
+        if self.pending_control:
+            self._peaks.note("bytes of answers that wait", Usage(len(self.pending_control), MAX_PENDING_CONTROL))
         if len(self.pending_control) > MAX_PENDING_CONTROL:
             raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "it asks for answers and does not read them")
 
@@ -303,11 +326,11 @@ class Http2Core:
                 self._connection_due = 0
         if stream is None or stream.ended_there or stream.over:
             self._stray_data(part, stream)
-            self._budget.check()
+            self._accounts.connection.check()
             return
         if part.empty and not part.ended:
-            self._account(stream.id).spend(FrameType.DATA)
-            self._budget.check()
+            self._accounts.spend(stream.id, FrameType.DATA)
+            self._accounts.connection.check()
         stream.window -= part.charged
         if stream.window < 0:
             self.fail_stream(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than its window allows")
@@ -337,14 +360,14 @@ class Http2Core:
             self._feed_h2(empty_data(part.stream_id))  # or the stream counts as open for ever
         if not part.first:
             return
-        self._account(part.stream_id).spend(FrameType.DATA)
+        self._accounts.spend(part.stream_id, FrameType.DATA)
         if stream is not None or part.stream_id > self._h2.highest_inbound_stream_id:
             # After END_STREAM, or before HEADERS: h2 knows how bad that is (RFC 9113 §5.1).
             self._feed_h2(empty_data(part.stream_id))
 
     def fail_stream(self, stream: Http2Stream, code: ErrorCodes, text: str) -> None:
         """Reset a stream, and end its pipe, for what the other end did on it."""
-        self._account(stream.id).spend(FrameType.RST_STREAM)
+        self._accounts.spend(stream.id, FrameType.RST_STREAM)
         self.streams.pop(stream.id, None)
         stream.ended_here = True
         self.reset(stream.id, code)
@@ -354,13 +377,12 @@ class Http2Core:
     def _control(self, frame: ControlFrame) -> None:
         if frame.kind == FrameType.HEADERS:
             if self._client:
-                self._budget.spend(frame.kind)
-        elif frame.kind == FrameType.RST_STREAM and self._is_answered(frame.stream_id):
-            self._account(frame.stream_id).spend(FrameType.DATA)
+                self._accounts.connection.spend(frame.kind)
         elif frame.kind == FrameType.RST_STREAM:
-            self._account(frame.stream_id).spend(frame.kind)
+            answered = self._is_answered(frame.stream_id)
+            self._accounts.spend(frame.stream_id, FrameType.DATA if answered else frame.kind)
         else:  # WINDOW_UPDATE and PRIORITY are the proxy's own, whatever its clients do
-            self._budget.spend(frame.kind)
+            self._accounts.connection.spend(frame.kind)
         if frame.kind == FrameType.GOAWAY:
             self._hear_goaway(frame)
         else:
@@ -375,7 +397,7 @@ class Http2Core:
         events = self._h2.receive_data(bytes(data))
         said = self._h2.data_to_send()
         for stream_id in _resets(said):
-            self._account(stream_id).spend(FrameType.RST_STREAM)
+            self._accounts.spend(stream_id, FrameType.RST_STREAM)
         self.pending_control += said
         for event in events:
             self._event(event)
@@ -401,15 +423,17 @@ class Http2Core:
 
     def _decide(self, request: Http2Request) -> None:
         assert self._router is not None
+        self._peaks.note("streams open at once", Usage(self._h2.open_inbound_streams, MAX_STREAMS))
         budget = self._budget_of(request)
         if budget is not None:
-            self._keep_budget(request.stream_id, budget)
+            self._accounts.open(request.stream_id, budget)
             if seconds := budget.refused_for():
                 busy = PlainAnswer(503, "Service Unavailable\n", [("retry-after", str(seconds))])
                 self.requests.append((request, busy))
                 return
         decision = self._router(request)
         if isinstance(decision, Dialect):
+            self._accounts.begin(request.stream_id)
             self.requests.append((request, self._add_stream(request.stream_id, decision)))
         else:
             if budget is not None:  # otherwise MAX_PLAIN bounds them
@@ -418,19 +442,13 @@ class Http2Core:
 
     def has_budget(self, stream_id: int) -> bool:
         """Whether what happens on this stream is charged to a client that shares the connection with others."""
-        return stream_id in self._stream_budgets
+        return self._accounts.has_own(stream_id)
 
-    def _account(self, stream_id: int) -> ControlFrameBudget | StreamBudget:
-        """Return what pays for what the peer does on this stream."""
-        return self._stream_budgets.get(stream_id, self._budget)
-
-    def _keep_budget(self, stream_id: int, budget: StreamBudget) -> None:
-        if len(self._stream_budgets) >= _MOST_BUDGETS:
-            known = self._h2.streams
-            over = [i for i in self._stream_budgets if i not in known or known[i].closed]
-            for old in over[: len(over) - MAX_STREAMS]:
-                del self._stream_budgets[old]
-        self._stream_budgets[stream_id] = budget
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How near the peer has come to each limit of this connection, by the limit's name."""
+        peaks = {"control frames": self._accounts.connection.used_most, **self._peaks.copy()}
+        return peaks | {f"of these {kind}": used for kind, used in self._accounts.connection.used_most_for.items()}
 
     def _stream_event(self, stream: Http2Stream, event: Event) -> None:
         if isinstance(event, ResponseReceived):

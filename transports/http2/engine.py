@@ -106,9 +106,7 @@ class Http2Engine:
     def refuse(self, stream_id: int, code: ErrorCodes) -> None:
         """As a server: queue a reset.  Does not block."""
         with self.lock:
-            self.core.streams.pop(stream_id, None)
-            if not self.over:
-                self.core.reset(stream_id, code)
+            self.core.refuse(stream_id, code)
         self.tell()
 
     def end_stream(self, stream: Http2Stream, cause: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from h2.errors import ErrorCodes
 
+from qanat.base.usage import Usage
 from qanat.transports.http2.frames import FrameType, Http2Error
 
 WINDOW = 16 * 1024 * 1024
@@ -22,6 +23,9 @@ UNAUTHENTICATED_WINDOW = 65535
 
 MAX_STREAMS = 128
 """Requests that a connection may have open at once (SETTINGS_MAX_CONCURRENT_STREAMS)."""
+
+MAX_LINGERING = 16
+"""Requests that were answered in full and that the peer may leave open; beyond these, the oldest is reset."""
 
 MAX_HEADER_LIST = 64 * 1024
 """Bytes of a decompressed header list (RFC 9113 §6.5.2); above, the connection ends, since h2 can do no less."""
@@ -49,6 +53,8 @@ acknowledges it for the stream and for the connection after each piece, which ma
 _MOST_UPDATES = WINDOW / _BYTES_AN_UPDATE
 _COSTS: dict[int, float] = {FrameType.RST_STREAM: 32.0, FrameType.SETTINGS: 16.0}
 _UNAUTHENTICATED_REQUEST = 16.0
+_SERVED_ALL_THE_SAME = 4
+"""Unauthenticated streams at a time of an address that has spent its budget, and from which somebody is known."""
 
 
 class ControlFrameBudget:
@@ -63,70 +69,106 @@ class ControlFrameBudget:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._budget = _UNAUTHENTICATED_BUDGET
-        self._left = self._budget
-        self._at = clock()
+        self._used = _Spent()
         self._updates = 0.0  # WINDOW_UPDATEs that have been paid for
+        self._by_kind: dict[str, _Spent] = {}
+
+    @property
+    def used_most(self) -> Usage:
+        """How much was used at the worst moment."""
+        return self._used.peak
+
+    @property
+    def used_most_for(self) -> dict[str, Usage]:
+        """How much each kind of charge alone would have used at its worst moment, by the frame's name."""
+        return {kind: spent.peak for kind, spent in self._by_kind.items()}
 
     def trust(self) -> None:
         """Grant the whole budget: the peer is authenticated, or carries a client that is."""
-        if self._budget < _BUDGET:
-            self._left += _BUDGET - self._budget
-            self._budget = _BUDGET
+        self._budget = _BUDGET
 
     def spend(self, kind: int) -> None:
         """Charge a frame that the peer sent, or made us send.  Call `check` afterwards."""
         if kind == FrameType.WINDOW_UPDATE and self._updates >= 1:
             self._updates -= 1
             return
-        self._charge(_COSTS.get(kind, 1.0))
+        self._charge(_name_of(kind), _COSTS.get(kind, 1.0))
 
     def spend_request(self) -> None:
         """Charge a tunnel request whose client was never authenticated: it had a thread and a handshake."""
-        self._charge(_UNAUTHENTICATED_REQUEST)
+        self._charge("unauthenticated request", _UNAUTHENTICATED_REQUEST)
 
     def check(self) -> None:
         """Raise Http2Error if more was spent than there is."""
-        if self._left < 0 and self.spent:
+        if self.spent:
             raise Http2Error(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames in too short a time")
 
     @property
     def spent(self) -> bool:
         """Whether nothing is left."""
-        if self._left < 0:
-            self._refill()
-        return self._left < 0
+        if self._used.amount > self._budget:
+            self._used.refill(self._clock(), self._budget)
+        return self._used.amount > self._budget
+
+    @property
+    def trusted(self) -> bool:
+        """Whether `trust` was called."""
+        return self._budget == _BUDGET
 
     @property
     def retry_after(self) -> int:
         """Whole seconds until something is left again, at least 1."""
-        return max(1, math.ceil(-self._left / (_REFILL * self._budget)))
+        return max(1, math.ceil((self._used.amount - self._budget) / (_REFILL * self._budget)))
 
-    def _charge(self, cost: float) -> None:
-        self._left -= cost
-        if self._left < 0:
-            self._refill()
-            self._left = max(self._left, -self._budget)  # debts are forgiven in the end
-
-    def _refill(self) -> None:
+    def _charge(self, what: str, cost: float) -> None:
         now = self._clock()
-        self._left = min(self._budget, self._left + (now - self._at) * _REFILL * self._budget)
-        self._at = now
+        self._used.add(cost, now, self._budget)
+        self._by_kind.setdefault(what, _Spent()).add(cost, now, self._budget)
 
     def earn(self, size: int) -> None:
         """Give something back for a DATA frame of `size` bytes that was sent."""
-        self._left = min(self._budget, self._left + _EARNED)
+        self._used.amount = max(0.0, self._used.amount - _EARNED)
         self._updates = min(_MOST_UPDATES, self._updates + size / _BYTES_AN_UPDATE)
 
 
-class StreamBudget:
-    """A budget for streams of one client, which may be spread over many connections that it shares with others.
+class _Spent:
+    """What was spent and has not been refilled since."""
 
-    When it is spent, the client's new streams are refused, and no connection ends.  Safe to use from any thread.
+    __slots__ = ("_at", "amount", "peak")
+
+    def __init__(self) -> None:
+        self.amount = 0.0
+        self.peak = Usage(0, _UNAUTHENTICATED_BUDGET)
+        self._at = 0.0
+
+    def add(self, cost: float, now: float, budget: float) -> None:
+        self.refill(now, budget)
+        self.amount = min(2 * budget, self.amount + cost)  # debts are forgiven in the end
+        if self.amount * self.peak.limit > self.peak.used * budget:
+            self.peak = Usage(self.amount, budget)
+
+    def refill(self, now: float, budget: float) -> None:
+        self.amount = max(0.0, self.amount - (now - self._at) * _REFILL * budget)
+        self._at = now
+
+
+class StreamBudget:
+    """A budget for streams of one address, which may be spread over many connections that it shares with others.
+
+    When it is spent, the address's new streams are refused, and no connection ends.  Where somebody has authenticated,
+    an office perhaps with a stranger in it, a few at a time are served all the same: one that resets them leaves room,
+    and how often a handshake may begin is bounded elsewhere.  Safe to use from any thread.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._lock = threading.Lock()
         self._budget = ControlFrameBudget(clock)
+        self._unauthenticated = 0  # tunnel streams that run
+
+    @property
+    def used_most(self) -> Usage:
+        """How much was used at the worst moment."""
+        return self._budget.used_most
 
     def trust(self) -> None:
         """Do as `ControlFrameBudget.trust`."""
@@ -143,7 +185,28 @@ class StreamBudget:
         with self._lock:
             self._budget.spend_request()
 
+    def begin(self) -> None:
+        """Count a tunnel stream that is not authenticated, until `end`."""
+        with self._lock:
+            self._unauthenticated += 1
+
+    def end(self) -> None:
+        """Count it no more: it is authenticated, or over."""
+        with self._lock:
+            self._unauthenticated -= 1
+
     def refused_for(self) -> int:
         """Return for how many seconds new streams must be refused, mostly 0."""
         with self._lock:
-            return self._budget.retry_after if self._budget.spent else 0
+            if not self._budget.spent:
+                return 0
+            if not self._budget.trusted:
+                return self._budget.retry_after
+            return 0 if self._unauthenticated < _SERVED_ALL_THE_SAME else 1
+
+
+def _name_of(kind: int) -> str:
+    try:
+        return FrameType(kind).name
+    except ValueError:
+        return "unknown"

@@ -20,6 +20,7 @@ from h2.errors import ErrorCodes
 
 from qanat.base.errors import NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
+from qanat.base.usage import Usage
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, UNAUTHENTICATED_WINDOW, StreamBudget
@@ -71,10 +72,17 @@ class Http2Server:
         self._has_room = has_room
         self.requests = 0
         """How many have come."""
+        self._plain = 0  # of these, up to the last one that was plain and counted for the connection
         self._changed = threading.Condition(self._engine.lock)  # `_running` has become less
         self._running = 0  # exchanges; guarded by the engine's lock
         self._idle_since = time.monotonic()  # likewise
         self._leaving = False  # likewise
+
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How near the peer has come to each limit of this connection, by the limit's name."""
+        with self._engine.lock:
+            return {**self._engine.core.used_most, "plain requests": Usage(self._plain, MAX_PLAIN)}
 
     def serve(self) -> None:
         """Serve until the connection has ended, and the handlers of its streams too.  Blocks."""
@@ -95,6 +103,8 @@ class Http2Server:
         self._go_away()
         with self._engine.lock:
             running = self._running
+            for stream in self._engine.core.streams.values():
+                stream.readable.notify_all()  # for `Exchange.wait_over`
         if not running:
             self._engine.end("the server is closing")
 
@@ -143,12 +153,15 @@ class Http2Server:
             engine.refuse(request.stream_id, ErrorCodes.REFUSED_STREAM)
         elif isinstance(decision, PlainAnswer):
             engine.answer(request, decision)
-            if self.requests >= MAX_PLAIN and not shared:
-                self._go_away()
+            if not shared:
+                self._plain = self.requests
+                if self.requests >= MAX_PLAIN:
+                    self._go_away()
         else:
             exchange = Exchange(engine, request, decision, self._threads)
             if not self._has_room():
                 exchange.refuse(503, retry_after=_RETRY_AFTER)
+                exchange.charge()
                 return
             with engine.lock:
                 self._running += 1
@@ -195,6 +208,15 @@ class Exchange:
         self._stream.answered = True
         self._engine.answer_head(self.request, self._stream.dialect.response_headers())
         return Http2Pipe(self._engine, self._stream, self.close, alone=False)
+
+    def wait_over(self, ending: threading.Event, seconds: float) -> bool:
+        """Block until the peer has given the request up, or `ending` is set and the connection leaves; False in time.
+
+        Returns after `seconds` at the latest.
+        """
+        engine, stream = self._engine, self._stream
+        with engine.lock:
+            return engine.wait_locked(stream, stream.readable, lambda: stream.over or ending.is_set(), seconds)
 
     def refuse(self, status: int, body: str = "", *, retry_after: int | None = None) -> None:
         """Answer that there will be no pipe, in the dialect's own words where it has some.  Does not block."""

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from qanat.base.usage import Usage
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.client_address import bucket_key
 from qanat.server.admission.handshake_rate import HandshakeRate
@@ -41,6 +42,19 @@ class Admission:
     def handshakes(self) -> int:
         """How many slots are taken now."""
         return len(self._handshakes)
+
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How near all clients together have come to each limit, by the limit's name."""
+        return {
+            "handshakes at once": Usage(self._handshakes.most, self._limit),
+            "handshakes begun, less those refilled": self._rate.used_most,
+        }
+
+    @property
+    def used_most_by_address(self) -> dict[str, Usage]:
+        """How much of `limits.per_address_burst` each address had used at its worst moment."""
+        return self._rates.used_most
 
     def enter(self, address: str, cut: Callable[[], None]) -> HandshakeSlot | None:
         """Return a handshake slot, charged to `address`, or None: then answer 503 with `retry_after`.
@@ -103,6 +117,8 @@ class FairEviction:
     """
 
     def __init__(self) -> None:
+        self.most = 0
+        """How many members there were at once."""
         self._lock = threading.Lock()
         self._keys: dict[object, str] = {}
         self._cuts: dict[str, dict[object, Callable[[], None]]] = {}  # the inner ones in the order of coming
@@ -146,6 +162,7 @@ class FairEviction:
     def _add_locked(self, member: object, address: str, cut: Callable[[], None]) -> None:
         key = bucket_key(address)
         self._keys[member] = key
+        self.most = max(self.most, len(self._keys))
         self._cuts.setdefault(key, {})[member] = cut
 
     def _displace_locked(self, more_than: int) -> bool:
@@ -177,11 +194,17 @@ class AddressRates:
         self._clock = clock
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # key: tokens, when
+        self._buckets: OrderedDict[str, tuple[float, float, float]] = OrderedDict()  # key: tokens, when, the fewest
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._buckets)
+
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How many tokens each address had taken at its worst moment."""
+        with self._lock:
+            return {key: Usage(self._burst - bucket[2], self._burst) for key, bucket in self._buckets.items()}
 
     def delay(self, address: str) -> float:
         """Take one token of `address`; return how many seconds its new connection has to wait: 0 to `max_delay`.
@@ -192,10 +215,10 @@ class AddressRates:
         key = bucket_key(address)
         with self._lock:
             now = self._clock()
-            tokens, since = self._buckets.pop(key, (self._burst, now))
+            tokens, since, fewest = self._buckets.pop(key, (self._burst, now, self._burst))
             tokens = min(self._burst, tokens + max(0.0, now - since) * self._rate)
             tokens = max(-self._max_debt, tokens - 1.0)
-            self._buckets[key] = (tokens, now)
+            self._buckets[key] = (tokens, now, min(tokens, fewest))
             if len(self._buckets) > self._capacity:
                 self._buckets.popitem(last=False)
         return max(0.0, -tokens / self._rate)

@@ -31,6 +31,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from qanat.base.usage import Usage
 from qanat.server.admission.client_address import bucket_key
 
 LONGEST = 60
@@ -66,7 +67,7 @@ class HandshakeRate:
         self._most_kept = burst // 2
         self._clock = clock
         self._lock = threading.Lock()
-        self._tokens = self._burst
+        self._tokens = self._fewest = self._burst
         self._now = clock()
         self._numbers = itertools.count()
         self._beyond = itertools.count()
@@ -80,6 +81,11 @@ class HandshakeRate:
         with self._lock:
             self._advance_locked()
             return self._held_locked()
+
+    @property
+    def used_most(self) -> Usage:
+        """How many tokens were taken at the worst moment."""
+        return Usage(self._burst - self._fewest, self._burst)
 
     def take(self, address: str) -> bool:
         """Take a token for `address` and return True, or return False when there is none for it: then `book`.
@@ -96,6 +102,7 @@ class HandshakeRate:
                 self._hold_locked(key, -1)
             if granted:
                 self._tokens -= 1
+                self._fewest = min(self._fewest, self._tokens)
             return granted
 
     def give_back(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from qanat.base.usage import Usage
 from qanat.server.admission.client_address import bucket_key
 from qanat.transports.http2.limits import StreamBudget
 
@@ -29,6 +30,12 @@ class AddressBudgets:
 
     def __len__(self) -> int:
         return len(self._budgets)
+
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How much each address had used at its worst moment."""
+        with self._lock:
+            return {key: budget.used_most for key, budget in self._budgets.items()}
 
     def of(self, address: str) -> StreamBudget:
         """Return the budget that the streams of this address share.  Does not block."""

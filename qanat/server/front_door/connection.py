@@ -22,12 +22,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError, TransportError
 from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
+from qanat.base.usage import Peaks, Usage
 from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission, HandshakeSlot
@@ -93,7 +95,8 @@ class FrontDoorContext:
     threads: ThreadGroup
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the next
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
+    _peaks: Peaks = field(default_factory=Peaks, init=False)
     _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
 
     def client_of(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
@@ -124,12 +127,16 @@ class FrontDoorContext:
             right = path in (self.settings.path, grpc.METHOD_PATH)
             self.tell_of(refusals.NO_TUNNEL_REQUEST if right else refusals.WRONG_PATH, peer, path)
 
-    def slow_down(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool:
-        """Block for as long as this address has to wait, at most until `deadline`; False when `ending` is set first."""
-        delay = self.admission.delay(ip)
-        return not (delay and ending.wait(min(delay, deadline.remaining() or 0.0)))
+    def slow_down(self, ip: str, deadline: Deadline, wait_over: Callable[[float], bool]) -> bool:
+        """Block for as long as this address has to wait, at most until `deadline`.
 
-    def slow_down_stream(self, ip: str, deadline: Deadline, ending: threading.Event) -> bool | None:
+        `wait_over` blocks for so many seconds, and returns whether it has become needless to wait; this returns False
+        then.
+        """
+        delay = self.admission.delay(ip)
+        return not (delay and wait_over(min(delay, deadline.remaining() or 0.0)))
+
+    def slow_down_stream(self, ip: str, deadline: Deadline, wait_over: Callable[[float], bool]) -> bool | None:
         """Do as `slow_down`, for one of many streams of a connection; None when too many of this address wait already.
 
         Each has a thread, and no other connection's place to lose, so only `limits.handshakes` of an address may wait.
@@ -138,13 +145,26 @@ class FrontDoorContext:
             if self._waiting[ip] >= self.settings.limits.handshakes:
                 return None
             self._waiting[ip] += 1
+            waiting = Usage(self._waiting[ip], self.settings.limits.handshakes)
+            self._peaks.note("streams of one address that wait", waiting)
         try:
-            return self.slow_down(ip, deadline, ending)
+            return self.slow_down(ip, deadline, wait_over)
         finally:
             with self._lock:
                 self._waiting[ip] -= 1
                 if not self._waiting[ip]:
                     del self._waiting[ip]
+
+    def note_connection(self, used_most: dict[str, Usage]) -> None:
+        """Keep how near a connection came to its limits, now that it is over."""
+        with self._lock:
+            self._peaks.note_all(used_most)
+
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How near connections that are over came to each limit, by the limit's name."""
+        with self._lock:
+            return self._peaks.copy()
 
     def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
         """Return a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""
@@ -314,6 +334,7 @@ class FrontConnection:
         try:
             server.serve()
         finally:
+            self._context.note_connection(server.used_most)
             with self._lock:
                 self._ours = False
                 self._http2 = None  # which holds this by its handlers
@@ -410,7 +431,7 @@ class FrontConnection:
 
     def _slow_down(self, ip: str) -> None:
         """Block for as long as this address has to wait.  Raises _NotServed when this connection has to end first."""
-        if not self._context.slow_down(ip, self.deadline, self._ending):
+        if not self._context.slow_down(ip, self.deadline, self._ending.wait):
             raise _NotServed
 
     def _report(self, subject: str, text: str) -> None:
@@ -528,7 +549,7 @@ class Http2Connection:
         waited: bool | None = True
         if self._must_wait(client, via_proxy):
             deadline = Deadline(context.settings.limits.header_timeout)
-            waited = context.slow_down_stream(client, deadline, self._ending)
+            waited = context.slow_down_stream(client, deadline, partial(exchange.wait_over, self._ending))
         if waited:
             slot = context.enter(address, lambda: exchange.close("it gave way to other clients"))
         elif waited is not None:

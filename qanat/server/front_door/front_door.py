@@ -25,6 +25,7 @@ from qanat.base.listen import Acceptor, bind
 from qanat.base.sockets import close_socket, format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
+from qanat.base.usage import Usage
 from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
@@ -81,6 +82,17 @@ class FrontDoor:
         """What is listened on, with the ports that were really bound; empty before `start`."""
         self._changed = threading.Condition()  # guards _connections; notified when one ends, and by close
         self._connections: set[FrontConnection] = set()
+
+    @property
+    def used_most(self) -> dict[str, Usage]:
+        """How near all that came has been to each limit, by the limit's name; connections count once they are over."""
+        connections = Usage(self.admission.unfinished.most, self._settings.limits.connections)
+        return {**self._context.used_most, **self.admission.used_most, "connections that are no pipes": connections}
+
+    @property
+    def used_most_by_address(self) -> tuple[dict[str, Usage], dict[str, Usage]]:
+        """What each address used of its budget behind trusted proxies, and of `limits.per_address_burst`."""
+        return self._context.budgets.used_most, self.admission.used_most_by_address
 
     def start(self) -> None:
         """Bind every address of `settings.listen`, then accept.  Does not block; all or nothing.

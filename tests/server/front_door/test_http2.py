@@ -280,6 +280,85 @@ def test_streams_that_we_reset_for_a_stranger_behind_a_shared_proxy_cut_nobody(s
         proxy.sock.close()
 
 
+@pytest.mark.parametrize("trusted", [("127.0.0.0/8",), ()], ids=["by address", "by connection"])
+def test_clients_that_get_in_and_leave_again_and_again_are_no_attack(
+    stack: ExitStack, trusted: tuple[str, ...]
+) -> None:
+    """A proxy resets the stream of a client that is gone.  Each of these had a token, and did a handshake."""
+
+    def authenticate(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        pipe.set_unauthenticated(True)
+        pipe.set_unauthenticated(False)
+        echo(pipe, address, slot)
+
+    limits = ServerLimits(per_address_rate=10_000, per_address_burst=10_000, handshake_rate=10_000)
+    with front_door(authenticate, trusted_proxies=trusted, limits=limits) as door:
+        proxy = raw(stack, door)
+        office = {**TUNNEL, "x_forwarded_for": "203.0.113.7"}
+        staying = proxy.request(**office)
+        assert status_of(proxy, staying) == "200"
+        for _ in range(4):
+            leaving = [proxy.request(**office) for _ in range(50)]
+            for number in leaving:
+                assert echoed(proxy, number, b"in") == b"in"
+            for number in leaving:
+                proxy.h2.reset_stream(number)
+            proxy.flush()
+        assert echoed(proxy, staying, b"still here") == b"still here"
+        proxy.sock.close()
+    used = door.used_most["control frames"]
+    assert used.share < 0.5, used
+
+
+def test_a_stranger_in_an_office_keeps_no_colleague_out(stack: ExitStack) -> None:
+    """They share an address, as behind a NAT, and the stranger posts and resets without end."""
+
+    def authenticate_who_knows(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        pipe.set_unauthenticated(True)
+        pipe.set_unauthenticated(bytes(pipe.recv()) != b"token")
+        echo(pipe, address, slot)
+
+    def come(turn: bytes) -> int | None:
+        number = proxy.request(**TUNNEL, **office)
+        if answer_of(proxy, number)[":status"] != "200":
+            return None
+        proxy.h2.send_data(number, framed(DIALECTS["http2"], b"token"))
+        assert echoed(proxy, number, turn) == turn
+        return number
+
+    limits = ServerLimits(per_address_rate=10_000, per_address_burst=10_000, handshake_rate=10_000)
+    office = {"x_forwarded_for": "203.0.113.7"}
+    with front_door(authenticate_who_knows, trusted_proxies=("127.0.0.0/8",), limits=limits) as door:
+        proxy = raw(stack, door)
+        colleagues = [number for number in (come(b"one"), come(b"two")) if number]
+        assert len(colleagues) == 2
+        while door.used_most_by_address[0]["203.0.113.7"].share <= 1:
+            post_and_reset(proxy, **office)
+        wait_until(lambda: bool(come(b"three")), "a colleague has come, though the stranger goes on")
+        for number in colleagues:
+            assert echoed(proxy, number, b"still here") == b"still here"
+        proxy.sock.close()
+
+
+def test_who_waits_for_its_turn_and_gives_up_leaves_its_place(stack: ExitStack) -> None:
+    def waiting() -> int:
+        return sum(thread.name.startswith("h2 ") for thread in threading.enumerate())
+
+    limits = ServerLimits(per_address_rate=0.01, per_address_burst=1, header_timeout=300)
+    with front_door(limits=limits) as door:
+        peer = raw(stack, door)
+        numbers = [peer.request(**TUNNEL) for _ in range(6)]
+        wait_until(lambda: waiting() == 6, "one is served, and the others wait")
+        served = peer.expect(ResponseReceived)
+        assert isinstance(served, ResponseReceived)
+        numbers.remove(served.stream_id)
+        for number in (served.stream_id, *numbers[:3]):
+            peer.h2.reset_stream(number)
+        peer.flush()
+        wait_until(lambda: waiting() == 2, "those that gave up have gone")
+    # The door has closed with two that would have waited for minutes, and its threads have ended.
+
+
 def test_a_flood_that_is_nobodys_stream_ends_the_connection_of_a_trusted_proxy_too(stack: ExitStack) -> None:
     with front_door(trusted_proxies=("127.0.0.0/8",)) as door:
         proxy = raw(stack, door)

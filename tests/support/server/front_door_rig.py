@@ -61,7 +61,9 @@ def front_door(
 
 
 def connect(door: FrontDoor, timeout: float = 10.0) -> socket.socket:
-    return socket.create_connection(door.addresses[0], timeout)
+    sock = socket.create_connection(door.addresses[0], timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or small frames wait for delayed ACKs
+    return sock
 
 
 def read_to_end(sock: socket.socket) -> bytes:

@@ -267,6 +267,20 @@ def test_plain_requests_are_answered_beside_tunnels(stack: ExitStack, server: Te
     peer.expect(ResponseReceived)
 
 
+def test_requests_that_are_answered_and_left_open_take_nobodys_place(stack: ExitStack, server: TestServer) -> None:
+    """As nghttpx leaves them when their client is gone: more of them than a connection may have open."""
+    peer = raw_client(stack, server)
+    for _ in range(2 * MAX_STREAMS):
+        stream_id = peer.request("/nothing", **BINARY)
+        event = peer.read_until(lambda event: isinstance(event, ResponseReceived))
+        assert isinstance(event, ResponseReceived)
+        assert (event.stream_id, dict(event.headers)[":status"]) == (stream_id, "404")
+    resets = [event for event in peer.events if isinstance(event, StreamReset)]
+    assert resets
+    assert {event.error_code for event in resets} == {ErrorCodes.NO_ERROR}
+    open_stream(peer, server)
+
+
 def test_a_refusal_is_told_in_the_words_of_the_dialect(stack: ExitStack, server: TestServer) -> None:
     url = TunnelUrl.parse(f"ws://127.0.0.1:{server.port}/busy")
     for name, words in (("http2", "503 Service Unavailable"), ("grpc", "gRPC status 14 UNAVAILABLE")):
@@ -433,6 +447,16 @@ def test_a_peer_that_makes_us_reset_or_never_authenticates_is_sent_away_soon(
 ) -> None:
     server.release()  # whatever has a pipe gives it up at once
     assert offend_in_turn(raw_client(stack, server), offense) <= 100
+
+
+def test_requests_to_a_connection_that_leaves_are_not_refused_for_ever(stack: ExitStack, server: TestServer) -> None:
+    peer = raw_client(stack, server)
+    stream_id, _ = open_stream(peer, server)
+    server.connections[0].leave()
+    flood = b"".join(tunnel_bytes(peer, number) for number in range(stream_id + 2, 8001, 2))
+    pushing = Background(lambda: peer.sock.sendall(flood))
+    pushing.wait(DEADLINE)
+    wait_until(lambda: server.connections[0]._engine.over, "it has ended")
 
 
 def test_the_last_words_wait_for_a_writer_in_the_middle_of_something(
