@@ -304,11 +304,12 @@ class Tunnel:
 class Relay:
     """A TCP relay: the network between client and server, which can be cut or fall silent.
 
-    It leads to `port`, and listens on `at`, or where the system chooses.
+    It leads to `port`, and listens on `at`, or where the system chooses.  Its connections come from the address
+    `source`.
     """
 
-    def __init__(self, port: int, *, at: int = 0) -> None:
-        self._to = ("127.0.0.1", port)
+    def __init__(self, port: int, *, at: int = 0, source: str = "127.0.0.1") -> None:
+        self._to, self._from = ("127.0.0.1", port), (source, 0)
         self._listener = socket.create_server(("127.0.0.1", at), backlog=100)
         self.port: int = self._listener.getsockname()[1]
         self._changed = threading.Condition()
@@ -380,7 +381,7 @@ class Relay:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(self._to, timeout=SECONDS)
+                server = socket.create_connection(self._to, timeout=SECONDS, source_address=self._from)
             except OSError:
                 client.close()
                 continue

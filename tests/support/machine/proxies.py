@@ -65,17 +65,26 @@ def deployed(name: str, replacements: Mapping[str, str]) -> str:
 
 def start_nginx(place: Place, *, settings: str = "") -> Nginx:
     """`settings` are lines of the main configuration."""
+    return Nginx(place.directory, [deployed("nginx.conf", _nginx_front(place))], place.port, settings)
+
+
+def start_nginx_reusing(place: Place) -> Nginx:
+    """nginx that keeps its connections to the server and uses them again, one request at a time."""
+    pool = f"upstream tunnel {{ server {place.server}; keepalive 16; }}"
     block = deployed(
-        "nginx.conf",
-        {
-            "listen 443 ssl": f"listen 127.0.0.1:{place.port} ssl",
-            "server_name tunnel.example.com": f"server_name {HOST}",
-            _CHAIN: str(place.issued.certificate),
-            _KEY: str(place.issued.key),
-            _SERVER: place.server,
-        },
+        "nginx.conf", {"grpc_pass grpc://127.0.0.1:8443": "grpc_pass grpc://tunnel", **_nginx_front(place)}
     )
-    return Nginx(place.directory, [block], place.port, settings)
+    return Nginx(place.directory, [pool, block], place.port)
+
+
+def _nginx_front(place: Place) -> dict[str, str]:
+    return {
+        "listen 443 ssl": f"listen 127.0.0.1:{place.port} ssl",
+        "server_name tunnel.example.com": f"server_name {HOST}",
+        _CHAIN: str(place.issued.certificate),
+        _KEY: str(place.issued.key),
+        _SERVER: place.server,
+    }
 
 
 class Haproxy(Master):
@@ -94,6 +103,16 @@ class Haproxy(Master):
 def start_haproxy(place: Place, *, settings: str = "") -> Haproxy:
     """`settings` are lines of the global section."""
     return _haproxy(place, deployed("haproxy.cfg", {**_haproxy_front(place), _SERVER: place.server}), settings)
+
+
+def start_haproxy_reusing(place: Place) -> Haproxy:
+    """HAProxy that puts streams of several clients on one connection to the server, which is not its default."""
+    server = "    server qanat 127.0.0.1:8443"
+    text = deployed(
+        "haproxy.cfg",
+        {**_haproxy_front(place), server: f"    http-reuse always\n{server}", _SERVER: place.server},
+    )
+    return _haproxy(place, text)
 
 
 def start_haproxy_two_servers(
@@ -225,6 +244,15 @@ DEPLOYMENTS = (
     Deployment("nghttpx", ("websocket",), lambda place: start_nghttpx(place, "nghttpx-websocket.conf")),
     Deployment("nghttpx", ("http2", "grpc"), lambda place: start_nghttpx(place, "nghttpx-http2.conf")),
 )
+
+
+SHARING: dict[str, Callable[[Place], Program]] = {
+    "nghttpx": lambda place: start_nghttpx(place, "nghttpx-http2.conf"),
+    "Caddy": start_caddy,
+    "HAProxy, http-reuse always": start_haproxy_reusing,
+    "nginx, keepalive": start_nginx_reusing,
+}
+"""Those that carry several clients over one HTTP/2 connection to the server, at once or one after the other."""
 
 
 class TunnelProxy:
