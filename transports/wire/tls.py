@@ -27,10 +27,10 @@ from qanat.base.paged_buffer import PagedBuffer
 from qanat.transports.pipe import Wire
 from qanat.transports.wire.tls_errors import explain_handshake_failure, hint_for_refusal, reason_of
 
-READ_SIZE = 256 * 1024
-"""Bytes of ciphertext asked for at once."""
+READ_SIZE = 128 * 1024
+"""Bytes of ciphertext asked for at once.  OpenSSL copies them twice more: they should still be in the cache then."""
 
-_WRITE_SIZE = 64 * 1024  # plaintext encrypted under one hold of the lock: four TLS records
+_WRITE_SIZE = 9 * 16 * 1024  # plaintext encrypted under one hold of the lock: nine TLS records, a usual message
 _MAX_PENDING = 64 * 1024  # bytes OpenSSL may want to send for having read; only a flood of KeyUpdates gets there
 
 
@@ -193,13 +193,14 @@ class TlsWire(Wire):
     def _decrypt_into(self, buffer: memoryview) -> int | None:
         """Fill `buffer` with what is there already; None when nothing is, 0 at an orderly end."""
         self._check_readable()
-        count = 0
+        count, size = 0, len(buffer)
         ended = False
+        # With a buffer, read() returns a number, which typeshed does not know.
+        read = cast(Callable[[int, memoryview], int], self._ssl.read)
         with self._lock:
             try:
-                while count < len(buffer) and not ended:
-                    # With a buffer, read() returns a number, which typeshed does not know.
-                    got = cast(int, self._ssl.read(len(buffer) - count, buffer[count:]))
+                while count < size and not ended:  # OpenSSL gives one record at a time
+                    got = read(size - count, buffer[count:])
                     count += got
                     ended = got == 0
             except ssl.SSLWantReadError:
