@@ -15,8 +15,8 @@ from typing import Final
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, ProtocolError, QanatError, RefusedError, TransportError
 from qanat.base.paged_buffer import PagedBuffer
-from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
+from qanat.base.workers import WORKERS
 from qanat.handshake.hello import RecordKind
 from qanat.handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
 from qanat.handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
@@ -155,7 +155,7 @@ def closed_at(deadline: Deadline, pipe: Pipe) -> Iterator[threading.Event]:
     """Close `pipe` when `deadline` passes before the block ends, whatever the block is waiting for.
 
     A read timeout is not enough: a peer that sends one byte every few seconds would never meet it.  Costs
-    one short-lived thread, which is joined.  Raises TransportError when the time was up, and yields an Event that
+    a thread of the pool meanwhile.  Raises TransportError when the time was up, and yields an Event that
     is set when that happens.
     """
     finished = threading.Event()
@@ -166,7 +166,7 @@ def closed_at(deadline: Deadline, pipe: Pipe) -> Iterator[threading.Event]:
             expired.set()
             pipe.close("the handshake was not finished in time")
 
-    watcher = start_thread(f"handshake-deadline {pipe.peer}", watch_deadline_loop)
+    watcher = WORKERS.start(f"handshake-deadline {pipe.peer}", watch_deadline_loop)
     try:
         yield expired
     except PipeEnded:

@@ -44,8 +44,10 @@ class ThreadGroup:
     They come from a pool (`qanat.base.workers`), so that short work does not cost a thread's start.
     """
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, *, reserved: bool = False) -> None:
+        """With `reserved` they may be some of those that the pool keeps back."""
         self.owner = owner
+        self._reserved = reserved
         self._lock = threading.Lock()
         self._tasks: set[Task] = set()
 
@@ -61,7 +63,7 @@ class ThreadGroup:
 
         # The lock keeps a task that ends at once from being forgotten before it is known.
         with self._lock:
-            task = WORKERS.start(name, run)
+            task = WORKERS.start(name, run, reserved=self._reserved)
             self._tasks.add(task)
         return task
 

@@ -165,11 +165,16 @@ class Watcher:
             self._chores.pop(chore, None)
 
     def stir(self) -> None:
-        """Have the chores done within TICK seconds: something has happened.  Does not block."""
+        """Have the chores done within TICK seconds: something has happened.  Does not block.
+
+        Later where the watcher cannot be started for want of threads or descriptors.
+        """
         if not self.stirred:
             self.stirred = True
-            with contextlib.suppress(NoThread):
+            try:
                 self._tick.set(time.monotonic() + TICK)
+            except (NoThread, OSError):
+                self.stirred = False
 
     def _started_locked(self) -> _Epoll | _Selector | None:
         """Return what waits, with the thread started; None when this is closed.  Raises NoThread."""

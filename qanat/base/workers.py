@@ -8,6 +8,7 @@ thread of its own.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -57,8 +58,8 @@ class Task:
 class _Worker(threading.Thread):
     """One thread of the pool: does its task, then waits for the next."""
 
-    def __init__(self, pool: Workers, task: Task) -> None:
-        super().__init__(name=task.name, daemon=True)
+    def __init__(self, pool: Workers, task: Task | None) -> None:
+        super().__init__(name=IDLE_NAME if task is None else task.name, daemon=True)
         self.task: Task | None = task
         self.go = threading.Lock()
         self.go.acquire()
@@ -79,7 +80,7 @@ class Workers:
     """A pool of threads.  Safe to use from any thread.
 
     There is no bound on the threads that work, which is their owners' to set; at most `most_idle` wait, each for
-    `idle_seconds`.
+    `idle_seconds`.  Some may be kept back (`reserve`) for work that must go on when the system gives no more.
     """
 
     def __init__(self, *, most_idle: int = MOST_IDLE, idle_seconds: float = IDLE_SECONDS) -> None:
@@ -87,24 +88,48 @@ class Workers:
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
+        self._reserve = 0
+        self._on_short: Callable[[], object] = _nothing
 
-    def start(self, name: str, target: Callable[[], object]) -> Task:
+    def start(self, name: str, target: Callable[[], object], *, reserved: bool = False) -> Task:
         """Run `target` in a thread called `name` meanwhile; return its task.  Does not block.
 
-        Raises NoThread when the system gives no thread; nothing of `target` has run then.
+        With `reserved`, one of those that are kept back is taken where the system gives none.  Raises NoThread when
+        there is no thread; nothing of `target` has run then.
         """
         task = Task(name, target)
-        with self._lock:
-            worker = self._idle.pop() if self._idle else None
-        if worker is not None:
-            worker.task = task
-            worker.go.release()
+        if self._take_idle(task, self._reserve):
             return task
         try:
             _Worker(self, task).start()
         except RuntimeError as error:  # CPython has no other way to say it
-            raise NoThread from error
+            taken = reserved and self._take_idle(task, 0)
+            if reserved:
+                self._on_short()
+            if not taken:
+                raise NoThread from error
         return task
+
+    def reserve(self, count: int, on_short: Callable[[], object]) -> None:
+        """Keep `count` threads waiting for work that is `reserved`, from now on; 0 keeps none.
+
+        `on_short` is called, by whoever starts such work, when the system gives no more threads; it should end
+        something that has one, and must not block.  Where the system gives no `count` threads, what it gives is kept.
+        """
+        self._reserve, self._on_short = count, on_short
+        with contextlib.suppress(RuntimeError):
+            for _ in range(count):
+                _Worker(self, None).start()
+
+    def _take_idle(self, task: Task, leave: int) -> bool:
+        """Give `task` to a thread that waits, if more than `leave` do."""
+        with self._lock:
+            worker = self._idle.pop() if len(self._idle) > leave else None
+        if worker is None:
+            return False
+        worker.task = task
+        worker.go.release()
+        return True
 
     def wait_for_task(self, worker: _Worker) -> bool:
         """Block until `worker` has another task; False when it should end."""
@@ -113,14 +138,21 @@ class Workers:
                 return False
             worker.name = IDLE_NAME
             self._idle.append(worker)
-        if worker.go.acquire(timeout=self._idle_seconds):
+        while not worker.go.acquire(timeout=self._idle_seconds):
+            with self._lock:
+                if worker not in self._idle:
+                    break
+                if len(self._idle) > self._reserve:
+                    self._idle.remove(worker)
+                    return False
+        else:
             return True
-        with self._lock:
-            if worker in self._idle:
-                self._idle.remove(worker)
-                return False
         worker.go.acquire()  # somebody has taken it out meanwhile, and is about to say so
         return True
+
+
+def _nothing() -> None:
+    """Nobody has to give way."""
 
 
 def current_task() -> Task | None:

@@ -201,7 +201,7 @@ class PipeRunner:
         self._writing = True
         self._worked_at = self._lane.clock()
         try:
-            WORKERS.start(f"{self._lane.name}-writer", self._writer_loop)
+            WORKERS.start(f"{self._lane.name}-writer", self._writer_loop, reserved=True)
         except NoThread as error:
             self._writing = False
             if self._timer is None:
@@ -391,7 +391,9 @@ class PipeRunner:
         self._watcher.remove(self._fd)
         self._watched = False
         try:
-            WORKERS.start(f"{self._lane.name}-reader", self._read if self._found is None else self._end_found)
+            WORKERS.start(
+                f"{self._lane.name}-reader", self._read if self._found is None else self._end_found, reserved=True
+            )
         except NoThread as error:
             log.warning("%s: %s", self._lane.name, error)
             self._without_thread = True

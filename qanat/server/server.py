@@ -42,11 +42,13 @@ from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
 from qanat.session.limits import (
-    affordable_connections,
+    affordable_limits,
     affordable_streams,
     application_keepalive,
     hello_parameters,
     lane_parameters,
+    release_threads,
+    reserve_threads,
     share,
 )
 from qanat.transports.pipe import Pipe
@@ -69,8 +71,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         """Load or make the identity, and load the certificate; raises UsageError for one that cannot be used."""
-        connections = affordable_connections(settings.limits.connections)
-        settings = replace(settings, limits=replace(settings.limits, connections=connections))
+        settings = replace(settings, limits=affordable_limits(settings.limits))
         self.settings = settings
         self.identity = load_or_create_identity(settings.identity)
         # A host's name need not be ASCII, and READY's node name must.
@@ -96,7 +97,9 @@ class Server:
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
         self.front_door.start()
+        self._watcher.stir()  # while there are threads and descriptors for it
         self._resume_timeouts.start()
+        reserve_threads(self.front_door.admission.make_room)
         where = ", ".join(format_address(address) for address in self.addresses)
         log.info("listening on %s", where, extra={"event": "listening"})
         log.info("server key fingerprint %s", self.identity.fingerprint)
@@ -125,6 +128,7 @@ class Server:
         for session in sessions:
             stuck += session.joined.join(JOIN_TIMEOUT)
         self._watcher.close()
+        release_threads()
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 

@@ -38,7 +38,7 @@ class JoinedStreams:
 
         `max_waiting` bounds the connections that wait for room at once.
         """
-        self.threads = ThreadGroup(f"session {name}")
+        self.threads = ThreadGroup(f"session {name}", reserved=True)
         self._name = name
         self._watcher = watcher
         self._max_waiting = max_waiting

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 from qanat.base.files_limit import raise_open_files_limit
+from qanat.base.threads_limit import spare_threads
 from qanat.base.version import __version__
-from qanat.config.settings import ApplicationProbes, Flow, Keepalive
+from qanat.base.workers import WORKERS
+from qanat.config.settings import ApplicationProbes, Flow, Keepalive, ServerLimits
 from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.handshake.hello import Parameters
 from qanat.mux.parameters import LaneParameters
@@ -29,7 +33,12 @@ FILES_RESERVED = 128
 MIN_STREAMS = 16
 """Streams that are allowed however few descriptors there are."""
 MIN_CONNECTIONS = 16
-"""Connections that are allowed however few descriptors there are."""
+"""Connections that are allowed however few descriptors and threads there are."""
+THREADS_PER_CONNECTION = 3
+"""Threads that one connection may have: its own, over HTTP/2 a writer, and on an average one for its streams.  A thread
+for the time that a handshake takes comes to that."""
+THREADS_RESERVED = 8
+"""Threads that wait for what sessions have to do when the system gives no more."""
 
 
 def affordable_streams(wanted: int) -> int:
@@ -46,23 +55,46 @@ def affordable_streams(wanted: int) -> int:
     return min(wanted, affordable)
 
 
-def affordable_connections(wanted: int) -> int:
-    """Raise the limit on open files, and return how many of `wanted` connections it allows; logs a lower number.
+def affordable_limits(wanted: ServerLimits) -> ServerLimits:
+    """Raise the limits on open files and threads; return `wanted` with as many connections as they allow, and log it.
 
-    Half of the descriptors stay for the streams and listeners of those who are authenticated: others cannot take
-    them by connecting.
+    Half of the descriptors stay for the streams and listeners of those who are authenticated, and half of the threads
+    for their streams: others cannot take them by connecting.  Of fewer connections than wanted, at most half may be in
+    the handshake, so that a newcomer always finds one that gives way.
     """
     files = raise_open_files_limit()
-    affordable = max(MIN_CONNECTIONS, (files - FILES_RESERVED) // 2)
-    if affordable < wanted:
-        log.warning(
-            "%d open files are allowed, so there may be %d connections at once, not %d (limits.connections); "
-            "raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd)",
-            files,
-            affordable,
-            wanted,
-        )
-    return min(wanted, affordable)
+    by_files = max(MIN_CONNECTIONS, (files - FILES_RESERVED) // 2)
+    threads = spare_threads()
+    by_threads = wanted.connections
+    if threads is not None:
+        by_threads = max(MIN_CONNECTIONS, (threads // 2 - wanted.handshakes) // THREADS_PER_CONNECTION)
+    affordable = min(by_files, by_threads)
+    if affordable >= wanted.connections:
+        return wanted
+    what, remedy = (
+        (f"{files} open files", "the hard limit (ulimit -Hn, LimitNOFILE= of systemd)")
+        if by_files <= by_threads
+        else (f"{threads} more threads", "that limit (ulimit -Hu, TasksMax= of systemd, a container's pids)")
+    )
+    log.warning(
+        "%s are allowed, so there may be %d connections at once, not %d (limits.connections); raise %s",
+        what,
+        affordable,
+        wanted.connections,
+        remedy,
+    )
+    return replace(wanted, connections=affordable, handshakes=min(wanted.handshakes, affordable // 2))
+
+
+def reserve_threads(make_room: Callable[[], object]) -> None:
+    """Keep threads waiting for sessions where the system bounds them; `make_room` ends who is not authenticated."""
+    if spare_threads() is not None:
+        WORKERS.reserve(THREADS_RESERVED, make_room)
+
+
+def release_threads() -> None:
+    """Keep no thread waiting any more."""
+    WORKERS.reserve(0, lambda: None)
 
 
 def share(total: int, lanes: int) -> int:

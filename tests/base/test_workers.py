@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -86,6 +86,68 @@ def test_without_a_thread_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoThread):
         group.start("never", lambda: pytest.fail("it ran"))
     assert len(group) == 0
+
+
+# --- threads that are kept back -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Workers, list[str]]]:
+    """A pool that keeps two threads back, in a system that gives no more; and who was asked to give way."""
+    workers, asked = Workers(idle_seconds=0.01), list[str]()
+    workers.reserve(2, lambda: asked.append("give way"))
+    _until(lambda: len(workers._idle) == 2)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield workers, asked
+    workers.reserve(0, lambda: None)
+    _until(lambda: not workers._idle)
+
+
+def test_threads_that_are_kept_back_are_for_reserved_work_alone(scarce: tuple[Workers, list[str]]) -> None:
+    workers, asked = scarce
+    with pytest.raises(NoThread):
+        workers.start("a stranger's", lambda: pytest.fail("it ran"))
+    assert asked == []
+    done = threading.Event()
+    workers.start("a session's", done.set, reserved=True)
+    assert done.wait(TIMEOUT)
+    assert asked == ["give way"]
+
+
+def test_when_even_those_are_taken_others_are_asked_to_give_way(scarce: tuple[Workers, list[str]]) -> None:
+    workers, asked = scarce
+    gate = threading.Event()
+    tasks = [workers.start(f"task {number}", gate.wait, reserved=True) for number in range(2)]
+    with pytest.raises(NoThread):
+        workers.start("one too many", lambda: pytest.fail("it ran"), reserved=True)
+    assert asked == ["give way"] * 3
+    gate.set()
+    for task in tasks:
+        task.join(TIMEOUT)
+    _until(lambda: len(workers._idle) == 2)
+
+
+def test_threads_that_are_kept_back_wait_for_longer_than_others(scarce: tuple[Workers, list[str]]) -> None:
+    workers, _ = scarce
+    time.sleep(0.1)  # ten times as long as others wait
+    assert len(workers._idle) == 2
+
+
+def test_work_goes_to_threads_beyond_those_that_are_kept_back() -> None:
+    workers = Workers(idle_seconds=TIMEOUT)
+    workers.reserve(1, lambda: None)
+    _until(lambda: len(workers._idle) == 1)
+    idents: list[int] = []
+    for _ in range(2):
+        workers.start("work", lambda: idents.append(threading.get_ident())).join(TIMEOUT)
+        _until(lambda: len(workers._idle) == 2)
+    assert idents[0] == idents[1]
+    workers.reserve(0, lambda: None)
 
 
 def _until(holds: Callable[[], bool]) -> None:

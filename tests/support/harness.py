@@ -160,10 +160,12 @@ class Program:
             self._changed.notify_all()
 
 
-def qanat(*arguments: object, cwd: Path | None = None, files: int | None = None) -> Program:
-    """`tunnel.py` with these arguments, which may have `files` open files if that is given."""
+def qanat(
+    *arguments: object, cwd: Path | None = None, files: int | None = None, before: Sequence[object] = ()
+) -> Program:
+    """`tunnel.py` with these arguments, which may have `files` open files if that is given, run by `before`."""
     limited = () if files is None else ("/bin/sh", "-c", f'ulimit -n {files} && exec "$0" "$@"')
-    return Program(*limited, sys.executable, ROOT / "tunnel.py", *arguments, cwd=cwd)
+    return Program(*before, *limited, sys.executable, ROOT / "tunnel.py", *arguments, cwd=cwd)
 
 
 class Tunnel:
@@ -171,7 +173,7 @@ class Tunnel:
 
     `forwards` is the client's list as in its YAML.  `server`, `client` and `account` are further keys of
     those sections.  The client dials `url`, by default the server itself.  `server_files` are the open files that the
-    server may have, by default as many as this process.
+    server may have, by default as many as this process.  `server_before` is a command that runs the server's.
     """
 
     def __init__(
@@ -184,12 +186,14 @@ class Tunnel:
         client: Mapping[str, Any] | None = None,
         account: Mapping[str, Any] | None = None,
         server_files: int | None = None,
+        server_before: Sequence[object] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = unused_port()
         self.token = generate_token()
         self._files = {"server": server_files}
+        self._before = {"server": server_before}
         self.fingerprint = load_or_create_identity(directory / "server.key").fingerprint
         self._programs: list[Program] = []
         self._server: Program | None = None
@@ -293,7 +297,14 @@ class Tunnel:
 
     def _start(self, which: str) -> Program:
         # From another directory than its files', as cron and supervisor do.
-        program = qanat(which, "-c", self.directory / f"{which}.yaml", cwd=ROOT, files=self._files.get(which))
+        program = qanat(
+            which,
+            "-c",
+            self.directory / f"{which}.yaml",
+            cwd=ROOT,
+            files=self._files.get(which),
+            before=self._before.get(which, ()),
+        )
         self._programs.append(program)
         return program
 

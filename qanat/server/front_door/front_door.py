@@ -43,6 +43,11 @@ _BACKLOG = 1024
 _PAUSE = 1.0
 """Seconds after which accept is tried again though no connection of ours has ended: others free resources, too."""
 
+_TRIES = 3
+"""How often a connection for which there is no thread has others give way."""
+_THREAD_COMES_BACK = 0.02
+"""Seconds from a connection's end until the pool has its thread again."""
+
 
 class FrontDoor:
     """Accepts connections from `start` until `close`.
@@ -186,7 +191,7 @@ class FrontDoor:
         return not self._closing.is_set()
 
     def _make_room(self) -> None:
-        """End a connection that is not authenticated, for its descriptor, and block until one has ended, or a while.
+        """End one that is not authenticated, for its descriptor or thread, and block until one has ended, or a while.
 
         Without that, connections that do nothing would keep everybody out.  To try again at once would only burn the
         processor.
@@ -212,17 +217,27 @@ class FrontDoor:
         self._deadlines.add(connection)
         started = False
         try:
-            self._threads.start(f"front {connection.peer}", connection.serve)
-            started = True
-        except NoThread as error:
-            if self._log_throttle.due("threads"):
-                log.error("cannot serve connections: %s", error)
+            started = self._start_or_make_room(connection)
         finally:
             if not started:
                 self._forget(connection)
                 connection.close()
         if not started:
             self._wait_for_an_end()
+
+    def _start_or_make_room(self, connection: FrontConnection) -> bool:
+        """Serve a connection in a thread, if need be in that of one which has to end for it; False without one."""
+        for _ in range(_TRIES):
+            try:
+                self._threads.start(f"front {connection.peer}", connection.serve)
+            except NoThread as error:
+                if self._log_throttle.due("threads"):
+                    log.error("cannot serve connections: %s; who is not authenticated gives way", error)
+            else:
+                return True
+            self._make_room()
+            self._closing.wait(_THREAD_COMES_BACK)
+        return False
 
     def _forget(self, connection: FrontConnection) -> None:
         self._deadlines.forget(connection)
