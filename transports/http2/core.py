@@ -102,7 +102,7 @@ class Http2Core:
         self._router = router
         self._client = client
         self._window = window
-        self._borrower: Http2Stream | None = None  # whose inbox keeps a view into the receive buffer
+        self._borrower: Http2Stream | None = None  # whose inbox may keep a view into the receive buffer
         self._connection_due = 0  # bytes that came since the connection's window was last reopened
         self._budget_of = budget_of
         self._peaks = Peaks()
@@ -337,15 +337,14 @@ class Http2Core:
             return
         stream.last_received = self.last_received
         if part.data:
-            inbox = stream.inbox
             try:
-                if inbox.feed(part.data, borrow=stream is borrower):
+                if stream.inbox.feed(part.data, borrow=stream is borrower):
                     stream.readable.notify()
+                    if stream is borrower:
+                        self._borrower = stream
             except ProtocolError as error:
                 self.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
                 return
-            if inbox.borrows:
-                self._borrower = stream
         padding = part.charged - len(part.data)
         if padding:
             self.credit(stream, padding)

@@ -31,6 +31,7 @@ MAX_CONTROL = 64 * 1024
 
 _FIRST_SIZE = 16 * 1024  # a connection that never carries bulk costs no more than this
 _CHEAP_TO_MOVE = 4096
+_USUAL_FRAME = 16384  # the largest frame of a peer that was not told otherwise (RFC 9113 §4.2)
 
 
 class FrameType(IntEnum):
@@ -117,7 +118,10 @@ class FrameReader:
     def __init__(self, first: bytes = b"") -> None:
         """`first` are bytes that were read together with what came before."""
         self.whole = False
-        """Whether a DATA frame is handed out when it is whole, and stands in one piece.  May be changed at any time."""
+        """Whether a large DATA frame is handed out when it is whole, in one piece.  May be changed at any time.
+
+        Smaller ones, as proxies make them, have to be put together again anyhow.
+        """
         self._buffer = memoryview(bytearray(max(_FIRST_SIZE, 2 * len(first))))
         self._buffer[: len(first)] = first
         self._start = 0  # of what has not been returned
@@ -187,7 +191,7 @@ class FrameReader:
             if whole and length and not flags and stream_id and not self._in_block:  # nearly all
                 end = self._start = start + HEADER_SIZE + length
                 return DataPart(stream_id, self._buffer[start + HEADER_SIZE : end], length, True, False, False)
-            if self.whole and not whole:
+            if self.whole and not whole and length > _USUAL_FRAME:
                 self._wanted = HEADER_SIZE + length
                 return None
             return self._begin_data(length, flags, stream_id, have)

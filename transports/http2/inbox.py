@@ -99,10 +99,15 @@ class Inbox:
         They are copied; but with `borrow` `data` may be kept until `return_borrowed`, which must be called before what
         it views is written to.
         """
+        position, end = 0, len(data)
+        body = self._body
+        if body is not None and self._filled + end < len(body):  # most pieces of a large message
+            body[self._filled : self._filled + end] = data
+            self._filled += end
+            return False
         if self._held is not None:
             self._held += data
             return False
-        position, end = 0, len(data)
         came = False
         while position < end:
             body = self._body
@@ -163,11 +168,6 @@ class Inbox:
                 self._lent = cast(bytearray, message.obj)
         self.released += self._dialect.prefix_size + len(message)
         return message
-
-    @property
-    def borrows(self) -> bool:
-        """Whether a message lies where it was received, so that `return_borrowed` is due."""
-        return self._borrowed is not None
 
     def return_borrowed(self) -> bool:
         """Copy the message that lies where it was received; False when that was taken and is in use."""

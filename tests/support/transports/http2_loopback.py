@@ -60,6 +60,10 @@ class TestServer:
         stack.callback(accepting.join)
         stack.callback(self._close)
 
+    def keep_little(self) -> None:
+        """Have the kernel keep little of what the clients of later connections do not read."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
     def pipe(self) -> Pipe:
         """The pipe of the next tunnel stream that comes."""
         return self.pipes.get(timeout=DEADLINE)
@@ -182,8 +186,14 @@ class RawHttp2:
         return stream_id
 
 
-def raw_client(stack: ExitStack, server: TestServer, **settings: int) -> RawHttp2:
-    sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE))
+def raw_client(stack: ExitStack, server: TestServer, *, small_buffers: bool = False, **settings: int) -> RawHttp2:
+    """A client; with `small_buffers` the kernel keeps little of what it does not read."""
+    sock = stack.enter_context(socket.socket())
+    if small_buffers:
+        server.keep_little()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(DEADLINE)
+    sock.connect(("127.0.0.1", server.port))
     return RawHttp2(sock, client=True, **settings)
 
 

@@ -487,8 +487,7 @@ def test_a_writer_who_is_stuck_costs_the_last_words_and_not_the_end(stack: ExitS
 
 
 def test_answers_that_nobody_reads_are_bounded(stack: ExitStack, server: TestServer) -> None:
-    peer = raw_client(stack, server)
-    peer.sock.settimeout(DEADLINE)
+    peer = raw_client(stack, server, small_buffers=True)
     wait_until(lambda: bool(server.connections), "the connection is served")
 
     def ask_for_ever() -> None:
