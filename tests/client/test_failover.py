@@ -24,6 +24,7 @@ from qanat.server.server import Server
 from tests.support.applications import END, RESET, Target, connection, echo, ending_of, exchange, receive_exactly
 from tests.support.background import Background, wait_until
 from tests.support.harness import Relay
+from tests.support.identities import place_identity
 from tests.support.machine.ports import unused_port
 from tests.support.server.raw_peers import SECONDS
 
@@ -53,7 +54,7 @@ class Place:
         self._settings = ServerSettings(
             clients=(ClientAccount("a", (token,), ("127.0.0.1:*", "127.0.0.1:0"), ("127.0.0.1:*",)),),
             listen=(("127.0.0.1", self.port),),
-            identity=directory / "server.key",
+            identity=place_identity(directory / "server.key"),
             node=f"server-{number}",
             drain=0.1,
             takeover_timeout=0.3,

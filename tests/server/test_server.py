@@ -28,6 +28,7 @@ from qanat.session.messages import (
     decode_request,
 )
 from tests.support.background import wait_until
+from tests.support.identities import place_identity
 from tests.support.machine.ports import silent_address
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawClient
 from tests.support.sockets import can_bind
@@ -41,10 +42,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
     settings = ServerSettings(
         clients=(ClientAccount("a", (TOKEN, OTHER_TOKEN), **account), ClientAccount("b", (TOKEN,))),
         listen=(("127.0.0.1", 0),),
-        identity=tmp_path / "server.key",
+        identity=place_identity(tmp_path / "server.key"),
         node="the-server",
         drain=0.2,
-        takeover_timeout=0.3,
+        takeover_timeout=1.5,
         limits=ServerLimits(sessions=2, forwards=2),
     )
     server = Server(settings)
@@ -264,9 +265,9 @@ def test_a_client_that_comes_again_and_again_does_not_multiply_what_it_is_still_
     settings = ServerSettings(
         clients=(account,),
         listen=(("127.0.0.1", 0),),
-        identity=tmp_path / "server.key",
+        identity=place_identity(tmp_path / "server.key"),
         limits=ServerLimits(streams=20),
-        connect_timeout=3.0,
+        connect_timeout=10 * SECONDS,
     )
     server = Server(settings)
     server.start()

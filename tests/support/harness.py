@@ -25,12 +25,12 @@ from typing import Any, Self
 import yaml
 
 from qanat.base.sockets import close_socket, set_reset_on_close
-from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import generate_token
+from tests.support.identities import placed_identity
 from tests.support.machine.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 30.0
+SECONDS = 60.0
 """How long anything may take before a test fails."""
 
 _CONNECTED = r"connected to \S+ over"
@@ -194,7 +194,7 @@ class Tunnel:
         self.token = generate_token()
         self._files = {"server": server_files}
         self._before = {"server": server_before}
-        self.fingerprint = load_or_create_identity(directory / "server.key").fingerprint
+        self.fingerprint = placed_identity(directory / "server.key").fingerprint
         self._programs: list[Program] = []
         self._server: Program | None = None
         self._client: Program | None = None

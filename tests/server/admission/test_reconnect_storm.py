@@ -25,6 +25,7 @@ from qanat.handshake.hello import RecordKind
 from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.handshake_rate import LONGEST
 from qanat.server.server import Server
+from tests.support.identities import place_identity
 from tests.support.server.raw_peers import RawClient
 
 
@@ -162,7 +163,7 @@ def test_a_real_server_lets_all_in_at_its_rate_and_tells_the_others_when_to_come
         ServerSettings(
             clients=tuple(ClientAccount(name, (token,)) for name in names),
             listen=(("127.0.0.1", 0),),
-            identity=tmp_path / "server.key",
+            identity=place_identity(tmp_path / "server.key"),
             drain=0.2,
             limits=ServerLimits(handshakes=BURST, handshake_rate=RATE, per_address_burst=10_000),
         )

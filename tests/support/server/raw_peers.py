@@ -19,7 +19,6 @@ from qanat.base.deadline import Deadline
 from qanat.config.settings import ServerSettings
 from qanat.handshake.exchange import SealedPipe, client_handshake, server_handshake
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
-from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.keys import ClientKey
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.mux.lane import Lane
@@ -33,8 +32,9 @@ from qanat.server.server import Server
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket import upgrade as websocket
+from tests.support.identities import placed_identity
 
-SECONDS = 10.0
+SECONDS = 20.0
 PARAMETERS = Parameters("raw/1", 131_072, 4096, 15)
 
 Record = tuple[RecordKind, bytes]
@@ -175,7 +175,7 @@ class RawServer:
     """A server that calls `behave(sealed)` for each client that has authenticated, in that connection's thread."""
 
     def __init__(self, directory: Path, token: bytes, behave: Callable[[SealedPipe], None]) -> None:
-        self._identity = load_or_create_identity(directory / "raw-server.key")
+        self._identity = placed_identity(directory / "raw-server.key")
         self._token = token
         self._behave = behave
         self._door = FrontDoor(ServerSettings(clients=(), listen=(("127.0.0.1", 0),)), self._on_pipe)

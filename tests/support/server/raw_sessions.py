@@ -26,6 +26,7 @@ from qanat.mux.stream import Stream
 from qanat.server.server import Server
 from tests.support.applications import Target, connection, echo
 from tests.support.harness import Relay
+from tests.support.identities import place_identity
 from tests.support.mux.rig import read
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, carry
 
@@ -166,7 +167,7 @@ def real_server(directory: Path, **changes: object) -> Iterator[Server]:
     values: dict[str, object] = {
         "clients": (account,),
         "listen": (("127.0.0.1", 0),),
-        "identity": directory / "server.key",
+        "identity": place_identity(directory / "server.key"),
         "drain": 0.2,
     }
     server = Server(ServerSettings(**(values | changes)))  # type: ignore[arg-type]
