@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from qanat.endpoints.pump import Pump
 from qanat.endpoints.target import Target as StreamTarget
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake import keys
-from qanat.handshake.identity import load_or_create_identity
 from qanat.server import server as server_module
 from qanat.server.front_door import connection as front_connection
 from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, Http2Connection
@@ -46,35 +45,39 @@ from qanat.transports.websocket.pipe import WebSocketPipe
 from tests.support.applications import Target, connection, echo, echoes, exchange
 from tests.support.background import wait_until
 from tests.support.harness import SECONDS, Relay
+from tests.support.identities import place_identity
 
 TOKENS = {"a": b"a" * 32, "b": b"b" * 32}
 QUICK = Reconnect(first=0.01, min=0.01, max=0.05)
 
 
-class Tunnel:
-    """A server; a client `b` that only watches; and a client `a`, over a relay, with a forward either way."""
+class Place:
+    """A server, an echo, and a client `b` that only watches, with a connection that stays open."""
 
-    def __init__(self, directory: Path, identity: Path, stack: ExitStack, transport: str, lanes: int) -> None:
-        self._directory, self._stack, self._transport, self._lanes = directory, stack, transport, lanes
-        self._target = stack.enter_context(Target(echo))
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.target = stack.enter_context(Target(echo))
         rules = ("127.0.0.1:*",)
         accounts = tuple(ClientAccount(name, (token,), ("127.0.0.1:0",), rules) for name, token in TOKENS.items())
-        self.server = Server(ServerSettings(clients=accounts, listen=(("127.0.0.1", 0),), identity=identity, drain=0.1))
+        identity = place_identity(directory / "server.key")
+        settings = ServerSettings(clients=accounts, listen=(("127.0.0.1", 0),), identity=identity, drain=0.1)
+        self.server = Server(settings)
         self.server.start()
         stack.callback(self.server.stop)
-        self.relay = stack.enter_context(Relay(self.server.addresses[0][1]))
-        self.bystander = self._client("b", self.server.addresses[0][1], "websocket", 1, self._local)
-        self.client: Client | None = None
+        self.port = self.server.addresses[0][1]
+        self.bystander = stack.enter_context(self.client("b", self.port, directory, self.local))
+        self._witness = stack.enter_context(connection(self.bystander.local_ports[0]))
+        assert self.notices_nothing()  # so that all of its threads and sockets are there before any test
 
     @property
-    def _local(self) -> Forward:
-        return Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self._target.port))
+    def local(self) -> Forward:
+        return Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self.target.port))
 
-    def _client(self, name: str, port: int, transport: str, lanes: int, *forwards: Forward) -> Client:
+    @contextmanager
+    def client(
+        self, name: str, port: int, directory: Path, *forwards: Forward, transport: str = "websocket", lanes: int = 1
+    ) -> Iterator[Client]:
         scheme = "ws" if transport == "websocket" else "http"
         server = RemoteServer((f"{scheme}://127.0.0.1:{port}/tunnel",), TOKENS[name], self.server.identity.fingerprint)
-        directory = self._directory / name
-        directory.mkdir()
         client = Client(
             ClientSettings(
                 name,
@@ -88,12 +91,31 @@ class Tunnel:
             )
         )
         client.start()
-        self._stack.callback(client.stop)
-        return client
+        try:
+            yield client
+        finally:
+            client.stop()
+
+    def notices_nothing(self) -> bool:
+        """Whether the bystander is well, with the connection that it had at first."""
+        return exchange(self._witness, b"still there?") == b"still there?" and not self.bystander.over.is_set()
+
+
+class Tunnel:
+    """A client `a` of that server, over a relay, with a forward either way."""
+
+    def __init__(self, place: Place, directory: Path, stack: ExitStack, transport: str, lanes: int) -> None:
+        self.place, self.relay = place, stack.enter_context(Relay(place.port))
+        self._directory, self._stack, self._transport, self._lanes = directory, stack, transport, lanes
+        self.client: Client | None = None
 
     def start(self) -> None:
-        remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", self._target.port))
-        self.client = self._client("a", self.relay.port, self._transport, self._lanes, self._local, remote)
+        place = self.place
+        remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", place.target.port))
+        client = place.client(
+            "a", self.relay.port, self._directory, place.local, remote, transport=self._transport, lanes=self._lanes
+        )
+        self.client = self._stack.enter_context(client)
 
     def works(self) -> bool:
         """Whether client `a` carries connections both ways, over as many lanes as it should."""
@@ -110,7 +132,7 @@ class Tunnel:
     def open_remote(self) -> bool:
         ports = [
             listener.port
-            for session in self.server.registry.sessions
+            for session in self.place.server.registry.sessions
             if session.name == "a"
             for listener in list(session._listeners.values())
         ]
@@ -222,10 +244,9 @@ CASES = [*CLIENT, *SERVER]
 
 
 @pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("server") / "server.key"
-    load_or_create_identity(path)
-    return path
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(tmp_path_factory.mktemp("server"), stack)
 
 
 @pytest.fixture
@@ -234,24 +255,40 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_unexpected_error_ends_what_it_was_raised_in_and_nothing_else(
-    tmp_path: Path,
-    identity: Path,
-    stack: ExitStack,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    case: Case,
-) -> None:
+@pytest.fixture(autouse=True)
+def _quick_and_heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "qanat")
-    monkeypatch.setattr(unexpected, "_logged", {})
     monkeypatch.setattr(client_session, "RETRY_IN_USE", 0.1)
-    tunnel = Tunnel(tmp_path, identity, stack, case.transport, case.lanes)
-    witness = stack.enter_context(connection(tunnel.bystander.local_ports[0]))
-    assert exchange(witness, b"before") == b"before"
-    if case.provoke != "start":
-        tunnel.start()
-        wait_until(tunnel.works, "the tunnel is up")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.provoke == "start"], ids=str)
+def test_an_unexpected_error_while_a_session_begins_ends_that_try_and_nothing_else(
+    place: Place, tmp_path: Path, stack: ExitStack, caplog: pytest.LogCaptureFixture, case: Case
+) -> None:
+    raise_once_in(case, Tunnel(place, tmp_path, stack, case.transport, case.lanes), caplog)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
+def test_an_unexpected_error_in_a_session_ends_what_it_was_raised_in_and_nothing_else(
+    place: Place, tmp_path: Path, stack: ExitStack, caplog: pytest.LogCaptureFixture, transport: str
+) -> None:
+    """One error after the other, since the same tunnel has to work again after each."""
+    tunnel = Tunnel(place, tmp_path, stack, transport, lanes=1)
+    tunnel.start()
+    wait_until(tunnel.works, "the tunnel is up")
+    for case in CASES:
+        if case.provoke != "start" and case.transport == transport:
+            try:
+                raise_once_in(case, tunnel, caplog)
+            except BaseException as error:
+                error.add_note(f"raised in {case}")
+                raise
+
+
+def raise_once_in(case: Case, tunnel: Tunnel, caplog: pytest.LogCaptureFixture) -> None:
+    """Raise at the place of `case` while `tunnel` does what leads there, and check what became of it."""
+    assert tunnel.place.notices_nothing()
+    caplog.clear()
     real, raised, lock = getattr(case.owner, case.name), threading.Event(), threading.Lock()
 
     def raise_once(*arguments: Any, **named: Any) -> Any:
@@ -263,14 +300,15 @@ def test_an_unexpected_error_ends_what_it_was_raised_in_and_nothing_else(
             raise ZeroDivisionError
         return real(*arguments, **named)
 
-    monkeypatch.setattr(case.owner, case.name, raise_once)
-    PROVOKE[case.provoke](tunnel)
-    assert raised.wait(SECONDS), "nothing came to that place"
-    wait_until(tunnel.works, "the tunnel works again")
-    assert exchange(witness, b"after") == b"after"
-    assert tunnel.client is not None
-    assert not tunnel.client.over.is_set()
-    assert not tunnel.bystander.over.is_set()
-    wait_until(lambda: "please report it" in caplog.text, "it is in the log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unexpected, "_logged", {})
+        patch.setattr(case.owner, case.name, raise_once)
+        PROVOKE[case.provoke](tunnel)
+        assert raised.wait(SECONDS), "nothing came to that place"
+        wait_until(tunnel.works, "the tunnel works again")
+        assert tunnel.place.notices_nothing()
+        assert tunnel.client is not None
+        assert not tunnel.client.over.is_set()
+        wait_until(lambda: "please report it" in caplog.text, "it is in the log")
     assert caplog.text.count("an unexpected error") == 1
     assert caplog.text.count("Traceback") == 1
