@@ -34,6 +34,21 @@ def server(pair: Pair) -> Iterator[Qanat]:
         yield running.wait_until_ready()
 
 
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Where a server runs for all tests that need no more than some server."""
+    pair = Pair(tmp_path_factory.mktemp("host"))
+    with pair.server() as running:
+        running.wait_until_ready()
+        yield pair
+
+
+@pytest.fixture
+def guest(host: Pair, tmp_path: Path) -> Pair:
+    """Files for a client of that server; no two clients run at the same time."""
+    return host.copied_to(tmp_path)
+
+
 def test_what_init_wrote_simply_connects(pair: Pair) -> None:
     with pair.server(cwd=Path("/")) as server, pair.client(cwd=Path("/")) as client:
         server.wait_until_ready()
@@ -82,11 +97,11 @@ def test_a_client_that_never_connected_stops_too(pair: Pair) -> None:
         assert client.stop() == 0
 
 
-def test_a_second_signal_does_not_wait_for_open_streams(pair: Pair, server: Qanat) -> None:
-    pair.client_yaml.write_text(pair.client_yaml.read_text() + "  drain: 300\n")
-    with pair.client("-v") as client:
+def test_a_second_signal_does_not_wait_for_open_streams(guest: Pair) -> None:
+    guest.client_yaml.write_text(guest.client_yaml.read_text() + "  drain: 300\n")
+    with guest.client("-v") as client:
         client.wait_until_ready()
-        with socket.create_connection(("127.0.0.1", pair.forward_port), timeout=20) as stream:
+        with socket.create_connection(("127.0.0.1", guest.forward_port), timeout=20) as stream:
             stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
             client.wait_for_output("ACCEPT")
             client.process.terminate()
@@ -95,9 +110,9 @@ def test_a_second_signal_does_not_wait_for_open_streams(pair: Pair, server: Qana
             assert client.stop() == 128 + signal.SIGTERM
 
 
-def test_the_same_signal_twice_at_once_is_one(pair: Pair, server: Qanat) -> None:
+def test_the_same_signal_twice_at_once_is_one(guest: Pair) -> None:
     """timeout(1) sends its own to the child, and then to the group that both are in."""
-    with pair.client() as client:
+    with guest.client() as client:
         client.wait_until_ready()
         client.process.terminate()
         client.wait_until_stopping()
@@ -125,17 +140,17 @@ def test_it_serves_though_the_caller_has_closed_its_standard_streams(pair: Pair,
         notifications.close()
 
 
-def test_a_refusal_is_not_announced_as_another_try(pair: Pair, server: Qanat) -> None:
-    pair.written.token_file.write_text(generate_token() + "\n")
-    done = run_qanat("client", "-c", pair.client_yaml)
+def test_a_refusal_is_not_announced_as_another_try(guest: Pair) -> None:
+    guest.written.token_file.write_text(generate_token() + "\n")
+    done = run_qanat("client", "-c", guest.client_yaml)
     assert done.returncode == 3
     assert "trying again" not in done.stderr
 
 
-def test_a_refusal_that_cannot_be_written_is_the_same_exit_code(pair: Pair, server: Qanat) -> None:
-    pair.written.token_file.write_text(generate_token() + "\n")
+def test_a_refusal_that_cannot_be_written_is_the_same_exit_code(guest: Pair) -> None:
+    guest.written.token_file.write_text(generate_token() + "\n")
     with open("/dev/full", "w") as full:
-        command = [sys.executable, TUNNEL, "client", "-c", pair.client_yaml]
+        command = [sys.executable, TUNNEL, "client", "-c", guest.client_yaml]
         assert subprocess.run(command, stderr=full, timeout=SECONDS).returncode == 3
 
 
@@ -169,11 +184,11 @@ def test_what_was_started_in_a_terminal_ends_with_it(pair: Pair) -> None:
 # --- failing --------------------------------------------------------------------------------------
 
 
-def test_a_port_in_use_is_one_clear_message_and_exit_code_1(pair: Pair, server: Qanat) -> None:
-    done = run_qanat("server", "-c", pair.server_yaml)
+def test_a_port_in_use_is_one_clear_message_and_exit_code_1(guest: Pair) -> None:
+    done = run_qanat("server", "-c", guest.server_yaml)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert f"qanat: error: cannot listen on 127.0.0.1:{pair.port}" in done.stderr
+    assert f"qanat: error: cannot listen on 127.0.0.1:{guest.port}" in done.stderr
     assert "hint: " in done.stderr
 
 
@@ -186,50 +201,50 @@ def test_a_local_forward_on_a_port_in_use_likewise_with_exit_on_forward_failure(
     assert f"127.0.0.1:{pair.forward_port}" in done.stderr
 
 
-def test_a_wrong_token_is_exit_code_3(pair: Pair, server: Qanat) -> None:
+def test_a_wrong_token_is_exit_code_3(guest: Pair) -> None:
     wrong = generate_token()
-    pair.written.token_file.write_text(wrong + "\n")
-    done = run_qanat("client", "-c", pair.client_yaml)
+    guest.written.token_file.write_text(wrong + "\n")
+    done = run_qanat("client", "-c", guest.client_yaml)
     assert done.returncode == 3
     assert "qanat: error: " in done.stderr
     assert "Traceback" not in done.stderr
     assert wrong not in done.stderr
 
 
-def test_another_server_than_the_pinned_one_is_exit_code_3(pair: Pair, tmp_path: Path, server: Qanat) -> None:
+def test_another_server_than_the_pinned_one_is_exit_code_3(guest: Pair, tmp_path: Path) -> None:
     other = write_files(tmp_path / "other", name="client", url=None, listen="127.0.0.1:8443")
-    pair.client_yaml.write_text(pair.client_yaml.read_text().replace(pair.written.fingerprint, other.fingerprint))
-    done = run_qanat("client", "-c", pair.client_yaml)
+    guest.client_yaml.write_text(guest.client_yaml.read_text().replace(guest.written.fingerprint, other.fingerprint))
+    done = run_qanat("client", "-c", guest.client_yaml)
     assert done.returncode == 3
-    assert pair.written.fingerprint in done.stderr
+    assert guest.written.fingerprint in done.stderr
 
 
 # --- one at a time --------------------------------------------------------------------------------
 
 
-def test_a_locked_client_leaves_at_once_and_in_silence(pair: Pair, server: Qanat) -> None:
-    lock = pair.directory / "lock"
-    with pair.client("--lock", lock) as client:
+def test_a_locked_client_leaves_at_once_and_in_silence(guest: Pair) -> None:
+    lock = guest.directory / "lock"
+    with guest.client("--lock", lock) as client:
         client.wait_until_ready()
         done = run_qanat("client", "-c", "not even there.yaml", "--lock", lock)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         client.process.kill()
         client.end()
-    with pair.client("--lock", lock) as client:
+    with guest.client("--lock", lock) as client:
         client.wait_until_ready()
 
 
-def test_a_live_pid_file_is_refused_and_a_dead_one_replaced(pair: Pair, server: Qanat) -> None:
-    pid_file = pair.directory / "client.pid"
-    with pair.client("--pid-file", pid_file) as client:
+def test_a_live_pid_file_is_refused_and_a_dead_one_replaced(guest: Pair) -> None:
+    pid_file = guest.directory / "client.pid"
+    with guest.client("--pid-file", pid_file) as client:
         client.wait_until_ready()
         assert pid_file.read_text() == f"{client.process.pid}\n"
-        done = run_qanat("client", "-c", pair.client_yaml, "--pid-file", pid_file)
+        done = run_qanat("client", "-c", guest.client_yaml, "--pid-file", pid_file)
         assert done.returncode == 2
         assert f"already running as process {client.process.pid}" in done.stderr
         client.process.kill()
         client.end()
-    with pair.client("--pid-file", pid_file) as client:
+    with guest.client("--pid-file", pid_file) as client:
         client.wait_until_ready()
         assert pid_file.read_text() == f"{client.process.pid}\n"
         assert client.stop() == 0
@@ -239,9 +254,9 @@ def test_a_live_pid_file_is_refused_and_a_dead_one_replaced(pair: Pair, server: 
 # --- logs -----------------------------------------------------------------------------------------
 
 
-def test_json_logs_are_json_to_the_last_line_of_a_failure(pair: Pair, server: Qanat) -> None:
-    pair.written.token_file.write_text(generate_token() + "\n")
-    done = run_qanat("client", "-c", pair.client_yaml, "--log-format", "json")
+def test_json_logs_are_json_to_the_last_line_of_a_failure(guest: Pair) -> None:
+    guest.written.token_file.write_text(generate_token() + "\n")
+    done = run_qanat("client", "-c", guest.client_yaml, "--log-format", "json")
     assert done.returncode == 3
     last = [json.loads(line) for line in done.stderr.splitlines()][-1]
     assert (last["event"], last["exit_code"], last["level"]) == ("failed", 3, "error")
@@ -261,9 +276,9 @@ def test_a_moved_log_file_is_followed_on_sighup(pair: Pair) -> None:
         assert "fingerprint" in (pair.directory / "server.log.1").read_text()
 
 
-def test_a_failure_is_in_the_log_file_and_on_stderr(pair: Pair, server: Qanat) -> None:
-    log = pair.directory / "second.log"
-    done = run_qanat("server", "-c", pair.server_yaml, "--log-file", log)
+def test_a_failure_is_in_the_log_file_and_on_stderr(guest: Pair) -> None:
+    log = guest.directory / "second.log"
+    done = run_qanat("server", "-c", guest.server_yaml, "--log-file", log)
     assert done.returncode == 1
     assert "cannot listen" in log.read_text()
     assert "qanat: error: cannot listen" in done.stderr
@@ -286,43 +301,43 @@ def test_nobody_logs_the_token_not_even_when_told_to_log_everything(pair: Pair) 
 
 
 @pytest.mark.parametrize("state_directory", [True, False])
-def test_a_url_and_ssh_options_are_enough(state_directory: bool, pair: Pair, server: Qanat) -> None:
-    home = pair.directory / "home"
-    state = pair.directory / "state" if state_directory else home / ".local" / "state" / "qanat"
+def test_a_url_and_ssh_options_are_enough(state_directory: bool, guest: Pair) -> None:
+    home = guest.directory / "home"
+    state = guest.directory / "state" if state_directory else home / ".local" / "state" / "qanat"
     home.mkdir()
     port = unused_port()
     with Qanat(
         "client",
-        f"ws://client@127.0.0.1:{pair.port}/tunnel",
+        f"ws://client@127.0.0.1:{guest.port}/tunnel",
         "-L",
-        f"{port}:127.0.0.1:{pair.port}",
-        directory=pair.directory,
-        QANAT_TOKEN=pair.written.token_file.read_text().strip(),
+        f"{port}:127.0.0.1:{guest.port}",
+        directory=guest.directory,
+        QANAT_TOKEN=guest.written.token_file.read_text().strip(),
         HOME=home,
         STATE_DIRECTORY=state if state_directory else None,
     ) as client:
         client.wait_until_ready()
-        assert b"ok" in pair.fetch(port)
+        assert b"ok" in guest.fetch(port)
         assert client.stop() == 0
-    assert pair.written.fingerprint in (state / "known_hosts").read_text()
+    assert guest.written.fingerprint in (state / "known_hosts").read_text()
 
 
-def test_the_token_file_gives_token_and_name(pair: Pair, server: Qanat) -> None:
+def test_the_token_file_gives_token_and_name(guest: Pair) -> None:
     port = unused_port()
     with Qanat(
         "client",
-        f"ws://127.0.0.1:{pair.port}/tunnel",
+        f"ws://127.0.0.1:{guest.port}/tunnel",
         "--token-file",
-        pair.written.token_file,
+        guest.written.token_file,
         "--fingerprint",
-        pair.written.fingerprint,
+        guest.written.fingerprint,
         "-L",
-        f"127.0.0.1:{port}:127.0.0.1:{pair.port}",
-        directory=pair.directory,
-        HOME=pair.directory,
+        f"127.0.0.1:{port}:127.0.0.1:{guest.port}",
+        directory=guest.directory,
+        HOME=guest.directory,
     ) as client:
         client.wait_until_ready()
-        assert b"ok" in pair.fetch(port)
+        assert b"ok" in guest.fetch(port)
 
 
 def test_a_key_that_could_not_be_kept_ends_the_client_before_it_dials(tmp_path: Path) -> None:

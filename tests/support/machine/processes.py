@@ -6,8 +6,10 @@ datagram on NOTIFY_SOCKET.
 
 from __future__ import annotations
 
+import copy
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,7 +30,7 @@ from tests.support.machine.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[3]
 TUNNEL = ROOT / "tunnel.py"
-SECONDS = 30.0
+SECONDS = 60.0
 """How long anything here may take before the test fails."""
 
 
@@ -122,6 +125,19 @@ class Pair:
         self.client_yaml = self.written.client_yaml
         self.server_yaml = self.written.server_yaml
         self.client_yaml.write_text(self.client_yaml.read_text().replace(self.written.sample, sample))
+
+    def copied_to(self, directory: Path) -> Pair:
+        """The same server's files and the client's once more, for a client with a forward on a port of its own."""
+        copied, etc = copy.copy(self), directory / "etc"
+        shutil.copytree(self.directory / "etc", etc)
+        copied.directory = directory
+        paths = ("server_yaml", "client_yaml", "token_file", "identity")
+        copied.written = replace(self.written, **{name: etc / getattr(self.written, name).name for name in paths})
+        copied.forward_port = unused_port()
+        copied.client_yaml, copied.server_yaml = copied.written.client_yaml, copied.written.server_yaml
+        here, there = f"127.0.0.1:{self.forward_port}", f"127.0.0.1:{copied.forward_port}"
+        copied.client_yaml.write_text(copied.client_yaml.read_text().replace(here, there))
+        return copied
 
     def server(self, *arguments: object, cwd: Path | None = None) -> Qanat:
         return Qanat("server", "-c", self.server_yaml, *arguments, directory=self.directory, cwd=cwd)
