@@ -20,7 +20,7 @@ demo: $(VENV)/.run
 	$(IN) tunnel.py demo $(ARGS)
 
 test: $(VENV)/.test
-	$(IN) -m pytest --numprocesses 2 $(ARGS)
+	$(IN) -m pytest --numprocesses 3 $(ARGS)
 
 lint: $(VENV)/.test
 	$(IN) -m ruff check .
