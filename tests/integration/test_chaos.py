@@ -22,18 +22,18 @@ from tests.support.storm import Storm, chosen_seed
 )
 def test_streams_do_not_notice_what_happens_to_connections(directory: Path, transport: str, silent: Fault) -> None:
     # What only keepalive finds takes two seconds each time: one such fault for each transport.
-    with Storm(directory, seed=chosen_seed(1), transports=[transport], faults=deck(4, silent)) as storm:
-        storm.run(17, patient=transport == "websocket")
+    with Storm(directory, seed=chosen_seed(1), transports=[transport], faults=deck(2, silent)) as storm:
+        storm.run(9, patient=transport == "websocket")
 
 
 @pytest.mark.slow
 def test_a_session_moves_from_one_transport_to_another(directory: Path) -> None:
-    faults = deck(4, Fault.SERVER_TOLD)
+    faults = deck(2, Fault.SERVER_TOLD)
     with Storm(directory, seed=chosen_seed(4), transports=["websocket", "http2", "grpc"], faults=faults) as storm:
-        storm.run(17, patient=False)
+        storm.run(9, patient=False)
 
 
 @pytest.mark.slow
 def test_each_lane_of_a_session_survives_by_itself(directory: Path) -> None:
-    with Storm(directory, seed=chosen_seed(5), lanes=3, faults=deck(8, Fault.STALLED)) as storm:
-        storm.run(33)
+    with Storm(directory, seed=chosen_seed(5), lanes=3, faults=deck(4, Fault.STALLED)) as storm:
+        storm.run(17)
