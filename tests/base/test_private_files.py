@@ -237,7 +237,7 @@ def test_without_hard_links_a_new_file_still_replaces_none(
     start = threading.Barrier(8)
 
     def contend(text: bytes) -> None:
-        start.wait(5)
+        start.wait(30)
         if write_new(path, text):
             won.append(text)
 
@@ -245,6 +245,6 @@ def test_without_hard_links_a_new_file_still_replaces_none(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert won == [path.read_bytes()]
     assert os.listdir(tmp_path) == ["key"]

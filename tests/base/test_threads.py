@@ -28,14 +28,14 @@ def test_a_system_without_threads_is_an_error_with_a_hint(monkeypatch: pytest.Mo
     assert len(group) == 0
     ran = threading.Event()
     group.start("again", ran.set)
-    assert ran.wait(10)
-    assert group.join(10) == []
+    assert ran.wait(20)
+    assert group.join(20) == []
 
 
 def test_what_escapes_a_thread_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise ValueError("a bug")
 
-    start_thread("faulty", fail).join(10)
+    start_thread("faulty", fail).join(20)
     assert "faulty" in caplog.text
     assert "ValueError: a bug" in caplog.text

@@ -15,7 +15,7 @@ import pytest
 from qanat.base import watcher as module
 from qanat.base.watcher import Watcher
 
-TIMEOUT = 10.0
+TIMEOUT = 20.0
 
 
 class Lane:

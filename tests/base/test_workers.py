@@ -12,11 +12,11 @@ from qanat.base.errors import NoThread
 from qanat.base.threads import ThreadGroup
 from qanat.base.workers import IDLE_NAME, Workers, current_task
 
-TIMEOUT = 10.0
+TIMEOUT = 20.0
 
 
 def test_a_thread_is_used_again_and_bears_the_name_of_its_work() -> None:
-    workers = Workers(idle_seconds=1.0)
+    workers = Workers(idle_seconds=TIMEOUT)
     seen: list[tuple[int, str]] = []
     for name in ("one", "two"):
         task = workers.start(name, lambda: seen.append((threading.get_ident(), threading.current_thread().name)))

@@ -495,7 +495,7 @@ def test_application_keepalive_holds_for_what_a_forward_accepts(tmp_path: Path, 
         client.stop()
 
 
-def test_a_client_that_waits_for_a_port_stops_at_once(tmp_path: Path) -> None:
+def test_a_client_that_waits_for_a_port_stops_at_once(tmp_path: Path, at_once: float) -> None:
     with ExitStack() as stack:
         _, taken = free_and_taken(stack)
         settings = ClientSettings("a", (NOWHERE,), (local(taken[0].getsockname()[1]),), state_dir=tmp_path, drain=0)
@@ -503,7 +503,7 @@ def test_a_client_that_waits_for_a_port_stops_at_once(tmp_path: Path) -> None:
         client.start()
         began = time.monotonic()
         client.stop()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < at_once
 
 
 def test_a_connection_made_before_the_session_waits_for_it(tmp_path: Path) -> None:
@@ -539,7 +539,7 @@ def test_a_connection_that_never_gets_a_session_is_reset(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("state", ["connector", "waiting", "connected"])
-def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: str) -> None:
+def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: str, at_once: float) -> None:
     sessions = Sessions()
     with client_of(tmp_path, sessions, reconnect=Reconnect(first=60, min=60, max=60)) as (client, _):
         if state != "connector":
@@ -550,7 +550,7 @@ def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: 
         began = time.monotonic()
         client.stop()
         client.stop()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < at_once
 
 
 def test_an_unexpected_error_while_connecting_is_a_failed_try_and_never_the_end(

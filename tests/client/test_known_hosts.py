@@ -152,14 +152,14 @@ def test_threads_that_remember_at_once_lose_nothing(known: KnownHosts) -> None:
     start = threading.Barrier(8)
 
     def remember(number: int) -> None:
-        start.wait(5)
+        start.wait(30)
         KnownHosts(known.path).remember(f"host{number}:443", ONE)
 
     threads = [threading.Thread(target=remember, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert all(known.check(f"host{n}:443", ONE) for n in range(8))
 
 
@@ -175,7 +175,7 @@ def test_processes_that_remember_at_once_lose_nothing(known: KnownHosts) -> None
     for process in processes:
         process.start()
     for process in processes:
-        process.join(20)
+        process.join(60)
         assert process.exitcode == 0
         process.close()
     assert all(known.check(f"host{n}:443", ONE) for n in range(15))

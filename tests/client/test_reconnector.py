@@ -74,6 +74,7 @@ def test_an_old_connection_is_left_only_when_the_next_one_is_up(tmp_path: Path) 
 
 
 def test_connections_are_replaced_before_they_are_old_and_bulk_does_not_notice(tmp_path: Path) -> None:
+    began = time.monotonic()
     with ExitStack() as stack:
         path = Line(tmp_path, stack, max_pipe_age=0.4)
         with connection(path.port) as sock:
@@ -100,8 +101,7 @@ def test_connections_are_replaced_before_they_are_old_and_bulk_does_not_notice(t
             receiving.result()
             assert received == sent
         assert path.target.wait_endings(1) == [END]
-        gaps = [after - before for before, after in itertools.pairwise(path.relay.accepted)]
-        assert min(gaps) > 0.25  # `max_pipe_age` less a fifth, and nothing was cut in between
+        assert path.relay.accepted[5] - began > 5 * 0.32  # `max_pipe_age` less a fifth, and nothing was cut in between
 
 
 def test_another_server_behind_the_same_url_costs_the_old_connection_nothing(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_session_is_over_when_the_server_has_forgotten_it_and_the_old_connecti
             expire(caller)
             began = time.monotonic()
             assert ending_of(sock) == RESET
-            assert time.monotonic() - began < 3.0
+            assert time.monotonic() - began < 15, "keepalive alone would take 45 s"
             stream.release()
         assert RawSession(desk.next(Intent.NEW)).carried.lane.ping(SECONDS)
 
@@ -137,13 +137,15 @@ def test_connections_that_all_say_at_once_that_they_will_leave_are_replaced_less
     """As by a proxy that takes one request a connection, and lets that one go on."""
     monkeypatch.setattr(WebSocketPipe, "set_on_leaving", lambda pipe, leaving: leaving())
     with one_stream(tmp_path, reconnect=Reconnect(first=0.01, min=0.1, max=60)) as (desk, session, sock, stream):
-        until, moved = time.monotonic() + 3.0, 0
+        caller, moved = desk.next(Intent.RESUME), 0
+        until = time.monotonic() + 3.0
         with contextlib.suppress(queue.Empty):
-            while (remaining := until - time.monotonic()) > 0:
-                session.resume(desk.callers.get(timeout=remaining))
+            while True:
+                session.resume(caller)
                 assert arrives(b"progress", sock, stream)
                 moved += 1
-        assert 1 <= moved <= 15
+                caller = desk.callers.get(timeout=max(0.001, until - time.monotonic()))
+        assert moved <= 15
 
 
 def test_no_thread_for_a_new_connection_costs_a_session_nothing(
@@ -191,8 +193,10 @@ def test_a_new_path_that_stalls_after_the_handshake_does_not_cost_the_old_one(
 ) -> None:
     monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", 0.3)
     with one_stream(tmp_path, max_pipe_age=0.3) as (desk, session, sock, stream):
-        for _ in range(3):
+        for number in range(3):
             stalled = desk.next(Intent.RESUME)
+            if number == 2:
+                monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", SECONDS)  # for the next, which is answered
             assert stalled.is_gone()
             assert arrives(b"by the old one", sock, stream)
             assert not session.carried.endings
@@ -206,6 +210,7 @@ def test_a_stalled_greeting_after_which_the_old_connection_is_lost_too_costs_not
     monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", 0.5)
     with one_stream(tmp_path, max_pipe_age=0.3) as (desk, session, sock, stream):
         desk.next(Intent.RESUME)
+        monkeypatch.setattr(reconnector, "HELLO_TIMEOUT", SECONDS)  # for the next, which is answered
         session.cut()
         sock.sendall(b"in between")
         session.resume(desk.next(Intent.RESUME))
@@ -217,13 +222,14 @@ def test_an_old_connection_that_cannot_be_replaced_is_kept_and_the_server_asked_
 ) -> None:
     calm = Reconnect(first=0.01, min=1, max=60)
     with one_stream(tmp_path, max_pipe_age=0.1, reconnect=calm) as (desk, _, sock, stream):
-        until, tries = time.monotonic() + 1.5, 0
+        caller, tries = desk.next(Intent.RESUME), 0
+        until = time.monotonic() + 1.5
         with contextlib.suppress(queue.Empty):
-            while (remaining := until - time.monotonic()) > 0:
-                caller = desk.callers.get(timeout=remaining)
+            while True:
                 caller.say(RecordKind.CLOSE, Close(CloseReason.BUSY, "not now").encode())
                 tries += 1
-        assert 1 <= tries <= 15  # at once, then at random within 1 s, within 2 s, within 4 s
+                caller = desk.callers.get(timeout=max(0.001, until - time.monotonic()))
+        assert tries <= 15  # at once, then at random within 1 s, within 2 s, within 4 s
         assert arrives(b"by the old one", sock, stream)
 
 
@@ -290,7 +296,7 @@ def test_a_lane_that_is_over_is_forgotten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stuck", [0, 1])
 def test_a_client_of_whose_connections_one_is_stuck_keeps_its_name(tmp_path: Path, stuck: int) -> None:
     with ExitStack() as stack:
-        path = Line(tmp_path, stack, server={"takeover_timeout": 0.5}, lanes=2)
+        path = Line(tmp_path, stack, server={"takeover_timeout": SECONDS}, lanes=2)
         wait_until(lambda: lanes_up(path) == (2, 2), "both lanes are up")
         path.relay.fall_silent(only=stuck)
         with RawClient(path.server, "a", TOKEN, instance=b"o" * 16) as other:
@@ -344,7 +350,7 @@ def test_a_client_that_may_have_fewer_lanes_than_it_wants_asks_for_no_more(tmp_p
             desk.callers.get(timeout=0.3)
 
 
-def test_a_client_with_lanes_stops_as_quickly_and_says_so(tmp_path: Path) -> None:
+def test_a_client_with_lanes_stops_as_quickly_and_says_so(tmp_path: Path, at_once: float) -> None:
     with ExitStack() as stack:
         path = Line(tmp_path, stack, lanes=3)
         wait_until(lambda: lanes_up(path) == (3, 3), "all lanes are up")
@@ -356,7 +362,7 @@ def test_a_client_with_lanes_stops_as_quickly_and_says_so(tmp_path: Path) -> Non
         [session] = path.server.registry.sessions
         began = time.monotonic()
         path.client.stop()
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < at_once
         assert session.ended.wait(SECONDS)
         assert session.why == "the client is stopping"
 
@@ -365,7 +371,7 @@ def test_a_client_with_lanes_stops_as_quickly_and_says_so(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("state", ["waiting to try again", "connector", "greeting", "replacing"])
-def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, state: str) -> None:
+def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, state: str, at_once: float) -> None:
     with ExitStack() as stack:
         slow = Reconnect(first=60, min=60, max=60)
         age = 0.2 if state == "replacing" else None
@@ -387,7 +393,7 @@ def test_stopping_is_quick_also_while_there_is_no_connection(tmp_path: Path, sta
             assert dials.wait(SECONDS)
         began = time.monotonic()
         client.stop()
-        assert time.monotonic() - began < 1.5  # of which 0.2 s are `drain`
+        assert time.monotonic() - began < at_once
         assert ending_of(sock) == RESET
         stream.reset(Reason.CANCELED, "")
         stream.release()

@@ -63,7 +63,6 @@ def drive(machine: ClientHandshake | ServerHandshake, said: list[bytes]) -> None
     assert machine.state in State
 
 
-@settings(deadline=None)
 @given(st.lists(messages, min_size=1, max_size=3))
 def test_a_client_that_hears_anything_raises_its_own_errors_and_believes_nothing(
     identity: ServerIdentity, client_key: ClientKey, said: list[bytes]
@@ -74,7 +73,6 @@ def test_a_client_that_hears_anything_raises_its_own_errors_and_believes_nothing
     drive(waiting, said)
 
 
-@settings(deadline=None)
 @given(st.lists(messages, min_size=1, max_size=3))
 def test_a_server_that_hears_anything_raises_its_own_errors_and_believes_nothing(
     identity: ServerIdentity, client_key: ClientKey, said: list[bytes]
@@ -89,7 +87,6 @@ def test_a_server_that_hears_anything_raises_its_own_errors_and_believes_nothing
     assert m1
 
 
-@settings(deadline=None)
 @given(inside=st.binary(max_size=318), content=st.binary(max_size=400))
 def test_a_server_bears_anything_inside_m2_and_anything_as_m3(
     identity: ServerIdentity, client_key: ClientKey, inside: bytes, content: bytes
@@ -102,7 +99,6 @@ def test_a_server_bears_anything_inside_m2_and_anything_as_m3(
     assert proven.state is State.FAILED
 
 
-@settings(deadline=None)
 @given(position=st.integers(min_value=0), value=st.integers(min_value=1, max_value=255), which=st.integers(0, 3))
 def test_one_changed_byte_anywhere_in_a_genuine_handshake_leaves_no_two_ends_content(
     identity: ServerIdentity, client_key: ClientKey, position: int, value: int, which: int

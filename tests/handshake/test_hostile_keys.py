@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qanat.base.errors import HandshakeError
@@ -137,14 +137,12 @@ def test_one_key_has_one_encoding_so_that_it_has_one_fingerprint(identity: Serve
     assert len(identity.spki) == 422
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_any_bytes_at_all_are_a_sound_key_or_a_handshake_error(data: bytes) -> None:
     with pytest.raises(HandshakeError):
         keys.load_public_key(data, 2048)
 
 
-@settings(deadline=None)
 @given(position=st.integers(min_value=0, max_value=293), value=st.integers(min_value=0, max_value=255))
 def test_a_sound_key_with_one_byte_changed_is_sound_or_a_handshake_error(
     client_key: ClientKey, position: int, value: int

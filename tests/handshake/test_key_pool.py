@@ -13,7 +13,7 @@ from qanat.base.errors import TransportError
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import ClientKey
 
-WAIT = 10.0
+WAIT = 20.0
 
 
 class SlowMaker:

@@ -18,7 +18,7 @@ from tests.support.handshake.scenario import NAME, TOKEN, accept_any, make_clien
 from tests.support.transports.memory import memory_pair
 
 Pair = Callable[[], tuple[Pipe, Pipe]]
-LIMIT = 10.0
+LIMIT = 20.0
 
 
 def run_with_a_man_between(

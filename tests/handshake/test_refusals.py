@@ -20,7 +20,7 @@ from tests.support.handshake.attackers import ForgingClient, RefusalForger
 from tests.support.handshake.pipes import send, socket_pipes
 from tests.support.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, make_client, make_server
 
-LIMIT = 10.0
+LIMIT = 20.0
 
 
 def with_two_tokens(identity: ServerIdentity) -> ServerHandshake:

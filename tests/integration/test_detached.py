@@ -26,7 +26,7 @@ def test_a_hundred_streams_that_push_meanwhile_take_bounded_memory_and_lose_noth
         relay = stack.enter_context(Relay(tunnel.port))
         tunnel.client_settings["url"] = f"ws://127.0.0.1:{relay.port}/tunnel"
         tunnel.start()
-        scenarios.detached(tunnel, relay, port, target, streams=100, seconds=4)
+        scenarios.detached(tunnel, relay, port, target, streams=100, seconds=3)
 
 
 @both_kinds
@@ -46,7 +46,7 @@ def test_after_resume_for_everything_is_reset_and_the_ports_are_free(directory: 
             relay.cut()
             lost = time.monotonic()
             assert ending_of(sock) == RESET
-            assert 0.8 < time.monotonic() - lost < 3
+            assert 0.8 < time.monotonic() - lost < 15, "by default it would be minutes"
         target.wait_idle()
         assert target.endings[-1] == RESET
         if kind == "remote":

@@ -42,7 +42,7 @@ def said_once(tunnel: Tunnel, program: Program, *parts: str, tries: int = 1) -> 
 
 def ends_with(tunnel: Tunnel, program: Program, code: int, *parts: str) -> None:
     """The program ends by itself."""
-    assert program.end(15) == code, program.output
+    assert program.end() == code, program.output
     assert program.output.count("error") == 1, program.output
     said_once(tunnel, program, *parts)
 
@@ -97,7 +97,7 @@ def test_a_known_host_whose_key_changed(tunnel: Tunnel) -> None:
     (tunnel.directory / "server.key").unlink()
     tunnel.start_server()
     client = tunnel.start_client(wait=False)
-    assert client.end(15) == REFUSED
+    assert client.end() == REFUSED
     said_once(tunnel, client, "HAS CHANGED!", tunnel.fingerprint, "known_hosts", "delete line")
 
 

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from tests.support.applications import Target, connection, echo, exchange
-from tests.support.harness import Tunnel
+from tests.support.harness import SECONDS, Tunnel
 from tests.support.machine.ports import unused_port
 
 
@@ -21,7 +21,7 @@ def test_hundreds_of_silent_connections_leave_an_authenticated_client_its_stream
         assert "there may be 64 connections at once" in tunnel.server.output
         old = [stack.enter_context(connection(port)) for _ in range(20)]
         for _ in range(400):
-            stack.enter_context(socket.create_connection(("127.0.0.1", tunnel.port), 10))
+            stack.enter_context(socket.create_connection(("127.0.0.1", tunnel.port), SECONDS))
         new = [stack.enter_context(connection(port)) for _ in range(20)]
         for sock in (*old, *new):
             assert exchange(sock, b"still there") == b"still there"
@@ -36,8 +36,8 @@ def test_without_a_free_file_silent_connections_give_way_to_whoever_comes(direct
         used = len(list(Path(f"/proc/{tunnel.server.pid}/fd").iterdir()))
         resource.prlimit(tunnel.server.pid, resource.RLIMIT_NOFILE, (used + 20, used + 20))
         for _ in range(60):
-            stack.enter_context(socket.create_connection(("127.0.0.1", tunnel.port), 10))
+            stack.enter_context(socket.create_connection(("127.0.0.1", tunnel.port), SECONDS))
         tunnel.server.wait_for("cannot accept connections: Too many open files")
-        with socket.create_connection(("127.0.0.1", tunnel.port), 10) as late:
+        with socket.create_connection(("127.0.0.1", tunnel.port), SECONDS) as late:
             late.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
             assert late.recv(100).startswith(b"HTTP/1.1 200 ")

@@ -23,8 +23,8 @@ from tests.support.machine.networks import SERVER, TwoCables, within
 from tests.support.machine.ports import unused_port
 
 MOVED = r"moved to a fresh connection to .*, since (the route to .* now starts at \S+, not at .*)"
-SOON = 2.0
-"""Seconds."""
+SOON = 15.0
+"""Seconds; keepalive would take 45."""
 
 
 def another_cable(network: TwoCables) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from qanat.client.client import JOIN_TIMEOUT
 from tests.support.applications import (
     RESET,
     Target,
@@ -28,6 +29,9 @@ from tests.support.applications import (
 )
 from tests.support.harness import SECONDS, Program, Tunnel
 from tests.support.machine.ports import unused_port
+
+AT_ONCE = JOIN_TIMEOUT
+"""Seconds, after which an end no longer waits for a thread that does not end by itself."""
 
 both_ends = pytest.mark.parametrize("which", ["server", "client"])
 both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
@@ -70,17 +74,18 @@ def ends(directory: Path, kind: str, request: pytest.FixtureRequest) -> Iterator
         yield Ends(tunnel.start(), port, reply_port, reply)
 
 
+@pytest.mark.parametrize("ends", [60], indirect=True)
 @both_ends
 @both_kinds
 def test_with_nothing_open_it_ends_at_once(ends: Ends, which: str) -> None:
     assert echoes(ends.port)
     began = time.monotonic()
     assert ends.program(which).stop() == 0
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < AT_ONCE
     assert ends.program(which).output.endswith("stopped")
 
 
-@pytest.mark.parametrize("ends", [20], indirect=True)
+@pytest.mark.parametrize("ends", [60], indirect=True)
 @both_ends
 @both_kinds
 def test_a_stream_that_finishes_within_drain_is_whole_and_ends_the_wait(ends: Ends, which: str) -> None:
@@ -90,13 +95,13 @@ def test_a_stream_that_finishes_within_drain_is_whole_and_ends_the_wait(ends: En
         sock.sendall(request[:1000])
         ends.reply.wait_accepted(1)
         program.process.send_signal(signal.SIGTERM)
-        program.wait_for("stopping: open streams have 20 s")
+        program.wait_for("stopping: open streams have 60 s")
         began = time.monotonic()
         sock.sendall(request[1000:])
         sock.shutdown(socket.SHUT_WR)
         assert receive_all(sock) == hashlib.sha256(request).digest() + bytes(1 << 20)
     assert program.end() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @both_ends
@@ -108,11 +113,12 @@ def test_a_stream_that_does_not_finish_within_drain_is_reset(ends: Ends, which: 
         began = time.monotonic()
         program.process.send_signal(signal.SIGTERM)
         assert ending_of(sock) == RESET
-        assert 0.9 < time.monotonic() - began < 4
+        assert time.monotonic() - began > 0.9
     assert program.end() == 0
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < SECONDS
 
 
+@pytest.mark.parametrize("ends", [60], indirect=True)
 @both_ends
 @both_kinds
 def test_no_new_connection_is_taken_while_it_drains(ends: Ends, which: str) -> None:
@@ -138,28 +144,28 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_end(directory: Path, whi
                     sock.sendall(bytes(1 << 28))
                 began = time.monotonic()
                 assert (tunnel.server if which == "server" else tunnel.client).stop() == 0
-                assert time.monotonic() - began < 6
+                assert time.monotonic() - began < SECONDS
 
 
 def test_a_client_that_cannot_connect_stops_at_once(directory: Path) -> None:
-    with Tunnel(directory) as tunnel:
+    with Tunnel(directory, client={"drain": 60}) as tunnel:
         tunnel.start_client(wait=False)
         tunnel.client.wait_for("cannot connect")
         began = time.monotonic()
         assert tunnel.client.stop() == 0
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < AT_ONCE
 
 
 def test_a_client_stops_at_once_though_the_server_refuses_a_forward(directory: Path) -> None:
     port = unused_port()
     forwards = [{"remote": f"127.0.0.1:{port}", "to": "127.0.0.1:9"}]
-    with Tunnel(directory, forwards, account={"allow_listen": []}, client={"drain": 20}) as tunnel:
+    with Tunnel(directory, forwards, account={"allow_listen": []}, client={"drain": 60}) as tunnel:
         tunnel.start_server()
         tunnel.start_client(wait=False)
         tunnel.client.wait_for("cannot listen")
         began = time.monotonic()
         assert tunnel.client.stop() == 0
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < AT_ONCE
 
 
 @both_ends

@@ -110,8 +110,8 @@ def test_either_end_stops_at_a_word_and_lets_open_streams_finish(directory: Path
     with Target(echo) as target:
         local = unused_port()
         forwards = [{"local": f"127.0.0.1:{local}", "to": target.address}]
-        with Tunnel(directory, forwards, client={"transport": transport}, server={"drain": 5}) as tunnel:
-            tunnel.client_settings["drain"] = 5
+        with Tunnel(directory, forwards, client={"transport": transport}, server={"drain": 60}) as tunnel:
+            tunnel.client_settings["drain"] = 60
             tunnel.start()
             with connection(local) as sock:
                 assert exchange(sock, b"before") == b"before"

@@ -288,7 +288,5 @@ class TwoLanes(RuleBasedStateMachine):
             core.check_invariants()
 
 
-TwoLanes.TestCase.settings = settings(
-    max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TwoLanes.TestCase.settings = settings(max_examples=250, stateful_step_count=50, suppress_health_check=list(HealthCheck))
 TestTwoLanes = pytest.mark.timeout(120)(TwoLanes.TestCase)

@@ -25,11 +25,12 @@ from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.server.shared_ports import Membership
 from qanat.session.messages import ConnectTcp, Listen, Listening, decode_control
-from tests.support.applications import END, RESET, Target, discard, echo
+from tests.support.applications import END, RESET, Target, discard, echo, ending_at
 from tests.support.background import Background, wait_until
+from tests.support.identities import place_identity
 from tests.support.mux.rig import pattern, read, write_all
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, Kept, RawClient
-from tests.support.sockets import can_bind
+from tests.support.sockets import can_bind, nothing_has_come
 
 TOKEN = os.urandom(32)
 SOON = 0.5
@@ -42,10 +43,10 @@ def server_with(directory: Path, **changes: object) -> Iterator[Server]:
     values: dict[str, object] = {
         "clients": (ClientAccount("a", (TOKEN,), **rules), ClientAccount("b", (TOKEN,), **rules)),
         "listen": (("127.0.0.1", 0),),
-        "identity": directory / "server.key",
+        "identity": place_identity(directory / "server.key"),
         "node": "the-server",
         "drain": 0.2,
-        "takeover_timeout": 0.3,
+        "takeover_timeout": SECONDS,
         "limits": ServerLimits(lanes=2),
     }
     server = Server(ServerSettings(**(values | changes)))  # type: ignore[arg-type]
@@ -188,11 +189,11 @@ def test_a_client_whose_ready_was_lost_comes_with_a_higher_epoch(server: Server)
 def test_what_was_to_happen_to_an_absence_that_ended_does_not_happen_to_the_next(tmp_path: Path) -> None:
     """Between two pipes a lane has none for a moment, which may be when an earlier timeout would have run out."""
     with ExitStack() as stack:
-        server = stack.enter_context(server_with(tmp_path, resume_for=SOON))
+        server = stack.enter_context(server_with(tmp_path, resume_for=2.0))
         kept, carried = begin(server, stack)
         session = session_of(server, kept)
         lane = session.add_lane(0)
-        time.sleep(SOON)
+        time.sleep(2.0)
         cut(carried)
         wait_until(lambda: not lane.attached, "the server has noticed")
         session.lane_expired(0, lane)
@@ -238,11 +239,11 @@ def test_a_session_whose_time_is_up_just_after_ready_does_not_stay_for_ever(
 
     def admit_late(*args: Any) -> Callable[[], None] | None:
         carry = admit(*args)
-        time.sleep(0.6)
+        time.sleep(1.6)
         return carry
 
     monkeypatch.setattr(Server, "_admit", admit_late)
-    limits = ServerLimits(lanes=2, handshake_timeout=0.5)
+    limits = ServerLimits(lanes=2, handshake_timeout=1.5)
     with server_with(tmp_path, resume_for=SOON, limits=limits) as server, ExitStack() as stack:
         client = again(server, stack)
         kind, _ = client.greet()
@@ -258,21 +259,11 @@ def test_who_comes_to_a_remote_port_costs_no_more_than_the_servers_own_limit_wha
     with server_with(tmp_path, limits=limits) as server, ExitStack() as stack:
         kept, carried = begin(server, stack)
         port = listen(carried)
-        endings = [ending_soon(stack, port) for _ in range(5)]
-        assert endings == ["", "", RESET, RESET, RESET]
+        socks = [stack.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS)) for _ in range(2)]
+        wait_until(lambda: session_of(server, kept).open_streams == 2, "both have streams")
+        assert [ending_at(port) for _ in range(3)] == [RESET] * 3
+        assert all(nothing_has_come(sock) for sock in socks)
         assert session_of(server, kept).open_streams == 2
-
-
-def ending_soon(stack: ExitStack, port: int) -> str:
-    """How a connection ends within half a second, or nothing when it does not."""
-    try:
-        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS))
-        sock.settimeout(0.5)
-        return END if not sock.recv(1) else ""
-    except TimeoutError:
-        return ""
-    except OSError:
-        return RESET
 
 
 def test_one_who_resumes_is_named_as_the_holder_from_where_it_is_now(server: Server) -> None:
@@ -501,25 +492,25 @@ def test_a_session_whose_client_stays_away_is_over_after_its_time_and_not_before
         cut(carried)
         assert not can_bind(port)
         assert target.wait_endings(1) == [RESET]
-        assert SOON <= time.monotonic() - left < SOON + 1.0
+        assert SOON <= time.monotonic() - left < SOON + SECONDS
         wait_until(lambda: can_bind(port), "its port is free")
         assert is_expired(server, kept)
         stream.release()
 
 
 def test_coming_back_in_time_begins_the_time_anew(tmp_path: Path) -> None:
-    with server_with(tmp_path, resume_for=1.0) as server, ExitStack() as stack, Target(echo) as target:
+    with server_with(tmp_path, resume_for=2.5) as server, ExitStack() as stack, Target(echo) as target:
         kept, carried = begin(server, stack)
         stream = stream_to(carried, target)
         session, left = session_of(server, kept), time.monotonic()
-        for epoch in range(1, 7):
+        for epoch in range(1, 5):
             cut(carried)
-            assert not session.ended.wait(0.3)
+            assert not session.ended.wait(0.7)
             carried = again(server, stack).go_on(kept, carried, epoch=epoch)
-        assert time.monotonic() - left > 1.5
+        assert time.monotonic() - left > 2.5
         stream.write(b"still")
         assert read(stream, 5) == b"still"
-        assert not session.ended.wait(1.2)  # also once it stays
+        assert not session.ended.wait(2.7)  # also once it stays
         stream.release()
 
 
@@ -582,7 +573,7 @@ def test_where_nothing_is_resumed_a_session_ends_with_its_connection(tmp_path: P
         cut(carried)
         assert target.wait_endings(1) == [RESET]
         wait_until(lambda: can_bind(port), "its port is free")
-        assert time.monotonic() - left < 1.0
+        assert time.monotonic() - left < SECONDS
         assert is_expired(server, kept)
         stream.release()
 
@@ -601,7 +592,7 @@ def test_a_server_that_stops_waits_for_nobody_who_is_away(server: Server) -> Non
         cut(carried)
         began = time.monotonic()
         server.stop()
-        assert time.monotonic() - began < 1.5  # of which 0.2 s are `drain`
+        assert time.monotonic() - began < SECONDS  # `resume_for` would be minutes
         assert target.wait_endings(1) == [RESET]
         stream.release()
 

@@ -14,7 +14,7 @@ from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.session.session import Session
-from tests.support.background import wait_until
+from tests.support.background import DEADLINE, wait_until
 
 
 def make_lane() -> Lane:
@@ -58,7 +58,7 @@ def test_whoever_comes_back_just_as_its_time_is_up_harms_nobody(hasty: None) -> 
     timeouts.begin(session, 0, last)
     wait_until(lambda: session.expired[-1:] == [last], "the last has expired")
     timeouts.close()
-    assert timeouts.join(5) == []
+    assert timeouts.join(DEADLINE) == []
 
 
 def test_one_that_cannot_be_cut_keeps_no_other_from_its_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +80,7 @@ def test_one_that_cannot_be_cut_keeps_no_other_from_its_end(caplog: pytest.LogCa
     watch.start()
     watch.add(Faulty())
     watch.add(Good())
-    assert cut.wait(5)
+    assert cut.wait(DEADLINE)
     watch.close()
-    assert watch.join(5) == []
+    assert watch.join(DEADLINE) == []
     assert "please report it" in caplog.text

@@ -215,7 +215,7 @@ def stopped_readers(
         assert pusher.arrived == pusher.count
     for name, most in highest.items():
         assert most < bound, f"{name} grew by {most / MEBI:.1f} MiB, above {bound / MEBI:.1f}"
-    assert slowest < 2.0, f"an echo took {slowest:.2f} s"
+    assert slowest < 6.0, f"an echo took {slowest:.2f} s"
     return {
         "streams": streams,
         "seconds": seconds,
@@ -248,14 +248,14 @@ def detached(tunnel: Tunnel, relay: Relay, port: int, target: Target, *, streams
         relay.cut()
         deadline = time.monotonic() + seconds
         counted, still = -1, 0.0
-        while time.monotonic() < deadline:
+        while (now := time.monotonic()) < deadline or now - still < seconds / 4:
+            assert now < deadline + SECONDS, "they still push, and nobody holds them up"
             for name, program in programs.items():
                 highest[name] = max(highest[name], program.memory - before[name])
             pushed = sum(pusher.count for pusher in pushers)
             if pushed != counted:
                 counted, still = pushed, time.monotonic()
             stop.wait(0.02)  # the pace of the measurement
-        assert time.monotonic() - still > seconds / 4, "they still push, and nobody holds them up"
         relay.refusing = False
         tunnel.client.wait_for("resumed by", count=resumed + 1)
     finally:

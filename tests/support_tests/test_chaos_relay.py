@@ -158,16 +158,26 @@ def test_without_a_fault_every_byte_arrives_in_order_and_so_does_the_end() -> No
 
 def test_a_long_path_delays_bytes_the_connection_itself_and_news_of_a_cut() -> None:
     with Target(echo) as target, ChaosRelay(target.port, calm=True, delay=0.05) as relay:
-        began = time.monotonic()
-        with connection(relay.port) as sock:
-            for round_trips in (2, 3):
+        first, later, told = [], [], []
+        for number in range(1, 11):  # whatever else runs here can only add to the times, so the best counts
+            began = time.monotonic()
+            with connection(relay.port) as sock:
                 assert exchange(sock, b"x") == b"x"
-                assert 0.1 * round_trips <= time.monotonic() - began < 0.1 * round_trips + 0.09
-            cut = relay.cut()
-            assert target.wait_endings(1) == [RESET]
-            assert time.monotonic() - cut < 0.05
-            assert ending_of(sock) == RESET
-            assert time.monotonic() - cut >= 0.05
+                first.append(time.monotonic() - began)
+                for _ in range(3):
+                    began = time.monotonic()
+                    assert exchange(sock, b"x") == b"x"
+                    later.append(time.monotonic() - began)
+                cut = relay.cut()
+                assert target.wait_endings(number) == [RESET] * number
+                told.append(time.monotonic() - cut)
+                assert ending_of(sock) == RESET
+                assert time.monotonic() - cut >= 0.05
+            assert min(first) >= 0.2
+            assert min(later) >= 0.1
+            if min(first) < 0.3 and min(later) < 0.2 and min(told) < 0.05:
+                return
+        pytest.fail(f"even at best it took {min(first):.3f}, {min(later):.3f} and {min(told):.3f} s")
 
 
 @pytest.mark.parametrize("hindrance", [Hindrance.PAUSE, Hindrance.DELAY])

@@ -17,8 +17,8 @@ from tests.support.machine.certificates import Authority, Certificate
 from tests.support.transports.loopback import send_bytes
 from tests.support.transports.pairs import PAIRS, Pair
 
-AT_ONCE = 1.0
-"""Seconds; far below every timeout that could be at work instead."""
+AT_ONCE = 10.0
+"""Seconds; without being woken they would block for ever."""
 
 FULL = 64 * 1024 * 1024
 """Bytes; more than all buffers between two pipes take."""

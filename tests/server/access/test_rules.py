@@ -103,7 +103,7 @@ def test_what_is_handed_back_can_be_connected_to() -> None:
         port = server.getsockname()[1]
         [(family, sockaddr)] = ConnectRules([f"127.0.0.0/8:{port}"]).resolve("::ffff:127.0.0.1", port, within())
         with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(20)
             sock.connect(sockaddr)
 
 
@@ -398,7 +398,7 @@ def test_one_users_dead_names_leave_room_for_anothers_lookups(monkeypatch: pytes
         for _ in range(2):
             with pytest.raises(EndpointError, match="took too long"):
                 resolve("dead.example", 80, within(0.01), greedy)
-            assert stuck.asked.acquire(timeout=5)
+            assert stuck.asked.acquire(timeout=20)
         with pytest.raises(EndpointError, match="too many names") as caught:
             resolve("dead.example", 80, within(0.01), greedy)
         assert caught.value.code == Reason.LIMIT
@@ -462,7 +462,7 @@ _spellings = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(rules_without_loopback(), max_size=4), _spellings)
 def test_no_rules_without_one_inside_loopback_ever_yield_a_loopback_address(rules: list[str], host: str) -> None:
     try:
@@ -477,7 +477,7 @@ def test_no_rules_without_one_inside_loopback_ever_yield_a_loopback_address(rule
         assert not any(plain in network for network in NEVER)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(rules_without_loopback(), max_size=4), st.ip_addresses())
 def test_what_is_allowed_is_in_a_rules_network_and_special_ranges_need_one_inside(
     rules: list[str], address: IPv4Address | IPv6Address

@@ -17,6 +17,7 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
+from tests.support.background import DEADLINE, wait_until
 from tests.support.server.front_door_rig import (
     WEBSOCKET,
     connect,
@@ -224,7 +225,7 @@ def test_an_error_in_the_handler_ends_that_pipe_and_no_other(fault_reports: Repo
             sock.sendall(f"GET /tunnel HTTP/1.1\r\n{WEBSOCKET}\r\n".encode())
             assert read_to_end(sock).startswith(b"HTTP/1.1 101 ")
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
-        report = fault_reports.queue.get(timeout=5)
+        report = fault_reports.queue.get(timeout=DEADLINE)
         assert report.exc_info is not None
         assert report.exc_info[0] is ZeroDivisionError
         assert door.admission.handshakes == 0
@@ -236,7 +237,7 @@ def test_a_port_in_use_is_refused_with_the_command_that_shows_who_has_it() -> No
         with pytest.raises(TransportError, match="ss -ltnp") as caught:
             second.start()
         assert str(door.addresses[0][1]) in str(caught.value)
-        assert second.join(5) == []
+        assert second.join(DEADLINE) == []
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_closing_refuses_new_connections_ends_half_open_ones_and_leaves_pipes_al
 
     def on_pipe(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
         started.set()
-        finish.wait(10)
+        finish.wait(3 * DEADLINE)
         causes.append(pipe.cause)
 
     with (
@@ -300,14 +301,14 @@ def test_closing_refuses_new_connections_ends_half_open_ones_and_leaves_pipes_al
         front_door_pipe(door) as pipe,
     ):
         half_open.sendall(b"GET /hea")
-        assert started.wait(5)
+        assert started.wait(DEADLINE)
         door.close()
         door.close()
         assert read_to_end(half_open) == b""
         with pytest.raises(OSError):
             connect(door).close()
-        assert len(door.join(0.3)) == 1  # the pipe's own thread
+        wait_until(lambda: len(door.join(0)) == 1, "only the pipe's own thread is left")
         finish.set()
         assert read_to_end(pipe) is not None
-        assert door.join(5) == []
+        assert door.join(DEADLINE) == []
     assert causes == [None]

@@ -413,7 +413,8 @@ def test_a_pipe_that_ends_on_a_slow_path_ends_no_other(stack: ExitStack) -> None
         for _ in range(20):
             peer.request(**TUNNEL)
         began, came, left = time.monotonic(), 0, False
-        while (elapsed := time.monotonic() - began) < 5:
+        while (elapsed := time.monotonic() - began) < 5 or ended.qsize() < 4:
+            assert elapsed < 2 * DEADLINE, "those who were reset do not end"
             data = sock.recv(65536)
             assert data, "the connection was ended for all"
             came += len(data)
@@ -428,15 +429,12 @@ def test_a_pipe_that_ends_on_a_slow_path_ends_no_other(stack: ExitStack) -> None
 
 
 def test_a_connection_without_a_request_is_cut_in_time() -> None:
-    with front_door(limits=ServerLimits(header_timeout=0.3)) as door, ExitStack() as stack:
-        peer = raw(stack, door)
-        started = time.monotonic()
-        peer.expect(ConnectionTerminated)
-        assert time.monotonic() - started < 3
+    with front_door(limits=ServerLimits(header_timeout=1)) as door, ExitStack() as stack:
+        raw(stack, door).expect(ConnectionTerminated)
         busy = raw(stack, door)
         assert status_of(busy, busy.request("/healthz", "GET")) == "200"
         again = threading.Event()
-        assert not again.wait(0.6)  # longer than the time for a first request
+        assert not again.wait(1.2)  # longer than the time for a first request
         assert status_of(busy, busy.request("/healthz", "GET")) == "200"
         busy.sock.close()
 

@@ -20,6 +20,7 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
+from tests.support.background import DEADLINE
 from tests.support.server.front_door_rig import (
     WEBSOCKET,
     connect,
@@ -55,7 +56,7 @@ def test_a_head_sent_byte_by_byte_dies_at_the_deadline() -> None:
             except OSError:
                 break
         assert sent < 4000
-        assert 0.4 < time.monotonic() - started < 3
+        assert 0.4 < time.monotonic() - started < 20, "all of it would take a hundred seconds"
 
 
 def test_half_open_connections_cost_bounded_threads_and_die_at_the_deadline() -> None:
@@ -64,14 +65,12 @@ def test_half_open_connections_cost_bounded_threads_and_die_at_the_deadline() ->
         contextlib.ExitStack() as stack,
     ):
         before = threading.active_count()
-        started = time.monotonic()
         sockets = [stack.enter_context(connect(door)) for _ in range(300)]
         for sock in sockets[::2]:
             sock.sendall(b"GET /hea")
         assert threading.active_count() <= before + 100
         for sock in sockets:
             assert read_to_end(sock) == b""
-        assert time.monotonic() - started < 10
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
 
 
@@ -84,7 +83,7 @@ def test_connections_above_the_limit_wait_for_their_turn_while_all_are_pipes(cap
         with pytest.raises(TimeoutError):
             third.recv(1)
         pipes[1].close()
-        third.settimeout(10)
+        third.settimeout(DEADLINE)
         assert read_to_end(third).endswith(b"ok\n")
     assert caplog.text.count("limits.connections") == 1
 
@@ -104,17 +103,17 @@ def test_a_flood_that_is_slowed_down_keeps_nobody_else_out() -> None:
     limits = ServerLimits(connections=20, header_timeout=60, per_address_rate=0.1, per_address_burst=1)
     with front_door(limits=limits) as door, contextlib.ExitStack() as stack:
         for _ in range(60):
-            stack.enter_context(socket.create_connection(door.addresses[0], 10, source_address=("127.0.0.2", 0)))
+            stack.enter_context(socket.create_connection(door.addresses[0], DEADLINE, source_address=("127.0.0.2", 0)))
         started = time.monotonic()
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20, "the flood waits for half a minute"
 
 
 def test_who_holds_every_handshake_loses_one_to_whoever_comes_from_elsewhere() -> None:
     finish = threading.Event()
 
     def on_pipe(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
-        finish.wait(20)
+        finish.wait(3 * DEADLINE)
 
     limits = ServerLimits(handshakes=3, handshake_rate=1e6)
     with (
@@ -153,7 +152,7 @@ def test_handshakes_above_the_limit_are_told_when_to_come_back() -> None:
     def on_pipe(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
         slots.append(slot)
         arrived.release()
-        finish.wait(20)
+        finish.wait(3 * DEADLINE)
 
     with (
         front_door(on_pipe, limits=ServerLimits(handshakes=2, handshake_rate=0.5)) as door,
@@ -164,8 +163,9 @@ def test_handshakes_above_the_limit_are_told_when_to_come_back() -> None:
             sock, answer = upgrade(door)
             stack.enter_context(sock)
             assert answer.startswith(b"HTTP/1.1 101 ")
-            assert arrived.acquire(timeout=5)
+            assert arrived.acquire(timeout=DEADLINE)
         waits = []
+        began = time.monotonic()
         for _ in range(10):
             sock, answer = upgrade(door)
             stack.enter_context(sock)
@@ -175,14 +175,15 @@ def test_handshakes_above_the_limit_are_told_when_to_come_back() -> None:
             assert found
             waits.append(int(found[1]))
         assert waits[0] in (1, 2)
-        assert waits[-1] - waits[0] in (16, 17, 18)  # nine bookings further, less what passed meanwhile
+        passed = time.monotonic() - began
+        assert 16 - passed <= waits[-1] - waits[0] <= 18  # nine bookings further, less what passed meanwhile
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
         slots[0].release()
         assert _comes_in_soon(door)
 
 
 def _comes_in_soon(door: FrontDoor) -> bool:
-    deadline = Deadline(10)
+    deadline = Deadline(3 * DEADLINE)  # who has booked before comes first
     while not deadline.passed:
         sock, answer = upgrade(door)
         with sock:
@@ -195,7 +196,7 @@ def _comes_in_soon(door: FrontDoor) -> bool:
 def test_behind_a_trusted_proxy_one_who_floods_only_waits_longer_itself() -> None:
     with front_door(
         lambda pipe, address, slot: None,
-        limits=ServerLimits(handshakes=1, handshake_rate=0.5),
+        limits=ServerLimits(handshakes=1, handshake_rate=0.1),
         trusted_proxies=("127.0.0.0/8",),
     ) as door:
         told = {}
@@ -205,7 +206,7 @@ def test_behind_a_trusted_proxy_one_who_floods_only_waits_longer_itself() -> Non
                 found = re.search(rb"\r\nRetry-After: ([0-9]+)\r\n", answer)
                 told[client] = int(found[1]) if found else 0
     assert told["203.0.113.66"] > 30
-    assert told["203.0.113.1"] in (3, 4)
+    assert 10 <= told["203.0.113.1"] <= 20  # behind one of the other's bookings, less what passed meanwhile
 
 
 def test_the_slot_is_free_again_when_the_handler_returns() -> None:
@@ -220,13 +221,27 @@ def test_the_slot_is_free_again_when_the_handler_returns() -> None:
 
 def _eventually_no_handshakes(door: FrontDoor) -> None:
     door.close()
-    assert door.join(5) == []
+    assert door.join(DEADLINE) == []
     assert door.admission.handshakes == 0
 
 
-def test_an_address_that_comes_too_often_is_slowed_down_and_never_refused() -> None:
-    limits = ServerLimits(per_address_rate=4, per_address_burst=3, header_timeout=8)
+def _delays_told(door: FrontDoor, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Which address the door has asked for from now on, and how many seconds it was told."""
+    told: list[tuple[str, float]] = []
+    delay = door.admission.delay
+
+    def note(ip: str) -> float:
+        told.append((ip, delay(ip)))
+        return told[-1][1]
+
+    monkeypatch.setattr(door.admission, "delay", note)
+    return told
+
+
+def test_an_address_that_comes_too_often_is_slowed_down_and_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ServerLimits(per_address_rate=0.125, per_address_burst=3, header_timeout=3)
     with front_door(limits=limits) as door, contextlib.ExitStack() as stack:
+        told = _delays_told(door, monkeypatch)
         started = time.monotonic()
         sockets = [stack.enter_context(connect(door)) for _ in range(6)]
         for sock in sockets:
@@ -235,12 +250,12 @@ def test_an_address_that_comes_too_often_is_slowed_down_and_never_refused() -> N
         for sock in sockets:
             assert read_to_end(sock).endswith(b"ok\n")
             served_after.append(time.monotonic() - started)
-    assert served_after[2] < 0.7  # the burst
-    assert 0.7 < served_after[5] < 4  # three more, at four a second
+    assert told == [("127.0.0.1", 0.0)] * 3 + [("127.0.0.1", 1.5)] * 3  # the burst, and who has to wait its half
+    assert min(served_after[3:]) >= 1.5
 
 
 def test_a_flood_of_one_address_is_served_to_the_last() -> None:
-    limits = ServerLimits(per_address_rate=100, per_address_burst=5, header_timeout=0.8)
+    limits = ServerLimits(per_address_rate=25, per_address_burst=5, header_timeout=3)  # one by one it would take 3.8 s
     with front_door(limits=limits) as door, contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(connect(door)) for _ in range(100)]
         for sock in sockets:
@@ -248,7 +263,9 @@ def test_a_flood_of_one_address_is_served_to_the_last() -> None:
         assert all(read_to_end(sock).endswith(b"ok\n") for sock in sockets)
 
 
-SLOW = ServerLimits(per_address_rate=1, per_address_burst=1, header_timeout=6)
+SLOW = ServerLimits(per_address_rate=0.125, per_address_burst=1, header_timeout=3)
+DELAY = 1.5
+"""Seconds that the second of an address waits: half of the time for a head, since the next token is further away."""
 
 
 def _seconds_for_upgrades(door: FrontDoor, *addresses: str) -> list[float]:
@@ -263,17 +280,20 @@ def _seconds_for_upgrades(door: FrontDoor, *addresses: str) -> list[float]:
     return took
 
 
-def test_behind_a_trusted_proxy_each_client_is_slowed_down_by_itself_and_the_proxy_never() -> None:
+def test_behind_a_trusted_proxy_each_client_is_slowed_down_by_itself_and_the_proxy_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[ClientAddress] = []
     with front_door(lambda p, address, s: seen.append(address), limits=SLOW, trusted_proxies=("127.0.0.0/8",)) as door:
-        assert max(_seconds_for_upgrades(door, *[f"203.0.113.{n}" for n in range(10)])) < 0.6
-        first, second = _seconds_for_upgrades(door, "198.51.100.1", "198.51.100.1")
-        assert first < 0.6 < second
-        started = time.monotonic()
+        told = _delays_told(door, monkeypatch)
+        clients = [f"203.0.113.{n}" for n in range(10)]
+        _seconds_for_upgrades(door, *clients)
+        _, second = _seconds_for_upgrades(door, "198.51.100.1", "198.51.100.1")
+        assert second >= DELAY
         for _ in range(10):
             exchange(door, request("GET /healthz HTTP/1.1"))
-        assert max(_seconds_for_upgrades(door, "127.0.0.9", "127.0.0.9", "not an address", "not an address")) < 0.6
-        assert time.monotonic() - started < 5
+        _seconds_for_upgrades(door, "127.0.0.9", "127.0.0.9", "not an address", "not an address")
+    assert told == [(client, 0.0) for client in clients] + [("198.51.100.1", 0.0), ("198.51.100.1", DELAY)]
     assert [address.client for address in seen[:2]] == ["203.0.113.0", "203.0.113.1"]
     assert all(address.via_proxy and address.peer.startswith("127.0.0.1:") for address in seen)
 
@@ -294,11 +314,13 @@ def test_a_proxy_that_is_trusted_is_not_warned_of(caplog: pytest.LogCaptureFixtu
     assert "trusted_proxies" not in caplog.text
 
 
-def test_what_an_untrusted_peer_says_about_its_address_is_not_believed() -> None:
+def test_what_an_untrusted_peer_says_about_its_address_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ClientAddress] = []
     with front_door(lambda p, address, s: seen.append(address), limits=SLOW, trusted_proxies=("10.0.0.0/8",)) as door:
-        first, second = _seconds_for_upgrades(door, "203.0.113.1", "203.0.113.2")
-    assert first < 0.6 < second
+        told = _delays_told(door, monkeypatch)
+        _, second = _seconds_for_upgrades(door, "203.0.113.1", "203.0.113.2")
+    assert told == [("127.0.0.1", 0.0), ("127.0.0.1", DELAY)]
+    assert second >= DELAY
     assert [(address.client, address.via_proxy) for address in seen] == [("127.0.0.1", False)] * 2
 
 
@@ -311,9 +333,9 @@ def test_closing_does_not_wait_for_those_who_are_slowed_down() -> None:
             sock.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 sock.recv(1)
-            sock.settimeout(10)
+            sock.settimeout(DEADLINE)
             door.close()
-            assert seconds_until_closed(sock, time.monotonic()) < 2
+            assert seconds_until_closed(sock, time.monotonic()) < DEADLINE  # 30 s is what it was told
 
 
 def test_without_free_files_it_waits_quietly_and_then_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -336,7 +358,7 @@ def test_without_free_files_it_waits_quietly_and_then_goes_on(caplog: pytest.Log
                 spent = time.process_time() - spent
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        sock.settimeout(10)
+        sock.settimeout(DEADLINE)
         assert read_to_end(sock).endswith(b"ok\n")
     assert spent < 0.25
     said = [record for record in caplog.records if "cannot accept" in record.message]

@@ -52,7 +52,7 @@ def exchange(door: FrontDoor, transport: str, ours: Authority, shown: Certificat
     if shown is not None:
         route = Route(ca_file=ours.ca_file, certificate=shown.certificate, key=shown.key)
     url = TunnelUrl.parse(f"wss://localhost:{door.addresses[0][1]}/tunnel")
-    pipe = CONNECT[transport](url, route=route, deadline=Deadline(10))
+    pipe = CONNECT[transport](url, route=route, deadline=Deadline(20))
     try:
         send_bytes(pipe, b"hello")
         assert pipe.recv() == b"hello"

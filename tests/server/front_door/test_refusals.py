@@ -75,7 +75,7 @@ def test_a_client_says_the_reason_that_the_server_gives() -> None:
         url = TunnelUrl.parse(f"ws://127.0.0.1:{door.addresses[0][1]}/tunnel")
         route = Route(headers=(("Sec-WebSocket-Version", "12"),))
         with pytest.raises(TransportError, match="the server refused the request: not version 13") as caught:
-            websocket.connect(url, route=route, deadline=Deadline(10))
+            websocket.connect(url, route=route, deadline=Deadline(20))
     assert "nginx" not in caught.value.hint
 
 

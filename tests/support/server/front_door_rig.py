@@ -23,6 +23,7 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
+from tests.support.background import DEADLINE
 
 Address = tuple[str, int]
 
@@ -56,11 +57,11 @@ def front_door(
         yield door
     finally:
         door.close()
-        running = door.join(5)
+        running = door.join(DEADLINE)
     assert running == []
 
 
-def connect(door: FrontDoor, timeout: float = 10.0) -> socket.socket:
+def connect(door: FrontDoor, timeout: float = DEADLINE) -> socket.socket:
     sock = socket.create_connection(door.addresses[0], timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or small frames wait for delayed ACKs
     return sock

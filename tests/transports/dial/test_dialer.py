@@ -13,6 +13,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.transports.dial.dialer import dial
 from qanat.transports.dial.urls import TunnelUrl
+from tests.support.background import DEADLINE
 from tests.support.machine.ports import silent_address, unused_port
 from tests.support.transports.loopback import listen
 
@@ -36,7 +37,7 @@ def names(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[Any, ...]) -> None:
 
 def test_a_name_is_resolved_and_reached(stack: ExitStack) -> None:
     listener, port = listen(stack)
-    wire = dial(TunnelUrl.parse(f"ws://localhost:{port}/"), alpn=(), deadline=Deadline(5))
+    wire = dial(TunnelUrl.parse(f"ws://localhost:{port}/"), alpn=(), deadline=Deadline(DEADLINE))
     stack.callback(wire.close)
     with listener.accept()[0] as sock:
         wire.send_all(b"hello")
@@ -47,7 +48,7 @@ def test_a_name_is_resolved_and_reached(stack: ExitStack) -> None:
 def test_every_address_is_tried(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     listener, port = listen(stack)
     names(monkeypatch, ("127.0.0.1", unused_port()), ("::1", unused_port(), 0, 0), ("127.0.0.1", port))
-    wire = dial(TunnelUrl.parse("ws://many.example/"), alpn=(), deadline=Deadline(5))
+    wire = dial(TunnelUrl.parse("ws://many.example/"), alpn=(), deadline=Deadline(DEADLINE))
     stack.callback(wire.close)
     listener.accept()[0].close()
 
@@ -91,7 +92,7 @@ def test_a_name_server_that_hangs_is_given_up_at_the_deadline(monkeypatch: pytes
     answered = threading.Event()
 
     def look_up(*_: object, **__: object) -> list[object]:
-        answered.wait(20)
+        answered.wait(DEADLINE)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)

@@ -84,7 +84,6 @@ def frames(draw: st.DrawFn) -> tuple[bytes, list[tuple[object, ...]]]:
 
 
 @given(frames(), st.integers(0, 2**32), st.sampled_from((1, 9, 50, 5000)))
-@settings(deadline=None)
 def test_frames_are_found_however_the_bytes_are_cut(
     made: tuple[bytes, list[tuple[object, ...]]], seed: int, most: int
 ) -> None:
@@ -172,7 +171,7 @@ DIALECT = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
     most=st.sampled_from((1000, 70000, 300000)),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_messages_are_put_together_however_they_are_cut(
     dialect: Dialect, sizes: list[int], most: int, seed: int
 ) -> None:

@@ -246,10 +246,9 @@ def test_closing_a_pipe_whose_writer_is_stuck_in_the_kernel_ends_the_connection_
     receiving = Background(other.recv)
     started = time.monotonic()
     stuck.close("enough")
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < DEADLINE, "it would wait for somebody who reads"
     assert isinstance(writing.error(), PipeEnded)
     assert isinstance(receiving.error(), PipeEnded)
-    assert time.monotonic() - started < 2.0
 
 
 # --- plain requests
@@ -298,11 +297,11 @@ def test_an_answer_goes_to_a_peer_without_a_window(stack: ExitStack, server: Tes
 
 
 def test_an_idle_connection_is_closed_and_one_with_a_pipe_is_not(stack: ExitStack) -> None:
-    server = TestServer(stack, idle=0.2)
+    server = TestServer(stack, idle=1.0)
     peer = raw_client(stack, server)
     _, pipe = open_stream(peer, server)
     receiving = Background(pipe.recv)
-    assert not receiving.wait(0.5)
+    assert not receiving.wait(1.5)
     server.release()
     peer.expect(ConnectionTerminated)
     while not peer.ended:
@@ -482,7 +481,7 @@ def test_a_writer_who_is_stuck_costs_the_last_words_and_not_the_end(stack: ExitS
         peer.sock.sendall(frame(FrameType.PING, 0, 0, b"short"))
         while not peer.ended:
             peer.read()
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < DEADLINE
     assert not [event for event in peer.events if isinstance(event, ConnectionTerminated)]
 
 
@@ -545,7 +544,7 @@ FRAMES = st.tuples(st.integers(0, 11), st.integers(0, 255), st.integers(0, 7), s
 
 
 @given(st.lists(FRAMES, max_size=30))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_no_sequence_of_frames_brings_down_more_than_its_connection(
     frames: list[tuple[int, int, int, bytes]],
 ) -> None:

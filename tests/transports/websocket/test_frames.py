@@ -73,7 +73,7 @@ large = st.integers(60_000, LIMIT).map(lambda n: bytes([n % 251]) * n)
 some_messages = st.lists(st.binary(max_size=300) | large, max_size=12)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(messages=some_messages, masked=st.booleans(), data=st.data())
 def test_frames_are_the_same_however_the_bytes_are_cut(
     messages: list[bytes], masked: bool, data: st.DataObject
@@ -92,7 +92,6 @@ def test_frames_are_the_same_however_the_bytes_are_cut(
     assert not reader.in_the_middle
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=300), masked=st.booleans())
 def test_garbage_raises_nothing_but_a_frame_error(data: bytes, masked: bool) -> None:
     reader = FrameReader(masked=masked, max_message=LIMIT)

@@ -276,7 +276,7 @@ def test_each_frame_of_a_client_has_a_mask_of_its_own(stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("make", [server_pipe, client_pipe], ids=["server", "client"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=400), first=st.sampled_from([b"", b"\x82\x85", b"\x02\x81", b"\x88\x82", b"\x89\x05"]))
 def test_no_bytes_whatsoever_do_more_than_end_the_pipe(make: PipeMaker, data: bytes, first: bytes) -> None:
     with ExitStack() as stack:

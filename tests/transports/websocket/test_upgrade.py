@@ -20,7 +20,7 @@ from qanat.transports.websocket.upgrade import UpgradeRefused, UpgradeRequest, a
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
 from qanat.transports.wire.tls_contexts import ReloadingServerContext
-from tests.support.background import Background
+from tests.support.background import DEADLINE, Background
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.transports.loopback import (
     client_pipe,
@@ -146,7 +146,7 @@ def test_the_request_is_what_proxies_expect(stack: ExitStack) -> None:
         return upgrade_answer(head)
 
     url = answering(stack, answer)
-    connect(url, deadline=Deadline(5)).close("the test is over")
+    connect(url, deadline=Deadline(DEADLINE)).close("the test is over")
     first, *lines = heads[0].decode().split("\r\n")
     assert first == "GET /tunnel HTTP/1.1"
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -202,13 +202,13 @@ def test_retry_after_is_passed_on(stack: ExitStack) -> None:
 
 def test_early_hints_before_the_answer_do_no_harm(stack: ExitStack) -> None:
     url = answering(stack, lambda h: b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + upgrade_answer(h))
-    connect(url, deadline=Deadline(5)).close("the test is over")
+    connect(url, deadline=Deadline(DEADLINE)).close("the test is over")
 
 
 def test_foreign_headers_do_not_reach_the_library(stack: ExitStack) -> None:
     odd = b"Set-Cookie: a=b; Domain=localhost\r\nX-\xff: \xfe\r\nno colon here\r\n\r\n"
     url = answering(stack, lambda h: upgrade_answer(h)[:-2] + odd)
-    connect(url, deadline=Deadline(5)).close("the test is over")
+    connect(url, deadline=Deadline(DEADLINE)).close("the test is over")
 
 
 @pytest.mark.parametrize("second", [b"Connection: close", b"Connection: keep-alive", b"Upgrade: websocket"])
@@ -253,7 +253,7 @@ def test_a_101_that_is_not_ours_is_refused(stack: ExitStack, change: tuple[bytes
 def test_what_is_not_http_is_recognized(stack: ExitStack, answer: bytes, words: str) -> None:
     url = answering(stack, lambda _: answer)
     with pytest.raises(TransportError, match=words):
-        connect(url, deadline=Deadline(5))
+        connect(url, deadline=Deadline(DEADLINE))
 
 
 def test_a_server_that_says_nothing_is_given_up_at_the_deadline(stack: ExitStack) -> None:
@@ -339,7 +339,7 @@ def tls_server(stack: ExitStack, certificate: Certificate) -> TunnelUrl:
     def serve() -> None:
         sock, _ = listener.accept()
         with sock:
-            wire = TlsWire(TcpWire(sock), context, server_side=True, deadline=Deadline(5))
+            wire = TlsWire(TcpWire(sock), context, server_side=True, deadline=Deadline(DEADLINE))
             wire.recv_into(memoryview(bytearray(1)))  # in TLS 1.3 the client's refusal comes only now
 
     serving = Background(serve)

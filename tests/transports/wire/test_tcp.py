@@ -11,7 +11,7 @@ import pytest
 
 from qanat.base.errors import TransportError
 from qanat.transports.wire.tcp import NOT_SENT_LIMIT, TcpWire
-from tests.support.background import Background
+from tests.support.background import DEADLINE, Background
 from tests.support.transports.loopback import socket_pair
 
 
@@ -39,7 +39,7 @@ def test_the_descriptor_is_given_back_only_when_nobody_uses_it(stack: ExitStack)
     class Slow:
         def recv_into(self, buffer: memoryview, *how: int) -> int:
             inside.set()
-            go_on.wait(5)
+            go_on.wait(DEADLINE)
             return original.recv_into(buffer, *how)
 
         def __getattr__(self, name: str) -> object:
@@ -47,7 +47,7 @@ def test_the_descriptor_is_given_back_only_when_nobody_uses_it(stack: ExitStack)
 
     wire._sock = Slow()  # type: ignore[assignment]
     reading = Background(lambda: wire.recv_into(memoryview(bytearray(10))))
-    assert inside.wait(5)
+    assert inside.wait(DEADLINE)
     wire.close()
     assert original.fileno() >= 0, "a thread is still inside"
     go_on.set()
@@ -94,7 +94,7 @@ def test_last_words_never_block(stack: ExitStack) -> None:
     assert not sending.wait(0.2)
     started = time.monotonic()
     wire.close(b"the end")
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < DEADLINE, "it would block for ever"
     sending.error()
 
 

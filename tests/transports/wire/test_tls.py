@@ -20,7 +20,7 @@ from qanat.transports.wire import tls
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
 from qanat.transports.wire.tls_contexts import ReloadingServerContext, client_tls_context
-from tests.support.background import Background, wait_until
+from tests.support.background import DEADLINE, Background, wait_until
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.machine.programs import require_program
 from tests.support.transports.loopback import closing, socket_pair, tls_pair, trusting
@@ -95,9 +95,9 @@ def test_a_plain_ssl_socket_understands_us(
 
     echoing = Background(echo)
     if we_are == "client":
-        wire = TlsWire(TcpWire(ours_sock), client_context, server_hostname="localhost", deadline=Deadline(5))
+        wire = TlsWire(TcpWire(ours_sock), client_context, server_hostname="localhost", deadline=Deadline(DEADLINE))
     else:
-        wire = TlsWire(TcpWire(ours_sock), server_context, server_side=True, deadline=Deadline(5))
+        wire = TlsWire(TcpWire(ours_sock), server_context, server_side=True, deadline=Deadline(DEADLINE))
     sending = Background(lambda: send_bulk(wire, os.urandom(8)))
     assert receive_bulk(wire) == sending.result()
     wire.close()
@@ -135,9 +135,9 @@ def test_close_wakes_a_reader_and_a_writer_at_once(stack: ExitStack, good_certif
     assert not writing.wait(0.3)
     started = time.monotonic()
     client.close()
-    assert time.monotonic() - started < 0.5
-    assert isinstance(reading.error(1), TransportError)
-    assert isinstance(writing.error(1), TransportError)
+    assert isinstance(reading.error(), TransportError)
+    assert isinstance(writing.error(), TransportError)
+    assert time.monotonic() - started < DEADLINE / 2, "else it waits for somebody who reads"
 
 
 def test_last_words_go_out_before_close_notify(stack: ExitStack, good_certificate: Certificate) -> None:
@@ -197,8 +197,8 @@ class KeyUpdates:
 
     def __init__(self, stack: ExitStack, certificate: Certificate) -> None:
         self.server = OpenSslServer(stack, certificate)
-        self.below = CountingWire(socket.create_connection(("127.0.0.1", self.server.port), timeout=5))
-        self.wire = TlsWire(self.below, trusting(certificate), server_hostname="localhost", deadline=Deadline(5))
+        self.below = CountingWire(socket.create_connection(("127.0.0.1", self.server.port), timeout=DEADLINE))
+        self.wire = TlsWire(self.below, trusting(certificate), server_hostname="localhost", deadline=Deadline(DEADLINE))
         stack.callback(self.wire.close)
         self.wakeups = 0
         self.wire.set_wakeup(self._count)
@@ -257,7 +257,7 @@ def test_garbage_instead_of_a_handshake_is_refused(stack: ExitStack, good_certif
     context = ReloadingServerContext(good_certificate.certificate, good_certificate.key, ()).context()
     client.sendall(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(TransportError, match="TLS handshake failed: http request"):
-        TlsWire(TcpWire(server), context, server_side=True, deadline=Deadline(5))
+        TlsWire(TcpWire(server), context, server_side=True, deadline=Deadline(DEADLINE))
 
 
 def test_versions_before_1_2_are_refused(good_certificate: Certificate) -> None:
@@ -269,7 +269,7 @@ def test_versions_before_1_2_are_refused(good_certificate: Certificate) -> None:
 def serial_of(stack: ExitStack, context: ssl.SSLContext) -> bytes:
     """The certificate that a client sees."""
     client, server = socket_pair(stack)
-    serving = Background(lambda: TlsWire(TcpWire(server), context, server_side=True, deadline=Deadline(5)))
+    serving = Background(lambda: TlsWire(TcpWire(server), context, server_side=True, deadline=Deadline(DEADLINE)))
     careless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     careless.check_hostname = False
     careless.verify_mode = ssl.CERT_NONE
