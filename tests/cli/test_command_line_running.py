@@ -69,7 +69,7 @@ def test_a_client_that_starts_first_waits_for_its_server(pair: Pair) -> None:
 def test_wait_ends_when_the_running_client_is_connected(pair: Pair) -> None:
     with pair.client() as client:
         client.wait_for_output("cannot connect")
-        command = [sys.executable, TUNNEL, "wait", "-c", pair.client_yaml, "--timeout", "30"]
+        command = [sys.executable, TUNNEL, "wait", "-c", pair.client_yaml, "--timeout", "60"]
         with subprocess.Popen(command) as waiting, pair.server():
             assert waiting.wait(SECONDS) == 0
         client.process.kill()

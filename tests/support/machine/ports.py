@@ -47,14 +47,16 @@ class SilentListener:
         self._sock = stack.enter_context(socket.socket(family))
         self._sock.bind((host, 0))
         self._sock.listen(0)
-        for _ in range(4):
-            sock = stack.enter_context(socket.socket(family))
+        self._fillers = [stack.enter_context(socket.socket(family)) for _ in range(4)]
+        for sock in self._fillers:
             sock.setblocking(False)
             assert sock.connect_ex(self._sock.getsockname()) in (0, errno.EINPROGRESS)
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
 
     def answer(self) -> None:
         """Make room: whoever is waiting is connected when its kernel tries again, within a second or two."""
+        for sock in self._fillers:
+            sock.close()  # or those of them that wait too would take the room, if their kernel tries first
         self._sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
