@@ -6,8 +6,13 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 
 from qanat.base.addresses import format_host_port
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
@@ -39,6 +44,17 @@ def set_not_sent_low_watermark(sock: socket.socket, limit: int) -> None:
     if option is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, limit)
+
+
+def unacknowledged(sock: socket.socket) -> int | None:
+    """Return the bytes that the kernel has taken and the other end has not acknowledged; None where it cannot tell."""
+    if sys.platform != "linux":
+        return None
+    try:
+        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ by another name, tcp(7)
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def format_address(address: object) -> str:

@@ -61,7 +61,7 @@ class ClientSession(Session):
 
         `required` hears what became of each; `connect_timeout` is the number of seconds to reach one's target.
         """
-        super().__init__(name, parameters, session_id, secret, resume_for, watcher)
+        super().__init__(name, parameters, session_id, secret, resume_for, watcher, keepalive)
         self.node = node
         """What the server calls itself: of several behind one address, this one has the session."""
         self.retired = False

@@ -182,7 +182,7 @@ class Keepalive:
 
 @dataclass(frozen=True, slots=True)
 class ApplicationProbes:
-    """TCP keepalive of the connections with applications, so that one whose machine vanished is noticed."""
+    """When an application's machine that is silent has vanished, so that its stream is reset."""
 
     idle: float = option(
         DEFAULT_KEEPALIVE.idle, low=0, high=32_767, unit="seconds", doc="Silence until the first probe; 0 never asks."
@@ -194,6 +194,14 @@ class ApplicationProbes:
         high=127,
         unit="probes",
         doc="Probes without an answer until it counts as vanished.",
+    )
+    unacknowledged: float = option(
+        DEFAULT_KEEPALIVE.unacknowledged,
+        low=0,
+        high=86_400,
+        unit="seconds",
+        doc="Time without an acknowledgment of what was sent until it counts as vanished; 0 leaves that to the system. "
+        "An application that pauses is left alone, since its machine answers.",
     )
 
 

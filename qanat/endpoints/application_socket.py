@@ -20,15 +20,15 @@ from qanat.mux.frames import Reason
 _KEEP_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # the second is macOS's name
 _KEEP_INTERVAL = getattr(socket, "TCP_KEEPINTVL", None)
 _KEEP_COUNT = getattr(socket, "TCP_KEEPCNT", None)
-_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
+GONE = "the application's machine no longer answers: {}"
 _VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 """What the kernel reports when probes or data have gone unanswered: the last word that it heard of the path."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApplicationKeepalive:
-    """When an application that is silent counts as vanished: with these defaults, after two minutes."""
+    """When an application's machine that is silent counts as vanished: with these defaults, after two minutes."""
 
     idle: float = 60.0
     """Seconds of silence until the first probe; 0 never asks."""
@@ -36,13 +36,8 @@ class ApplicationKeepalive:
     """Seconds between probes."""
     count: int = 4
     """Probes without an answer after which the connection is over."""
-    unacknowledged: float | None = None
-    """Seconds for which data may stay unacknowledged (TCP_USER_TIMEOUT); None leaves that to the kernel.
-
-    Linux also counts data that waits because the application does not read, though its machine answers every probe
-    (measured on 6.18): a paused program would lose its connection.  So it is not set unless someone asks for it, and
-    data on its way to a machine that vanished is given up by the kernel, after about 15 minutes.
-    """
+    unacknowledged: float = 120.0
+    """Seconds without an acknowledgment of what was sent (`qanat.endpoints.vanished`); 0 leaves that to the kernel."""
 
     def configure(self, sock: socket.socket) -> None:
         """Set all options of an application's socket that is about to connect or listen.  Does not block."""
@@ -59,9 +54,6 @@ class ApplicationKeepalive:
                 ):
                     if option is not None:
                         sock.setsockopt(socket.IPPROTO_TCP, option, max(1, value))
-        if self.unacknowledged is not None and _USER_TIMEOUT is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, max(1, round(self.unacknowledged * 1000)))
 
 
 DEFAULT_KEEPALIVE = ApplicationKeepalive()
@@ -71,5 +63,5 @@ def reason_for(error: OSError) -> tuple[Reason, str]:
     """Return why a stream is reset whose socket failed with `error`, as a code and in words."""
     words = error.strerror or type(error).__name__
     if error.errno in _VANISHED:
-        return Reason.UNREACHABLE, f"the application's machine no longer answers: {words}"
+        return Reason.UNREACHABLE, GONE.format(words)
     return Reason.CANCELED, words

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from qanat.base.errors import NoThread, StreamReset
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Flushable, Watcher
-from qanat.endpoints.application_socket import reason_for
+from qanat.endpoints.application_socket import GONE, reason_for
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
@@ -85,6 +85,17 @@ class Pump:
             self._ready()
         if self._quiet:
             self._watch()
+
+    def look(self, limit: float) -> bool:
+        """Reset the stream if nothing that was sent to the application was acknowledged for `limit` seconds.
+
+        Returns whether there is reason to look again.  By the watcher; does not block.
+        """
+        silence = self._sock.silence()
+        if silence is not None and silence >= limit:
+            self._stream.reset(Reason.UNREACHABLE, GONE.format(f"nothing was acknowledged for {limit:g} s"))
+            self._sock.abort()
+        return silence is not None
 
     def _over(self, orderly: bool) -> None:
         """One direction has ended, and nobody acts for it any more."""
@@ -248,6 +259,7 @@ class Pump:
 
     def deliver(self, payload: memoryview) -> int:
         """Hand to the socket what it takes at once.  By the lane's reader; does not block."""
+        self._watcher.stir()
         try:
             return self._sock.send_now(payload)
         except OSError as error:
@@ -290,6 +302,7 @@ class Pump:
                 payload = stream.receive_or_direct(QUIET_SECONDS)
                 if payload is None:
                     break
+                self._watcher.stir()
                 sock.send_all(payload)
                 stream.consumed(len(payload))
             orderly = self._half_close()

@@ -19,6 +19,7 @@ import socket
 import threading
 
 from qanat.base.sockets import peer_of, set_no_delay, set_reset_on_close
+from qanat.endpoints.vanished import Acknowledgments
 
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 
@@ -42,6 +43,7 @@ class WakeableSocket:
         self._aborted = False
         self._closed = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
+        self._acknowledgments = Acknowledgments()
 
     def recv(self, limit: int) -> bytes:
         """Block for at least one byte; b"" at the peer's orderly end.  Raises OSError, Aborted."""
@@ -128,6 +130,11 @@ class WakeableSocket:
             except OSError as error:
                 self._send_error = error.errno, error.strerror or ""
                 raise
+
+    def silence(self) -> float | None:
+        """See `Acknowledgments.silence`; None also when this is closed."""
+        with self._lock:
+            return None if self._closed else self._acknowledgments.silence(self._sock)
 
     def half_close(self) -> None:
         """Send FIN: the stream's peer has finished.  Raises OSError."""

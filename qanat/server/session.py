@@ -71,7 +71,7 @@ class ServerSession(Session):
         client can be back at once for more.  Of a client's sessions, the one with the highest `order` began with the
         latest connection.
         """
-        super().__init__(name, parameters, new_id(), secret, resume_for, watcher)
+        super().__init__(name, parameters, new_id(), secret, resume_for, watcher, keepalive)
         self.instance = instance
         self.origin = origin
         self.order = order

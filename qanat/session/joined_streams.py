@@ -11,6 +11,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from weakref import WeakSet
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
@@ -18,8 +19,10 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
 from qanat.endpoints.pump import Pump
 from qanat.endpoints.target import Target
+from qanat.endpoints.vanished import ASKS_THE_KERNEL
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.stream import Stream
@@ -33,17 +36,28 @@ INTERNAL_TEXT = "a fault of the program at the other end"
 class JoinedStreams:
     """See the module's docstring.  Safe to use from any thread."""
 
-    def __init__(self, name: str, watcher: Watcher, max_waiting: int, on_ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        watcher: Watcher,
+        max_waiting: int,
+        on_ended: Callable[[], None],
+        *,
+        unacknowledged: float = DEFAULT_KEEPALIVE.unacknowledged,
+    ) -> None:
         """`name` is for logs; `on_ended`, which must not block, is called when a stream is over and its socket closed.
 
-        `max_waiting` bounds the connections that wait for room at once.
+        `max_waiting` bounds the connections that wait for room at once.  `unacknowledged` is as in
+        ApplicationKeepalive.
         """
         self.threads = ThreadGroup(f"session {name}", reserved=True)
         self._name = name
         self._watcher = watcher
         self._max_waiting = max_waiting
         self._on_ended = on_ended
-        self._idle = threading.Condition()  # guards the next two
+        self._unacknowledged = unacknowledged
+        self._idle = threading.Condition()  # guards the next three
+        self._pumps: WeakSet[Pump] = WeakSet()
         self._count = 0
         self._waiting = 0
 
@@ -184,7 +198,21 @@ class JoinedStreams:
 
         With `read_now` what is there already is queued on the stream before this returns, and not sent.
         """
-        Pump(stream, target, self._watcher, self.threads.start, on_over).start(read_now=read_now)
+        pump = Pump(stream, target, self._watcher, self.threads.start, on_over)
+        with self._idle:
+            self._pumps.add(pump)
+        pump.start(read_now=read_now)
+
+    def look(self) -> bool:
+        """End the streams whose applications' machines have vanished; return whether to look again.
+
+        By the watcher; does not block.
+        """
+        if not (self._unacknowledged and ASKS_THE_KERNEL):
+            return False
+        with self._idle:
+            pumps = list(self._pumps)
+        return sum(pump.look(self._unacknowledged) for pump in pumps) > 0
 
     def ended(self) -> None:
         """Note that one of them is over, and its socket closed."""

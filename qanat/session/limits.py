@@ -136,4 +136,4 @@ def lane_parameters(
 
 def application_keepalive(probes: ApplicationProbes) -> ApplicationKeepalive:
     """Return how the sockets of a session's applications are probed."""
-    return ApplicationKeepalive(probes.idle, probes.interval, probes.count)
+    return ApplicationKeepalive(probes.idle, probes.interval, probes.count, probes.unacknowledged)

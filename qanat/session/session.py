@@ -19,6 +19,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, SessionEnded
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.frames import Reason
@@ -54,6 +55,7 @@ class Session(ABC):
         secret: bytes,
         resume_for: float,
         watcher: Watcher,
+        keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         """Begin a session with lane 0; `parameters` hold for each of its lanes.  `name` is the client's.
 
@@ -69,7 +71,13 @@ class Session(ABC):
         """Set when the session is over: streams reset, listeners closed.  Its streams' sockets may still be ending."""
         self.why = ""
         """Why it is over, for people."""
-        self.joined = JoinedStreams(name, watcher, parameters.peer_max_streams, self._stream_ended)
+        self.joined = JoinedStreams(
+            name,
+            watcher,
+            parameters.peer_max_streams,
+            self._stream_ended,
+            unacknowledged=keepalive.unacknowledged,
+        )
         self._watcher = watcher
         self._parameters = parameters
         self._watcher = watcher
@@ -83,6 +91,7 @@ class Session(ABC):
         self._draining = threading.Event()  # set when the session takes no new streams, or is over
         self._first = self.add_lane(0)
         watcher.add_chore(self._shrink)
+        watcher.add_chore(self.joined.look)
 
     # --- lanes ----------------------------------------------------------------------------------
 
@@ -265,6 +274,7 @@ class Session(ABC):
             lanes, callbacks, self._on_end = list(self._lanes.values()), self._on_end, []
         self.joined.session_over()
         self._watcher.remove_chore(self._shrink)
+        self._watcher.remove_chore(self.joined.look)
         self._stopping.cancel()
         self._draining.set()
         try:

@@ -21,11 +21,8 @@ from collections.abc import Callable
 
 from qanat.base.errors import TransportError
 from qanat.base.sockets import describe_os_error, peer_of, set_no_delay, set_not_sent_low_watermark
+from qanat.base.sockets import unacknowledged as _unacknowledged
 from qanat.transports.pipe import SockAddr, Wire, silent_for, stuck_for
-
-if sys.platform == "linux":
-    import fcntl
-    import termios
 
 NOT_SENT_LIMIT = 128 * 1024
 """Bytes left unsent in the kernel; more would only delay what becomes urgent later."""
@@ -288,17 +285,6 @@ def _addresses_of(sock: socket.socket) -> tuple[SockAddr, SockAddr] | None:
         return sock.getsockname(), sock.getpeername()
     except OSError:
         return None
-
-
-def _unacknowledged(sock: socket.socket) -> int | None:
-    """How many bytes the kernel has taken and the other end has not acknowledged; None where that cannot be asked."""
-    if sys.platform != "linux":
-        return None
-    try:
-        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ by another name, tcp(7)
-    except OSError:
-        return None
-    return int.from_bytes(answer, sys.byteorder)
 
 
 def _pack_timeout(seconds: float | None) -> bytes:
