@@ -310,7 +310,7 @@ class Http2Core:
             raise Http2Error(error.error_code, str(error)) from error
         except H2Error as error:
             raise Http2Error(ErrorCodes.PROTOCOL_ERROR, str(error)) from error
-        if borrower is not None and self._frames.data_coming == borrower.id:
+        if borrower is not None and self._frames.awaited == borrower.id:
             borrower.last_received = self.last_received
         if self.pending_control:
             self._peaks.note("bytes of answers that wait", Usage(len(self.pending_control), MAX_PENDING_CONTROL))

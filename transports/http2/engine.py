@@ -251,7 +251,7 @@ class Http2Engine:
             if not self.wire.can_send_now:  # another stream has just left something half sent
                 return 0, False
             size = self.core.charge(stream, len(buffer) - at)
-            pending = self._take_pending_locked()
+            pending = self._take_pending_locked() if self.core.pending_control else b""
             frame_size = self.core.frame_size
         data = _data(stream, buffer, at, size, frame_size) if size else b""
         if pending:
@@ -422,7 +422,7 @@ class Http2Engine:
                     self._waiters.remove(signal)
             return True
         finally:
-            if not self._reading:
+            if self._waiters and not self._reading:
                 self._wake_waiters_locked()  # one of them reads from now on
 
     def _may_read_locked(self, stream: Http2Stream) -> bool:

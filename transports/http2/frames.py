@@ -122,6 +122,8 @@ class FrameReader:
 
         Smaller ones, as proxies make them, have to be put together again anyhow.
         """
+        self.awaited = 0
+        """After `next` has returned None: the stream of the DATA frame that will be handed out whole, or 0."""
         self._buffer = memoryview(bytearray(max(_FIRST_SIZE, 2 * len(first))))
         self._buffer[: len(first)] = first
         self._start = 0  # of what has not been returned
@@ -139,6 +141,9 @@ class FrameReader:
         """Where to receive the next bytes; all views that were returned before are void after this."""
         start, end, size = self._start, self._end, len(self._buffer)
         have = end - start
+        if not have and end < size:  # nearly always
+            self._start = self._end = 0
+            return self._buffer
         most = _WHOLE_SIZE if self.whole else READ_SIZE
         if (end == size or self._wanted > size) and size < most:
             self._move_to(memoryview(bytearray(most)))
@@ -164,20 +169,13 @@ class FrameReader:
         """Return the next bytes, at most `count`, which stay where they are."""
         return bytes(self._buffer[self._start : min(self._end, self._start + count)])
 
-    @property
-    def data_coming(self) -> int:
-        """The stream of the DATA frame that has begun and is not whole; 0 when there is none."""
-        start = self._start
-        if not self._data_stream and self._end - start >= HEADER_SIZE and self._buffer[start + 3] == _DATA:
-            return int.from_bytes(self._buffer[start + 5 : start + HEADER_SIZE], "big") & 0x7FFF_FFFF
-        return self._data_stream
-
     def next(self) -> DataPart | ControlFrame | None:
         """Return the next part or frame, or None when more bytes are needed.  Raises Http2Error."""
         if self._data_stream:
             return self._next_data()
         start = self._start
         have = self._end - start
+        self.awaited = 0
         if have < HEADER_SIZE:
             self._wanted = HEADER_SIZE
             return None
@@ -193,6 +191,7 @@ class FrameReader:
                 return DataPart(stream_id, self._buffer[start + HEADER_SIZE : end], length, True, False, False)
             if self.whole and not whole and length > _USUAL_FRAME:
                 self._wanted = HEADER_SIZE + length
+                self.awaited = stream_id
                 return None
             return self._begin_data(length, flags, stream_id, have)
         if length > MAX_CONTROL:
