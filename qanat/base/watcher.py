@@ -229,7 +229,10 @@ class Watcher:
             if self._timers:
                 self._call_timers(dirty)
             for flushable in dirty:
-                flushable.flush()
+                try:
+                    flushable.flush()
+                except Exception:
+                    log_unexpected("flushing what the watcher has read ended")
 
     def _seconds_to_wait(self) -> float | None:
         """Return the seconds until the next timer is due; None for ever.  Who sets an earlier one now wakes us."""

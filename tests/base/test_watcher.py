@@ -106,6 +106,27 @@ def test_a_fault_of_one_socket_s_callback_leaves_the_others(
     assert caplog.text.count("an unexpected error") == 1
 
 
+def test_a_fault_while_one_lane_is_flushed_leaves_the_others(
+    watcher: Watcher, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Lane):
+        def flush(self) -> None:
+            raise RuntimeError
+
+    got, lane = queue.SimpleQueue[bytes](), Lane()
+    faulty, other = socket.socketpair()
+    with faulty, other:
+        watcher.add(faulty.fileno(), reading(faulty, got, Faulty()))
+        other.send(b"x")
+        assert got.get(timeout=TIMEOUT) == b"x"
+        watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
+        pair[1].send(b"well")
+        assert got.get(timeout=TIMEOUT) == b"well"
+        assert lane.flushed.get(timeout=TIMEOUT) == module.NAME
+        watcher.remove(faulty.fileno())
+    assert caplog.text.count("an unexpected error") == 1
+
+
 def test_closed_it_has_no_thread_and_calls_nobody(watcher: Watcher, pair: Pair) -> None:
     got, lane = queue.SimpleQueue[bytes](), Lane()
     watcher.add(pair[0].fileno(), reading(pair[0], got, lane))
