@@ -114,6 +114,7 @@ class PipeRunner:
         self._inline = False  # a thread is in `send_now`
         self._missed = False  # there was work for it meanwhile
         self._waiting = False  # the writer waits
+        self._waits_for_inline = False  # until nobody is in `send_now`
         self._worked_at = 0.0  # when it had something to do last
         self._wakes_at = 0.0  # when it does so by itself, while it waits
         self._received_at = 0.0
@@ -249,6 +250,8 @@ class PipeRunner:
                         self._settled.notify_all()
                         self._wake_writer_locked()
                         again = False
+                    elif self._waits_for_inline:
+                        self._work.notify()  # or it would never look what is due later, nor give its thread back
             lane.call(calls)
             if not again:
                 return
@@ -555,7 +558,9 @@ class PipeRunner:
             self._sending = False
             while True:
                 if self._inline:
+                    self._waits_for_inline = True
                     self._wait_locked(None)
+                    self._waits_for_inline = False
                     continue
                 if self._sealed.cause is not None or self._close_next is not None:
                     return False

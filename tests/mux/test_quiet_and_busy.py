@@ -6,25 +6,28 @@ little comes, threads while much does, and pipes are cut and replaced at any ste
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qanat.base.watcher import Watcher
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.pipe_runner import PipeRunner
 from qanat.mux.stream import Stream
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket.frames import Opcode
 from qanat.transports.websocket.machine import Outcome
 from qanat.transports.websocket.pipe import WebSocketPipe
 from qanat.transports.wire.tcp import TcpWire
-from tests.support.background import Background
+from tests.support.background import DEADLINE, Background, wait_until
 from tests.support.mux.resuming_rig import Lanes
-from tests.support.mux.rig import pattern, read_all, write_all
+from tests.support.mux.rig import pattern, read, read_all, waiting_in, write_all
 from tests.support.transports.loopback import socket_pair
 
 KIB = 1024
@@ -125,3 +128,38 @@ def run(script: list[Step], *, quiet: bool) -> tuple[bytes, bytes]:
 @given(steps())
 def test_all_comes_once_whatever_path_it_takes_and_wherever_it_is_cut(script: list[Step]) -> None:
     assert run(script, quiet=True) == run(script, quiet=False)
+
+
+def test_a_writer_that_meets_an_inline_sender_gives_its_thread_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for work in just that moment; afterwards nothing happens that would wake it."""
+    inside, go_on = threading.Event(), threading.Event()
+    send_one_now = PipeRunner._send_one_now
+
+    def slowly(runner: PipeRunner, record: memoryview) -> bool:
+        if threading.current_thread().name == "slow" and not inside.is_set():
+            inside.set()
+            assert go_on.wait(DEADLINE)
+        return send_one_now(runner, record)
+
+    def send_slowly() -> None:
+        threading.current_thread().name = "slow"
+        send(ours, b"inline", inline=True)
+
+    with lanes_over_websocket(quiet=True) as lanes:
+        ours, theirs = lanes.open()
+        write_all(ours, pattern(100 * KIB))
+        read(theirs, 100 * KIB)
+        monkeypatch.setattr(PipeRunner, "_send_one_now", slowly)
+        runner = lanes.client.lane._runner
+        assert runner is not None
+        sending = Background(send_slowly)
+        assert inside.wait(DEADLINE)
+        lanes.client.lane.pause_writer()  # for which it has a thread, perhaps a new one
+        lanes.client.lane.resume_writer()
+        wait_until(lambda: runner._waiting and waiting_in("_send_next", thread="client-writer")(), "the writer waits")
+        go_on.set()
+        sending.result()
+        assert read(theirs, 6) == b"inline"
+        wait_until(lambda: not runner._writing, "the writer's thread is given back")
+        ours.release()
+        theirs.release()
