@@ -73,6 +73,7 @@ class Wire(ABC):
     def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
         """Read as `recv_into` does, but return None when nothing has come within `seconds`; 0 does not block.
 
+        With 0 it may also return None when much has come that was no data; the descriptor says so if there is more.
         Between `watch` and `unwatch` only, in turn with `recv_into`; the time replaces `set_read_timeout`'s.
         """
         raise NotImplementedError
@@ -195,7 +196,8 @@ class Pipe(ABC):
     def recv_within(self, seconds: float) -> memoryview | None:
         """Receive as `recv` does, but return None when nothing has come for `seconds`; 0 does not block.
 
-        Between `watch` and `unwatch` only, in turn with `recv`; the time replaces `set_read_timeout`'s.
+        With 0 it also returns None, and `flooded` is set, when much has come and no message yet.  Between `watch` and
+        `unwatch` only, in turn with `recv`; the time replaces `set_read_timeout`'s.
         """
         raise NotImplementedError
 
@@ -204,6 +206,11 @@ class Pipe(ABC):
 
         What `recv` returned last is gone after this.
         """
+
+    @property
+    def flooded(self) -> bool:
+        """Whether `recv_within` has returned None before it had looked at all that came, for the sake of others."""
+        return False
 
     @property
     def buffered(self) -> bool:

@@ -423,7 +423,7 @@ class PipeRunner:
                 self._found = self._cut(error)
                 return True
             if record is None:
-                return False
+                return sealed.pipe.flooded
             self._found = self._take(*record)
             if self._found is not None:
                 return True

@@ -37,6 +37,9 @@ from qanat.transports.websocket.mask import MaskKeys, xor_mask
 MAX_UNUSUAL_UNAUTHENTICATED = 64
 """Frames that are no whole message, and cost a hundred times more than their bytes, before authentication."""
 
+UNUSUAL_AT_ONCE = 64
+"""The same, that one `recv_within` which must not block looks at: a peer that pings without end must not keep it."""
+
 
 class WebSocketPipe(Pipe):
     """Owns `wire`.  The lock is held for the whole of a write, so that nothing can get into a frame half sent."""
@@ -55,6 +58,7 @@ class WebSocketPipe(Pipe):
         self._keys = MaskKeys() if is_client else None
         self._cause = FirstCause()
         self._unusual_left: int | None = None
+        self._flooded = False
         self._send_lock = threading.Lock()
         self._send_failure: str | None = None  # the path failed for sending; there may be something to receive
         self._pong_lock = threading.Lock()  # guards the next line; held for moments
@@ -123,11 +127,18 @@ class WebSocketPipe(Pipe):
         self._wire.trim()
 
     @property
+    def flooded(self) -> bool:
+        """See `Pipe.flooded`."""
+        return self._flooded
+
+    @property
     def buffered(self) -> bool:
         """See `Pipe.buffered`."""
         return self._reader.in_the_middle or self._wire.buffered
 
     def _recv(self, seconds: float | None) -> memoryview | None:
+        unusual = 0
+        self._flooded = False
         try:
             while self._cause.text is None:
                 frame = self._reader.next()
@@ -140,6 +151,10 @@ class WebSocketPipe(Pipe):
                     message = self._receive_unusual(frame)
                     if message is not None:
                         return message
+                    unusual += 1
+                    if seconds == 0 and unusual >= UNUSUAL_AT_ONCE:
+                        self._flooded = True
+                        return None
         except FrameError as error:
             text = f"the other end broke the WebSocket protocol: {error}"
             if self._end(text, self._close_frame(error.code)):

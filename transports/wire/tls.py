@@ -31,6 +31,7 @@ READ_SIZE = 128 * 1024
 """Bytes of ciphertext asked for at once.  OpenSSL copies them twice more: they should still be in the cache then."""
 
 _WRITE_SIZE = 9 * 16 * 1024  # plaintext encrypted under one hold of the lock: nine TLS records, a usual message
+_READS_AT_ONCE = 4  # without a byte of data, by a thread that reads for others too: TLS has messages of its own
 _MAX_PENDING = 64 * 1024  # bytes OpenSSL may want to send for having read; only a flood of KeyUpdates gets there
 
 
@@ -95,14 +96,18 @@ class TlsWire(Wire):
 
     def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
         """See `Wire.recv_within`."""
+        reads = 0
         while True:
             count = self._decrypt_into(buffer)
             if count is not None:
                 return count
+            if seconds == 0 and reads == _READS_AT_ONCE:
+                return None
             received = self._wire.recv_within(self._raw, seconds)
             if received is None:
                 return None
             self._feed(received)
+            reads += 1
 
     def trim(self) -> None:
         """See `Wire.trim`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from contextlib import ExitStack
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from qanat.base.errors import PipeEnded, ProtocolError
 from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED, Pipe
 from qanat.transports.websocket.frames import MAX_FRAGMENTS, Opcode
-from qanat.transports.websocket.pipe import MAX_UNUSUAL_UNAUTHENTICATED
-from tests.support.background import Background
+from qanat.transports.websocket.pipe import MAX_UNUSUAL_UNAUTHENTICATED, UNUSUAL_AT_ONCE
+from tests.support.background import DEADLINE, Background
 from tests.support.transports.loopback import (
     PipeMaker,
     client_pipe,
@@ -319,3 +320,20 @@ def test_a_pipe_that_is_guarded_no_more_takes_all_that_a_pipe_must(stack: ExitSt
     sending = Background(lambda: peer.send_frame(Opcode.BINARY, bytes(MAX_MESSAGE)))
     assert len(pipe.recv()) == MAX_MESSAGE
     sending.result()
+
+
+@BOTH_ENDS
+def test_who_must_not_block_is_not_kept_by_pings_without_end(make: PipeMaker, stack: ExitStack) -> None:
+    """One thread reads for many pipes."""
+    pipe, peer = make(stack)
+    fd = pipe.watch()
+    assert fd is not None
+    stack.callback(pipe.unwatch)
+    mask = os.urandom(4) if peer.masks else None
+    pings = b"".join(encode_frame(Opcode.PING, b"", mask=mask) for _ in range(UNUSUAL_AT_ONCE))
+    peer.sock.sendall(pings + encode_frame(Opcode.BINARY, b"message", mask=mask))  # in one segment
+    assert select.select([fd], [], [], DEADLINE)[0]
+    assert pipe.recv_within(0) is None
+    assert pipe.flooded
+    assert pipe.recv_within(0) == b"message"
+    assert not pipe.flooded
