@@ -34,6 +34,7 @@ from h2.exceptions import H2Error
 from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamState
+from h2.utilities import HeaderValidationFlags, validate_headers
 from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from qanat.base.errors import ProtocolError
@@ -69,6 +70,7 @@ from qanat.transports.http2.stream import Http2Stream
 
 _DEFAULT_WINDOW = 65535  # RFC 9113 §6.9.2
 _OPENING = 16
+_REQUEST = HeaderValidationFlags(is_client=False, is_trailer=False, is_response_header=False, is_push_promise=False)
 
 
 class Http2Core:
@@ -107,7 +109,10 @@ class Http2Core:
         self._budget_of = budget_of
         self._peaks = Peaks()
         self._lingering: deque[int] = deque()  # streams that were answered last; the peer may have ended them since
-        self._h2 = H2Connection(H2Configuration(client_side=client, header_encoding=None))
+        # A server's h2 would end the connection, and all streams of a proxy with it, for one malformed request.
+        self._h2 = H2Connection(
+            H2Configuration(client_side=client, header_encoding=None, validate_inbound_headers=client)
+        )
         self._accounts = Accounts(self._h2.streams)
         self._h2.local_settings = _settings(client, window)
         self._h2.decoder.max_header_list_size = MAX_HEADER_LIST
@@ -411,7 +416,8 @@ class Http2Core:
                 if stream is not None:
                     stream.writable.notify_all()
         elif isinstance(event, RequestReceived):
-            self._decide(Http2Request(event.stream_id, tuple(_decode(event.headers)), event.stream_ended is not None))
+            fields, ended = tuple(_decode(event.headers)), event.stream_ended is not None
+            self._decide(Http2Request(event.stream_id, fields, ended, _is_well_formed(event.headers)))
         elif isinstance(event, ResponseReceived | TrailersReceived | StreamReset | StreamEnded):
             known = self.streams.get(event.stream_id)
             if known is not None:
@@ -499,6 +505,16 @@ def _settings(client: bool, window: int) -> Settings:
     else:
         values[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
     return Settings(client=client, initial_values=values)
+
+
+def _is_well_formed(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether these are a request's (RFC 9113 §8.2, §8.3)."""
+    try:
+        for _ in validate_headers(headers, _REQUEST):
+            pass
+    except H2ProtocolError:
+        return False
+    return True
 
 
 def _decode(headers: Iterable[tuple[bytes | str, bytes | str]]) -> Headers:

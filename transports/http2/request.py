@@ -14,11 +14,15 @@ from qanat.transports.http2.dialect import Dialect, Headers
 
 @dataclass(frozen=True, slots=True)
 class Http2Request:
-    """A request's head (RFC 9113 §8.3.1), which h2 found to be well-formed."""
+    """A request's head (RFC 9113 §8.3.1).
+
+    One that is malformed concerns its stream alone: a proxy may hand on what a client of many has made up.
+    """
 
     stream_id: int
     headers: tuple[tuple[str, str], ...] = field(repr=False)  # pseudo-headers first, names in lower case
     ended: bool  # there is no body
+    well_formed: bool = True  # as RFC 9113 §8.1.1 means it; otherwise the router's answer must be a refusal
 
     def values(self, name: str) -> tuple[str, ...]:
         """All values of the header `name` (lower case), in the order sent."""

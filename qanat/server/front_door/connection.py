@@ -111,7 +111,7 @@ class FrontDoorContext:
 
     def tell_of(self, refusal: refusals.Refusal, peer: str, path: str) -> None:
         """Log why a client of a tunnel, as it seems, was refused; not often.  `path` is what it asked for."""
-        if self.log_throttle.due(f"refused: {refusal.subject}"):
+        if self.log_throttle.due(f"refused: {refusal.subject}: {refusal.reason}"):
             log.log(
                 logging.WARNING if refusal is refusals.LOST_UPGRADE else logging.INFO,
                 "refused %s, which asked for %s: %s; %s",
@@ -528,6 +528,11 @@ class Http2Connection:
             if refusals.looks_like_client(request.path, request.headers, settings.path):
                 self._context.tell_of(refusals.TOO_LARGE, self._peer, request.path)
             return PlainAnswer(431, "Request Header Fields Too Large\n")
+        if not request.well_formed:
+            refusal = refusals.malformed("")
+            if refusals.looks_like_client(request.path, request.headers, settings.path):
+                self._context.tell_of(refusal, self._peer, request.path)
+            return PlainAnswer(400, refusal.body)
         if request.path == HEALTH_PATH and request.method in ("GET", "HEAD"):
             return PlainAnswer(200, "ok\n")
         if request.method == "POST" and not request.ended and not request.values("content-length"):

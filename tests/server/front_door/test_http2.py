@@ -310,6 +310,42 @@ def test_clients_that_get_in_and_leave_again_and_again_are_no_attack(
     assert used.share < 0.5, used
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"x-a", b"v "),
+        (b"x-a", b"\tv"),
+        (b"te", b"gzip"),
+        (b"keep-alive", b"5"),
+        (b"proxy-connection", b"close"),
+        (b"X-Upper", b"v"),
+        (b"x-a", b"a\0b"),
+        (b":path", b"/again"),
+        (b":made-up", b"v"),
+        (b"host", b"another"),
+    ],
+)
+def test_a_malformed_request_is_refused_alone(
+    stack: ExitStack, caplog: pytest.LogCaptureFixture, field: tuple[bytes, bytes]
+) -> None:
+    """Caddy and HAProxy hand on a value with a space at its end, and that request shares its connection with others."""
+    caplog.set_level("INFO", "qanat")
+    with front_door() as door:
+        proxy = raw(stack, door)
+        honest = proxy.request(**TUNNEL)
+        assert status_of(proxy, honest) == "200"
+        number = proxy.h2.get_next_available_stream_id()
+        pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/tunnel"), (b":authority", b"localhost")]
+        block = proxy.h2.encoder.encode([*pseudo, (b"content-type", b"application/octet-stream"), field])
+        proxy.h2.send_headers(number, [(key.decode(), value.decode()) for key, value in pseudo])
+        proxy.h2.clear_outbound_data_buffer()
+        proxy.sock.sendall(frame(FrameType.HEADERS, 4, number, block))
+        assert status_of(proxy, number) == "400"
+        assert echoed(proxy, honest, b"still here") == b"still here"
+        assert "which asked for /tunnel: the request is not well-formed HTTP" in caplog.text
+        proxy.sock.close()
+
+
 def test_a_stranger_in_an_office_keeps_no_colleague_out(stack: ExitStack) -> None:
     """They share an address, as behind a NAT, and the stranger posts and resets without end."""
 
