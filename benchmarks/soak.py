@@ -1,7 +1,7 @@
 """`make soak`: what a tunnel must stand, at full counts; the figures go to docs/SOAK.md.
 
-The scenarios are those of the test suite (tests.support.scenarios), which runs them with smaller counts.  Takes
-about five minutes on two cores.  `--quick` runs the suite's counts and prints, writing nothing.
+The scenarios are those of the test suite (tests.support.scenarios and tests.support.shared_proxy), which runs them with
+smaller counts.  Takes about ten minutes on two cores.  `--quick` runs the suite's counts and prints, writing nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.sections import made_on, number, table
+from benchmarks.report.sections import made_on, number, table, write_section
 from tests.support import scenarios
 from tests.support.applications import Target, echo, stalled
 from tests.support.harness import ROOT, Tunnel
 from tests.support.machine.ports import unused_port
-from tests.support.machine.proxies import TunnelProxy
+from tests.support.machine.proxies import SHARING, TunnelProxy
 from tests.support.machine.web import file_server
+from tests.support.shared_proxy.bench import LONG, SHORT, Bench, Enough, Outcome, margins
 
+_SHARED = "Behind proxies that many clients share"
 REPORT = ROOT / "docs" / "SOAK.md"
 LIBRARIES = ("cryptography", "websocket-client", "simple-websocket", "h2")
 
@@ -132,19 +134,47 @@ def main() -> int:
     """Run every scenario; exit code 1 when one failed."""
     parser = argparse.ArgumentParser(description="Long tests of a whole tunnel; writes docs/SOAK.md.")
     parser.add_argument("--quick", action="store_true", help="small counts, and write nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument("--shared", action="store_true", help="only the proxies that many clients share")
+    options = parser.parse_args()
+    results = [] if options.shared else _run_scenarios(QUICK if options.quick else Counts())
+    shared = _run_shared(SHORT if options.quick else LONG)
+    if not options.quick:
+        if results:
+            REPORT.write_text(_report(results))
+        write_section(REPORT, REPORT.read_text().partition("\n## ")[0].splitlines(), _SHARED, shared)
+        print(f"written to {REPORT.relative_to(ROOT)}")
+    return 0
+
+
+def _run_scenarios(counts: Counts) -> list[tuple[str, scenarios.Figures]]:
     results: list[tuple[str, scenarios.Figures]] = []
-    with _soak(QUICK if quick else Counts()) as soak:
+    with _soak(counts) as soak:
         for title, run in soak.scenarios():
             print(title, flush=True)
             figures = run()
             results.append((title, figures))
             for name, value in figures.items():
                 print(f"  {name}: {number(value)}", flush=True)
-    if not quick:
-        REPORT.write_text(_report(results))
-        print(f"written to {REPORT.relative_to(ROOT)}")
-    return 0
+    return results
+
+
+def _run_shared(enough: Enough) -> list[str]:
+    """Run each proxy that many clients share; the lines of the section about them."""
+    outcomes: dict[str, Outcome] = {}
+    for proxy, start in SHARING.items():
+        print(f"{_SHARED}: {proxy}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="qanat-shared-") as directory, ExitStack() as stack:
+            outcomes[proxy] = Bench(Path(directory), start, stack).run(enough)
+    lines = margins(outcomes)
+    print(lines, flush=True)
+    return [
+        "Talkative, silent and flapping clients, and strangers of ten kinds beside them, one in an office of four",
+        "honest clients, who have one address.  Limits are the defaults.  No honest client was cut.",
+        "",
+        f"{made_on(programs={'nginx': '-v', 'haproxy': '-v', 'caddy': 'version', 'nghttpx': '--version'})}.",
+        "",
+        lines,
+    ]
 
 
 @contextmanager

@@ -409,6 +409,8 @@ class _Link:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.silent = threading.Event()
         self._client, self._server = client, server
+        self._lock = threading.Lock()
+        self._running = 2
         self._threads = [
             threading.Thread(target=self._copy_loop, args=ends, name="relay-link", daemon=True)
             for ends in ((client, server), (server, client))
@@ -435,6 +437,16 @@ class _Link:
                     target.sendall(data)
             if not self.silent.is_set():
                 target.shutdown(socket.SHUT_WR)
+                self._ended()
+
+    def _ended(self) -> None:
+        """Close both sockets once both ends have said that they are done."""
+        with self._lock:
+            self._running -= 1
+            if self._running:
+                return
+        self._client.close()
+        self._server.close()
 
 
 def _reset(sock: socket.socket) -> None:

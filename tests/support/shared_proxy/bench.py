@@ -63,7 +63,7 @@ class Enough:
 
 
 SHORT = Enough({Talkative: 3, Silent: 1, Flapping: 4, Killed: 3}, attacks=20, refusals=3)
-LONG = Enough({Talkative: 100, Silent: 1, Flapping: 100, Killed: 100}, attacks=1000, refusals=500)
+LONG = Enough({Talkative: 40, Silent: 1, Flapping: 40, Killed: 30}, attacks=250, refusals=50)
 
 
 @dataclass(frozen=True, slots=True)

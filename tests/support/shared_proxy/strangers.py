@@ -44,7 +44,16 @@ class Visit:
         context.set_alpn_protocols(["h2"])
         plain = socket.create_connection(("127.0.0.1", port), SECONDS, source_address=(address, 0))
         self._sock = context.wrap_socket(plain, server_hostname=HOST)
-        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
+        self._h2 = H2Connection(
+            H2Configuration(
+                client_side=True,
+                header_encoding="utf-8",
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
         self._h2.initiate_connection()
         self._answered: set[int] = set()
         self.over = False
@@ -70,7 +79,7 @@ class Visit:
     def exchange(self, seconds: float = 0.0) -> None:
         """Send what is due, and read what comes within this time."""
         self._sock.sendall(self._h2.data_to_send())
-        while not self.over and (self._sock.pending() or select.select([self._sock], [], [], seconds)[0]):
+        while not self.over and (self._sock.pending() or self._poll.poll(1000 * seconds)):
             data = self._sock.recv(65536)
             self.over |= not data
             for event in self._h2.receive_data(data):
@@ -129,6 +138,12 @@ def send_huge_headers(visit: Visit, turn: int) -> None:
     visit.await_answer(stream_id)
 
 
+def send_malformed_headers(visit: Visit, turn: int) -> None:
+    """What RFC 9113 §8.2 forbids, and some proxies hand on."""
+    stream_id = visit.post(*TUNNEL, (("x-a", "v "), ("x-a", "\tv"), ("te", "gzip"), ("keep-alive", "5"))[turn % 4])
+    visit.await_answer(stream_id)
+
+
 def end_at_once(visit: Visit, turn: int) -> None:
     """A tunnel request that is over before it has begun, in one of three ways."""
     if turn % 3:
@@ -170,6 +185,7 @@ KINDS = {
     "sends garbage": Kind(send_garbage, 10),
     "sends slowly": Kind(send_slowly, 10),
     "huge headers": Kind(send_huge_headers, 10),
+    "malformed headers": Kind(send_malformed_headers, 10),
     "ends at once": Kind(end_at_once, 10),
     "leaves without a word": Kind(leave_without_a_word, 10),
     "guesses and leaves": Kind(guess_and_leave, 10),
