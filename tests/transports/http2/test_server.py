@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -489,9 +490,12 @@ def test_answers_that_nobody_reads_are_bounded(stack: ExitStack, server: TestSer
     peer = raw_client(stack, server, small_buffers=True)
     wait_until(lambda: bool(server.connections), "the connection is served")
 
+    fields = [(":method", "GET"), (":scheme", "http"), (":path", "/healthz"), (":authority", "x")]
+    block, numbers = peer.h2.encoder.encode(fields), itertools.count(1, 2)
+
     def ask_for_ever() -> None:
         while True:
-            peer.request("/healthz", "GET")
+            peer.sock.sendall(b"".join(frame(FrameType.HEADERS, 5, next(numbers), block) for _ in range(100)))
 
     error = Background(ask_for_ever).error()
     assert isinstance(error, Exception)
