@@ -119,17 +119,30 @@ class Watcher:
         self.stirred = False
         """Whether the chores will be done within TICK, so that `stir` need not be called."""
 
+    def start(self) -> None:
+        """Start the thread now, if it does not run.  Does not block.  Raises NoThread, and OSError without descriptors.
+
+        Otherwise the first `add` or timer does, and may raise these.
+        """
+        with self._lock:
+            self._started_locked()
+
     def add(self, fd: int, ready: Ready) -> None:
         """Have `ready` called whenever there is something to read, until `remove`.  Does not block.
 
-        Also for what has come already.  Raises NoThread when the watcher's thread cannot be started, and nothing
-        when it is closed: then nobody is called any more.
+        Also for what has come already.  Raises NoThread when the watcher's thread cannot be started, OSError when the
+        system takes no more, and nothing when it is closed: then nobody is called any more.
         """
         with self._lock:
             poll = self._started_locked()
-            if poll is not None:
-                self._ready[fd] = ready
+            if poll is None:
+                return
+            self._ready[fd] = ready
+            try:
                 poll.add(fd)
+            except OSError:
+                del self._ready[fd]
+                raise
 
     def remove(self, fd: int) -> None:
         """Watch it no longer; a call that has begun goes on.  Idempotent; do so before the descriptor is closed."""

@@ -137,9 +137,9 @@ class Pump:
         """Have the watcher read what comes."""
         try:
             self._watcher.add(self._fd, self._ready)
-        except NoThread as error:
+        except (NoThread, OSError) as error:
             log.warning("%s: %s", self._stream.label, error)
-            self._stream.reset(Reason.LIMIT, "no more threads at the other end")
+            self._stream.reset(Reason.LIMIT, "no more threads or descriptors at the other end")
             self._over(False)
 
     def _unwatch(self) -> None:

@@ -115,6 +115,7 @@ class PipeRunner:
         self._missed = False  # there was work for it meanwhile
         self._waiting = False  # the writer waits
         self._waits_for_inline = False  # until nobody is in `send_now`
+        self._retry_at = 0.0  # when the timer may look for work again: there was no thread for the writer
         self._worked_at = 0.0  # when it had something to do last
         self._wakes_at = 0.0  # when it does so by itself, while it waits
         self._received_at = 0.0
@@ -146,6 +147,11 @@ class PipeRunner:
 
     def _begin_watching(self) -> None:
         if self._watcher is not None:
+            try:
+                self._watcher.start()
+            except (NoThread, OSError) as error:  # threads of its own do without
+                log.warning("%s: %s", self._lane.name, error)
+                return
             self._fd = self._sealed.pipe.watch()
             if self._fd is not None:
                 self._timer = self._watcher.timer(self._time_has_come)
@@ -208,7 +214,8 @@ class PipeRunner:
             if self._timer is None:
                 raise
             log.warning("%s: %s", self._lane.name, error)
-            self._timer.set(time.monotonic() + RETRY)
+            self._retry_at = time.monotonic() + RETRY
+            self._timer.set(self._retry_at)
 
     def _timer_locked(self, now: float) -> None:
         """Have an ACK sent within ACK_DELAY; nobody is woken who would look by then without it."""
@@ -371,8 +378,8 @@ class PipeRunner:
             with self._lock:
                 self._set_timer_locked()
             self._watcher.add(self._fd, self._readable)
-        except NoThread as error:
-            return PipeResult(str(error))
+        except (NoThread, OSError) as error:
+            return PipeResult(f"little comes, and nothing can watch for it: {error}")
         return None
 
     def _readable(self) -> Flushable | None:
@@ -517,7 +524,7 @@ class PipeRunner:
             return
         now = time.monotonic()
         due = math.inf if self._writing else self._sender.next_timeout(now)
-        at = math.inf if due is None else now + due
+        at = math.inf if due is None else max(now + due, self._retry_at)
         if self._watched:
             at = min(at, self._heard_at + self._silence)
         if at < math.inf:

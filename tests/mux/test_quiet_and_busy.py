@@ -6,7 +6,9 @@ little comes, threads while much does, and pipes are cut and replaced at any ste
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qanat.base.errors import NoThread
 from qanat.base.watcher import Watcher
+from qanat.base.workers import WORKERS
+from qanat.handshake.exchange import SealedPipe
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pipe_runner import PipeRunner
 from qanat.mux.stream import Stream
@@ -161,5 +166,54 @@ def test_a_writer_that_meets_an_inline_sender_gives_its_thread_back(monkeypatch:
         sending.result()
         assert read(theirs, 6) == b"inline"
         wait_until(lambda: not runner._writing, "the writer's thread is given back")
+        ours.release()
+        theirs.release()
+
+
+def test_without_a_thread_for_the_writer_the_watcher_tries_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PING is due, which cannot be sent inline."""
+    with lanes_over_websocket(quiet=True) as lanes:
+        ours, theirs = lanes.open()
+        runner = lanes.client.lane._runner
+        assert runner is not None
+        wait_until(lambda: runner._watched and not runner._writing, "the watcher alone is there")
+        attempts = []
+
+        def start(name: str, *rest: object, **more: object) -> None:
+            attempts.append(name)
+            raise NoThread
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WORKERS, "start", start)
+            patch.setattr(SealedPipe, "can_send_now", lambda sealed, size: False)
+            number = lanes.client.lane.send_ping()
+            time.sleep(0.5)
+        assert 1 <= len(attempts) < 20, "it has tried again and again without a pause"
+        assert lanes.client.lane.wait_pong(number, DEADLINE)
+        ours.release()
+        theirs.release()
+
+
+def test_a_pipe_that_the_system_does_not_watch_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(watcher: Watcher, fd: int, ready: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Watcher, "add", add)
+    with lanes_over_websocket(quiet=True) as lanes:
+        ours, theirs = lanes.open()
+        assert any("nothing can watch" in result.cause for result in lanes.pipes[-1].ends())
+        ours.release()
+        theirs.release()
+
+
+def test_where_the_watcher_cannot_be_started_threads_carry_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(watcher: Watcher) -> None:
+        raise NoThread
+
+    monkeypatch.setattr(Watcher, "start", start)
+    with lanes_over_websocket(quiet=True) as lanes:
+        ours, theirs = lanes.open()
+        send(ours, b"well", inline=True)
+        assert read(theirs, 4) == b"well"
         ours.release()
         theirs.release()
