@@ -141,7 +141,7 @@ def test_closed_it_has_no_thread_and_calls_nobody(watcher: Watcher, pair: Pair) 
 
 def test_timers_call_in_their_order_and_for_each_time_that_was_set(watcher: Watcher) -> None:
     called = queue.SimpleQueue[str]()
-    start = time.monotonic()
+    start = time.monotonic() + 1.0  # by when all have been set
     late, soon = watcher.timer(lambda: called.put("late")), watcher.timer(lambda: called.put("soon"))
     late.set(start + 0.2)
     soon.set(start + 0.15)

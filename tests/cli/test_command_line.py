@@ -94,7 +94,7 @@ def test_small_commands_do_not_load_the_tunnel(command: tuple[str, ...], pair: W
         cwd=pair.server_yaml.parent,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 0
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -104,7 +104,7 @@ def test_small_commands_do_not_load_the_tunnel(command: tuple[str, ...], pair: W
 def test_each_small_command_loads_what_it_needs_and_no_settings_for_the_others() -> None:
     for command in (("token",), ("--version",)):
         arguments = [sys.executable, "-X", "importtime", TUNNEL, *command]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
         loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert not loaded & {"yaml", "qanat.config.settings", "qanat.process.log", "cryptography"}
 
@@ -112,7 +112,7 @@ def test_each_small_command_loads_what_it_needs_and_no_settings_for_the_others()
 @pytest.mark.parametrize("program", [(TUNNEL,), ("-m", "qanat")])
 def test_the_program_has_several_names(program: tuple[str, ...]) -> None:
     arguments = [sys.executable, *program, "token"]
-    done = subprocess.run(arguments, cwd=TUNNEL.parent, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(arguments, cwd=TUNNEL.parent, capture_output=True, text=True, timeout=60)
     assert len(parse_token(done.stdout.strip())) == 32
 
 

@@ -480,6 +480,7 @@ def test_a_connection_without_a_pipe_gives_way_when_there_is_no_room(stack: Exit
         piped, idle = raw(stack, door), raw(stack, door)
         assert status_of(piped, piped.request(**TUNNEL)) == "200"
         assert status_of(idle, idle.request("/healthz", "GET")) == "200"
+        wait_until(lambda: len(door.admission.unfinished) == 1, "one of them counts as a pipe")
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
         idle.expect(ConnectionTerminated)
         stream = piped.request("/healthz", "GET")
