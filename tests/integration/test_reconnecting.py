@@ -25,7 +25,7 @@ from tests.support.applications import (
     source,
     wait_until_echoes,
 )
-from tests.support.harness import Program, Relay, Tunnel
+from tests.support.harness import SECONDS, Program, Relay, Tunnel
 from tests.support.machine.ports import unused_port
 
 LOST = r"the connection to \S+ was lost after"
@@ -68,7 +68,8 @@ def path(directory: Path, request: pytest.FixtureRequest) -> Iterator[Line]:
 def test_a_client_that_is_started_before_the_server_connects_when_it_comes(directory: Path) -> None:
     with Target(echo) as target:
         port = unused_port()
-        with Tunnel(directory, [{"local": f"127.0.0.1:{port}", "to": target.address}]) as tunnel:
+        forwards = [{"local": f"127.0.0.1:{port}", "to": target.address}]
+        with Tunnel(directory, forwards, client={"connect_timeout": SECONDS}) as tunnel:
             tunnel.start_client(wait=False)
             tunnel.client.wait_for("cannot connect to .*connection refused")
             # A connection of an application waits for the session, rather than fail.
