@@ -72,6 +72,7 @@ class ParameterId(IntEnum):
     KEEPALIVE = 3
     LANES = 4
     RESUME_FOR = 5
+    MEASURE = 6
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,21 @@ class Parameters:
     keepalive: int = 15  # seconds between the sender's PINGs
     lanes: int = 1  # that a client would like to have, and a server grants
     resume_for: int = 0  # seconds that a server keeps a session without a pipe; 0 from a client
+    measure: int = 0  # 1: the session is for measuring; said only where it is
 
     def encode(self) -> bytes:
         """Return the end of HELLO or READY.  Raises LocalError for values that the peer would refuse."""
         if not 0 <= self.initial_window <= MAX_INITIAL_WINDOW:
             raise LocalError(f"an initial window of {self.initial_window} bytes is not allowed")
-        values = (
+        values = [
             (ParameterId.INITIAL_WINDOW, self.initial_window),
             (ParameterId.MAX_STREAMS, self.max_streams),
             (ParameterId.KEEPALIVE, self.keepalive),
             (ParameterId.LANES, self.lanes),
             (ParameterId.RESUME_FOR, self.resume_for),
-        )
+        ]
+        if self.measure:
+            values.append((ParameterId.MEASURE, self.measure))
         listed = b"".join(bytes([number]) + value.to_bytes(4, "big") for number, value in values)
         return _encode_label(self.agent) + bytes([len(values)]) + listed
 
@@ -120,6 +124,7 @@ class Parameters:
             keepalive=values.get(ParameterId.KEEPALIVE, defaults.keepalive),
             lanes=values.get(ParameterId.LANES, defaults.lanes),
             resume_for=values.get(ParameterId.RESUME_FOR, defaults.resume_for),
+            measure=values.get(ParameterId.MEASURE, defaults.measure),
         )
 
 

@@ -23,6 +23,7 @@ ROOMS = [
     "config",
     "process",
     "session",
+    "measure",
     "client",
     "server",
     "cli",

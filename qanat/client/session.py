@@ -192,7 +192,10 @@ class ClientSession(Session):
             keepalive=self._keepalive,
         )
         what = f"from {request.origin} for {forward}"
-        if not self.joined.connect_now(stream, target, what) and not self.joined.connect(stream, target.connect, what):
+        joined = self.joined
+        if not joined.connect_now(stream, target.connect_now, what) and not joined.connect(
+            stream, target.connect, what
+        ):
             target.give_up()
 
     def _release(self) -> None:

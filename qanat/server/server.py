@@ -39,7 +39,7 @@ from qanat.server.front_door.connection import Carry
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
-from qanat.server.sessions import Busy, NameInUse, Registry, Stale
+from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
 from qanat.session.limits import (
     affordable_limits,
@@ -55,7 +55,12 @@ from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")
 
-_REASONS = {NameInUse: CloseReason.NAME_IN_USE, Stale: CloseReason.STALE, Busy: CloseReason.BUSY}
+_REASONS = {
+    NameInUse: CloseReason.NAME_IN_USE,
+    MeasuredAlready: CloseReason.BUSY,
+    Stale: CloseReason.STALE,
+    Busy: CloseReason.BUSY,
+}
 
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
@@ -168,10 +173,18 @@ class Server:
     def _begin_session(
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline, order: int
     ) -> Carry | None:
-        """Begin a new session."""
+        """Begin a new session.  One that is for measuring has one lane, and ends with its pipe."""
         settings, client = self.settings, self._clients[sealed.result.name]
-        lanes = max(1, min(hello.parameters.lanes, settings.limits.lanes))
+        measures = hello.parameters.measure != 0
+        if measures and not settings.bench:
+            text = f"{self.node} lets nobody measure (bench: false in its configuration)"
+            log.warning("turned %s away: %s", address, text)
+            self._send_last(sealed, RecordKind.CLOSE, Close(CloseReason.BUSY, text).encode())
+            return None
+        lanes = 1 if measures else max(1, min(hello.parameters.lanes, settings.limits.lanes))
         ours, theirs = self._parameters(lanes), hello.parameters
+        if measures:
+            ours = replace(ours, resume_for=0, measure=1)
         # A stream costs a file here, and threads while it is busy, whoever opens it: the client's limit is not all.
         theirs = replace(theirs, max_streams=min(theirs.max_streams, ours.max_streams))
         session = ServerSession(
@@ -186,7 +199,7 @@ class Server:
                 resumable=settings.resume_for > 0,
             ),
             secret=sealed.result.resume,
-            resume_for=settings.resume_for,
+            resume_for=0.0 if measures else settings.resume_for,
             instance=hello.instance,
             origin=_describe_origin(sealed, address),
             connect_rules=client.connect_rules,
@@ -199,6 +212,7 @@ class Server:
             shared_ports=self._shared_ports,
             order=order,
             keepalive=self._application_keepalive,
+            measures=measures,
         )
         try:
             self.registry.claim(session, deadline)
@@ -216,7 +230,7 @@ class Server:
             raise
         log.info(
             "%s connected from %s over %s, %s",
-            session.name,
+            f"{session.name}, to measure," if measures else session.name,
             address,
             sealed.pipe.transport,
             printable(hello.parameters.agent),

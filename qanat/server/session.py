@@ -1,4 +1,7 @@
-"""One client's session on the server: its streams reach what its rules allow, its listeners bind where they may."""
+"""One client's session on the server: its streams reach what its rules allow, its listeners bind where they may.
+
+One that is for measuring reaches nothing but what measures it (`qanat.measure.far_end`), and listens nowhere.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
+from qanat.measure.far_end import FarEnds
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
@@ -31,6 +35,7 @@ from qanat.session.messages import (
     ListenFailed,
     Listening,
     MalformedListen,
+    Measure,
     StreamRequest,
     ThroughForward,
     Unlisten,
@@ -63,8 +68,9 @@ class ServerSession(Session):
         shared_ports: SharedPorts,
         order: int = 0,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
+        measures: bool = False,
     ) -> None:
-        """Begin a session of the client `name`.
+        """Begin a session of the client `name`, with `measures` one that is for measuring alone.
 
         `instance` is its process's, `origin` says in words where it connects from.  `connecting` bounds the targets
         that are being connected to, over all sessions of this client: one that has ended gives its own up, and its
@@ -75,6 +81,9 @@ class ServerSession(Session):
         self.instance = instance
         self.origin = origin
         self.order = order
+        self.measures = measures
+        """Whether it is for measuring alone."""
+        self._far_ends = FarEnds()
         self._connect_rules = connect_rules
         self._listen_rules = listen_rules
         self._connect_timeout = connect_timeout
@@ -95,6 +104,9 @@ class ServerSession(Session):
     # --- streams towards us ---------------------------------------------------------------------
 
     def _on_open(self, stream: Stream, request: StreamRequest) -> None:
+        if self.measures or isinstance(request, Measure):
+            self._measure(stream, request)
+            return
         if not isinstance(request, ConnectTcp):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
@@ -107,7 +119,7 @@ class ServerSession(Session):
             cancel=self._stopping,
             keepalive=self._keepalive,
         )
-        if self.joined.connect_now(stream, target, f"to {target.name}"):
+        if self.joined.connect_now(stream, target.connect_now, f"to {target.name}"):
             return
         started = False
         try:
@@ -120,6 +132,15 @@ class ServerSession(Session):
         finally:
             if not started:
                 target.give_up()
+
+    def _measure(self, stream: Stream, request: StreamRequest) -> None:
+        if not self.measures:
+            self.refuse(stream, Reason.NOT_ALLOWED, "only a session that is for measuring may measure")
+        elif not isinstance(request, Measure):
+            self.refuse(stream, Reason.NOT_ALLOWED, "this session is for measuring alone")
+        else:
+            what, threads = request.what, self.joined.threads
+            self.joined.connect_now(stream, lambda: self._far_ends.connect(what, threads), f"to measure {what.name}")
 
     def _connect(self, target: Target) -> WakeableSocket:
         try:
@@ -150,6 +171,8 @@ class ServerSession(Session):
         """Bind at once: none of this blocks, since the address is a literal.  Whatever fails is the answer."""
         number = message.forward
         try:
+            if self.measures:
+                raise EndpointError("this session is for measuring alone", code=Reason.NOT_ALLOWED)
             if number in self._listeners:
                 raise EndpointError(f"forward {number} listens already", code=Reason.LIMIT)
             if len(self._listeners) >= self._max_forwards:

@@ -1,7 +1,8 @@
 """Which sessions a server has, and which of two processes may have a client's name.
 
 A client that begins anew takes its name over at once; another process with the same name is refused
-while the first one still answers a sealed PING, and takes over when it does not.
+while the first one still answers a sealed PING, and takes over when it does not.  A session that is for measuring has
+a place of its own beside the one that has the name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ class NameInUse(Exception):
     """Another live process has this name; the message says where."""
 
 
+class MeasuredAlready(NameInUse):
+    """Another live process measures under this name; the message says where."""
+
+
 class Stale(Exception):
     """The client has begun another session since, over a connection that it made later."""
 
@@ -36,7 +41,7 @@ class Registry:
         self._limit = limit
         self._takeover_timeout = takeover_timeout
         self._lock = threading.Lock()
-        self._sessions: dict[str, ServerSession] = {}
+        self._sessions: dict[tuple[str, bool], ServerSession] = {}  # by name, and whether it measures
         self._closed = False
 
     @property
@@ -46,47 +51,55 @@ class Registry:
             return list(self._sessions.values())
 
     def claim(self, session: ServerSession, deadline: Deadline) -> None:
-        """Give `session` its client's name.  Blocks while an older session of that name is asked or ends.
+        """Give `session` its client's name, or the right to measure under it.
 
-        When it returns, the older session's ports are free.  Raises NameInUse, Stale and Busy.
+        Blocks while an older session of that name is asked or ends.
+
+        When it returns, the older session's ports are free.  Raises NameInUse, MeasuredAlready, Stale and Busy.
         """
+        key, in_use = _key(session), MeasuredAlready if session.measures else NameInUse
         while True:
             with self._lock:
-                older = self._sessions.get(session.name)
+                older = self._sessions.get(key)
                 if self._closed:
                     raise Busy("this server is shutting down")
                 if older is None:
                     if len(self._sessions) >= self._limit:
                         raise Busy(f"{self._limit} sessions are open")
-                    self._sessions[session.name] = session
+                    self._sessions[key] = session
                     return
             if older.instance == session.instance and older.order > session.order:
                 raise Stale(f"{session.name} has begun a session over a later connection than this")
             if older.instance == session.instance:
                 older.replace("its client connected anew")
             elif older.answers(self._takeover_timeout):
-                raise NameInUse(f"{session.name} is connected from {older.origin}")
+                doing = "being measured already," if session.measures else "connected"
+                raise in_use(f"{session.name} is {doing} from {older.origin}")
             else:
                 log.warning("%s from %s is silent: replaced from %s", session.name, older.origin, session.origin)
                 older.replace("its client no longer answers")
             if not older.ended.wait(deadline.remaining()):
-                raise NameInUse(f"{session.name} from {older.origin} is still ending")
+                raise in_use(f"{session.name} from {older.origin} is still ending")
             self.release(older)
 
     def find(self, name: str, session_id: bytes) -> ServerSession | None:
-        """Return the session of that name and id, or None."""
+        """Return the session of that name and id, or None; one that measures cannot be found again."""
         with self._lock:
-            session = self._sessions.get(name)
+            session = self._sessions.get((name, False))
         return session if session is not None and secrets_equal(session.id, session_id) else None
 
     def release(self, session: ServerSession) -> None:
         """Forget a session that has ended.  Idempotent."""
         with self._lock:
-            if self._sessions.get(session.name) is session:
-                del self._sessions[session.name]
+            if self._sessions.get(key := _key(session)) is session:
+                del self._sessions[key]
 
     def close(self) -> list[ServerSession]:
         """Give out no name any more, and return the sessions there are.  Idempotent."""
         with self._lock:
             self._closed = True
             return list(self._sessions.values())
+
+
+def _key(session: ServerSession) -> tuple[str, bool]:
+    return session.name, session.measures

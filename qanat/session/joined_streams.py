@@ -21,7 +21,6 @@ from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
 from qanat.endpoints.pump import Pump
-from qanat.endpoints.target import Target
 from qanat.endpoints.vanished import ASKS_THE_KERNEL
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason, reason_name
@@ -142,13 +141,13 @@ class JoinedStreams:
 
     # --- streams that the peer opened ---------------------------------------------------------------
 
-    def connect_now(self, stream: Stream, target: Target, what: str) -> bool:
-        """Connect the peer's stream to its target and join them; False when that has to be waited for.
+    def connect_now(self, stream: Stream, connect: Callable[[], WakeableSocket | None], what: str) -> bool:
+        """Join the peer's stream to what `connect` returns; False when that is None: it has to be waited for.
 
-        Does not block.  A target that has failed already refuses the stream.
+        Does not block, and neither may `connect`.  EndpointError from it refuses the stream.
         """
         self._begin()
-        connected = self._join(stream, target.connect_now, what)
+        connected = self._join(stream, connect, what)
         if not connected:
             self.ended()
         return connected

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 
 from qanat.base.errors import ProtocolError
 from qanat.base.text import decode_text, encode_cut, printable
@@ -50,6 +51,28 @@ class ThroughForward:
     def encode(self) -> bytes:
         """Return the stream request; an origin that is too long is cut."""
         return struct.pack("!BI", 2, self.forward) + lp16(encode_cut(self.origin, MAX_NAME))
+
+
+class Measurement(IntEnum):
+    """What the server does with a stream that measures."""
+
+    ECHO = 1
+    """Sends back what comes."""
+    SINK = 2
+    """Drops what comes, and says how much came and how long that took."""
+    SOURCE = 3
+    """Sends until the client half-closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Client to server, in a session that is for measuring: join this stream to what measures it."""
+
+    what: Measurement
+
+    def encode(self) -> bytes:
+        """Return the stream request."""
+        return struct.pack("!BB", 3, self.what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +124,7 @@ class Unlisten:
         return struct.pack("!BI", 4, self.forward)
 
 
-StreamRequest = ConnectTcp | ThroughForward
+StreamRequest = ConnectTcp | ThroughForward | Measure
 ControlMessage = Listen | Listening | ListenFailed | Unlisten
 
 
@@ -115,6 +138,8 @@ def decode_request(content: bytes) -> StreamRequest:
         request = ConnectTcp(_text(reader), port, _text(reader))
     elif kind == 2:
         request = ThroughForward(reader.u32(), _text(reader))
+    elif kind == 3:
+        request = Measure(_measurement(reader.u8()))
     else:
         raise ProtocolError(f"unknown stream request {kind}")
     reader.end()
@@ -151,6 +176,13 @@ def _decode_listen(reader: FieldReader, forward: int) -> Listen:
     except ProtocolError as error:
         raise MalformedListen(forward, error.message) from error
     return message
+
+
+def _measurement(number: int) -> Measurement:
+    try:
+        return Measurement(number)
+    except ValueError:
+        raise ProtocolError(f"unknown measurement {number}") from None
 
 
 def _readable(content: bytes) -> str:

@@ -23,6 +23,7 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Par
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.messages import AuthPlaintext, MessageType, Refusal, RefusalCode, ServerKey
 from qanat.handshake.tokens import format_token, parse_token
+from qanat.measure import far_end
 from qanat.mux import attachment, pipe_runner
 from qanat.mux import frames as wire
 from qanat.mux.core import LaneCore
@@ -38,6 +39,8 @@ from qanat.session.messages import (
     Listen,
     ListenFailed,
     Listening,
+    Measure,
+    Measurement,
     StreamRequest,
     ThroughForward,
     Unlisten,
@@ -200,6 +203,7 @@ def test_the_parameters_have_the_ids_and_defaults_of_the_page() -> None:
         "KEEPALIVE": defaults.keepalive,
         "LANES": defaults.lanes,
         "RESUME_FOR": defaults.resume_for,
+        "MEASURE": defaults.measure,
     }
     assert PAGE.says(f"an INITIAL_WINDOW above {hello.MAX_INITIAL_WINDOW // 2**20} MiB")
 
@@ -373,6 +377,7 @@ def test_the_frames_numbers_in_the_text_are_the_code_s() -> None:
 REQUESTS: dict[str, StreamRequest] = {
     "CONNECT_TCP": ConnectTcp("db.internal", 5432, "127.0.0.1:50000"),
     "FORWARD": ThroughForward(2, "192.0.2.7:40000"),
+    "MEASURE": Measure(Measurement.SINK),
 }
 CONTROLS: dict[str, ControlMessage] = {
     "LISTEN": Listen(2, "0.0.0.0", 8080),
@@ -387,6 +392,15 @@ def test_requests_and_control_messages_have_the_first_bytes_of_the_page() -> Non
     assert requests == {name: request.encode()[0] for name, request in REQUESTS.items()}
     controls = PAGE.table("first byte", "name", under="Control messages").codes("first byte", "name")
     assert controls == {name: message.encode()[0] for name, message in CONTROLS.items()}
+
+
+def test_what_is_measured_has_the_numbers_of_the_page() -> None:
+    assert PAGE.says(
+        "u8 what: " + ", ".join(f"{what.value} {what.name}" for what in Measurement),
+        f"about every {far_end.REPORT_INTERVAL:g} s while",
+        f"allows {far_end.MAX_STREAMS} of them at once, and ends one after {far_end.MAX_SECONDS:g} s",
+    )
+    assert far_end.REPORT.format == "!QQ"
 
 
 def test_the_texts_in_them_have_the_limits_of_the_page() -> None:
@@ -415,6 +429,7 @@ def first_record_of_a_stream() -> bytes:
 
 FRAME_EXAMPLES: dict[str, Callable[[], bytes]] = {
     "OPEN": lambda: wire.Open(1, REQUESTS["CONNECT_TCP"].encode()).encode(),
+    "OPEN MEASURE": lambda: wire.Open(1, REQUESTS["MEASURE"].encode()).encode(),
     "OPEN FORWARD": lambda: wire.Open(2, REQUESTS["FORWARD"].encode()).encode(),
     "DATA": lambda: wire.data_header(1, 5) + b"hello",
     "FIN": lambda: wire.Fin(1, 5).encode(),

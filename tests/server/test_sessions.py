@@ -13,7 +13,7 @@ from qanat.base.watcher import Watcher
 from qanat.mux.parameters import LaneParameters
 from qanat.server.access.rules import ConnectRules, ListenRules
 from qanat.server.session import ServerSession
-from qanat.server.sessions import Busy, NameInUse, Registry
+from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry
 from qanat.server.shared_ports import SharedPorts
 from tests.support.background import Background, wait_until
 
@@ -33,7 +33,9 @@ class Lingering(ServerSession):
         self.release.wait(NEVER)
 
 
-def session(name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = ServerSession) -> Session:
+def session(
+    name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = ServerSession, *, measures: bool = False
+) -> Session:
     return kind(
         name,
         LaneParameters(client=False),
@@ -49,6 +51,7 @@ def session(name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = 
         max_lanes=1,
         watcher=Watcher(),
         shared_ports=SharedPorts(),
+        measures=measures,
     )
 
 
@@ -158,3 +161,36 @@ def test_after_the_end_no_name_is_given_out() -> None:
     registry.close()
     with pytest.raises(Busy, match="shutting down"):
         registry.claim(session(), Deadline(NEVER))
+
+
+class Answering(ServerSession):
+    """A session whose client answers."""
+
+    def answers(self, timeout: float) -> bool:
+        return True
+
+
+def test_a_session_that_measures_is_beside_the_one_that_has_the_name_and_one_at_a_time() -> None:
+    registry = Registry(limit=2, takeover_timeout=SOON)
+    holder, measuring = session(kind=Answering), session(instance=b"j" * 16, kind=Answering, measures=True)
+    registry.claim(holder, Deadline(NEVER))
+    registry.claim(measuring, Deadline(NEVER))
+    assert not holder.ended.is_set()
+    with pytest.raises(MeasuredAlready, match="a is being measured already, from a's place"):
+        registry.claim(session(instance=b"k" * 16, measures=True), Deadline(NEVER))
+    assert not measuring.ended.is_set()
+    with pytest.raises(Busy, match="2 sessions are open"):
+        registry.claim(session("b"), Deadline(NEVER))
+    assert registry.find("a", holder.id) is holder
+    assert registry.find("a", measuring.id) is None, "a session that measures cannot be resumed"
+    registry.release(measuring)
+    assert registry.sessions == [holder]
+    registry.claim(session(instance=b"k" * 16, measures=True), Deadline(NEVER))
+
+
+def test_a_session_that_measures_does_not_take_the_name_of_one_that_is_silent() -> None:
+    registry = Registry(limit=2, takeover_timeout=SOON)
+    holder = session()
+    registry.claim(holder, Deadline(NEVER))
+    registry.claim(session(instance=b"j" * 16, measures=True), Deadline(NEVER))
+    assert not holder.ended.is_set()

@@ -17,6 +17,8 @@ from qanat.session.messages import (
     ListenFailed,
     Listening,
     MalformedListen,
+    Measure,
+    Measurement,
     StreamRequest,
     ThroughForward,
     Unlisten,
@@ -34,6 +36,9 @@ origins = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), max_
 REQUESTS: list[tuple[StreamRequest, str]] = [
     (ConnectTcp("db.internal", 5432, "127.0.0.1:9"), "01 1538 000b 64622e696e7465726e616c 000b 3132372e302e302e313a39"),
     (ThroughForward(7, "[::1]:80"), "02 00000007 0008 5b3a3a315d3a3830"),
+    (Measure(Measurement.ECHO), "03 01"),
+    (Measure(Measurement.SINK), "03 02"),
+    (Measure(Measurement.SOURCE), "03 03"),
 ]
 CONTROL: list[tuple[ControlMessage, str]] = [
     (Listen(3, "0.0.0.0", 8080), "01 00000003 1f90 0007 302e302e302e30"),
@@ -75,12 +80,18 @@ def test_every_control_message_survives_the_way(message: ControlMessage) -> None
 @pytest.mark.parametrize(("message", "wire"), REQUESTS + CONTROL)
 def test_a_message_cut_short_or_followed_by_more_is_refused(message: object, wire: str) -> None:
     content = bytes.fromhex(wire)
-    decode = decode_request if isinstance(message, ConnectTcp | ThroughForward) else decode_control
+    decode = decode_request if isinstance(message, ConnectTcp | ThroughForward | Measure) else decode_control
     for length in range(len(content)):
         with pytest.raises(ProtocolError):
             decode(content[:length])
     with pytest.raises(ProtocolError):
         decode(content + b"\0")
+
+
+@pytest.mark.parametrize("number", [0, 4, 255])
+def test_an_unknown_measurement_is_refused(number: int) -> None:
+    with pytest.raises(ProtocolError, match="unknown measurement"):
+        decode_request(bytes([3, number]))
 
 
 @given(st.binary(max_size=LARGEST))
@@ -106,6 +117,7 @@ def test_a_text_that_is_not_utf8_is_refused() -> None:
 @pytest.mark.parametrize("message", [ThroughForward(1, "ü" * 300), ConnectTcp("h", 1, "ü" * 300)])
 def test_an_origin_that_is_too_long_is_cut_between_characters(message: StreamRequest) -> None:
     decoded = decode_request(message.encode())
+    assert isinstance(decoded, ConnectTcp | ThroughForward)
     assert decoded.origin == "ü" * 127
 
 
