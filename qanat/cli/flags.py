@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,15 @@ from qanat.config.options import Flag, Kind, Option, options_of
 _TYPES = {Kind.WHOLE: int, Kind.NUMBER: float, Kind.PATH: Path}
 
 
-def add_flags(group: argparse._ActionsContainer, settings: type, *, beside_file: bool) -> None:
-    """Add the flags of `settings` and of the sections and entries below: those that go with a file, or the others."""
+def add_flags(
+    group: argparse._ActionsContainer, settings: type, *, beside_file: bool, without: Container[str] = ()
+) -> None:
+    """Add the flags of `settings` and of the sections and entries below: those that go with a file, or the others.
+
+    `without` has the `dest` of those that are left out.
+    """
     for option, flag in flags_of(settings):
-        if flag.beside_file == beside_file:
+        if flag.beside_file == beside_file and flag.dest not in without:
             _add_flag(group, option, flag)
 
 

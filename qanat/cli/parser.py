@@ -19,6 +19,7 @@ from qanat.base.version import __version__
 COMMANDS = {
     "server": "run the end that accepts HTTP connections",
     "client": "run the end that dials, from a file or from a URL",
+    "bench": "measure latency and throughput through the tunnel, beside the running client",
     "wait": "block until the running client of a configuration is connected",
     "init": "write a server's and a client's configuration that fit together, a token and a key",
     "token": "print a new token",

@@ -55,6 +55,10 @@ class SessionOver(QanatError):
     """The server answered HELLO with the end of the session."""
 
 
+class NameInUse(RefusedError):
+    """Another process is connected under our name.  Passes when that one ends."""
+
+
 class Connector:
     """Makes connections to one server.  Safe to use from any thread."""
 
@@ -194,7 +198,7 @@ def describe_server(sealed: SealedPipe, ready: Ready) -> str:
 def _turned_away(close: Close) -> QanatError:
     text = printable(close.text)
     if close.reason is CloseReason.NAME_IN_USE:
-        return RefusedError(
+        return NameInUse(
             f"the server refuses this client's name: {text}",
             hint="stop the other process, or give this one a name and token of its own",
             final=False,

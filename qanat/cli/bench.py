@@ -1,0 +1,192 @@
+"""`bench`: measure a tunnel as its users feel it, through the real path, beside the running client of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qanat.base.errors import QanatError, UsageError
+from qanat.cli.flags import add_flags, flags_of, given_flags
+from qanat.cli.main import DONE, FAILED, INTERRUPTED, complain
+from qanat.cli.output import write_out
+from qanat.cli.parser import add_config
+from qanat.config.command_line import client_from_options, with_flags
+from qanat.config.load import load_config
+from qanat.config.settings import ClientSettings, LogSettings
+from qanat.process.log import setup_logging
+
+if TYPE_CHECKING:
+    from qanat.client.measuring import MeasuringSession
+    from qanat.measure.figures import Step
+    from qanat.measure.report import Report
+    from qanat.session.messages import Measurement
+
+LONGEST_STEP = 120.0
+"""Seconds of a step; a server ends a stream that measures after five minutes."""
+
+DETAILS = """\
+It connects as the client does, beside a client that runs with the same name, and measures, each for --seconds:
+the latency of 64-byte questions while nothing else is measured, then download and upload, with the latency that
+other connections feel meanwhile.  What users carry at the same time counts too, on both sides.
+
+With -c the file says how to connect; only --transport may stand beside it.  With a URL the token, the name and
+the proxy are found as `client --help` explains.  The server must be as new as this program, and not have bench: false.
+
+"""
+
+_NOT_HERE = frozenset({"local", "remote", "exit_on_forward_failure", "lanes"})
+"""The `dest` of flags of a client that mean nothing to a measurement."""
+_BESIDE_FILE = frozenset({"transport"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    parser.add_argument("urls", nargs="*", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
+    add_config(parser, required=False)
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, metavar="N", help="how long each step takes (0.1 to 120; default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table and the plot")
+    parser.add_argument("-v", "--verbose", dest="details", action="store_true", help="log details on stderr")
+    add_flags(parser.add_argument_group("with a URL"), ClientSettings, beside_file=False, without=_NOT_HERE)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print what was found, and return the exit code.  Blocks.  Raises QanatError before there is anything."""
+    seconds: float = options.seconds
+    if not (math.isfinite(seconds) and 0.1 <= seconds <= LONGEST_STEP):
+        raise UsageError(f"--seconds must be 0.1 to {LONGEST_STEP:g}")
+    settings = replace(_settings(options), forwards=(), lanes=1)
+    # What goes wrong is said at the end, once; a file that the running client logs to is its own.
+    setup_logging(LogSettings(level="debug" if options.details else "error"))
+    from qanat.client.measuring import measuring_session
+
+    code, failure = DONE, None
+    steps: dict[str, Step] = {}
+    progress = _Progress(sys.stderr, seconds)
+    with measuring_session(settings) as session:
+        try:
+            _measure(session, seconds, steps, progress)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except QanatError as error:
+            code, failure = FAILED, _explained(session, error, list(steps)[-1])
+        finally:
+            progress.clear()
+        report = _report(settings, session, seconds, steps, complete=code == DONE)
+    if report.has_figures:
+        write_out(report.to_json() if options.json else _text(report))
+    if failure is not None:
+        complain(failure)
+    return code
+
+
+def _settings(options: argparse.Namespace) -> ClientSettings:
+    if (options.config is None) == (not options.urls):
+        raise UsageError("a measurement needs either -c FILE or a URL", hint="see: bench --help")
+    given: Mapping[str, Any] = given_flags(options, ClientSettings)
+    if options.urls:
+        return client_from_options(urls=options.urls, **given)
+    for _, flag in flags_of(ClientSettings):
+        if flag.dest in given and flag.dest not in _BESIDE_FILE:
+            raise UsageError(f"{flag.name} goes with a URL, not with -c", hint=f"write it into {options.config}")
+    return with_flags(load_config(options.config, want="client"), given)
+
+
+def _measure(session: MeasuringSession, seconds: float, steps: dict[str, Step], progress: _Progress) -> None:
+    """Take the steps in their order; `steps` has what was timed, also of one that is cut short."""
+    from qanat.measure.near_end import MeasuredStep
+    from qanat.measure.report import DOWNLOAD, IDLE, UPLOAD
+    from qanat.session.messages import Measurement
+
+    loads: dict[str, Measurement | None] = {IDLE: None, DOWNLOAD: Measurement.SOURCE, UPLOAD: Measurement.SINK}
+    for name, load in loads.items():
+        with MeasuredStep(load, session.open) as measured:
+            try:
+                measured.run(seconds, lambda done, name=name: progress.show(name, done))  # type: ignore[misc]
+            finally:
+                steps[name] = measured.step
+
+
+def _explained(session: MeasuringSession, error: QanatError, step: str) -> QanatError:
+    why = session.why_over()
+    text = f"the {step} step was cut short: {error.message}" + (f": {why}" if why else "")
+    hint = "the server's log says more; run it again, and if it is cut again see docs/ERRORS.md"
+    return QanatError(text, hint=error.hint or hint)
+
+
+def _report(
+    settings: ClientSettings, session: MeasuringSession, seconds: float, steps: Mapping[str, Step], *, complete: bool
+) -> Report:
+    from qanat.measure.report import Report
+
+    reached = session.reached
+    return Report(
+        client=settings.name,
+        url=str(reached.candidate.url),
+        transport=reached.candidate.transport,
+        node=reached.node,
+        agent=reached.agent,
+        seconds=seconds,
+        steps=steps,
+        complete=complete,
+    )
+
+
+def _text(report: Report) -> str:
+    from qanat.measure.chart import Style, report_text
+
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 80
+    return report_text(report, Style(width, _carries_unicode(sys.stdout), terminal and _wants_color()))
+
+
+def _wants_color() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _carries_unicode(stream: Any) -> bool:
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+
+
+class _Progress:
+    """How far the measurement is, on stderr: a bar on a terminal, else one line for each step."""
+
+    def __init__(self, stream: Any, seconds: float) -> None:
+        from qanat.measure.chart import Style
+
+        self._stream = stream
+        self._seconds = seconds
+        self._terminal = stream.isatty()
+        width = shutil.get_terminal_size().columns if self._terminal else 80
+        self._style = Style(width, _carries_unicode(stream), self._terminal and _wants_color())
+        self._said = ""
+        self._drawn = False
+
+    def show(self, step: str, done: float) -> None:
+        """Show that `step` is `done`, from 0 to 1."""
+        from qanat.measure.chart import progress_bar
+
+        if self._terminal:
+            self._write("\r" + progress_bar(step, done, self._style))
+            self._drawn = True
+        elif step != self._said:
+            self._said = step
+            self._write(f"measuring {step} for {self._seconds:g} s\n")
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self._drawn:
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # the figures count
+            self._stream.write(text)
+            self._stream.flush()
