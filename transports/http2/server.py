@@ -100,6 +100,12 @@ class Http2Server:
 
     def leave(self) -> None:
         """Take no new request; end when none runs any more, which may be at once.  Idempotent; does not block."""
+        with self._engine.lock:
+            running = self._running
+            self._leaving |= not running
+        if not running:  # at once: what is queued here would be with the writer, and the end overtake it
+            self._engine.end("the server is closing")
+            return
         self._go_away()
         with self._engine.lock:
             running = self._running
