@@ -10,11 +10,15 @@ types several times while sixty downloads have a turn each.  Pure; `qanat.mux.se
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from qanat.mux.stream_state import StreamState
 
 QUANTUM = 32 * 1024
 """Bytes a stream may send in one turn; a larger frame is paid for by skipping turns."""
+
+LOOKED_AT = 16
+"""Streams that `peek_quiet` looks at."""
 
 
 class Scheduler:
@@ -58,6 +62,13 @@ class Scheduler:
                 stream.deficit += QUANTUM
                 steady.rotate(-1)
             else:
+                return stream
+        return None
+
+    def peek_quiet(self, most: int) -> StreamState | None:
+        """Return one of the first streams that were quiet and have at most `most` bytes to send, or None."""
+        for stream in islice(self._fresh, LOOKED_AT):
+            if 0 < stream.queued_bytes <= most and stream.deficit > 0:
                 return stream
         return None
 

@@ -9,7 +9,7 @@ from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream_state import StreamPhase
-from tests.support.mux.cores import KIB, Rig, data_order, fill
+from tests.support.mux.cores import KIB, Rig, data_order, fill, widen_path
 
 MIB = 1024 * KIB
 
@@ -162,6 +162,7 @@ def test_an_interactive_stream_gets_through_beside_bulk_within_a_few_records(bul
     rig = Rig(LaneParameters(client=True, outbox=64 * MIB))
     bulk = [rig.open()[0] for _ in range(bulk_streams)]
     shell = rig.open()[0]
+    widen_path(rig.client.core)
     waits = []
     for _ in range(30):
         for stream in bulk:
