@@ -39,6 +39,10 @@ STANDING = 0.003
 """Seconds by which all round trips of a round may exceed the least one."""
 LEAST_CUSHION, FIRST_CUSHION, MOST_CUSHION = 0.002, 0.005, 0.025
 """Seconds of the path's rate; on a long path the cushion may grow to a quarter of the round trip."""
+FEW_STREAMS = 8
+LATE, MOST_LATE = 0.0005, 0.1
+"""Seconds that all of this is longer for each stream beyond FEW_STREAMS that has something to send, and at most: each
+has a thread at both ends, and they take turns."""
 CUSHION_MORE, CUSHION_LESS = 0.001, 0.8
 """It grows by seconds and shrinks by a factor, so that the two directions of a path come to equal ones (AIMD)."""
 PROBE_GAIN = 1.15
@@ -92,6 +96,7 @@ class PathModel:
         self.phase = PathPhase.STARTUP
         self._least_at = now
         self._cushion = FIRST_CUSHION
+        self._late = 0.0
         self._sent = 0
         self._delivered = 0
         self._number = 0
@@ -138,8 +143,12 @@ class PathModel:
         self._asked_at = self._sent
         return True
 
-    def sent(self, number: int, size: int, now: float, *, more: bool) -> None:
-        """Note that `size` bytes leave, and `number` is the frame after them; `more` is whether others wait."""
+    def sent(self, number: int, size: int, now: float, *, more: bool, streams: int = 1) -> None:
+        """Note that `size` bytes leave, and `number` is the frame after them.
+
+        `more` is whether others wait, and `streams` of how many streams.
+        """
+        self._late = min(MOST_LATE, LATE * max(0, streams - FEW_STREAMS))
         if self._sent == self._delivered:  # Nothing was on the way: the time until now says nothing.
             self._round_began, self._round_delivered, self._round_ends = now, self._delivered, self._sent + size
         self._sent += size
@@ -204,7 +213,7 @@ class PathModel:
 
     def _look_whether_full(self) -> None:
         queue = self._round_least - self.least_round_trip
-        if STANDING + self.least_round_trip / 2 < queue < math.inf:
+        if STANDING + self._late + self.least_round_trip / 2 < queue < math.inf:
             self.phase = PathPhase.CRUISE
         elif self.rate >= self._full_rate * FULL_GROWTH:
             self._full_rate, self._full_rounds = self.rate, 0
@@ -218,13 +227,13 @@ class PathModel:
         if self._round_least == math.inf:
             return
         least, rate, cushion = self.least_round_trip, self.rate, self._cushion
-        pieces = self._pieces
+        pieces, late = self._pieces, self._late
         if rate >= HUNGRY * max(self._best, self._best_before):
             self._trial = None
-            if self._round_least > least + STANDING + pieces:
+            if self._round_least > least + STANDING + late + pieces:
                 cushion *= CUSHION_LESS
             else:
-                cushion = min(max(MOST_CUSHION, least / 4), cushion + CUSHION_MORE)
+                cushion = min(max(MOST_CUSHION + late, least / 4), cushion + CUSHION_MORE)
         elif self._trial is None:
             self._trial = cushion, round_rate, self._round + TRIAL_ROUNDS
             cushion += LEAST_CUSHION + least * TRIAL
@@ -233,7 +242,7 @@ class PathModel:
             self._trial = None
             if round_rate < rate_before * TRIAL_PAYS:
                 self._best, self._best_before, cushion = rate, 0.0, before
-        self._cushion = max(cushion, LEAST_CUSHION + pieces)
+        self._cushion = max(cushion, LEAST_CUSHION + late + pieces)
 
     @property
     def _pieces(self) -> float:

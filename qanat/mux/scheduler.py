@@ -40,6 +40,10 @@ class Scheduler:
             stream.in_fresh = True
             self._fresh.append(stream)
 
+    def __len__(self) -> int:
+        """Return about how many streams there are: one that was quiet counts twice for a while."""
+        return len(self._fresh) + len(self._steady)
+
     def peek(self) -> StreamState | None:
         """Return the stream whose turn it is, or None when nobody has anything to send."""
         fresh, steady = self._fresh, self._steady

@@ -28,6 +28,8 @@ FRAMES_KIND = 3
 """The record kind of everything `next_record` gives (docs/PROTOCOL.md §2)."""
 STREAM_QUEUE = 2 * BUFFER_PAYLOAD
 """Bytes a stream may have waiting for the scheduler before its writer has to wait."""
+MOST_QUEUED = 1024 * 1024
+"""Bytes that all streams may have waiting together: what waits for longer has left the processor's cache."""
 SMALL_RECORD = 64 * 1024
 """Bytes of small frames that go into one record together."""
 MAX_SMALL = 64 * 1024
@@ -82,7 +84,7 @@ class Sender:
         self._replay: deque[Entry] = deque()
         self._sent = 0
         self._late_ack = 0
-        self._queue_limit = limit // 2
+        self._queue_limit = min(MOST_QUEUED, limit // 2)
         # In the order of their coming, which a set would not keep.
         self._waiting_for_queue: dict[StreamState, None] = {}
         self._charge_limit = limit + CONTROL_ROOM + CONTROL_ROOM_PER_STREAM * parameters.max_streams
@@ -298,7 +300,8 @@ class Sender:
         else:
             return None
         if self._sent != before:
-            path.sent(self._sent, len(record), now, more=bool(self._replay or self.queued_bytes))
+            more = bool(self._replay or self.queued_bytes)
+            path.sent(self._sent, len(record), now, more=more, streams=len(self._scheduler))
         return record
 
     def next_timeout(self, now: float) -> float | None:

@@ -243,7 +243,7 @@ def test_more_than_fits_in_front_of_a_buffer_goes_in_a_record_before_it() -> Non
     streams = [rig.open() for _ in range(30)]
     for _, theirs in streams:
         rig.server.write_buffer(theirs, bytes(BUFFER_PAYLOAD))
-    rig.settle()
+        rig.settle()
     for ours, _ in streams:
         rig.client.read(ours)
     fill(rig.client, streams[0][0])
