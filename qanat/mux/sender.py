@@ -28,8 +28,9 @@ FRAMES_KIND = 3
 """The record kind of everything `next_record` gives (docs/PROTOCOL.md §2)."""
 STREAM_QUEUE = 2 * BUFFER_PAYLOAD
 """Bytes a stream may have waiting for the scheduler before its writer has to wait."""
-MOST_QUEUED = 1024 * 1024
-"""Bytes that all streams may have waiting together: what waits for longer has left the processor's cache."""
+QUEUED, QUEUED_EACH = 1024 * 1024, 16 * 1024
+"""Bytes that all streams may have waiting together, and more for each that is open.  What waits for longer has left the
+processor's cache; but with little room for many, those that wait for some would starve."""
 SMALL_RECORD = 64 * 1024
 """Bytes of small frames that go into one record together."""
 MAX_SMALL = 64 * 1024
@@ -84,7 +85,7 @@ class Sender:
         self._replay: deque[Entry] = deque()
         self._sent = 0
         self._late_ack = 0
-        self._queue_limit = min(MOST_QUEUED, limit // 2)
+        self._most_queued = limit // 2
         # In the order of their coming, which a set would not keep.
         self._waiting_for_queue: dict[StreamState, None] = {}
         self._charge_limit = limit + CONTROL_ROOM + CONTROL_ROOM_PER_STREAM * parameters.max_streams
@@ -95,7 +96,7 @@ class Sender:
         """Return the bytes that may be queued on `stream` now; 0 means wait until it is in `Wakeups.writers`."""
         if stream.queued_bytes >= STREAM_QUEUE or self._closing:
             return 0
-        if self.queued_bytes >= self._queue_limit:
+        if self.queued_bytes >= self._queue_limit():
             self._waiting_for_queue[stream] = None
             return 0
         if self._waiting_for_queue:
@@ -399,6 +400,10 @@ class Sender:
         if (full and not self.retransmit_buffer.full) or (exhausted and not self.buffers.exhausted):
             self._wakeups.room = self._wakeups.work = True
 
+    def _queue_limit(self) -> int:
+        """Return the bytes that may wait in all streams' queues together."""
+        return min(self._most_queued, QUEUED + QUEUED_EACH * len(self._streams))
+
     def _wake_queue_waiters(self) -> None:
         """Wake one more stream to queue payload, since some went; wake all of them once most has gone.
 
@@ -406,9 +411,12 @@ class Sender:
         would not do either: a thread that is woken may find that its socket has nothing to read.
         """
         waiting = self._waiting_for_queue
-        if not waiting or self.queued_bytes >= self._queue_limit:
+        if not waiting:
             return
-        if self.queued_bytes < self._queue_limit // 2:
+        limit = self._queue_limit()
+        if self.queued_bytes >= limit:
+            return
+        if self.queued_bytes < limit // 2:
             self._wakeups.writers.extend(waiting)
             waiting.clear()
         else:
