@@ -211,7 +211,8 @@ class ReopeningFileHandler(ForgivingHandler):
         except OSError as error:
             raise UsageError(
                 f"cannot open the log file {path}: {error.strerror}",
-                hint="create its directory, and let this user write there",
+                # Those two say what to do themselves, and a directory would not help.
+                hint="" if error.strerror in (_LINK, _PIPE) else "create its directory, and let this user write there",
             ) from error
         super().__init__(stream)
 
