@@ -13,12 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qanat.base.errors import QanatError, UsageError
-from qanat.cli.flags import add_flags, flags_of, given_flags
+from qanat.cli.client import settings_of
+from qanat.cli.flags import add_flags
 from qanat.cli.main import DONE, FAILED, INTERRUPTED, complain
 from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
-from qanat.config.command_line import client_from_options, with_flags
-from qanat.config.load import load_config
 from qanat.config.settings import ClientSettings, LogSettings
 from qanat.process.log import setup_logging
 
@@ -63,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     seconds: float = options.seconds
     if not (math.isfinite(seconds) and 0.1 <= seconds <= LONGEST_STEP):
         raise UsageError(f"--seconds must be 0.1 to {LONGEST_STEP:g}")
-    settings = replace(_settings(options), forwards=(), lanes=1)
+    settings = settings_of(options, "a measurement", "bench", _BESIDE_FILE)
+    settings = replace(settings, forwards=(), lanes=1)
     # What goes wrong is said at the end, once; a file that the running client logs to is its own.
     setup_logging(LogSettings(level="debug" if options.details else "error"))
     from qanat.client.measuring import measuring_session
@@ -86,18 +86,6 @@ def run(options: argparse.Namespace) -> int:
     if failure is not None:
         complain(failure)
     return code
-
-
-def _settings(options: argparse.Namespace) -> ClientSettings:
-    if (options.config is None) == (not options.urls):
-        raise UsageError("a measurement needs either -c FILE or a URL", hint="see: bench --help")
-    given: Mapping[str, Any] = given_flags(options, ClientSettings)
-    if options.urls:
-        return client_from_options(urls=options.urls, **given)
-    for _, flag in flags_of(ClientSettings):
-        if flag.dest in given and flag.dest not in _BESIDE_FILE:
-            raise UsageError(f"{flag.name} goes with a URL, not with -c", hint=f"write it into {options.config}")
-    return with_flags(load_config(options.config, want="client"), given)
 
 
 def _measure(session: MeasuringSession, seconds: float, steps: dict[str, Step], progress: _Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from qanat.base.errors import UsageError
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     # Before all else: cron starts this every minute, and it must cost nothing when it runs already.
     if options.lock is not None and take_lock(options.lock) is None:
         return DONE
-    settings = _settings(options)
+    settings = settings_of(options)
 
     def dial(stop: threading.Event, ready: Callable[[], None]) -> None:
         from qanat.client.client import run_client
@@ -85,13 +85,19 @@ def run(options: argparse.Namespace) -> int:
     return run_logged(dial, settings.log, settings.pid_file)
 
 
-def _settings(options: argparse.Namespace) -> ClientSettings:
+def settings_of(
+    options: argparse.Namespace, what: str = "a client", command: str = "client", beside_file: Container[str] = ()
+) -> ClientSettings:
+    """Return what a command line says about a client, for `what` that `command` is to start.  Raises UsageError.
+
+    `beside_file` has the `dest` of flags that go with a file though a client takes them with a URL alone.
+    """
     if (options.config is None) == (not options.urls):
-        raise UsageError("a client needs either -c FILE or a URL", hint="see: client --help")
+        raise UsageError(f"{what} needs either -c FILE or a URL", hint=f"see: {command} --help")
     given = given_flags(options, ClientSettings)
     if options.urls:
         return client_from_options(urls=options.urls, **given)
     for _, flag in flags_of(ClientSettings):
-        if flag.dest in given and not flag.beside_file:
+        if flag.dest in given and not flag.beside_file and flag.dest not in beside_file:
             raise UsageError(f"{flag.name} goes with a URL, not with -c", hint=f"write it into {options.config}")
     return with_flags(load_config(options.config, want="client"), given)

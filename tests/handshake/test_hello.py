@@ -33,7 +33,9 @@ labels = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size
 u32 = st.integers(min_value=0, max_value=2**32 - 1)
 u64 = st.integers(min_value=0, max_value=2**64 - 1)
 windows = st.integers(min_value=0, max_value=MAX_INITIAL_WINDOW)
-parameters = st.builds(Parameters, labels, windows, max_streams=u32, keepalive=u32, lanes=u32, resume_for=u32)
+parameters = st.builds(
+    Parameters, labels, windows, max_streams=u32, keepalive=u32, lanes=u32, resume_for=u32, measure=u32
+)
 
 
 @given(
