@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -506,7 +507,7 @@ class PipeRunner:
         if self._without_thread:
             self._without_thread = False
             self._leave_watcher()
-        if self._watched and now - self._heard_at >= self._silence:
+        if self._watched and now - self._heard_at >= self._silence and not self._something_has_come():
             self._sealed.close(f"nothing received for {self._silence:g} s")
             return None
         with self._lock:
@@ -517,6 +518,12 @@ class PipeRunner:
             self._set_timer_locked()
         return None
 
+    def _something_has_come(self) -> bool:
+        """Whether there is something to read, to which the watcher has yet to come: this program was stopped, say."""
+        poller = select.poll()
+        poller.register(self._fd or 0, select.POLLIN)
+        return bool(poller.poll(0))
+
     def _set_timer_locked(self) -> None:
         """Set the timer for what is due next and has nobody else who looks for it."""
         timer = self._timer
@@ -526,7 +533,7 @@ class PipeRunner:
         due = math.inf if self._writing else self._sender.next_timeout(now)
         at = math.inf if due is None else max(now + due, self._retry_at)
         if self._watched:
-            at = min(at, self._heard_at + self._silence)
+            at = min(at, max(now, self._heard_at + self._silence))  # what is past would be called again at once
         if at < math.inf:
             timer.set(at)
 

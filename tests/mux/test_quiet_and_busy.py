@@ -7,6 +7,7 @@ little comes, threads while much does, and pipes are cut and replaced at any ste
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -215,5 +216,37 @@ def test_where_the_watcher_cannot_be_started_threads_carry_a_pipe(monkeypatch: p
         ours, theirs = lanes.open()
         send(ours, b"well", inline=True)
         assert read(theirs, 4) == b"well"
+        ours.release()
+        theirs.release()
+
+
+def test_what_waits_to_be_read_is_no_silence() -> None:
+    """The program was stopped for longer than the other end may be silent, and the timer's turn comes first."""
+    inside, go_on = threading.Event(), threading.Event()
+    one, other = socket.socketpair()
+    with one, other, lanes_over_websocket(quiet=True) as lanes:
+        ours, theirs = lanes.open()
+        runner = lanes.client.lane._runner
+        assert runner is not None
+        wait_until(lambda: runner._watched and not runner._writing, "the watcher alone is there")
+        watcher, timer = runner._watcher, runner._timer
+        assert watcher is not None
+        assert timer is not None
+
+        def stopped() -> None:
+            watcher.remove(one.fileno())
+            inside.set()
+            assert go_on.wait(DEADLINE)
+
+        watcher.add(one.fileno(), stopped)
+        other.send(b"x")
+        assert inside.wait(DEADLINE)
+        send(theirs, b"waits", inline=True)
+        runner._heard_at -= 2 * DEADLINE
+        timer.set(time.monotonic())
+        go_on.set()
+        assert read(ours, 5) == b"waits"
+        assert lanes.client.lane.ping(DEADLINE)
+        assert len(lanes.pipes) == 1
         ours.release()
         theirs.release()
