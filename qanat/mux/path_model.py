@@ -65,7 +65,7 @@ does not drain at the same time; and where it is not, the cushion grows."""
 LEAST_PIECE, FIRST_PIECE, MOST_PIECE = 4 * 1024, 16 * 1024, 128 * 1024
 PIECE_TIME = 0.002
 """Bulk is cut in pieces that take the path so many seconds, within these bounds of bytes: nothing overtakes a piece."""
-BURST = 0.005
+BURST = 0.02
 """Seconds by which what is paced may be late and catch up."""
 ASK_TIME = 0.0015
 """Seconds of the path's rate after which an ACK is asked for; at the latest after a quarter of the limit."""
