@@ -183,11 +183,12 @@ class FrontDoor:
         """
         limit = self._settings.limits.connections
         with self._changed:
-            if len(self._connections) >= limit:
+            while not self._closing.is_set() and len(self._connections) >= limit:
                 if self._log_throttle.due("connections"):
                     log.warning("%d connections are open (limits.connections): others wait until one ends", limit)
+                # Again after a while: the one that was asked may have become a pipe meanwhile.
                 self.admission.unfinished.displace()
-            self._changed.wait_for(lambda: self._closing.is_set() or len(self._connections) < limit)
+                self._changed.wait(_PAUSE)
         return not self._closing.is_set()
 
     def _make_room(self) -> None:
