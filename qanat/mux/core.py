@@ -14,7 +14,6 @@ from __future__ import annotations
 from qanat.base.errors import ProtocolError, SessionEnded
 from qanat.mux import frames as wire
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.path_model import PathModel
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.receiver import Receiver
 from qanat.mux.sender import Sender
@@ -32,9 +31,8 @@ class LaneCore:
         """Why the lane is over, or None."""
         self.wakeups = Wakeups()
         self.streams = StreamTable(parameters)
-        path = PathModel(now)
-        self.pending = PendingControl(parameters.keepalive, parameters.outbox // 4, path, now)
-        self.sender = Sender(parameters, self.streams, self.pending, path, self.wakeups)
+        self.pending = PendingControl(parameters.keepalive, parameters.outbox // 4, now)
+        self.sender = Sender(parameters, self.streams, self.pending, self.wakeups)
         self.receiver = Receiver(parameters, self.streams, self.sender, self.pending, self.wakeups)
 
     # --- the pipe below -------------------------------------------------------------------------
@@ -50,10 +48,9 @@ class LaneCore:
         expected = self.receiver.expected
         if receive_from > expected:
             raise ProtocolError(f"the peer goes on at frame {receive_from}, but {expected} is the next expected")
-        path = PathModel(now)
-        self.sender.attach(peer_expects, path)
+        self.sender.attach(peer_expects)
         self.receiver.attach(receive_from)
-        self.pending.restart(now, path, self.streams)
+        self.pending.restart(now, self.streams)
 
     def detach(self) -> None:
         """Note that the pipe is gone; what was sent and not acknowledged waits for the next."""

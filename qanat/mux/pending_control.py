@@ -7,17 +7,13 @@ lane's lock guards it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 from qanat.mux import frames as wire
-from qanat.mux.path_model import PathModel
 from qanat.mux.stream_state import StreamState
 
 ACK_DELAY = 0.020
 """Seconds an ACK may wait for something to ride on."""
-PINGS_AT_ONCE = 64
-"""PINGs that may be unanswered and yet measure; the oldest measure nothing beyond that."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -28,15 +24,13 @@ class PendingControl:
     `keepalive` is the number of seconds between PINGs; an ACK is due at once after `ack_bytes` bytes of DATA.
     """
 
-    def __init__(self, keepalive: float, ack_bytes: int, path: PathModel, now: float) -> None:
+    def __init__(self, keepalive: float, ack_bytes: int, now: float) -> None:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.ping_count = 0
         """How many PINGs have been sent; also the value of the last."""
         self.pings_answered = 0
         """The highest value of ours that came back in a PONG."""
-        self.path = path
-        """That of the present pipe, which learns how long PINGs take."""
         self._keepalive = keepalive
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
@@ -45,19 +39,18 @@ class PendingControl:
         self._ack_due: float | None = None
         self._bytes_since_ack = 0
         self._ping_due = now
-        self._pings: deque[tuple[int, float]] = deque(maxlen=PINGS_AT_ONCE)  # those not answered, and when they left
+        self._ping_sent: tuple[int, float] | None = None
 
-    def restart(self, now: float, path: PathModel, streams: Iterable[StreamState]) -> None:
+    def restart(self, now: float, streams: Iterable[StreamState]) -> None:
         """Say again on a new pipe what the old one may have lost, and measure the new round trip."""
         # A stream that never had a CREDIT may be unknown to the peer: its OPEN is perhaps among what is replayed.
         for stream in streams:
             if stream.window.granted > stream.window.initial and not stream.fin_received:
                 self._credits[stream.id] = stream
-        self.path = path
         self._pong = None
         self._ack_due = now
         self._ping_due = now
-        self._pings.clear()
+        self._ping_sent = None
 
     # --- what makes a frame due -------------------------------------------------------------------
 
@@ -95,16 +88,12 @@ class PendingControl:
 
     def pong_received(self, value: int, now: float) -> None:
         """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare)."""
-        if value > self.ping_count:
-            return
-        self.pings_answered = max(self.pings_answered, value)
-        pings = self._pings
-        while pings and pings[0][0] <= value:
-            number, sent_at = pings.popleft()
-            if number == value:
-                sample = now - sent_at
-                self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
-                self.path.round_trip(sample, now)
+        if value <= self.ping_count:
+            self.pings_answered = max(self.pings_answered, value)
+        if self._ping_sent is not None and value == self._ping_sent[0]:
+            sample = now - self._ping_sent[1]
+            self._ping_sent = None
+            self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
 
     def ping_now(self, now: float) -> int:
         """Have a PING sent with the next record, whatever the interval says; return its value."""
@@ -121,7 +110,7 @@ class PendingControl:
             self._pong = None
         if now >= self._ping_due:
             self.ping_count += 1
-            self._pings.append((self.ping_count, now))
+            self._ping_sent = (self.ping_count, now)
             self._ping_due = now + self._keepalive
             due.append(wire.Ping(self.ping_count).encode())
         while self._credits and len(due) < CREDITS_AT_ONCE:

@@ -76,7 +76,7 @@ class Receiver:
                 continue
             frame, position = wire.parse_frame(content, position)
             if isinstance(frame, wire.Ack):
-                self._sender.ack_received(frame.expected, now)
+                self._sender.ack_received(frame.expected)
             elif isinstance(frame, wire.Credit):
                 stream = self._streams.find(frame.stream)
                 if stream is not None:
@@ -86,7 +86,6 @@ class Receiver:
                 self._wakeups.work = True
             elif isinstance(frame, wire.Pong):
                 self._pending.pong_received(frame.value, now)
-                self._sender.path_changed()
                 self._wakeups.pong = True
             elif isinstance(frame, wire.Datagram):
                 pass  # No stream of this version takes datagrams: dropped, as any datagram may be.
@@ -187,7 +186,7 @@ class Receiver:
         """Note that the reader has handed on `count` bytes.  True when a CREDIT is due."""
         if stream.released:
             return False
-        due = stream.window.consume(count, now, self._sender.path.least_round_trip)
+        due = stream.window.consume(count, now, self._pending.round_trip)
         if due and not stream.fin_received and self._streams.is_open(stream):
             self._pending.add_credit(stream)
             return True

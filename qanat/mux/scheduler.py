@@ -10,15 +10,11 @@ types several times while sixty downloads have a turn each.  Pure; `qanat.mux.se
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 
 from qanat.mux.stream_state import StreamState
 
 QUANTUM = 32 * 1024
 """Bytes a stream may send in one turn; a larger frame is paid for by skipping turns."""
-
-LOOKED_AT = 16
-"""Streams that `peek_quiet` looks at."""
 
 
 class Scheduler:
@@ -39,10 +35,6 @@ class Scheduler:
         if not stream.in_fresh and stream.deficit > 0:
             stream.in_fresh = True
             self._fresh.append(stream)
-
-    def __len__(self) -> int:
-        """Return about how many streams there are: one that was quiet counts twice for a while."""
-        return len(self._fresh) + len(self._steady)
 
     def peek(self) -> StreamState | None:
         """Return the stream whose turn it is, or None when nobody has anything to send."""
@@ -66,13 +58,6 @@ class Scheduler:
                 stream.deficit += QUANTUM
                 steady.rotate(-1)
             else:
-                return stream
-        return None
-
-    def peek_quiet(self, most: int) -> StreamState | None:
-        """Return one of the first streams that were quiet and have at most `most` bytes to send, or None."""
-        for stream in islice(self._fresh, LOOKED_AT):
-            if 0 < stream.queued_bytes <= most and stream.deficit > 0:
                 return stream
         return None
 

@@ -16,7 +16,6 @@ from qanat.base.errors import LocalError, ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.path_model import PathModel
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.retransmit_buffer import Entry, RetransmitBuffer
 from qanat.mux.scheduler import Scheduler
@@ -28,9 +27,6 @@ FRAMES_KIND = 3
 """The record kind of everything `next_record` gives (docs/PROTOCOL.md §2)."""
 STREAM_QUEUE = 2 * BUFFER_PAYLOAD
 """Bytes a stream may have waiting for the scheduler before its writer has to wait."""
-QUEUED, QUEUED_EACH = 1024 * 1024, 16 * 1024
-"""Bytes that all streams may have waiting together, and more for each that is open.  What waits for longer has left the
-processor's cache; but with little room for many, those that wait for some would starve."""
 SMALL_RECORD = 64 * 1024
 """Bytes of small frames that go into one record together."""
 MAX_SMALL = 64 * 1024
@@ -39,8 +35,6 @@ JOINED = 16 * 1024
 """Bytes up to which small payloads that wait are joined, so that bytes written singly do not cost a frame each."""
 RIDE_ROOM = BUFFER_FRONT - 1 - wire.DATA_HEADER_SIZE
 """Bytes of other frames that fit in front of a buffer's payload."""
-KEYSTROKES = 1024
-"""Bytes up to which what a stream has queued waits for no path: a person may wait for it, and it makes no queue."""
 CONTROL_ROOM = 1024 * 1024
 CONTROL_ROOM_PER_STREAM = 2048
 """Bytes, at all and for each stream that the peer may have open, that unacknowledged frames other than DATA may take
@@ -56,12 +50,7 @@ class Sender:
     """
 
     def __init__(
-        self,
-        parameters: LaneParameters,
-        streams: StreamTable,
-        pending: PendingControl,
-        path: PathModel,
-        wakeups: Wakeups,
+        self, parameters: LaneParameters, streams: StreamTable, pending: PendingControl, wakeups: Wakeups
     ) -> None:
         limit = parameters.outbox
         self.buffers = BufferPool(limit + limit // 2)
@@ -72,20 +61,17 @@ class Sender:
         """The highest ACK that the peer has sent."""
         self.attached = False
         """Whether a pipe carries the lane."""
-        self.path = path
-        """That of the present pipe, which says how much may be in flight."""
         self._streams = streams
         self._pending = pending
         self._wakeups = wakeups
         self._scheduler = Scheduler()
         self._resumable = parameters.resumable
         self._closing = False
-        self._held_back = False  # DATA waits for the path
         self._control: deque[Entry] = deque()  # numbered frames other than DATA, before they are numbered
         self._replay: deque[Entry] = deque()
         self._sent = 0
         self._late_ack = 0
-        self._most_queued = limit // 2
+        self._queue_limit = limit // 2
         # In the order of their coming, which a set would not keep.
         self._waiting_for_queue: dict[StreamState, None] = {}
         self._charge_limit = limit + CONTROL_ROOM + CONTROL_ROOM_PER_STREAM * parameters.max_streams
@@ -96,7 +82,7 @@ class Sender:
         """Return the bytes that may be queued on `stream` now; 0 means wait until it is in `Wakeups.writers`."""
         if stream.queued_bytes >= STREAM_QUEUE or self._closing:
             return 0
-        if self.queued_bytes >= self._queue_limit():
+        if self.queued_bytes >= self._queue_limit:
             self._waiting_for_queue[stream] = None
             return 0
         if self._waiting_for_queue:
@@ -128,10 +114,11 @@ class Sender:
         stream.promised += size
         self.queued_bytes += size
 
-    def _joined(self, stream: StreamState, payload: bytes) -> bool:
+    @staticmethod
+    def _joined(stream: StreamState, payload: bytes) -> bool:
         """Add `payload` to what waits last in the stream's queue, when both are small."""
         last = stream.queue[-1] if stream.queue else None
-        if last is None or isinstance(last, Buffer) or len(last) + len(payload) > min(JOINED, self.path.piece):
+        if last is None or isinstance(last, Buffer) or len(last) + len(payload) > JOINED:
             return False
         if isinstance(last, bytearray):
             last += payload
@@ -178,7 +165,7 @@ class Sender:
         if self.retransmit_buffer.charged > self._charge_limit:
             raise ProtocolError("the peer asks for more and more without acknowledging the answers")
 
-    def ack_received(self, expected: int, now: float) -> None:
+    def ack_received(self, expected: int) -> None:
         """Forget what the peer has accepted.  Raises ProtocolError for what was never sent."""
         kept = self.retransmit_buffer
         if expected > kept.next_number:
@@ -188,16 +175,8 @@ class Sender:
             # These came over the pipe before.  They must be replayed all the same, since the peer counts frames.
             self._late_ack = max(self._late_ack, expected)
             expected = self._sent
-        self.path.acknowledged(expected, now)
-        self.path_changed()
         if expected > kept.first:
             self._acknowledged(expected)
-
-    def path_changed(self) -> None:
-        """Have DATA sent that had to wait for the path, if it holds more by now."""
-        if self._held_back and not self.path.full:
-            self._held_back = False
-            self._wakeups.work = True
 
     def credit_received(self, stream: StreamState, offset: int) -> None:
         """Note that the peer takes bytes of the stream up to `offset`."""
@@ -230,9 +209,8 @@ class Sender:
         self._waiting_for_queue.pop(stream, None)
         self._wakeups.writers.append(stream)
 
-    def attach(self, peer_expects: int, path: PathModel) -> None:
+    def attach(self, peer_expects: int) -> None:
         """Replay from `peer_expects`, which has been checked, on a new pipe."""
-        self.path = path
         self._acknowledged(peer_expects)
         self._replay = deque(self.retransmit_buffer.since(peer_expects))
         self._sent = peer_expects
@@ -280,30 +258,20 @@ class Sender:
             self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
-            self.path.acknowledged(min(self._late_ack, self._sent), now)
-        path = self.path
-        if path.asks():
-            self._pending.ping_now(now)
-        before = self._sent
         riding = self._pending.frames(now, riding=bool(self._replay or self._control or self.queued_bytes))
-        room = min(SMALL_RECORD, path.piece) - sum(map(len, riding))
+        room = SMALL_RECORD - sum(map(len, riding))
         while room > 0:
-            entry = self._next_small(now)
+            entry = self._next_small()
             if entry is None:
                 break
             riding.append(entry.head)
             room -= len(entry.head)
-        bulk = None if small else self._next_bulk(now, sum(map(len, riding)))
+        bulk = None if small else self._next_bulk(sum(map(len, riding)))
         if bulk is not None and bulk.buffer is not None:
-            record = self._around(riding, bulk.head, bulk.buffer)
-        elif riding:
-            record = memoryview(b"".join((_KIND, *riding)))
-        else:
+            return self._around(riding, bulk.head, bulk.buffer)
+        if not riding:
             return None
-        if self._sent != before:
-            more = bool(self._replay or self.queued_bytes)
-            path.sent(self._sent, len(record), now, more=more, streams=len(self._scheduler))
-        return record
+        return memoryview(b"".join((_KIND, *riding)))
 
     def next_timeout(self, now: float) -> float | None:
         """Return the seconds until `next_record` may have something although nothing else has happened.
@@ -312,24 +280,9 @@ class Sender:
         """
         if not self.attached:
             return None
-        timeout = self._pending.timeout(now)
-        pause = self.path.pause(now) if self.queued_bytes else 0.0
-        return min(timeout, pause) if pause else timeout
+        return self._pending.timeout(now)
 
-    def _next_stream(self, now: float) -> StreamState | None:
-        """Return the stream whose DATA goes next; None while DATA has to wait for an ACK, or for its time."""
-        if self.retransmit_buffer.full:
-            return None
-        stream, path = self._scheduler.peek(), self.path
-        if stream is None:
-            return None
-        if path.full:
-            self._held_back = True
-        elif not path.pause(now):
-            return stream
-        return self._scheduler.peek_quiet(KEYSTROKES)
-
-    def _next_small(self, now: float) -> Entry | None:
+    def _next_small(self) -> Entry | None:
         """Return the next numbered frame that is not in a buffer, moved into the retransmit buffer."""
         if self._replay:
             if self._replay[0].buffer is not None:
@@ -341,7 +294,7 @@ class Sender:
             self.retransmit_buffer.append(entry)
             self._sent += 1
             return entry
-        stream = self._next_stream(now)
+        stream = None if self.retransmit_buffer.full else self._scheduler.peek()
         if stream is None:
             return None
         payload = stream.queue[0]
@@ -350,19 +303,16 @@ class Sender:
         self._dequeued(stream, len(payload))
         return self._keep(Entry(wire.data_header(stream.id, len(payload)) + payload))
 
-    def _next_bulk(self, now: float, riding: int) -> Entry | None:
+    def _next_bulk(self, riding: int) -> Entry | None:
         """Return the next numbered frame when it is in a buffer and `riding` bytes fit in front of it."""
         if riding > RIDE_ROOM:
             return None
         if self._replay:
             if self._replay[0].buffer is None:
                 return None
-            if self.path.full:
-                self._held_back = True
-                return None
             self._sent += 1
             return self._replay.popleft()
-        stream = None if self._control else self._next_stream(now)
+        stream = None if self._control or self.retransmit_buffer.full else self._scheduler.peek()
         buffer = None if stream is None else stream.queue[0]
         if stream is None or not isinstance(buffer, Buffer):
             return None
@@ -400,10 +350,6 @@ class Sender:
         if (full and not self.retransmit_buffer.full) or (exhausted and not self.buffers.exhausted):
             self._wakeups.room = self._wakeups.work = True
 
-    def _queue_limit(self) -> int:
-        """Return the bytes that may wait in all streams' queues together."""
-        return min(self._most_queued, QUEUED + QUEUED_EACH * len(self._streams))
-
     def _wake_queue_waiters(self) -> None:
         """Wake one more stream to queue payload, since some went; wake all of them once most has gone.
 
@@ -411,12 +357,9 @@ class Sender:
         would not do either: a thread that is woken may find that its socket has nothing to read.
         """
         waiting = self._waiting_for_queue
-        if not waiting:
+        if not waiting or self.queued_bytes >= self._queue_limit:
             return
-        limit = self._queue_limit()
-        if self.queued_bytes >= limit:
-            return
-        if self.queued_bytes < limit // 2:
+        if self.queued_bytes < self._queue_limit // 2:
             self._wakeups.writers.extend(waiting)
             waiting.clear()
         else:

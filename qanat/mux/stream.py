@@ -121,13 +121,13 @@ class Stream:
     # --- towards the peer -----------------------------------------------------------------------
 
     def wait_writable(self) -> int:
-        """Block until the peer takes more; return how many bytes should be written at once.  Raises StreamReset."""
+        """Block until the peer takes more; return how many bytes.  Raises StreamReset."""
         with self._lock:
             while True:
                 self._raise_if_over_locked()
                 room = self._sender.sendable(self._state)
                 if room:
-                    return min(room, self._sender.path.piece)
+                    return room
                 if self._writable is None:
                     self._writable = threading.Condition(self._lock)
                 self._uplink_waits = True
@@ -135,13 +135,13 @@ class Stream:
                 self._uplink_waits = False
 
     def room(self) -> int:
-        """Return how many bytes should be queued now, at least as many as then can be.  Does not block.
+        """Return how many bytes the peer takes now, at least as many as then can be queued.  Does not block.
 
         Raises StreamReset.  For the one thread that queues: nobody else makes it less.
         """
         with self._lock:
             self._raise_if_over_locked()
-            return min(self._sender.sendable(self._state), self._sender.path.piece)
+            return self._sender.sendable(self._state)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once there is `room`, or the stream is over; at once if so now.  Does not block.

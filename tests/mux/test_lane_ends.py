@@ -16,7 +16,7 @@ from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pipe_runner import PipeResult
 from tests.support.background import Background, wait_until
-from tests.support.mux.cores import KIB, widen_path
+from tests.support.mux.cores import KIB
 from tests.support.mux.rig import DEADLINE, Pair, pattern, read_all, waiting_in, write_all
 from tests.support.transports.memory import memory_pair
 
@@ -43,7 +43,6 @@ def test_the_end_wakes_every_blocked_thread() -> None:
         for name in blocked:
             wait_until(waiting_in(name), f"{name} waits")
         with pair.server.lane.lock:  # It neither reads nor acknowledges while we hold this.
-            widen_path(lane.core)
             blocked["wait_writable"] = Background(lambda: write_all(full, bytes(64 * MIB)))
             sender = lane.core.sender
             wait_until(lambda: sender.retransmit_buffer.full and sender.buffers.exhausted, "all is full")
@@ -191,7 +190,6 @@ def test_close_waits_for_acknowledgments_when_the_retransmit_buffer_is_full() ->
     outbox = 2 * BUFFER_PAYLOAD
     with Pair(LaneParameters(client=True, outbox=outbox), LaneParameters(client=False, outbox=64 * MIB)) as pair:
         streams = [pair.open() for _ in range(3)]
-        widen_path(pair.client.lane.core)
         with pair.server.lane.lock:  # So that no ACK comes before all is queued.
             for ours, _ in streams:
                 Background(lambda s=ours: (write_all(s, pattern(60 * KIB)), s.finish())).result()

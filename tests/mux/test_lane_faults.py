@@ -17,7 +17,6 @@ from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pipe_runner import PipeResult
 from tests.support.background import Background, wait_until
-from tests.support.mux.cores import widen_path
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
 from tests.support.mux.rig import sealed_pair, waiting_in, write_all
 from tests.support.transports.memory import memory_pair
@@ -53,7 +52,6 @@ def test_what_was_sent_is_kept_until_acknowledged_only_where_it_could_be_sent_ag
     parameters = LaneParameters(client=True, peer_initial_window=16 * MIB, outbox=4 * MIB, resumable=resumable)
     with against_a_reader(parameters) as (end, theirs, _):
         stream = end.lane.open_stream(b"")
-        widen_path(end.lane.core)  # The other end acknowledges nothing.
         size = 16 * MIB if not resumable else MIB  # four times the limit, where nothing may stay
         writing = Background(lambda: (write_all(stream, bytes(size)), stream.finish()))
         frames_until(theirs, wire.Fin)
@@ -136,7 +134,6 @@ def test_the_end_of_a_lane_whose_writer_is_stuck_does_not_wait_for_it() -> None:
     client_sealed, server_sealed = sealed_pair(*memory_pair())
     running = server.run(server_sealed)
     wait_until(lambda: server.lane.attached, "it is on the pipe")
-    widen_path(server.lane.core)
     stream = server.lane.open_stream(b"")
     writing = Background(lambda: write_all(stream, bytes(8 * MIB)))
     wait_until(waiting_in("send", thread="server-writer"), "the writer is stuck")

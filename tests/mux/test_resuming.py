@@ -18,7 +18,6 @@ from qanat.mux.lane import Superseded
 from qanat.mux.parameters import LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult
 from tests.support.background import Background, wait_until
-from tests.support.mux.cores import widen_path
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
 from tests.support.mux.rig import DEADLINE, pattern, read, read_all, sealed_pair, waiting_in, write_all
 from tests.support.transports.memory import memory_pair
@@ -321,7 +320,6 @@ def test_an_old_pipe_whose_writer_is_stuck_is_left_within_about_a_second() -> No
     client_sealed, server_sealed = sealed_pair(*memory_pair())
     running = server.run(server_sealed)
     wait_until(lambda: server.lane.attached, "it is on the pipe")
-    widen_path(server.lane.core)
     stream = server.lane.open_stream(b"")
     writing = Background(lambda: write_all(stream, bytes(8 * MIB)))
     wait_until(waiting_in("send", thread="server-writer"), "the writer is stuck in send")

@@ -9,7 +9,7 @@ from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream_state import StreamPhase
-from tests.support.mux.cores import KIB, Rig, data_order, fill, widen_path
+from tests.support.mux.cores import KIB, Rig, data_order, fill
 
 MIB = 1024 * KIB
 
@@ -162,7 +162,6 @@ def test_an_interactive_stream_gets_through_beside_bulk_within_a_few_records(bul
     rig = Rig(LaneParameters(client=True, outbox=64 * MIB))
     bulk = [rig.open()[0] for _ in range(bulk_streams)]
     shell = rig.open()[0]
-    widen_path(rig.client.core)
     waits = []
     for _ in range(30):
         for stream in bulk:
@@ -243,7 +242,7 @@ def test_more_than_fits_in_front_of_a_buffer_goes_in_a_record_before_it() -> Non
     streams = [rig.open() for _ in range(30)]
     for _, theirs in streams:
         rig.server.write_buffer(theirs, bytes(BUFFER_PAYLOAD))
-        rig.settle()
+    rig.settle()
     for ours, _ in streams:
         rig.client.read(ours)
     fill(rig.client, streams[0][0])

@@ -81,12 +81,6 @@ class Peer:
         return size
 
 
-def widen_path(core: LaneCore) -> None:
-    """Have the core's present path hold whatever is sent, so that something else sets the limit."""
-    core.sender.path.limit = 1 << 40
-    core.sender.path.piece = BUFFER_PAYLOAD
-
-
 def held(core: LaneCore) -> list[str]:
     """What a core still holds for streams: nothing once all are over, released and acknowledged."""
     counts = {
