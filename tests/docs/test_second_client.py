@@ -248,5 +248,6 @@ def exchange(lane: Lane, target: Target, content: bytes) -> None:
     lane.send(stream, content)
     assert lane.receive(stream, len(content)) == content
     lane.finish(stream)
-    while not stream.finished:  # or a connection that ends at once takes FIN with it, and the stream waits to be resumed
+    # A connection that ends at once may take FIN with it: then the stream would wait to be resumed.
+    while not stream.finished:
         lane.step()
