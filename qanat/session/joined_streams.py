@@ -124,7 +124,7 @@ class JoinedStreams:
         except NoThread:
             with self._idle:
                 self._waiting -= 1
-                self._count -= 1
+            self._uncount()
             raise
 
     def _wait_and_open(self, joining: _Joining, open_stream: Callable[[bool], Stream]) -> None:
@@ -149,7 +149,7 @@ class JoinedStreams:
         self._begin()
         connected = self._join(stream, connect, what)
         if not connected:
-            self.ended()
+            self._uncount()  # it has not ended: `on_ended` is not for it
         return connected
 
     def connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> bool:
@@ -216,15 +216,18 @@ class JoinedStreams:
     def ended(self) -> None:
         """Note that one of them is over, and its socket closed."""
         self._watcher.stir()
-        with self._idle:
-            self._count -= 1
-            if not self._count:
-                self._idle.notify_all()
+        self._uncount()
         self._on_ended()
 
     def _begin(self) -> None:
         with self._idle:
             self._count += 1
+
+    def _uncount(self) -> None:
+        with self._idle:
+            self._count -= 1
+            if not self._count:
+                self._idle.notify_all()
 
 
 class _Joining:

@@ -80,7 +80,6 @@ class Session(ABC):
         )
         self._watcher = watcher
         self._parameters = parameters
-        self._watcher = watcher
         self._lock = threading.Lock()  # guards the next four
         self._lanes: dict[int, Lane] = {}
         self._over = False
