@@ -13,7 +13,6 @@ whoever waits until a pipe is gone.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -185,19 +184,6 @@ class Lane:
         else:
             sealed.close("the lane was not on this pipe")
             on_over(refused)
-
-    def run(
-        self,
-        sealed: SealedPipe,
-        resume: ResumePoint = FIRST_PIPE,
-        *,
-        silence: float,
-        on_attached: Callable[[], None] = lambda: None,
-    ) -> PipeResult:
-        """Do as `start`, and block until the pipe has ended; return how."""
-        results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
-        self.start(sealed, results.put, resume, silence=silence, on_attached=on_attached)
-        return results.get()
 
     def pause_writer(self) -> int:
         """Have the writer begin no further record, until the pipe ends, `close` or `resume_writer`; does not block.

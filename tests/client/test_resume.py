@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +21,6 @@ from qanat.config.settings import Forward, Reconnect
 from qanat.handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
-from qanat.mux.pipe_runner import PipeResult
 from qanat.session.messages import Listen, decode_control
 from tests.support.applications import END, RESET, Target, connection, echo, ending_of, exchange
 from tests.support.background import wait_until
@@ -259,14 +259,15 @@ def test_a_connection_made_while_there_is_none_to_the_server_waits_for_the_next(
 def test_who_waits_for_a_connection_is_told_when_its_thread_got_its_turn_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Lane.run
+    start, late = Lane.start, threading.Event()
 
-    def run_later(lane: Lane, *args: Any, **how: Any) -> PipeResult:
+    def start_later(lane: Lane, *args: Any, **how: Any) -> None:
         if lane.name == "a":
             time.sleep(0.3)
-        return run(lane, *args, **how)
+            late.set()
+        start(lane, *args, **how)
 
-    monkeypatch.setattr(Lane, "run", run_later)
+    monkeypatch.setattr(Lane, "start", start_later)
     with client_of_raw(tmp_path, LOCAL) as (client, desk), connection(client.local_ports[0]) as sock:
         session = RawSession(desk.next(Intent.NEW))
         stream = session.next_stream()
@@ -274,6 +275,7 @@ def test_who_waits_for_a_connection_is_told_when_its_thread_got_its_turn_late(
         stream.reset(Reason.CANCELED, "")
         assert ending_of(sock) == RESET
         stream.release()
+    assert late.is_set()
 
 
 def test_when_one_url_fails_the_session_is_resumed_by_the_next(tmp_path: Path) -> None:

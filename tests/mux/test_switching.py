@@ -20,7 +20,7 @@ from qanat.mux.lane import Superseded
 from qanat.mux.parameters import ResumePoint
 from tests.support.background import Background
 from tests.support.mux.resuming_rig import MIB, Bulk, Lanes, Pipe
-from tests.support.mux.rig import DEADLINE
+from tests.support.mux.rig import DEADLINE, run_lane
 
 TRIES = 120
 
@@ -88,12 +88,12 @@ class Switches:
             pipe.cut()
             return
         answered.set()
-        ending = server.run(pipe.server, ResumePoint(epoch, expects, answer[0]), silence=DEADLINE)
+        ending = run_lane(server, pipe.server, ResumePoint(epoch, expects, answer[0]))
         if ending.fault:
             self.faults.append(f"the server's epoch {epoch}: {ending.cause}")
 
     def _carry(self, pipe: Pipe, epoch: int, answer: int, expects: int) -> None:
-        ending = self.lanes.client.lane.run(pipe.client, ResumePoint(epoch, answer, expects), silence=DEADLINE)
+        ending = run_lane(self.lanes.client.lane, pipe.client, ResumePoint(epoch, answer, expects))
         if ending.fault:
             self.faults.append(f"the client's epoch {epoch}: {ending.cause}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,7 +19,7 @@ from qanat.mux.stream import Stream
 from qanat.transports import pipe as transports
 from tests.support.background import Background, wait_until
 from tests.support.mux.cores import KIB
-from tests.support.mux.rig import DEADLINE, pattern, read_all, sealed_pair, write_all
+from tests.support.mux.rig import DEADLINE, pattern, read_all, run_lane, sealed_pair, write_all
 from tests.support.transports.memory import memory_pair
 
 MIB = 1024 * KIB
@@ -39,8 +40,18 @@ class End:
         self.endings: list[Background[PipeResult]] = []
 
     def run(self, sealed: SealedPipe, resume: ResumePoint = FIRST_PIPE) -> Background[PipeResult]:
-        running = Background(lambda: self.lane.run(sealed, resume, silence=DEADLINE))
+        """Have the lane on this pipe, once it is attached or has been turned away."""
+        begun = threading.Event()
+
+        def run() -> PipeResult:
+            try:
+                return run_lane(self.lane, sealed, resume, on_attached=begun.set)
+            finally:
+                begun.set()
+
+        running = Background(run)
         self.endings.append(running)
+        assert begun.wait(DEADLINE)
         return running
 
 

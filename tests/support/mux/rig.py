@@ -18,7 +18,7 @@ from qanat.handshake.machine import HandshakeResult
 from qanat.handshake.sealed import Opener, Sealer
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.transports.pipe import Pipe
@@ -46,6 +46,20 @@ def sealed_pair(client_pipe: Pipe, server_pipe: Pipe) -> tuple[SealedPipe, Seale
     return client, server
 
 
+def run_lane(
+    lane: Lane,
+    sealed: SealedPipe,
+    resume: ResumePoint = FIRST_PIPE,
+    *,
+    silence: float = DEADLINE,
+    on_attached: Callable[[], None] = lambda: None,
+) -> PipeResult:
+    """Carry `lane` on this pipe, and block until that has ended; return how."""
+    results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
+    lane.start(sealed, results.put, resume, silence=silence, on_attached=on_attached)
+    return results.get()
+
+
 class End:
     """One lane with the thread that runs it."""
 
@@ -60,7 +74,7 @@ class End:
         self.thread = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
 
     def _run(self) -> None:
-        self.ending = self.lane.run(self.sealed, silence=self._silence)
+        self.ending = run_lane(self.lane, self.sealed, silence=self._silence)
         self.lane.end(Reason.SESSION_ENDED, "the connection is gone")
 
     def next_stream(self) -> Stream:

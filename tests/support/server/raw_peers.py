@@ -33,6 +33,7 @@ from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket import upgrade as websocket
 from tests.support.identities import placed_identity
+from tests.support.mux.rig import run_lane
 
 SECONDS = 20.0
 PARAMETERS = Parameters("raw/1", 131_072, 4096, 15)
@@ -82,7 +83,7 @@ def carry(
         lane, opened, control = before.lane, before.opened, before.control
 
     def run() -> None:
-        endings.append(lane.run(sealed, resume, silence=SECONDS))
+        endings.append(run_lane(lane, sealed, resume, silence=SECONDS))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
