@@ -14,6 +14,8 @@ from types import TracebackType
 
 log = logging.getLogger("qanat.unexpected")
 
+FAILED = "this program failed; please report its log"
+"""What is said of whatever ended by such an error."""
 INTERVAL = 60.0
 """Seconds during which the traceback of the same fault is not logged again."""
 

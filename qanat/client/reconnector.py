@@ -23,7 +23,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
-from qanat.base.unexpected import log_unexpected
+from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Candidate, Connector, SessionOver, describe_failure
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
@@ -138,7 +138,7 @@ class Reconnector:
                 while (why := self._wait_for_cause()) is not None:
                     self._replace_pipe(why)
         except BaseException:
-            self._session.end_lane(self._number, self._lane, "this program failed; please report its log")
+            self._session.end_lane(self._number, self._lane, FAILED)
             raise
         finally:
             self._session.off_end(self._on_session_end)

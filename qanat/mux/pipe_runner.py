@@ -1,7 +1,7 @@
 """One pipe while it carries a lane: who reads, who writes, and all state that ends with it.
 
-While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone.  The
-*writer* waits for work, takes a record from the core under the lane's lock, and seals and sends it outside.
+While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone.  The *writer* waits for work, takes a
+record from the core under the lane's lock, and seals and sends it outside.
 
 While little moves, nothing crosses a thread.  Whoever has something small to send does so itself (`send_now`), which
 blocks nowhere: what the kernel does not take at once is left to the writer.  After QUIET_SECONDS without work the
@@ -27,7 +27,7 @@ from typing import Protocol
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, ProtocolError, QanatError, TransportError
-from qanat.base.unexpected import log_unexpected
+from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Flushable, Timer, Watcher
 from qanat.base.workers import WORKERS
 from qanat.handshake.exchange import SealedPipe
@@ -396,7 +396,7 @@ class PipeRunner:
         return None
 
     def _leave_watcher(self) -> None:
-        """Have a thread read on, or end the pipe; without one, now or later, the watcher goes on.  By the watcher."""
+        """Have a thread read on, or end the pipe; where there is none, nobody reads until RETRY.  By the watcher."""
         assert self._watcher is not None
         assert self._fd is not None
         self._watcher.remove(self._fd)
@@ -417,7 +417,7 @@ class PipeRunner:
 
     def _own_fault(self) -> PipeResult:
         log_unexpected(f"{self._lane.name}: reading ended")
-        return PipeResult("this program failed; please report its log", fault=True)
+        return PipeResult(FAILED, fault=True)
 
     def _read_now(self) -> bool:
         """Take the records that have come; whether the reader's thread should go on."""
@@ -520,8 +520,9 @@ class PipeRunner:
 
     def _something_has_come(self) -> bool:
         """Whether there is something to read, to which the watcher has yet to come: this program was stopped, say."""
+        assert self._fd is not None  # it is watched
         poller = select.poll()
-        poller.register(self._fd or 0, select.POLLIN)
+        poller.register(self._fd, select.POLLIN)
         return bool(poller.poll(0))
 
     def _set_timer_locked(self) -> None:

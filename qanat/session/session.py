@@ -17,7 +17,7 @@ from collections.abc import Callable
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, SessionEnded
-from qanat.base.unexpected import log_unexpected
+from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.handshake.exchange import SealedPipe
@@ -32,8 +32,6 @@ from qanat.session.messages import StreamRequest, decode_request
 
 log = logging.getLogger("qanat.session")
 
-FAILED = "this program failed; please report its log"
-"""What a session is told that ends by a fault of this program."""
 PING_ROUND = 0.05
 """Seconds in which `answers` looks at every lane once."""
 
