@@ -24,6 +24,8 @@ from qanat.transports.pipe import Pipe
 
 FRAMES_KIND: Final = int(RecordKind.FRAMES)
 
+LAST_TIMEOUT: Final = 2.0
+"""Seconds that a peer which was told the last word gets to end the pipe."""
 REFUSAL_DELAY: Final = 0.1
 """Seconds from M3 to the refusal, so that its time tells nothing."""
 
@@ -85,6 +87,20 @@ class SealedPipe:
         headroom = self.pipe.headroom
         size = self._sealer.seal_into(plaintext, self._scratch[headroom:])
         return self._scratch[: headroom + size]
+
+    def send_last(self, plaintext: bytes, cause: str) -> None:
+        """Send a last record, block until the peer has ended the pipe, so that no reset overtakes it, and close.
+
+        Blocks for LAST_TIMEOUT of silence at most.  `cause` is why the pipe has ended, for our logs.  Raises as
+        `send_record`.
+        """
+        self.send_record(plaintext)
+        self.set_read_timeout(LAST_TIMEOUT)
+        try:
+            while True:
+                self.recv_record()
+        except QanatError:
+            self.close(cause)
 
     def recv_record(self) -> tuple[RecordKind, memoryview]:
         """Block for the next record: its kind, and its content, a view that may be kept.

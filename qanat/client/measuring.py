@@ -37,8 +37,6 @@ log = logging.getLogger("qanat.client")
 
 JOIN_TIMEOUT = 5.0
 """Seconds that the session and its threads get to end."""
-CLOSE_TIMEOUT = 2.0
-"""Seconds that a server which cannot be measured gets to end the connection."""
 
 _TOO_OLD = "upgrade the server: it must be at least as new as this program"
 
@@ -152,21 +150,14 @@ def _connect(
     raise failure
 
 
-def _end_unmeasured(sealed: SealedPipe) -> None:
-    """Tell an old server that the session is over, which it would keep for a while; blocks until it has heard that."""
-    with suppress(QanatError):
-        close = Close(CloseReason.SHUTDOWN, "the server cannot be measured")
-        sealed.send_record(bytes((RecordKind.CLOSE,)) + close.encode())
-        sealed.set_read_timeout(CLOSE_TIMEOUT)
-        while True:
-            sealed.recv_record()
-
-
 def _begin(settings: ClientSettings, sealed: SealedPipe, ready: Ready, watcher: Watcher) -> ClientSession:
     if ready.answer is not Answer.NEW:
         raise ProtocolError("the server answered NEW with something else")
     if not ready.parameters.measure:
-        _end_unmeasured(sealed)
+        # Or an old server would keep the session for a while.
+        close = Close(CloseReason.SHUTDOWN, "the server cannot be measured")
+        with suppress(QanatError):
+            sealed.send_last(bytes((RecordKind.CLOSE,)) + close.encode(), close.text)
         raise RefusedError("this server is too old to be measured", hint=_TOO_OLD)
     # The lane is one that could be resumed, so that its bytes take the same way as those of a session that can be.
     parameters = lane_parameters(

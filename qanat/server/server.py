@@ -64,8 +64,6 @@ _REASONS = {
 
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
-CLOSE_TIMEOUT = 2.0
-"""Seconds that a client which was turned away gets to end its connection."""
 
 _NO_SECRET = os.urandom(PROOF_SIZE)
 """Stands in for the secret of a session that there is not."""
@@ -179,7 +177,7 @@ class Server:
         if measures and not settings.bench:
             text = f"{self.node} lets nobody measure (bench: false in its configuration)"
             log.warning("turned %s away: %s", address, text)
-            self._send_last(sealed, RecordKind.CLOSE, Close(CloseReason.BUSY, text).encode())
+            _turn_away(sealed, RecordKind.CLOSE, Close(CloseReason.BUSY, text).encode())
             return None
         lanes = 1 if measures else max(1, min(hello.parameters.lanes, settings.limits.lanes))
         ours, theirs = self._parameters(lanes), hello.parameters
@@ -219,7 +217,7 @@ class Server:
         except tuple(_REASONS) as error:
             log.warning("turned %s away: %s", address, error)
             session.end("it did not begin")
-            self._send_last(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
+            _turn_away(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
             return None
         try:
             session.on_end(lambda: self._session_ended(session))
@@ -251,18 +249,18 @@ class Server:
             lane = session.lane_for(hello) if session is not None and proven else None
         if session is None or lane is None:
             log.info("%s from %s asked for a session that is over", name, address)
-            self._send_last(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
+            _turn_away(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
             return None
         try:
             expected = lane.acquire(hello.epoch, hello.expected, deadline)
         except Superseded as error:
             log.info("%s from %s came too late: %s", name, address, error)
-            self._send_last(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
+            _turn_away(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
             return None
         except ProtocolError as error:
             close = Close(CloseReason.PROTOCOL, error.message)
             session.end(f"the client broke the protocol: {error.message}", close)
-            self._send_last(sealed, RecordKind.CLOSE, close.encode())
+            _turn_away(sealed, RecordKind.CLOSE, close.encode())
             return None
         self._resume_timeouts.stop(lane)
         try:
@@ -351,19 +349,14 @@ class Server:
         streams = share(self._max_streams, lanes)
         return hello_parameters(settings.flow, settings.keepalive, streams, lanes=lanes, resume_for=settings.resume_for)
 
-    def _send_last(self, sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
-        """Send a last record, and block until the client ends the pipe, so that a reset does not overtake it."""
-        sealed.send_record(bytes((kind,)) + content)
-        sealed.set_read_timeout(CLOSE_TIMEOUT)
-        try:
-            while True:
-                sealed.recv_record()
-        except QanatError:
-            sealed.close("turned away")
-
     def _find_tokens(self, name: str) -> tuple[bytes, ...] | None:
         client = self._clients.get(name)
         return None if client is None else client.tokens
+
+
+def _turn_away(sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
+    """Say the last word to a client that gets no session here; blocks until it has ended the pipe."""
+    sealed.send_last(bytes((kind,)) + content, "turned away")
 
 
 def _describe_origin(sealed: SealedPipe, address: ClientAddress) -> str:
