@@ -80,11 +80,9 @@ class TlsWire(Wire):
 
     def recv_into(self, buffer: memoryview) -> int:
         """See `Wire.recv_into`."""
-        while True:
-            count = self._decrypt_into(buffer)
-            if count is not None:
-                return count
-            self._feed(self._wire.recv_into(self._raw))
+        count = self._recv(buffer, None)
+        assert count is not None  # the end is 0, or raised
+        return count
 
     def watch(self) -> int | None:
         """See `Wire.watch`."""
@@ -96,6 +94,9 @@ class TlsWire(Wire):
 
     def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
         """See `Wire.recv_within`."""
+        return self._recv(buffer, seconds)
+
+    def _recv(self, buffer: memoryview, seconds: float | None) -> int | None:
         reads = 0
         while True:
             count = self._decrypt_into(buffer)
@@ -103,7 +104,8 @@ class TlsWire(Wire):
                 return count
             if seconds == 0 and reads == _READS_AT_ONCE:
                 return None
-            received = self._wire.recv_within(self._raw, seconds)
+            wire, raw = self._wire, self._raw
+            received = wire.recv_into(raw) if seconds is None else wire.recv_within(raw, seconds)
             if received is None:
                 return None
             self._feed(received)
