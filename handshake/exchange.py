@@ -15,7 +15,7 @@ from typing import Final
 from qanat.base.deadline import Deadline
 from qanat.base.errors import PipeEnded, ProtocolError, QanatError, RefusedError, TransportError
 from qanat.base.paged_buffer import PagedBuffer
-from qanat.base.unexpected import log_unexpected
+from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.workers import WORKERS
 from qanat.handshake.hello import RecordKind
 from qanat.handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
@@ -252,8 +252,8 @@ def _own_fault(pipe: Pipe) -> PipeEnded:
     What a transport stumbles over comes from the path, before anything is proven, so it must cost no more than a cut.
     """
     log_unexpected(f"the connection with {pipe.peer} ended")
-    pipe.close("this program failed; please report its log")
-    return PipeEnded("this program failed; please report its log")
+    pipe.close(FAILED)
+    return PipeEnded(FAILED)
 
 
 @contextmanager
