@@ -2,8 +2,7 @@
 
 Pure parsers.  What they refuse they refuse with a UsageError whose message never repeats the
 text itself, since that may have come from the environment; whoever asked knows where it stood.
-`qanat.config.texts`, `qanat.config.command_line` and `qanat.server.access.rules` call this; nothing here resolves a
-name.
+`qanat.config.texts`, `qanat.config.command_line` and the access rules call this; nothing here resolves a name.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rules for connecting are `CIDR:PORTS`, `ADDRESS:PORTS` and `name:PORTS`, IPv6 in brackets; PORTS is
 a number, `LOW-HIGH` or `*`.  Parsing alone: the configuration uses these parsers to find faults, and
-`qanat.server.access.rules` judges with what they return.  Pure.
+`qanat.session.connect_rules` and `qanat.server.access.rules` judge with what they return.  Pure.
 """
 
 from __future__ import annotations

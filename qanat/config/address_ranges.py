@@ -1,6 +1,6 @@
 """The address ranges that need more than an ordinary rule, as data.
 
-`qanat.server.access.rules` reads these tables; the reasons stand beside the numbers.
+`qanat.session.connect_rules` reads these tables; the reasons stand beside the numbers.
 """
 
 from __future__ import annotations

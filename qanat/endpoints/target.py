@@ -1,6 +1,6 @@
 """Connecting to the target of a stream, with the reasons of the wire.
 
-Which addresses may be reached is decided elsewhere (`qanat.server.access.rules`); what arrives here has been checked.
+Which addresses may be reached is decided elsewhere (`qanat.session.connect_rules`); what arrives here has been checked.
 """
 
 from __future__ import annotations

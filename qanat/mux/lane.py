@@ -360,13 +360,15 @@ class Lane:
         The writer is left alone by who is `sending`: the caller sends, or calls `flush`, without the lock.
         """
         wakeups, streams = self.core.wakeups, self._streams
+        calls: Calls = []
         if wakeups.readers:
             for state in wakeups.readers:
                 stream = streams.get(state.id)
                 if stream is not None:
-                    stream.wake_reader_locked()
+                    callback = stream.wake_reader_locked()
+                    if callback is not None:
+                        calls.append(callback)
             wakeups.readers.clear()
-        calls: Calls = []
         failed = False
         if wakeups.writers:
             for state in wakeups.writers:

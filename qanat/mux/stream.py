@@ -89,6 +89,7 @@ class Stream:
         self._uplink_waits = False
         self._on_failure: Callable[[], None] | None = None
         self._when_writable: Callable[[], None] | None = None
+        self._when_accepted: Callable[[], None] | None = None
         self._sink: Sink | None = None
         self._direct = False  # the lane's reader delivers
         self._delivering = False  # it is doing so
@@ -348,6 +349,23 @@ class Stream:
         self._lane.call(calls)
         self._lane.flush()
 
+    @property
+    def accepted(self) -> str | None:
+        """The address at which the peer has reached the target; None while it has not."""
+        return self._state.accepted
+
+    def when_accepted(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the peer has reached the target; at once if it has.  Does not block.
+
+        Some thread calls it, without the lane's lock and before anything is delivered that came later; it must not
+        block.  What could not be reached is told to the callback of `on_failure` alone.
+        """
+        with self._lock:
+            if self._state.accepted is None:
+                self._when_accepted = callback
+                return
+        callback()
+
     def wait_accepted(self, deadline: Deadline) -> str | None:
         """Block until the peer has reached the target; return its address, or None at the deadline.
 
@@ -375,7 +393,7 @@ class Stream:
             self._core.streams.release(self._state)
             calls = self._lane.wake_locked(sending=True)
             # Whatever holds the stream is held by these.
-            self._sink = self._on_failure = self._when_writable = None
+            self._sink = self._on_failure = self._when_writable = self._when_accepted = None
         self._lane.call(calls)
         if cut:
             self._lane.flush()
@@ -421,10 +439,19 @@ class Stream:
             return True
         return False
 
-    def wake_reader_locked(self) -> None:
-        """Wake who waits in `receive` or `wait_accepted`: two threads may, so both."""
+    def wake_reader_locked(self) -> Callable[[], None] | None:
+        """Wake who waits in `receive` or `wait_accepted`: two threads may, so both.
+
+        Returns what has to be called for `when_accepted`.
+        """
         if self._readers_waiting and self._readable is not None:
             self._readable.notify_all()
+        callback = self._when_accepted
+        if callback is not None:
+            if self._state.accepted is None:
+                return None
+            self._when_accepted = None
+        return callback
 
     def wake_writer_locked(self) -> Callable[[], None] | None:
         """Wake the one thread that may wait in `wait_writable`; return what has to be called for `when_writable`."""

@@ -32,7 +32,7 @@ from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
-from qanat.server.access.rules import ConnectRules, ListenRules
+from qanat.server.access.rules import ListenRules
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.connection import Carry
@@ -41,6 +41,7 @@ from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
+from qanat.session.connect_rules import ConnectRules
 from qanat.session.limits import (
     affordable_limits,
     affordable_streams,

@@ -26,8 +26,9 @@ from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
-from qanat.server.access.rules import ConnectRules, ListenRules
+from qanat.server.access.rules import ListenRules
 from qanat.server.shared_ports import Membership, SharedPorts
+from qanat.session.connect_rules import ConnectRules
 from qanat.session.joined_streams import INTERNAL_TEXT
 from qanat.session.messages import (
     ConnectTcp,

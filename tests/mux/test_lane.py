@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import random
 import threading
 from collections.abc import Callable
@@ -212,6 +213,28 @@ def test_a_refusal_reaches_whoever_waits_for_the_target() -> None:
         unanswered = pair.client.lane.open_stream(b"")
         assert unanswered.wait_accepted(Deadline(0)) is None
         for stream in (ours, other, unanswered):
+            stream.release()
+
+
+def test_whoever_must_not_wait_is_called_when_the_target_was_reached_and_otherwise_when_it_was_not() -> None:
+    with Pair() as pair:
+        calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+        ours = pair.client.lane.open_stream(b"")
+        ours.on_failure(lambda: calls.put("failed"))
+        ours.when_accepted(lambda: calls.put(f"accepted by {ours.accepted}"))
+        theirs = pair.server.next_stream()
+        theirs.accept("there")
+        theirs.write(b"after that")
+        assert calls.get(timeout=DEADLINE) == "accepted by there"
+        ours.when_accepted(lambda: calls.put("already"))
+        assert calls.get(timeout=DEADLINE) == "already"
+        assert read(ours, 10) == b"after that"
+        refused = pair.client.lane.open_stream(b"")
+        refused.when_accepted(lambda: calls.put("accepted though it was refused"))
+        refused.on_failure(lambda: calls.put("refused"))
+        pair.server.next_stream().reset(Reason.REFUSED, "connection refused")
+        assert calls.get(timeout=DEADLINE) == "refused"
+        for stream in (ours, theirs, refused):
             stream.release()
 
 

@@ -11,10 +11,11 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.watcher import Watcher
 from qanat.mux.parameters import LaneParameters
-from qanat.server.access.rules import ConnectRules, ListenRules
+from qanat.server.access.rules import ListenRules
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry
 from qanat.server.shared_ports import SharedPorts
+from qanat.session.connect_rules import ConnectRules
 from tests.support.background import Background, wait_until
 
 SOON, NEVER = 0.05, 10.0

@@ -1,1 +1,1 @@
-"""What a client may reach and where it may listen."""
+"""Where a client may listen."""

@@ -1,134 +1,20 @@
-"""What a client may reach and where it may listen: the rules, parsed and asked.
+"""Where a client's remote forwards may listen: the rules of `allow_listen` and `shared_listen`, parsed and asked.
 
-The name in a request is resolved once, every address is checked, and
-those very addresses are handed back to be connected to, so that no second look-up can answer
-otherwise (DNS rebinding).  Checks look at the address that the resolver gave, never at the text
-that was asked for: `0x7f.1`, `localhost` and `::ffff:127.0.0.1` are all 127.0.0.1.
-
-The server asks for every stream and every listener; `qanat.config.texts` uses the parsers to find
-faults.  The ranges that need more than an ordinary rule are in `qanat.config.address_ranges`, looking names up
-is `qanat.endpoints.tcp`.  An empty set of rules allows nothing.
+The server asks for every listener; `qanat.config.texts` uses the parsers to find faults.  What may be connected to is
+`qanat.session.connect_rules`'s to say.  An empty set of rules allows nothing.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
-from functools import lru_cache
 
-from qanat.base.addresses import (
-    IpAddress,
-    ListenAddress,
-    check_target_host,
-    format_host_port,
-    listen_addresses,
-    normalize_name,
-    parse_address,
-    unmap,
-)
-from qanat.base.cancel import Cancel
+from qanat.base.addresses import ListenAddress, format_host_port, listen_addresses, parse_address, unmap
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, UsageError
-from qanat.base.resolve import Address, LookupShare
-from qanat.config.access_rules import ListenRule, NameRule, NetworkRule, parse_connect_rule, parse_listen_rule
-from qanat.config.address_ranges import is_inside, is_never, special_ranges
+from qanat.base.errors import EndpointError
+from qanat.base.resolve import LookupShare
+from qanat.config.access_rules import ListenRule, parse_listen_rule
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
-
-REMEMBERED = 1024
-"""Literal targets, of each set of rules, for which it is remembered that they are allowed."""
-
-
-class ConnectRules:
-    """What one client may reach.  Immutable, and safe to use from any thread."""
-
-    def __init__(self, rules: Sequence[str]) -> None:
-        """Read the rules of `allow_connect`.  Raises UsageError for one that cannot be understood."""
-        parsed = [parse_connect_rule(rule) for rule in rules]
-        self._networks = [rule for rule in parsed if isinstance(rule, NetworkRule)]
-        self._names = [rule for rule in parsed if isinstance(rule, NameRule)]
-        self._share = LookupShare()
-        self._resolve_literal = lru_cache(REMEMBERED)(self._resolve_allowed)
-
-    def resolve(self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None) -> list[Address]:
-        """Return the addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
-
-        Blocks until `deadline` at most, or until `cancel`.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
-        name has no address, LIMIT when too many names are being looked up.  The client is not told the refused
-        addresses, since that would tell it about names that it may not reach; the log has them.
-        """
-        if parse_address(host) is not None:
-            return self._resolve_literal(host, port)
-        return self._resolve_allowed(host, port, deadline, cancel)
-
-    def _resolve_allowed(
-        self, host: str, port: int, deadline: Deadline | None = None, cancel: Cancel | None = None
-    ) -> list[Address]:
-        name = self._checked_name(host, port)
-        if not self._may_match(name, port):
-            raise _not_allowed(host, port)
-        allowed: list[Address] = []
-        refused: list[str] = []
-        for family, sockaddr in resolve(host, port, deadline or Deadline(None), self._share, cancel):
-            address = parse_address(sockaddr[0])
-            if address is None or not self.allows(address, port, name):
-                refused.append(sockaddr[0] if address is None else str(unmap(address)).partition("%")[0])
-                continue
-            plain = unmap(address)
-            if plain.version != address.version:
-                family, sockaddr = socket.AF_INET, (str(plain), port)
-            allowed.append((family, sockaddr))
-        if not allowed:
-            raise _not_allowed(host, port, refused)
-        return allowed
-
-    def allows(self, address: IpAddress, port: int, name: str | None = None) -> bool:
-        """Return whether `address` may be connected to, asked for as `name` (normalized) or as itself.  Pure."""
-        address = unmap(address)
-        if is_never(address):
-            return False
-        special = special_ranges(address)
-        for rule in self._networks:
-            if port in rule.ports and address in rule.network and all(is_inside(rule.network, s) for s in special):
-                return True
-        return not special and name is not None and self._name_allowed(name, port)
-
-    def _name_allowed(self, name: str, port: int) -> bool:
-        return any(port in rule.ports and rule.matches(name) for rule in self._names)
-
-    def _may_match(self, name: str | None, port: int) -> bool:
-        """Return whether to look the name up: a client must not use this server to look up names at will."""
-        if any(port in rule.ports for rule in self._networks):
-            return True
-        return name is not None and self._name_allowed(name, port)
-
-    def _checked_name(self, host: str, port: int) -> str | None:
-        try:
-            check_target_host(host)
-        except UsageError as error:
-            raise EndpointError(f"a target that {error.message}", code=Reason.NOT_ALLOWED) from error
-        if not 1 <= port <= 65535:
-            raise EndpointError(f"port {port} cannot be connected to", code=Reason.NOT_ALLOWED)
-        return None if parse_address(host) is not None else normalize_name(host)
-
-
-def _not_allowed(host: str, port: int, addresses: Sequence[str] = ()) -> EndpointError:
-    """Return the refusal of a target; `addresses` are those of a name that was looked up, for the log here alone."""
-    asked = format_host_port(host, port)
-    found = [format_host_port(address, port) for address in addresses] or [asked]
-    return EndpointError(
-        f"no rule allows {asked} ({_remedy(asked)} on the server)",
-        code=Reason.NOT_ALLOWED,
-        log_text=f"no rule allows {', '.join(found)} ({_remedy(found[0])})",
-    )
-
-
-def _remedy(target: str) -> str:
-    try:
-        parse_connect_rule(target)
-    except UsageError:  # an address that nothing opens, or a name that no rule may have
-        return "see this client's allow_connect"
-    return f"add {target} to this client's allow_connect"
 
 
 class ListenRules:

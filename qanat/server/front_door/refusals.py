@@ -2,8 +2,9 @@
 
 A server on the internet is knocked at all day, so only what looks like a tunnel's client on a way that somebody set up
 wrongly is told of: the right path or nearly, our headers, our content types.  Used by
-`qanat.server.front_door.connection`, which has the sockets and decides how often; bytes and text only.  What the rules
-refuse to an authenticated client (`allow_connect`, `allow_listen`) is in `qanat.server.access.rules`.
+`qanat.server.front_door.connection`, which has the sockets and decides how often; bytes and text only.  What is refused
+to an authenticated client (`allow_connect`, `allow_listen`) is in `qanat.session.connect_rules` and
+`qanat.server.access.rules`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from qanat.config.access_rules import parse_connect_rule, parse_listen_rule
 from qanat.config.address_ranges import NEVER, ONLY_BY_A_RULE_INSIDE
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
-from qanat.server.access.rules import ConnectRules, ListenRules
+from qanat.server.access.rules import ListenRules
+from qanat.session.connect_rules import ConnectRules
 
 ANY = ("0.0.0.0/0:*", "[::/0]:*")
 
