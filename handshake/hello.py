@@ -8,7 +8,7 @@ server send and judge these messages; `sealed` uses only the kinds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final, TypeVar
 
 from qanat.base.errors import LocalError, ProtocolError
@@ -73,6 +73,17 @@ class ParameterId(IntEnum):
     LANES = 4
     RESUME_FOR = 5
     MEASURE = 6
+    FEATURES = 7
+
+
+class Features(IntFlag):
+    """What an end can do beyond the first version; an end without FEATURES can do nothing of it."""
+
+    NONE = 0
+    KINDS = 1
+    """The stream requests CONNECT and THROUGH, and the control message LISTEN_AT."""
+    DATAGRAMS = 2
+    """DATAGRAM frames on streams for UDP."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Parameters:
     lanes: int = 1  # that a client would like to have, and a server grants
     resume_for: int = 0  # seconds that a server keeps a session without a pipe; 0 from a client
     measure: int = 0  # 1: the session is for measuring; said only where it is
+    features: Features = Features.NONE
 
     def encode(self) -> bytes:
         """Return the end of HELLO or READY.  Raises LocalError for values that the peer would refuse."""
@@ -100,6 +112,8 @@ class Parameters:
         ]
         if self.measure:
             values.append((ParameterId.MEASURE, self.measure))
+        if self.features:
+            values.append((ParameterId.FEATURES, self.features))
         listed = b"".join(bytes([number]) + value.to_bytes(4, "big") for number, value in values)
         return _encode_label(self.agent) + bytes([len(values)]) + listed
 
@@ -125,6 +139,7 @@ class Parameters:
             lanes=values.get(ParameterId.LANES, defaults.lanes),
             resume_for=values.get(ParameterId.RESUME_FOR, defaults.resume_for),
             measure=values.get(ParameterId.MEASURE, defaults.measure),
+            features=Features(values.get(ParameterId.FEATURES, defaults.features)),
         )
 
 

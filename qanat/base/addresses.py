@@ -143,12 +143,6 @@ def check_listen_host(host: str, port: int) -> str:
     return host if host in BOTH_FAMILIES else check_bind_host(host, port)
 
 
-def listen_in_one_place(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    """Return whether two forwards would listen on one address and port, which is not 0.  Pure."""
-    hosts = [{address.host for address in listen_addresses(*where)} for where in (one, other)]
-    return one[1] == other[1] != 0 and bool(hosts[0] & hosts[1])
-
-
 def check_bind_host(host: str, port: int) -> str:
     """`host` as it was, when it is a literal address that can be bound.  Raises UsageError."""
     if host in ("", "*"):

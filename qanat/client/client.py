@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError, NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
@@ -33,7 +34,7 @@ from qanat.mux.frames import Reason
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
-from qanat.session.messages import ConnectTcp
+from qanat.session.messages import Connect
 
 log = logging.getLogger("qanat.client")
 
@@ -166,7 +167,8 @@ class Client:
     # --- local forwards -------------------------------------------------------------------------
 
     def _accepted(self, forward: Forward, sock: socket.socket, peer: str) -> None:
-        request = ConnectTcp(*forward.to, peer).encode()
+        assert isinstance(forward.to, TcpAddress)
+        request = Connect(forward.to, peer).encode()
 
         def carry_when_connected() -> None:
             session = self._wait_for_session()

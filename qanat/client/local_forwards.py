@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qanat.base.addresses import listen_addresses
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError
-from qanat.base.sockets import format_address
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
@@ -124,9 +124,10 @@ class LocalForwards:
         with self._binding:
             if self._closed.is_set():
                 return
+            assert isinstance(forward.listen, TcpAddress)
             try:
                 one.listener = Listener(
-                    listen_addresses(*forward.listen),
+                    listen_addresses(forward.listen.host, forward.listen.port),
                     lambda sock, peer: self._accepted(forward, sock, peer),
                     f"listen-{one.number}",
                     keepalive=self._keepalive,
@@ -138,7 +139,7 @@ class LocalForwards:
         log.info(
             "listening on %s for %s at the server's end",
             one.listener.address,
-            format_address(forward.to),
+            forward.to,
             extra={"event": "listening"},
         )
 

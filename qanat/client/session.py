@@ -7,9 +7,9 @@ import threading
 from collections import Counter
 
 from qanat.base.addresses import BOTH_FAMILIES
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
-from qanat.base.sockets import format_address
 from qanat.base.watcher import Watcher
 from qanat.client.required_forwards import RequiredForwards
 from qanat.config.settings import Forward
@@ -25,7 +25,7 @@ from qanat.session.messages import (
     ListenFailed,
     Listening,
     StreamRequest,
-    ThroughForward,
+    Through,
     Unlisten,
     decode_control,
 )
@@ -109,12 +109,12 @@ class ClientSession(Session):
             self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
 
     def _request(self, number: int) -> None:
-        host, port = self._remotes[number].listen
+        at = self._remotes[number].listen
         with self._asking:
             self._asked[number] += 1
-            if number in self._by_literal:
-                host = BOTH_FAMILIES[host][0]
-        self.send_control(Listen(number, host, port).encode())
+            if number in self._by_literal and isinstance(at, TcpAddress):
+                at = TcpAddress(BOTH_FAMILIES[at.host][0], at.port)
+        self.send_control(Listen(number, at).encode())
 
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
@@ -130,14 +130,16 @@ class ClientSession(Session):
             self._asked[message.forward] -= 1
             asked_again = self._asked[message.forward] > 0
         if isinstance(message, Listening):
-            where = format_address((forward.listen[0], message.port))
-            log.info("the server listens on %s for %s", where, format_address(forward.to), extra={"event": "listening"})
+            at = forward.listen
+            where = TcpAddress(at.host, message.port) if isinstance(at, TcpAddress) else at
+            log.info("the server listens on %s for %s", where, forward.to, extra={"event": "listening"})
             self._told.pop(message.forward, None)
             self._required.listens(message.forward)
             return
         if asked_again:
             return  # the answer to that counts
-        if message.reason == Reason.NOT_ALLOWED and forward.listen[0] in BOTH_FAMILIES:
+        at = forward.listen
+        if message.reason == Reason.NOT_ALLOWED and isinstance(at, TcpAddress) and at.host in BOTH_FAMILIES:
             with self._asking:
                 known = message.forward in self._by_literal
                 self._by_literal.add(message.forward)
@@ -177,12 +179,16 @@ class ClientSession(Session):
             log.warning("%s is asked for again only with the next session: %s", forward, error)
 
     def _on_open(self, stream: Stream, request: StreamRequest) -> None:
-        forward = self._remotes.get(request.forward) if isinstance(request, ThroughForward) else None
-        if forward is None or not isinstance(request, ThroughForward):
+        forward = self._remotes.get(request.forward) if isinstance(request, Through) else None
+        if forward is None or not isinstance(request, Through):
             log.warning("the server opened a stream that is for none of our forwards; it was refused")
             self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
             return
-        host, port = forward.to
+        to = forward.to if request.to is None else request.to
+        if not isinstance(to, TcpAddress) or request.to not in (None, forward.to):
+            self.refuse(stream, Reason.NOT_ALLOWED, f"this forward does not lead to {to}")
+            return
+        host, port = to.host, to.port
         target = Target(
             host,
             port,

@@ -5,7 +5,10 @@ All else is read as `qanat.config.settings.ClientSettings` declares it.  `qanat.
 
 from __future__ import annotations
 
-from qanat.base.addresses import listen_in_one_place, parse_forward_listen, parse_target
+import itertools
+
+from qanat.base.addresses import parse_forward_listen, parse_target
+from qanat.base.endpoint_addresses import TcpAddress, listen_in_one_place
 from qanat.config.reader import read_options
 from qanat.config.route import read_client_tls, read_headers, read_proxy
 from qanat.config.section import Section
@@ -57,11 +60,11 @@ def _read_forwards(s: Section) -> tuple[Forward, ...]:
             f.not_empty(kind, "is empty, so nothing would listen; give one address at least")
             if to is None:
                 continue
-            for listen in listens[kind]:
+            for listen in itertools.starmap(TcpAddress, listens[kind]):
                 for known, line in zip(forwards, lines, strict=True):
                     if known.kind == kind and listen_in_one_place(known.listen, listen):
                         f.refuse(kind, f"is what the forward in line {line} listens on already")
                         break
-                forwards.append(Forward(kind, listen, to))
+                forwards.append(Forward(kind, listen, TcpAddress(*to)))
                 lines.append(f.place_of(kind).line)
     return tuple(forwards)

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qanat.base.addresses import check_listen_host, check_target_host, listen_in_one_place, parse_port
+from qanat.base.addresses import check_listen_host, check_target_host, parse_port
+from qanat.base.endpoint_addresses import TcpAddress, listen_in_one_place
 from qanat.base.errors import UsageError
 from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
@@ -134,7 +135,8 @@ def parse_ssh_forward(kind: str, text: str) -> Forward:
         raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
     bind, port_text, host, host_port = fields
     port = parse_port(port_text, lowest=0)
-    return Forward(kind, (check_listen_host(bind, port), port), (check_target_host(host), parse_port(host_port)))
+    listen = TcpAddress(check_listen_host(bind, port), port)
+    return Forward(kind, listen, TcpAddress(check_target_host(host), parse_port(host_port)))
 
 
 def _split_fields(text: str) -> list[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qanat.base.addresses import format_host_port, parse_target
+from qanat.base.addresses import parse_target
+from qanat.base.endpoint_addresses import ListenPlace, TargetPlace
 from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
 from qanat.config.options import Conflict, Flag, declared, option
@@ -357,11 +358,11 @@ class Forward:
     """One rule.  `kind` is "local" (listen here, connect there) or "remote" (listen there, connect here)."""
 
     kind: str
-    listen: tuple[str, int]  # literal address and port; port 0 lets the system choose
-    to: tuple[str, int]  # name or literal, resolved at the connecting end
+    listen: ListenPlace
+    to: TargetPlace  # a name in it is resolved at the connecting end
 
     def __str__(self) -> str:
-        return f"{self.kind} {format_host_port(*self.listen)} to {format_host_port(*self.to)}"
+        return f"{self.kind} {self.listen} to {self.to}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class LaneParameters:
     peer_max_streams: int = 4096
     keepalive: float = 15.0
     resumable: bool = True  # keep what was sent until it is acknowledged, for the next pipe
+    peer_features: int = 0  # qanat.handshake.hello.Features
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
@@ -31,14 +32,14 @@ from qanat.server.shared_ports import Membership, SharedPorts
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.joined_streams import INTERNAL_TEXT
 from qanat.session.messages import (
-    ConnectTcp,
+    Connect,
     Listen,
     ListenFailed,
     Listening,
     MalformedListen,
     Measure,
     StreamRequest,
-    ThroughForward,
+    Through,
     Unlisten,
     decode_control,
 )
@@ -108,10 +109,14 @@ class ServerSession(Session):
         if self.measures or isinstance(request, Measure):
             self._measure(stream, request)
             return
-        if not isinstance(request, ConnectTcp):
+        if not isinstance(request, Connect):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
-        host, port = request.host, request.port
+        to = request.to
+        if not isinstance(to, TcpAddress):
+            self.refuse(stream, Reason.NOT_ALLOWED, f"no rule allows {to}")
+            return
+        host, port = to.host, to.port
         target = Target(
             host,
             port,
@@ -179,7 +184,9 @@ class ServerSession(Session):
             if len(self._listeners) >= self._max_forwards:
                 text = f"{self._max_forwards} remote forwards are in use, as many as limits.forwards allows"
                 raise EndpointError(text, code=Reason.LIMIT)
-            listener = self._bind(number, message.host, message.port)
+            if not isinstance(message.at, TcpAddress):
+                raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
+            listener = self._bind(number, message.at.host, message.at.port)
         except EndpointError as error:
             log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
@@ -206,7 +213,7 @@ class ServerSession(Session):
         """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
         what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
         try:
-            self.join_accepted(sock, peer, ThroughForward(number, peer).encode(), what, done)
+            self.join_accepted(sock, peer, Through(number, peer).encode(), what, done)
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             done()

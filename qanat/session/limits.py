@@ -17,12 +17,14 @@ from qanat.base.version import __version__
 from qanat.base.workers import WORKERS
 from qanat.config.settings import ApplicationProbes, Flow, Keepalive, ServerLimits
 from qanat.endpoints.application_socket import ApplicationKeepalive
-from qanat.handshake.hello import Parameters
+from qanat.handshake.hello import Features, Parameters
 from qanat.mux.parameters import LaneParameters
 
 log = logging.getLogger("qanat.session")
 
 AGENT = f"qanat/{__version__}"
+FEATURES = Features.KINDS
+"""What this program can do."""
 """What we call this program in HELLO and READY."""
 CLIENT_STREAMS = 4096
 """Streams that a server may have open towards a client at once; a server's own limit is `limits.streams`."""
@@ -106,7 +108,15 @@ def hello_parameters(
     flow: Flow, keepalive: Keepalive, max_streams: int, *, lanes: int = 1, resume_for: float = 0
 ) -> Parameters:
     """Return what we tell the peer about ourselves in HELLO or READY; `max_streams` is for one lane."""
-    return Parameters(AGENT, flow.initial_window, max_streams, round(keepalive.interval), lanes, math.ceil(resume_for))
+    return Parameters(
+        AGENT,
+        flow.initial_window,
+        max_streams,
+        round(keepalive.interval),
+        lanes,
+        math.ceil(resume_for),
+        features=FEATURES,
+    )
 
 
 def lane_parameters(
@@ -131,6 +141,7 @@ def lane_parameters(
         peer_max_streams=peer.max_streams,
         keepalive=keepalive.interval,
         resumable=resumable,
+        peer_features=peer.features,
     )
 
 

@@ -7,15 +7,22 @@ accept or raise ProtocolError.  Pure; used by the sessions of both ends.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
-from qanat.base.errors import ProtocolError
+from qanat.base.endpoint_addresses import ListenPlace, PublishedName, TcpAddress, UdpAddress, UnixAddress
+from qanat.base.errors import EndpointError, ProtocolError
 from qanat.base.text import decode_text, encode_cut, printable
 from qanat.handshake.fields import FieldReader, lp16
+from qanat.handshake.hello import Features
+from qanat.mux.frames import Reason
 
 MAX_NAME = 255
 """Bytes of UTF-8 in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
+_FIRST_VERSION = 3
+"""The highest first byte of a request that an end without Features.KINDS knows; of what asks to listen, it knows 1."""
+_UPGRADE = "run the same version of Qanat at both ends"
 MAX_REASON = 512
 """Bytes of UTF-8 in the text that says why the server cannot listen."""
 
@@ -28,29 +35,68 @@ class MalformedListen(ProtocolError):
         self.forward = forward
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectTcp:
-    """Client to server: connect this stream to `host` (a name, or a literal without brackets)."""
+class Network(IntEnum):
+    """What kind of address a message names."""
 
-    host: str
-    port: int
+    NONE = 0
+    TCP = 1
+    UDP = 2
+    UNIX = 3
+    NAME = 4
+
+
+class ListenOption(IntEnum):
+    """What a LISTEN_AT asks for beside the place, each with a u32; who does not know one ignores it."""
+
+    DYNAMIC = 1
+    """1: speak SOCKS and HTTP proxy there, and open each stream with the target that was named."""
+    PROXY_PROTOCOL = 2
+    """1: expect the PROXY protocol's header from trusted proxies."""
+    MAX_STREAMS = 3
+    """Streams at once."""
+    STREAM_RATE = 4
+    """New streams in 1,000 seconds."""
+    MAX_STREAMS_PER_ADDRESS = 5
+    """Streams at once from one address."""
+    STREAM_RATE_PER_ADDRESS = 6
+    """New streams in 1,000 seconds from one address."""
+    MODE = 7
+    """Permission bits of a Unix socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Client to server: connect this stream to `to`, whose host may be a name."""
+
+    to: TcpAddress | UdpAddress | UnixAddress
     origin: str = ""
+    """Who connected, as an address; for logs, and for the PROXY protocol."""
+    local: str = ""
+    """The address that he connected to, where that is to be known at the other end."""
 
     def encode(self) -> bytes:
-        """Return the stream request; an origin that is too long is cut."""
-        return struct.pack("!BH", 1, self.port) + lp16(self.host.encode()) + lp16(encode_cut(self.origin, MAX_NAME))
+        """Return the stream request, in the layout that the oldest peer knows; texts that are too long are cut."""
+        if isinstance(self.to, TcpAddress) and not self.local:
+            return struct.pack("!BH", 1, self.to.port) + lp16(self.to.host.encode()) + _cut(self.origin)
+        return b"\x04" + _encode_place(self.to) + _cut(self.origin) + _cut(self.local)
 
 
 @dataclass(frozen=True, slots=True)
-class ThroughForward:
+class Through:
     """Server to client: someone connected to this remote forward of yours."""
 
     forward: int
     origin: str = ""
+    to: TcpAddress | UdpAddress | None = None
+    """The target that the user of a dynamic forward has named."""
+    local: str = ""
+    """As in `Connect`."""
 
     def encode(self) -> bytes:
-        """Return the stream request; an origin that is too long is cut."""
-        return struct.pack("!BI", 2, self.forward) + lp16(encode_cut(self.origin, MAX_NAME))
+        """Return the stream request, in the layout that the oldest peer knows; texts that are too long are cut."""
+        if self.to is None and not self.local:
+            return struct.pack("!BI", 2, self.forward) + _cut(self.origin)
+        return struct.pack("!BI", 5, self.forward) + _encode_place(self.to) + _cut(self.origin) + _cut(self.local)
 
 
 class Measurement(IntEnum):
@@ -80,12 +126,16 @@ class Listen:
     """Client to server: listen here for my remote forward of this number."""
 
     forward: int
-    host: str
-    port: int
+    at: ListenPlace
+    options: Mapping[int, int] = field(default_factory=dict)
+    """By ListenOption; numbers that we do not know are kept, and mean nothing."""
 
     def encode(self) -> bytes:
-        """Return the control message."""
-        return struct.pack("!BIH", 1, self.forward, self.port) + lp16(self.host.encode())
+        """Return the control message, in the layout that the oldest peer knows."""
+        if isinstance(self.at, TcpAddress) and not self.options:
+            return struct.pack("!BIH", 1, self.forward, self.at.port) + lp16(self.at.host.encode())
+        options = b"".join(struct.pack("!BI", *option) for option in sorted(self.options.items()))
+        return struct.pack("!BI", 5, self.forward) + _encode_place(self.at) + bytes([len(self.options)]) + options
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +174,16 @@ class Unlisten:
         return struct.pack("!BI", 4, self.forward)
 
 
-StreamRequest = ConnectTcp | ThroughForward | Measure
+StreamRequest = Connect | Through | Measure
 ControlMessage = Listen | Listening | ListenFailed | Unlisten
+
+
+def check_known(message: bytes, peer_features: int, what: str) -> None:
+    """Raise EndpointError (NOT_ALLOWED) when a request, or control message, is newer than the peer; `what` needs it."""
+    if message[0] > _FIRST_VERSION and not peer_features & Features.KINDS:
+        raise EndpointError(
+            f"{what}: the other end does not know this kind of forward", code=Reason.NOT_ALLOWED, hint=_UPGRADE
+        )
 
 
 def decode_request(content: bytes) -> StreamRequest:
@@ -135,11 +193,21 @@ def decode_request(content: bytes) -> StreamRequest:
     request: StreamRequest
     if kind == 1:
         port = reader.u16()
-        request = ConnectTcp(_text(reader), port, _text(reader))
+        request = Connect(TcpAddress(_text(reader), port), _text(reader))
     elif kind == 2:
-        request = ThroughForward(reader.u32(), _text(reader))
+        request = Through(reader.u32(), _text(reader))
     elif kind == 3:
         request = Measure(_measurement(reader.u8()))
+    elif kind == 4:
+        to = _read_place(reader)
+        if to is None or isinstance(to, PublishedName):
+            raise ProtocolError("a CONNECT without a target")
+        request = Connect(to, _text(reader), _text(reader))
+    elif kind == 5:
+        forward, to = reader.u32(), _read_place(reader)
+        if isinstance(to, UnixAddress | PublishedName):
+            raise ProtocolError("a THROUGH to what a dynamic forward cannot lead to")
+        request = Through(forward, _text(reader), to, _text(reader))
     else:
         raise ProtocolError(f"unknown stream request {kind}")
     reader.end()
@@ -154,8 +222,8 @@ def decode_control(content: bytes) -> ControlMessage:
     reader = FieldReader(content, "control message")
     kind, forward = reader.u8(), reader.u32()
     message: ControlMessage
-    if kind == 1:
-        return _decode_listen(reader, forward)
+    if kind in (1, 5):
+        return _decode_listen(reader, forward, plain=kind == 1)
     if kind == 2:
         message = Listening(forward, reader.u16())
     elif kind == 3:
@@ -168,14 +236,69 @@ def decode_control(content: bytes) -> ControlMessage:
     return message
 
 
-def _decode_listen(reader: FieldReader, forward: int) -> Listen:
+def _decode_listen(reader: FieldReader, forward: int, *, plain: bool) -> Listen:
     try:
-        port = reader.u16()
-        message = Listen(forward, _text(reader), port)
+        if plain:
+            port = reader.u16()
+            message = Listen(forward, TcpAddress(_text(reader), port))
+        else:
+            at = _read_place(reader)
+            if at is None:
+                raise ProtocolError("a LISTEN_AT without a place")
+            message = Listen(forward, at, _read_options(reader))
         reader.end()
     except ProtocolError as error:
         raise MalformedListen(forward, error.message) from error
     return message
+
+
+def _read_options(reader: FieldReader) -> dict[int, int]:
+    options: dict[int, int] = {}
+    for _ in range(reader.u8()):
+        number = reader.u8()
+        if number in options:
+            raise ProtocolError(f"the option {number} came twice")
+        options[number] = reader.u32()
+    return options
+
+
+def _encode_place(place: ListenPlace | None) -> bytes:
+    match place:
+        case TcpAddress(host, port):
+            return _packed_place(Network.TCP, port, host)
+        case UdpAddress(host, port):
+            return _packed_place(Network.UDP, port, host)
+        case UnixAddress(path):
+            return _packed_place(Network.UNIX, 0, path)
+        case PublishedName(name):
+            return _packed_place(Network.NAME, 0, name)
+        case None:
+            return _packed_place(Network.NONE, 0, "")
+
+
+def _packed_place(network: Network, port: int, where: str) -> bytes:
+    return struct.pack("!BH", network, port) + lp16(where.encode())
+
+
+def _read_place(reader: FieldReader) -> ListenPlace | None:
+    network, port, where = reader.u8(), reader.u16(), _text(reader)
+    if network == Network.TCP:
+        return TcpAddress(where, port)
+    if network == Network.UDP:
+        return UdpAddress(where, port)
+    if port or (network == Network.NONE and where):
+        raise ProtocolError(f"an address of the network {network} with what it does not have")
+    if network == Network.UNIX:
+        return UnixAddress(where)
+    if network == Network.NAME:
+        return PublishedName(where)
+    if network == Network.NONE:
+        return None
+    raise ProtocolError(f"unknown network {network}")
+
+
+def _cut(text: str) -> bytes:
+    return lp16(encode_cut(text, MAX_NAME))
 
 
 def _measurement(number: int) -> Measurement:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import QanatError, RefusedError
 from qanat.cli import bench
 from qanat.cli.main import FAILED, INTERRUPTED, USAGE, main
@@ -87,7 +88,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         stack.callback(server.stop)
         url = f"ws://127.0.0.1:{server.addresses[0][1]}/tunnel"
         remote = RemoteServer((url,), TOKEN, server.identity.fingerprint)
-        forward = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", target.port))
+        forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", target.port))
         client = Client(ClientSettings("a", (remote,), (forward,), state_dir=directory, drain=0.2, proxy=None))
         client.start()
         stack.callback(client.stop)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError, QanatError, RefusedError, StreamReset
 from qanat.client.client import Client, run_client
 from qanat.client.connect import Connector
@@ -24,7 +25,7 @@ from qanat.config.settings import ApplicationProbes, ClientSettings, Forward, Re
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
 from qanat.mux.frames import Reason
-from qanat.session.messages import ConnectTcp, Listen, ListenFailed, Listening, ThroughForward, Unlisten, decode_control
+from qanat.session.messages import Connect, Listen, ListenFailed, Listening, Through, Unlisten, decode_control
 from tests.support.applications import RESET, connection, ending_at, ending_of
 from tests.support.logs import wait_for_log
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, welcome
@@ -98,9 +99,9 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        ConnectTcp("127.0.0.1", 22).encode(),
-        ThroughForward(1).encode(),
-        ThroughForward(7).encode(),
+        Connect(TcpAddress("127.0.0.1", 22)).encode(),
+        Through(1).encode(),
+        Through(7).encode(),
         b"\xff",
         b"\x02\0\0\0\0\x01\0" + b"o" * 256,
     ],
@@ -109,8 +110,8 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_server_reaches_nothing_but_the_clients_own_remote_forwards(tmp_path: Path, request_bytes: bytes) -> None:
     sessions = Sessions()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        to = ("127.0.0.1", listening.getsockname()[1])
-        forwards = Forward("remote", ("127.0.0.1", 80), to), Forward("local", ("127.0.0.1", 0), to)
+        to = TcpAddress("127.0.0.1", listening.getsockname()[1])
+        forwards = Forward("remote", TcpAddress("127.0.0.1", 80), to), Forward("local", TcpAddress("127.0.0.1", 0), to)
         with client_of(tmp_path, sessions, *forwards):
             lane = sessions.next().lane
             stream = lane.open_stream(request_bytes)
@@ -124,9 +125,9 @@ def test_a_server_reaches_nothing_but_the_clients_own_remote_forwards(tmp_path: 
 def test_a_remote_forwards_stream_reaches_its_target(tmp_path: Path) -> None:
     sessions = Sessions()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        forward = Forward("remote", ("127.0.0.1", 80), listening.getsockname()[:2])
+        forward = Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress(*listening.getsockname()[:2]))
         with client_of(tmp_path, sessions, forward):
-            stream = sessions.next().lane.open_stream(ThroughForward(0, "someone").encode())
+            stream = sessions.next().lane.open_stream(Through(0, "someone").encode())
             target, _ = listening.accept()
             with target:
                 stream.write(b"hello")
@@ -139,19 +140,19 @@ def test_a_remote_forwards_stream_reaches_its_target(tmp_path: Path) -> None:
 
 def test_every_remote_forward_is_asked_for_by_its_number(tmp_path: Path) -> None:
     sessions = Sessions()
-    forwards = [Forward("remote", ("127.0.0.1", port), ("localhost", 1)) for port in (8001, 8002)]
+    forwards = [Forward("remote", TcpAddress("127.0.0.1", port), TcpAddress("localhost", 1)) for port in (8001, 8002)]
     with client_of(tmp_path, sessions, *forwards):
         carried = sessions.next()
         asked = [decode_control(carried.control.get(timeout=SECONDS)) for _ in forwards]
-        assert asked == [Listen(0, "127.0.0.1", 8001), Listen(1, "127.0.0.1", 8002)]
+        assert asked == [Listen(0, TcpAddress("127.0.0.1", 8001)), Listen(1, TcpAddress("127.0.0.1", 8002))]
 
 
 def test_a_server_that_knows_literals_alone_is_asked_for_one(tmp_path: Path) -> None:
     sessions = Sessions()
-    with client_of(tmp_path, sessions, Forward("remote", ("localhost", 8001), ("localhost", 1))):
+    with client_of(tmp_path, sessions, Forward("remote", TcpAddress("localhost", 8001), TcpAddress("localhost", 1))):
         carried = sessions.next()
         for host in ("localhost", "127.0.0.1"):
-            assert decode_control(carried.control.get(timeout=SECONDS)) == Listen(0, host, 8001)
+            assert decode_control(carried.control.get(timeout=SECONDS)) == Listen(0, TcpAddress(host, 8001))
             carried.lane.send_control(ListenFailed(0, Reason.NOT_ALLOWED, "").encode())
         assert carried.lane.ping(SECONDS)
         assert carried.control.empty()
@@ -161,7 +162,7 @@ def test_a_server_that_knows_literals_alone_is_asked_for_one(tmp_path: Path) -> 
     "message",
     [
         b"\xff",
-        Listen(0, "127.0.0.1", 1).encode(),
+        Listen(0, TcpAddress("127.0.0.1", 1)).encode(),
         Unlisten(0).encode(),
         Listening(7, 80).encode(),
         ListenFailed(7, 1, "").encode(),
@@ -170,7 +171,7 @@ def test_a_server_that_knows_literals_alone_is_asked_for_one(tmp_path: Path) -> 
 )
 def test_a_control_message_that_no_server_may_send_ends_the_session(tmp_path: Path, message: bytes) -> None:
     sessions = Sessions()
-    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+    with client_of(tmp_path, sessions, Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("localhost", 1))):
         carried = sessions.next()
         carried.lane.send_control(message)
         carried.end()
@@ -182,7 +183,7 @@ def test_a_reason_that_cannot_be_read_is_a_reason_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bytes
 ) -> None:
     sessions = Sessions()
-    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+    with client_of(tmp_path, sessions, Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("localhost", 1))):
         carried = sessions.next()
         carried.control.get(timeout=SECONDS)
         carried.lane.send_control(ListenFailed(0, Reason.LIMIT, "").encode()[:-2] + len(text).to_bytes(2, "big") + text)
@@ -194,7 +195,7 @@ def test_a_reason_that_cannot_be_read_is_a_reason_all_the_same(
 def test_a_second_answer_to_one_question_ends_the_session(tmp_path: Path, answer: Listening | ListenFailed) -> None:
     """Otherwise a server could start a waiting thread with each."""
     sessions = Sessions()
-    with client_of(tmp_path, sessions, Forward("remote", ("127.0.0.1", 80), ("localhost", 1))):
+    with client_of(tmp_path, sessions, Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("localhost", 1))):
         carried = sessions.next()
         carried.control.get(timeout=SECONDS)
         carried.lane.send_control(answer.encode())
@@ -335,7 +336,7 @@ def free_and_taken(stack: ExitStack) -> tuple[int, list[socket.socket]]:
 
 
 def local(port: int) -> Forward:
-    return Forward("local", ("127.0.0.1", port), ("db.internal", 5432))
+    return Forward("local", TcpAddress("127.0.0.1", port), TcpAddress("db.internal", 5432))
 
 
 def test_exit_on_forward_failure_names_every_address_in_use_and_leaves_nothing_bound(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_exit_on_forward_failure_names_every_address_in_use_and_leaves_nothing_b
 
 
 def remote(port: int) -> Forward:
-    return Forward("remote", ("127.0.0.1", port), ("127.0.0.1", 1))
+    return Forward("remote", TcpAddress("127.0.0.1", port), TcpAddress("127.0.0.1", 1))
 
 
 def test_exit_on_forward_failure_names_every_remote_forward_that_a_server_cannot_have(
@@ -464,7 +465,10 @@ def test_a_local_address_in_use_is_asked_for_until_it_is_free_and_the_others_go_
 @pytest.mark.parametrize("host", ["localhost", "*"])
 def test_a_local_forward_listens_over_both_families(tmp_path: Path, host: str) -> None:
     sessions = Sessions()
-    with client_of(tmp_path, sessions, Forward("local", (host, 0), ("db.internal", 5432))) as (client, _):
+    with client_of(tmp_path, sessions, Forward("local", TcpAddress(host, 0), TcpAddress("db.internal", 5432))) as (
+        client,
+        _,
+    ):
         session = sessions.next()
         for address in ("127.0.0.1", "::1"):
             with socket.create_connection((address, client.local_ports[0]), SECONDS):
@@ -514,7 +518,7 @@ def test_a_connection_made_before_the_session_waits_for_it(tmp_path: Path) -> No
         held.wait(SECONDS)
         sessions(sealed)
 
-    forward = Forward("local", ("127.0.0.1", 0), ("db.internal", 5432))
+    forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("db.internal", 5432))
     with client_of(tmp_path, slow, forward) as (client, _), connection(client.local_ports[0]) as sock:
         sock.sendall(b"early")
         held.set()
@@ -528,7 +532,7 @@ def test_a_connection_made_before_the_session_waits_for_it(tmp_path: Path) -> No
 
 
 def test_a_connection_that_never_gets_a_session_is_reset(tmp_path: Path) -> None:
-    forward = Forward("local", ("127.0.0.1", 0), ("db.internal", 5432))
+    forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("db.internal", 5432))
     settings = ClientSettings("a", (NOWHERE,), (forward,), state_dir=tmp_path, connect_timeout=0.3)
     client = Client(settings)
     client.start()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import RefusedError
 from qanat.client import session as client_session
 from qanat.client.client import Client, run_client
@@ -96,9 +97,11 @@ class Rig:
         self.first = self.add_place(1, tokens[0])
         self.second = self.add_place(2, tokens[1])
         self.target = stack.enter_context(Target(echo))
-        self.local = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self.target.port))
+        self.local = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", self.target.port))
         self.remote_port = unused_port()
-        self.remote = Forward("remote", ("127.0.0.1", self.remote_port), ("127.0.0.1", self.target.port))
+        self.remote = Forward(
+            "remote", TcpAddress("127.0.0.1", self.remote_port), TcpAddress("127.0.0.1", self.target.port)
+        )
 
     def add_place(self, number: int, token: bytes = TOKEN) -> Place:
         place = Place(number, self.directory / str(number), token)
@@ -415,7 +418,7 @@ def test_with_all_of_them_wanted_each_serves_the_remote_forwards_and_local_ones_
     for place in (first, second):
         place.start()
     # On one machine two servers cannot have the same port, so let the system choose.
-    remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", rig.target.port))
+    remote = Forward("remote", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", rig.target.port))
     client = rig.client(rig.local, remote, connect="all")
     for place in (first, second):
         wait_until(lambda place=place: len(listener_of(place)) == 1, "each of them listens")

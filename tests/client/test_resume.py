@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.config.settings import Forward, Reconnect
 from qanat.handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
 from qanat.mux.frames import Reason
@@ -77,7 +78,7 @@ def test_forwards_are_asked_for_once_a_session_and_not_again_when_it_is_resumed(
     with client_of_raw(tmp_path, REMOTE) as (_, desk):
         session = RawSession(desk.next(Intent.NEW))
         asked = session.carried.control.get(timeout=SECONDS)
-        assert decode_control(asked) == Listen(0, "127.0.0.1", 80)
+        assert decode_control(asked) == Listen(0, TcpAddress("127.0.0.1", 80))
         session.cut()
         assert session.resume(desk.next(Intent.RESUME)).lane.ping(SECONDS)
         assert session.carried.control.empty()
@@ -117,7 +118,7 @@ def test_a_session_that_the_server_does_not_have_is_reset_at_once_and_a_new_one_
             stream.release()
         anew = RawSession(desk.next(Intent.NEW))
         asked = decode_control(anew.carried.control.get(timeout=SECONDS))
-        assert asked == Listen(1, "127.0.0.1", 80)
+        assert asked == Listen(1, TcpAddress("127.0.0.1", 80))
         with connection(client.local_ports[0]) as sock:
             sock.sendall(b"hello")
             stream = anew.next_stream()
@@ -284,7 +285,7 @@ def test_when_one_url_fails_the_session_is_resumed_by_the_next(tmp_path: Path) -
         server = stack.enter_context(real_server(tmp_path))
         port = server.addresses[0][1]
         first, second = Relay(port), stack.enter_context(Relay(port))
-        forward = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", target.port))
+        forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", target.port))
         with first:
             urls = url_of(first), url_of(second)
             client = stack.enter_context(client_to(urls, server.identity.fingerprint, tmp_path, forward))
@@ -301,7 +302,7 @@ def test_a_server_that_cannot_be_reached_for_too_long_costs_the_streams(
     with ExitStack() as stack:
         target = stack.enter_context(Target(echo))
         server = stack.enter_context(real_server(tmp_path, resume_for=1))
-        forward = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", target.port))
+        forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", target.port))
         with Relay(server.addresses[0][1]) as relay:
             client = stack.enter_context(client_to((url_of(relay),), server.identity.fingerprint, tmp_path, forward))
             sock = stack.enter_context(connection(client.local_ports[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.watcher import Watcher
 from qanat.client import session as client_session
 from qanat.client.required_forwards import RequiredForwards
@@ -31,7 +32,7 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
         node="",
         connect_timeout=1.0,
         watcher=Watcher(),
-        remotes={0: Forward("remote", ("127.0.0.1", 80), ("127.0.0.1", 1))},
+        remotes={0: Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("127.0.0.1", 1))},
         required=RequiredForwards((), pytest.fail),
     )
     monkeypatch.setattr(session, "send_control", sent.append)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import UsageError
 from qanat.config.command_line import client_from_options, parse_ssh_forward
 from qanat.config.settings import Forward, RemoteServer
@@ -32,10 +33,11 @@ from tests.support.config_rig import ENVIRON, FINGERPRINT, TOKEN, URL
     ],
 )
 def test_forwards_are_read_as_ssh_reads_them(text: str, listen: tuple[str, int], to: tuple[str, int]) -> None:
+    where, target = TcpAddress(*listen), TcpAddress(*to)
     for kind in ("local", "remote"):
-        assert parse_ssh_forward(kind, text.strip()) == Forward(kind, listen, to)
+        assert parse_ssh_forward(kind, text.strip()) == Forward(kind, where, target)
     settings = client_from_options(urls=[URL], local=[text], remote=[text], environ=ENVIRON)
-    assert settings.forwards == (Forward("local", listen, to), Forward("remote", listen, to))
+    assert settings.forwards == (Forward("local", where, target), Forward("remote", where, target))
 
 
 @pytest.mark.parametrize(

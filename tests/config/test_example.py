@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.config.load import check_config, load_config
 from qanat.config.options import Kind, options_of
 from qanat.config.settings import (
@@ -169,8 +170,8 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     assert client.host == "tunnel.internal.example"
     assert client.headers == (("User-Agent", "Mozilla/5.0"), ("CF-Access-Client-Secret", "another"))
     assert client.forwards == (
-        Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),
-        Forward("remote", ("0.0.0.0", 8080), ("127.0.0.1", 80)),
+        Forward("local", TcpAddress("127.0.0.1", 5432), TcpAddress("db.internal", 5432)),
+        Forward("remote", TcpAddress("0.0.0.0", 8080), TcpAddress("127.0.0.1", 80)),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.config.load import ConfigError, check_config, load_config
 from qanat.config.settings import (
     ClientAccount,
@@ -105,11 +106,19 @@ def test_a_whole_client_is_read_as_written(directory: ConfigDirectory) -> None:
     assert settings.transports == ("websocket",)
     assert settings.tls.ca_file == directory.path / "full.pem"
     assert settings.forwards == (
-        Forward("local", ("127.0.0.1", 5432), ("db.internal", 5432)),
-        Forward("remote", ("0.0.0.0", 8080), ("127.0.0.1", 80)),
-        Forward("local", ("::1", 0), ("2001:db8::2", 22)),
-        *(Forward("local", listen, ("a", 5)) for listen in (("localhost", 1), ("*", 2), ("*", 3), ("10.0.0.1", 4))),
-        *(Forward("remote", (host, 1), ("a", 5)) for host in ("127.0.0.1", "::1")),
+        Forward("local", TcpAddress("127.0.0.1", 5432), TcpAddress("db.internal", 5432)),
+        Forward("remote", TcpAddress("0.0.0.0", 8080), TcpAddress("127.0.0.1", 80)),
+        Forward("local", TcpAddress("::1", 0), TcpAddress("2001:db8::2", 22)),
+        *(
+            Forward("local", listen, TcpAddress("a", 5))
+            for listen in (
+                TcpAddress("localhost", 1),
+                TcpAddress("*", 2),
+                TcpAddress("*", 3),
+                TcpAddress("10.0.0.1", 4),
+            )
+        ),
+        *(Forward("remote", TcpAddress(host, 1), TcpAddress("a", 5)) for host in ("127.0.0.1", "::1")),
     )
     assert settings.reconnect == Reconnect(0, 0.5, 5)
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress, UnixAddress
 from qanat.base.errors import LocalError
 from qanat.base.untrusted import MAX_RETRY_AFTER
 from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
@@ -34,7 +35,7 @@ from qanat.mux.stream_state import TRANSITIONS, StreamPhase, StreamStep
 from qanat.server.admission import handshake_rate
 from qanat.session import messages as session_messages
 from qanat.session.messages import (
-    ConnectTcp,
+    Connect,
     ControlMessage,
     Listen,
     ListenFailed,
@@ -42,7 +43,7 @@ from qanat.session.messages import (
     Measure,
     Measurement,
     StreamRequest,
-    ThroughForward,
+    Through,
     Unlisten,
     decode_control,
     decode_request,
@@ -204,6 +205,7 @@ def test_the_parameters_have_the_ids_and_defaults_of_the_page() -> None:
         "LANES": defaults.lanes,
         "RESUME_FOR": defaults.resume_for,
         "MEASURE": defaults.measure,
+        "FEATURES": defaults.features,
     }
     assert PAGE.says(f"an INITIAL_WINDOW above {hello.MAX_INITIAL_WINDOW // 2**20} MiB")
 
@@ -375,15 +377,18 @@ def test_the_frames_numbers_in_the_text_are_the_code_s() -> None:
 
 
 REQUESTS: dict[str, StreamRequest] = {
-    "CONNECT_TCP": ConnectTcp("db.internal", 5432, "127.0.0.1:50000"),
-    "FORWARD": ThroughForward(2, "192.0.2.7:40000"),
+    "CONNECT_TCP": Connect(TcpAddress("db.internal", 5432), "127.0.0.1:50000"),
+    "FORWARD": Through(2, "192.0.2.7:40000"),
     "MEASURE": Measure(Measurement.SINK),
+    "CONNECT": Connect(UnixAddress("/run/db"), "127.0.0.1:50000"),
+    "THROUGH": Through(2, "192.0.2.7:40000", TcpAddress("db.internal", 5432)),
 }
 CONTROLS: dict[str, ControlMessage] = {
-    "LISTEN": Listen(2, "0.0.0.0", 8080),
+    "LISTEN": Listen(2, TcpAddress("0.0.0.0", 8080)),
     "LISTENING": Listening(2, 8080),
     "LISTEN_FAILED": ListenFailed(2, wire.Reason.NOT_ALLOWED, "not allowed"),
     "UNLISTEN": Unlisten(2),
+    "LISTEN_AT": Listen(2, UnixAddress("/run/web")),
 }
 
 
@@ -430,6 +435,8 @@ def first_record_of_a_stream() -> bytes:
 FRAME_EXAMPLES: dict[str, Callable[[], bytes]] = {
     "OPEN": lambda: wire.Open(1, REQUESTS["CONNECT_TCP"].encode()).encode(),
     "OPEN MEASURE": lambda: wire.Open(1, REQUESTS["MEASURE"].encode()).encode(),
+    "OPEN CONNECT": lambda: wire.Open(1, REQUESTS["CONNECT"].encode()).encode(),
+    "OPEN THROUGH": lambda: wire.Open(2, REQUESTS["THROUGH"].encode()).encode(),
     "OPEN FORWARD": lambda: wire.Open(2, REQUESTS["FORWARD"].encode()).encode(),
     "DATA": lambda: wire.data_header(1, 5) + b"hello",
     "FIN": lambda: wire.Fin(1, 5).encode(),

@@ -14,6 +14,7 @@ STREAMS = 400
 PROGRAM = """
 import resource, socket, sys, tempfile, time
 from pathlib import Path
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client.client import Client
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, RemoteServer, ServerSettings
 from qanat.base import watcher
@@ -31,13 +32,13 @@ def wait_for(what):
     return what()
 
 target = socket.create_server(("127.0.0.1", 0), backlog=2 * streams)
-where = ("127.0.0.1", target.getsockname()[1])
+where = TcpAddress("127.0.0.1", target.getsockname()[1])
 account = ClientAccount("a", (b"a" * 32,), (), ("127.0.0.1:*",))
 server = Server(ServerSettings(clients=(account,), listen=(("127.0.0.1", 0),), identity=directory / "key", drain=0.1))
 server.start()
 url = f"ws://127.0.0.1:{server.addresses[0][1]}/tunnel"
 remote = RemoteServer((url,), b"a" * 32, server.identity.fingerprint)
-forwards = (Forward("local", ("127.0.0.1", 0), where),)
+forwards = (Forward("local", TcpAddress("127.0.0.1", 0), where),)
 client = Client(ClientSettings("a", (remote,), forwards, transports=("websocket",), drain=0.1, state_dir=directory))
 client.start()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import StreamReset
 from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
@@ -18,7 +19,7 @@ from qanat.measure.far_end import MAX_STREAMS, REPORT
 from qanat.mux.frames import Reason
 from qanat.mux.stream import Stream
 from qanat.server.server import Server
-from qanat.session.messages import ConnectTcp, Listen, ListenFailed, Measure, Measurement, decode_control
+from qanat.session.messages import Connect, Listen, ListenFailed, Measure, Measurement, decode_control
 from tests.support.background import wait_until
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawClient, Record, carry
 
@@ -120,9 +121,9 @@ def test_a_source_sends_until_it_is_told_the_end(measured: Carried) -> None:
 
 
 def test_it_reaches_nothing_else_and_listens_nowhere(measured: Carried) -> None:
-    refused = refusal(measured, ConnectTcp("127.0.0.1", 1).encode())
+    refused = refusal(measured, Connect(TcpAddress("127.0.0.1", 1)).encode())
     assert (refused.code, refused.message) == (Reason.NOT_ALLOWED, "this session is for measuring alone")
-    measured.lane.send_control(Listen(1, "127.0.0.1", 0).encode())
+    measured.lane.send_control(Listen(1, TcpAddress("127.0.0.1", 0)).encode())
     answer = decode_control(measured.control.get(timeout=SECONDS))
     assert answer == ListenFailed(1, Reason.NOT_ALLOWED, "this session is for measuring alone")
     assert refusal(measured, b"\x03\x09").code == Reason.NOT_ALLOWED

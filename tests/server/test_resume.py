@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.endpoints.tcp import Listener
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
@@ -24,7 +25,7 @@ from qanat.mux.stream import Stream
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.server.shared_ports import Membership
-from qanat.session.messages import ConnectTcp, Listen, Listening, decode_control
+from qanat.session.messages import Connect, Listen, Listening, decode_control
 from tests.support.applications import END, RESET, Target, discard, echo, ending_at
 from tests.support.background import Background, wait_until
 from tests.support.identities import place_identity
@@ -77,7 +78,7 @@ def begin(server: Server, stack: ExitStack, *, lanes: int = 1) -> tuple[Kept, Ca
 
 def stream_to(carried: Carried, target: Target) -> Stream:
     """A stream that has reached its target and been answered by it, an echo."""
-    stream = carried.lane.open_stream(ConnectTcp("127.0.0.1", target.port).encode())
+    stream = carried.lane.open_stream(Connect(TcpAddress("127.0.0.1", target.port)).encode())
     stream.write(b"before")
     assert read(stream, 6) == b"before"
     return stream
@@ -85,7 +86,7 @@ def stream_to(carried: Carried, target: Target) -> Stream:
 
 def listen(carried: Carried) -> int:
     """A port on the server, for a remote forward."""
-    carried.lane.send_control(Listen(0, "127.0.0.1", 0).encode())
+    carried.lane.send_control(Listen(0, TcpAddress("127.0.0.1", 0)).encode())
     answer = decode_control(carried.control.get(timeout=SECONDS))
     assert isinstance(answer, Listening)
     return answer.port
@@ -159,7 +160,7 @@ def test_a_connection_that_takes_over_from_one_that_works_tells_it_so(server: Se
 def test_what_a_target_sends_while_its_client_is_away_waits_for_it(server: Server) -> None:
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listening:
         kept, carried = begin(server, stack)
-        stream = carried.lane.open_stream(ConnectTcp(*listening.getsockname()).encode())
+        stream = carried.lane.open_stream(Connect(TcpAddress(*listening.getsockname())).encode())
         target = stack.enter_context(listening.accept()[0])
         assert stream.wait_accepted(Deadline(SECONDS)) is not None
         cut(carried)
@@ -206,7 +207,7 @@ def test_control_messages_travel_on_the_first_lane_alone(server: Server) -> None
     with ExitStack() as stack:
         kept, carried = begin(server, stack, lanes=2)
         other = again(server, stack).go_on(kept, None, Intent.JOIN, lane=1)
-        other.lane.send_control(Listen(0, "127.0.0.1", 0).encode())
+        other.lane.send_control(Listen(0, TcpAddress("127.0.0.1", 0)).encode())
         close = other.end().close
         assert close is not None
         assert close.reason is CloseReason.PROTOCOL
@@ -226,7 +227,7 @@ def test_a_port_that_is_bound_while_the_session_ends_is_freed(server: Server, mo
     monkeypatch.setattr(ServerSession, "_bind", bind_late)
     with ExitStack() as stack:
         _, carried = begin(server, stack)
-        carried.lane.send_control(Listen(0, "127.0.0.1", 0).encode())
+        carried.lane.send_control(Listen(0, TcpAddress("127.0.0.1", 0)).encode())
         carried.end()
         wait_until(lambda: bool(ports) and can_bind(ports[0]), "the port is free")
 
@@ -390,7 +391,7 @@ def test_a_hello_that_expects_what_was_acknowledged_since_is_stale(server: Serve
 def test_expecting_what_was_never_sent_ends_the_session(server: Server) -> None:
     with ExitStack() as stack, Target(discard) as target:
         kept, carried = begin(server, stack)
-        stream = carried.lane.open_stream(ConnectTcp("127.0.0.1", target.port).encode())
+        stream = carried.lane.open_stream(Connect(TcpAddress("127.0.0.1", target.port)).encode())
         target.wait_accepted(1)
         kind, content = again(server, stack).ask(kept, expected=1000)
         close = Close.decode(content)

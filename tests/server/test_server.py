@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import PipeEnded, RefusedError, StreamReset
 from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from qanat.mux.frames import Reason
 from qanat.server.server import Server
 from qanat.session.messages import (
-    ConnectTcp,
+    Connect,
     ControlMessage,
     Listen,
     ListenFailed,
     Listening,
-    ThroughForward,
+    Through,
     Unlisten,
     decode_control,
     decode_request,
@@ -59,7 +60,7 @@ def control(carried: Carried) -> ControlMessage:
 
 
 def ask_to_listen(carried: Carried, forward: int, port: int = 0, host: str = "127.0.0.1") -> ControlMessage:
-    carried.lane.send_control(Listen(forward, host, port).encode())
+    carried.lane.send_control(Listen(forward, TcpAddress(host, port)).encode())
     return control(carried)
 
 
@@ -205,7 +206,7 @@ def test_a_client_that_was_cut_keeps_its_room_and_its_name(server: Server) -> No
 
 def test_a_target_outside_the_rules_is_refused_without_detail(server: Server) -> None:
     with RawClient(server, "a", TOKEN) as client:
-        failure = failure_of(client.join(), ConnectTcp("127.0.0.2", 80).encode())
+        failure = failure_of(client.join(), Connect(TcpAddress("127.0.0.2", 80)).encode())
         assert failure.code == Reason.NOT_ALLOWED
 
 
@@ -213,7 +214,7 @@ def test_a_client_without_rules_reaches_nothing(server: Server) -> None:
     with RawClient(server, "b", TOKEN) as client:
         carried = client.join()
         for host in ("127.0.0.1", "::1", "localhost", "10.0.0.1"):
-            assert failure_of(carried, ConnectTcp(host, 80).encode()).code == Reason.NOT_ALLOWED
+            assert failure_of(carried, Connect(TcpAddress(host, 80)).encode()).code == Reason.NOT_ALLOWED
         refused = ask_to_listen(carried, 0)
         assert isinstance(refused, ListenFailed)
         assert refused.reason == Reason.NOT_ALLOWED
@@ -221,7 +222,7 @@ def test_a_client_without_rules_reaches_nothing(server: Server) -> None:
 
 def test_a_server_has_no_forwards_that_a_client_could_name(server: Server) -> None:
     with RawClient(server, "a", TOKEN) as client:
-        assert failure_of(client.join(), ThroughForward(0).encode()).code == Reason.NOT_ALLOWED
+        assert failure_of(client.join(), Through(0).encode()).code == Reason.NOT_ALLOWED
 
 
 def lp16(text: bytes) -> bytes:
@@ -234,7 +235,7 @@ def lp16(text: bytes) -> bytes:
         (b"\xff", "unknown stream request 255"),
         (b"", "too short"),
         (b"\x01\x00\x50" + lp16(b"localhost"), "too short"),
-        (ConnectTcp("localhost", 80).encode() + b"\0", "1 bytes too many"),
+        (Connect(TcpAddress("localhost", 80)).encode() + b"\0", "1 bytes too many"),
         (b"\x01\x00\x50" + lp16(b"h" * 256) + lp16(b""), "256 bytes where 255 are allowed"),
         (b"\x01\x00\x50" + lp16(b"localhost") + lp16(b"o" * 256), "256 bytes where 255 are allowed"),
         (b"\x01\x00\x50" + lp16(b"localhost") + lp16(b"o" * 512), "512 bytes where 255 are allowed"),
@@ -251,7 +252,7 @@ def test_a_request_that_cannot_be_understood_costs_its_stream_alone(
         assert refused.code == Reason.NOT_ALLOWED
         assert words in refused.message
         assert carried.lane.ping(SECONDS)
-        assert failure_of(carried, ThroughForward(0).encode()).code == Reason.NOT_ALLOWED
+        assert failure_of(carried, Through(0).encode()).code == Reason.NOT_ALLOWED
 
 
 def connecting() -> int:
@@ -273,7 +274,7 @@ def test_a_client_that_comes_again_and_again_does_not_multiply_what_it_is_still_
     server.start()
     with ExitStack() as stack:
         stack.callback(server.stop)
-        request = ConnectTcp(*silent_address(stack)).encode()
+        request = Connect(TcpAddress(*silent_address(stack))).encode()
         for _ in range(3):
             session = stack.enter_context(RawClient(server, "a", TOKEN)).join()
             wait_until(lambda: connecting() == 0, "those of the last session are given up")
@@ -293,7 +294,7 @@ def test_a_connection_to_a_remote_forward_names_the_forward_and_who_it_was(serve
         with socket.create_connection(("127.0.0.1", listening.port), timeout=SECONDS) as sock:
             stream = carried.opened.get(timeout=SECONDS)
             host, port = sock.getsockname()
-            assert decode_request(stream.request) == ThroughForward(7, f"{host}:{port}")
+            assert decode_request(stream.request) == Through(7, f"{host}:{port}")
             stream.reset(Reason.REFUSED, "nobody there")
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
@@ -367,7 +368,7 @@ def test_asking_twice_for_one_forward_is_refused_and_leaves_the_first_in_place(s
         assert ask_to_listen(carried, 0) == ListenFailed(0, Reason.LIMIT, "forward 0 listens already")
         with socket.create_connection(("127.0.0.1", listening.port), timeout=SECONDS):
             stream = carried.opened.get(timeout=SECONDS)
-            assert isinstance(decode_request(stream.request), ThroughForward)
+            assert isinstance(decode_request(stream.request), Through)
             stream.release()
 
 
@@ -389,14 +390,14 @@ def test_a_server_that_drains_takes_no_new_stream_of_any_client(server: Server) 
     """The drain of one client must not leave the others a way in."""
     with RawClient(server, "a", TOKEN) as one, socket.create_server(("127.0.0.1", 0)) as target:
         carried = one.join()
-        request = ConnectTcp("127.0.0.1", target.getsockname()[1]).encode()
+        request = Connect(TcpAddress("127.0.0.1", target.getsockname()[1])).encode()
         open_stream = carried.lane.open_stream(request)
         accepted, _ = target.accept()
         with accepted:
             stopping = threading.Thread(target=server.stop)
             stopping.start()
             server.registry.close()
-            while failure_of(carried, ConnectTcp("127.0.0.2", 1).encode()).code == Reason.NOT_ALLOWED:
+            while failure_of(carried, Connect(TcpAddress("127.0.0.2", 1)).encode()).code == Reason.NOT_ALLOWED:
                 pass  # until the server has begun to drain
             assert failure_of(carried, request).code == Reason.SESSION_ENDED
             open_stream.release()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from qanat.base import listen, unexpected
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client import connect as connect_module
 from qanat.client import server_connection
 from qanat.client import session as client_session
@@ -74,7 +75,7 @@ class Place:
 
     @property
     def local(self) -> Forward:
-        return Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self.target.port))
+        return Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", self.target.port))
 
     @contextmanager
     def client(
@@ -120,7 +121,7 @@ class Tunnel:
 
     def start(self) -> None:
         place = self.place
-        remote = Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", place.target.port))
+        remote = Forward("remote", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", place.target.port))
         client = place.client(
             "a", self.relay.port, self._directory, place.local, remote, transport=self._transport, lanes=self._lanes
         )

@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 
 from qanat.base.cancel import Cancel
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import QanatError
 from qanat.base.sockets import set_reset_on_close
 from qanat.client.client import Client
@@ -86,8 +87,8 @@ class Tunnel:
         self.port = self.server.addresses[0][1]
         self.relay = stack.enter_context(Relay(self.port))
         targets = [("127.0.0.1", self.echo), ("127.0.0.1", resetting), ("127.0.0.1", sink), NOWHERE, ("10.0.0.1", 80)]
-        forwards = [Forward("local", ("127.0.0.1", 0), target) for target in targets]
-        forwards.append(Forward("remote", ("127.0.0.1", 0), ("127.0.0.1", self.echo)))
+        forwards = [Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress(*target)) for target in targets]
+        forwards.append(Forward("remote", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", self.echo)))
         self.client = Client(self.settings("a", *forwards))
         self.client.start()
         stack.callback(self.client.stop)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import QanatError
 from qanat.client.client import Client
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
@@ -34,8 +35,8 @@ TOKEN = os.urandom(32)
 QUICK = Reconnect(first=0.01, min=0.01, max=0.02)
 LONG = 60
 """`resume_for` where it does not matter."""
-LOCAL = Forward("local", ("127.0.0.1", 0), ("db.internal", 5432))
-REMOTE = Forward("remote", ("127.0.0.1", 80), ("localhost", 1))
+LOCAL = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("db.internal", 5432))
+REMOTE = Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("localhost", 1))
 
 
 class Caller:
@@ -187,7 +188,7 @@ class Line:
         self.target = stack.enter_context(Target(echo))
         self.server = stack.enter_context(real_server(directory, **(server or {})))
         self.relay = stack.enter_context(Relay(self.server.addresses[0][1]))
-        forward = Forward("local", ("127.0.0.1", 0), ("127.0.0.1", self.target.port))
+        forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", self.target.port))
         urls = (url_of(self.relay),)
         self.client = stack.enter_context(
             client_to(urls, self.server.identity.fingerprint, directory, forward, **client)

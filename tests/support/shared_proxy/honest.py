@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client.client import Client
 from qanat.config.settings import ClientAccount, ClientSettings, ClientTls, Forward, Reconnect, RemoteServer
 from tests.support.applications import connection, exchange, receive_exactly
@@ -76,7 +77,7 @@ class Honest:
             ClientSettings(
                 self.name,
                 (server,),
-                (Forward("local", ("127.0.0.1", 0), ("127.0.0.1", way.echo)),),
+                (Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", way.echo)),),
                 transports=(self.transport,),
                 tls=ClientTls(ca_file=way.ca_file),
                 connect_to=("127.0.0.1", self._relay.port),
