@@ -42,6 +42,7 @@ _DEBIAN_PACKAGES = {
     "ps": "procps",
     "fuser": "psmisc",
     "ip": "iproute2",
+    "varnishd": "varnish",
 }
 
 _INSTALL = " (apt install {})"
