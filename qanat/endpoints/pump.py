@@ -11,6 +11,9 @@ everything at once, or whose payload is large, goes on in `_downlink_loop`, whic
 socket.  Both give the direction back when it has been quiet for a moment.  Bytes count as consumed, which gives the
 peer credit, only when the socket has taken them.
 
+A direction may have a rate (`qanat.endpoints.rate_limit`).  One that has to wait for its turn has no thread: until the
+watcher's timer goes on with it the socket is not read, or the payload stays in the stream's inbox, and gives no credit.
+
 Each direction ends by itself (half-close); anything abrupt on one side is abrupt on the other: a reset of the stream is
 a RST of the socket, and the reverse.  (A RST is noticed by whoever uses the socket: while the uplink waits for credit
 and the downlink for bytes, nobody does, and it shows when either goes on.)  Exactly one thread at a time acts for a
@@ -29,6 +32,8 @@ from qanat.base.errors import NoThread, StreamReset
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Flushable, Watcher
 from qanat.endpoints.application_socket import GONE, reason_for
+from qanat.endpoints.rate_limit import RateShare
+from qanat.endpoints.traffic_limits import UNLIMITED, IdleTimeout, TrafficLimits
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
@@ -58,6 +63,7 @@ class Pump:
         watcher: Watcher,
         start_thread: StartThread,
         on_over: Callable[[], None] = lambda: None,
+        limits: TrafficLimits = UNLIMITED,
     ) -> None:
         self._stream = stream
         self._sock = sock
@@ -69,6 +75,11 @@ class Pump:
         self._directions = 2  # that have not ended
         self._quiet = True  # until the uplink is taken from the watcher for the first time
         self._orderly = True
+        self._up = None if limits.reading is None else limits.reading.share()
+        self._down = None if limits.writing is None else limits.writing.share()
+        self._over_rate = False  # whether `deliver` has left something since its rate allows no more now
+        self._idle_seconds = limits.idle_timeout
+        self._idle: IdleTimeout | None = None
 
     def start(self, *, read_now: bool = False) -> None:
         """Begin to carry bytes.  Does not block.
@@ -77,6 +88,14 @@ class Pump:
         closed and the stream released when both directions have ended, whatever happens.
         """
         self._stream.on_failure(self._failed)
+        if self._idle_seconds:
+            self._idle = IdleTimeout(
+                self._idle_seconds,
+                self._watcher,
+                count=lambda: self._stream.counts,
+                excused=self._may_rest,
+                expired=self._rested_too_long,
+            )
         if _DELIVERS_NOW:
             self._stream.deliver_to(self)
         else:
@@ -97,6 +116,16 @@ class Pump:
             self._sock.abort()
         return silence is not None
 
+    def _may_rest(self) -> bool:
+        """Return whether the stream rests for a reason of ours: it waits for its turn, or for a pipe."""
+        waits = any(share is not None and share.waits for share in (self._up, self._down))
+        return waits or not self._stream.lane.attached
+
+    def _rested_too_long(self) -> None:
+        text = f"nothing came or went for {self._idle_seconds:g} s, its idle_timeout"
+        self._stream.reset(Reason.LIMIT, text)
+        self._sock.abort()
+
     def _over(self, orderly: bool) -> None:
         """One direction has ended, and nobody acts for it any more."""
         with self._lock:
@@ -107,6 +136,11 @@ class Pump:
         stream = self._stream
         # A reset that came after both had ended took what was still queued.
         orderly = self._orderly and stream.failure is None
+        for share in (self._up, self._down):
+            if share is not None:
+                share.close()
+        if self._idle is not None:
+            self._idle.stop()
         try:
             stream.release()
             self._sock.close(orderly=orderly)
@@ -118,6 +152,9 @@ class Pump:
     def _failed(self) -> None:
         """Wake whoever acts for a direction of a stream that was reset; end one for which nobody does."""
         self._sock.abort()
+        for share in (self._up, self._down):
+            if share is not None:
+                share.wake()
         if self._stream.stop_direct():
             self.stopped()
 
@@ -165,13 +202,22 @@ class Pump:
                 self._unwatch()
                 stream.when_writable(self._watch)
                 return None
+            most, up = min(room, SMALL_READ), self._up
+            if up is not None and not (most := up.take(most)):
+                self._unwatch()
+                self._wait_for_turn(up, self._watch)
+                return None
             try:
-                data = self._sock.recv_now(min(room, SMALL_READ))
+                data = self._sock.recv_now(most)
             except BlockingIOError:
+                data = None
+            if up is not None and len(data or b"") < most:
+                up.give_back(most - len(data or b""))
+            if data is None:
                 return None
             if data:
                 stream.queue(data)
-                if len(data) == SMALL_READ:
+                if len(data) == SMALL_READ and (up is None or up.plenty):
                     self._begin_bulk()
                 return stream.lane
             self._unwatch()
@@ -217,11 +263,16 @@ class Pump:
             self._over(True)
 
     def _uplink_loop(self) -> bool:
-        """Carry bulk until it is quiet (True) or the socket's peer has finished (False)."""
-        stream, sock = self._stream, self._sock
+        """Carry bulk until it is quiet or over its rate (True), or the socket's peer has finished (False)."""
+        stream, sock, up = self._stream, self._sock, self._up
         few = 0
         while few < FEW_READS:
-            count = self._read_buffer(stream.wait_writable())
+            room = min(stream.wait_writable(), BUFFER_PAYLOAD)
+            if up is not None and not (room := up.take(room)):
+                return True
+            count = self._read_buffer(room)
+            if up is not None:
+                up.give_back(room - (count or 0))
             if count == 0:
                 return False
             if count is None:
@@ -238,7 +289,7 @@ class Pump:
         stream = self._stream
         buffer = stream.take_buffer()
         try:
-            count = self._sock.recv_available_into(buffer.payload[: min(room, BUFFER_PAYLOAD)])
+            count = self._sock.recv_available_into(buffer.payload[:room])
         except BlockingIOError:
             stream.return_buffer(buffer)
             return None
@@ -260,8 +311,19 @@ class Pump:
     def deliver(self, payload: memoryview) -> int:
         """Hand to the socket what it takes at once.  By the lane's reader; does not block."""
         self._watcher.stir()
+        down = self._down
+        if down is not None:
+            allowed = self._allowed(down, len(payload))
+            self._over_rate = allowed < len(payload)
+            payload = payload[:allowed]
+            if not payload:
+                return 0
         try:
-            return self._sock.send_now(payload)
+            sent = self._sock.send_now(payload)
+            if down is not None and sent < len(payload):
+                self._over_rate = False
+                down.give_back(len(payload) - sent)
+            return sent
         except OSError as error:
             # Nothing more can be handed on; the reset makes the stream stop, which `stopped` hears of.
             self._stream.reset(*reason_for(error))
@@ -272,7 +334,11 @@ class Pump:
             return 0
 
     def backlog(self) -> None:
-        """Give the downlink a thread.  Does not block."""
+        """Give the downlink a thread, unless it has to wait for its turn.  Does not block."""
+        if self._over_rate and self._down is not None:
+            self._over_rate = False
+            self._wait_for_turn(self._down, self._deliver_again)
+            return
         try:
             self._start_thread(f"{self._stream.label}-down", self._run_downlink)
         except NoThread as error:
@@ -303,8 +369,12 @@ class Pump:
                 if payload is None:
                     break
                 self._watcher.stir()
-                sock.send_all(payload)
-                stream.consumed(len(payload))
+                if self._down is None:
+                    sock.send_all(payload)
+                    stream.consumed(len(payload))
+                elif not self._send_within_rate(payload, self._down):
+                    self._wait_for_turn(self._down, self._deliver_again)
+                    return
             orderly = self._half_close()
         except Idle:
             return  # The lane's reader delivers again.
@@ -317,6 +387,33 @@ class Pump:
             self._faulty("downlink")
         else:
             self._over(orderly)
+
+    # --- a direction that has a rate ----------------------------------------------------------------
+
+    def _wait_for_turn(self, share: RateShare, go_on: Callable[[], object]) -> None:
+        """Have `go_on` called when this direction has its turn, or the stream is over.  Nobody acts for it before."""
+        share.when_ready(go_on)
+        if self._stream.failure is not None:  # `_failed` may have come before it waited
+            share.wake()
+
+    def _allowed(self, share: RateShare, wanted: int) -> int:
+        """Return how much of what came may be sent now; all when no more will come, as little as that is."""
+        return wanted if self._stream.failure is not None else share.take(wanted)
+
+    def _deliver_again(self) -> None:
+        self._stream.deliver_to(self)
+
+    def _send_within_rate(self, payload: memoryview, share: RateShare) -> bool:
+        """Send what the rate allows, and give the rest back to the stream; return whether that was all."""
+        while payload:
+            size = self._allowed(share, len(payload))
+            if not size:
+                self._stream.put_back(payload)
+                return False
+            self._sock.send_all(payload[:size])
+            self._stream.consumed(size)
+            payload = payload[size:]
+        return True
 
     def _half_close(self) -> bool:
         try:

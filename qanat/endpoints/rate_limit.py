@@ -92,6 +92,11 @@ class RateLimit:
             self._bucket.tokens -= count
             return True
 
+    @property
+    def plenty(self) -> bool:
+        """Whether nobody waits, and there is more than a turn's bytes; a guess, without the lock."""
+        return not self._waits and self._bucket.tokens - self._kept.tokens >= MAX_QUANTUM
+
     def _free_locked(self, now: float) -> int:
         """Return the bytes that are there for anybody."""
         self._bucket.refill(now)
@@ -237,6 +242,16 @@ class RateShare:
     def take(self, wanted: int) -> int:
         """Take up to `wanted` bytes, at least 1, and return how many; 0 when it has to wait for its turn."""
         return self._limit.take(self, wanted)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its turn."""
+        return self.callback is not None
+
+    @property
+    def plenty(self) -> bool:
+        """Whether it may take as much as a thread is worth; a guess, without the lock."""
+        return self.granted >= MIN_BURST or self._limit.plenty
 
     def give_back(self, count: int) -> None:
         """Give back what was taken and not needed: there was no more to move."""

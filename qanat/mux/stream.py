@@ -55,6 +55,10 @@ class LaneOfStream(Protocol):
     core: LaneCore
     clock: Callable[[], float]
 
+    @property
+    def attached(self) -> bool:
+        """Whether a pipe carries it."""
+
     def wake_locked(self, *, sending: bool = False) -> Calls:
         """Wake the threads that the core has named; return what to `call` once the lock is released."""
 
@@ -282,6 +286,11 @@ class Stream:
                     self._direct = True
                     raise Idle
                 quiet = not self._wait_readable_locked(seconds if self._sink is not None else None)
+
+    def put_back(self, payload: memoryview) -> None:
+        """Give back the end of what `receive` gave: it comes first again.  Does not block."""
+        with self._lock:
+            self._receiver.put_back(self._state, payload)
 
     def deliver_to(self, sink: Sink) -> None:
         """Have the lane's reader deliver to `sink` from now on, and deliver what has come.  Does not block."""
