@@ -401,7 +401,10 @@ class Pump:
         return wanted if self._stream.failure is not None else share.take(wanted)
 
     def _deliver_again(self) -> None:
-        self._stream.deliver_to(self)
+        if self._stream.failure is None:
+            self._stream.deliver_to(self)
+        else:
+            self.backlog()  # A thread sends what came before the reset, however much that is.
 
     def _send_within_rate(self, payload: memoryview, share: RateShare) -> bool:
         """Send what the rate allows, and give the rest back to the stream; return whether that was all."""
