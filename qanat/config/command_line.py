@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qanat.base.addresses import check_listen_host, check_target_host, parse_port
-from qanat.base.endpoint_addresses import TcpAddress, listen_in_one_place
 from qanat.base.errors import UsageError
+from qanat.config.forwards import parse_ssh_forwards
 from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
 from qanat.config.secret_files import read_secret_file, read_token_file, token_secret
-from qanat.config.settings import ClientSettings, ClientTls, Forward, RemoteServer
+from qanat.config.settings import ClientSettings, ClientTls, RemoteServer
 from qanat.config.state import environment_state_dir, user_state_dir
-from qanat.config.texts import AnyProxy, check_name, check_url, parse_proxy
+from qanat.config.texts import AnyProxy, check_name, check_url, named, parse_proxy
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 
@@ -32,8 +31,6 @@ TOKEN_VARIABLE = "QANAT_TOKEN"
 NAME_VARIABLE = "QANAT_NAME"
 DEFAULT_NAME = "client"
 
-_FORM = "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets"
-_FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
 _USER = re.compile(r"^(\w+://)([^@/?#:]*)@")
 
 
@@ -61,9 +58,9 @@ def client_from_options(
     server = with_flags(RemoteServer(urls, _token(token_file, environ)), given)
     kept = server.fingerprint is None
     settings = ClientSettings(
-        name=_named("the client's name", check_name, name),
+        name=named("the client's name", check_name, name),
         servers=(server,),
-        forwards=_forwards(given.get("local", ()), given.get("remote", ())),
+        forwards=parse_ssh_forwards(given.get("local", ()), given.get("remote", ())),
         proxy=_proxy(urls, given.get("proxy"), given.get("proxy_password_file"), environ),
         headers=_headers(given.get("header", ()), given.get("header_file", ())),
         state_dir=state_dir or environment_state_dir(environ) or user_state_dir(environ, needed=kept),
@@ -87,7 +84,7 @@ def with_flags(settings: T, given: Mapping[str, Any]) -> T:
         elif option.kind is not Kind.OWN:
             for flag in option.declared.flags:
                 if is_given(value := given.get(flag.dest)):
-                    values[option.field] = _named(flag.name, partial(_parse_flag, option), value)
+                    values[option.field] = named(flag.name, partial(_parse_flag, option), value)
                     names[option.key] = flag.name
     made: T = replace(settings, **values)  # type: ignore[type-var]
     for conflict in conflicts_of(made):
@@ -118,55 +115,6 @@ def _parse_flag(option: Option, value: Any) -> Any:
     return value
 
 
-def parse_ssh_forward(kind: str, text: str) -> Forward:
-    """Return the forward in `[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
-
-    ADDRESS is `localhost` when left out, and every address when `*` or empty, over IPv4 and IPv6 as ssh has it.  PORT
-    0 lets the system choose.
-    """
-    if "/" in text:
-        raise UsageError("has a Unix socket, which is not available in this version", hint=_FORM)
-    fields = _split_fields(text)
-    if len(fields) in (1, 2):
-        raise UsageError("has no target; a dynamic forward is not available in this version", hint=_FORM)
-    if len(fields) == 3:
-        fields = ["localhost", *fields]
-    if len(fields) != 4:
-        raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
-    bind, port_text, host, host_port = fields
-    port = parse_port(port_text, lowest=0)
-    listen = TcpAddress(check_listen_host(bind, port), port)
-    return Forward(kind, listen, TcpAddress(check_target_host(host), parse_port(host_port)))
-
-
-def _split_fields(text: str) -> list[str]:
-    """Cut at the colons outside brackets, and take the brackets off."""
-    fields: list[str] = []
-    position = 0
-    while True:
-        match = _FIELD.match(text, position)
-        assert match is not None  # the second form matches nothing, too
-        fields.append(match[1] if match[1] is not None else match[2])
-        position = match.end()
-        if position == len(text):
-            return fields
-        if text[position] != ":":
-            raise UsageError("has a bracket in the wrong place", hint=_FORM)
-        position += 1
-
-
-def _forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...]:
-    forwards: list[Forward] = []
-    for kind, option, texts in (("local", "-L", local), ("remote", "-R", remote)):
-        for text in texts:
-            what = f"{option} {text}"
-            forward = _named(what, partial(parse_ssh_forward, kind), text.strip())
-            if any(f.kind == kind and listen_in_one_place(f.listen, forward.listen) for f in forwards):
-                raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
-            forwards.append(forward)
-    return tuple(forwards)
-
-
 def _check_tls(urls: Sequence[str], tls: ClientTls, given: Mapping[str, Any]) -> None:
     for option in options_of(ClientTls):
         for flag in option.declared.flags:
@@ -184,7 +132,7 @@ def _proxy(urls: Sequence[str], text: str | None, password_file: Path | None, en
         proxy: AnyProxy = environment
     else:
         follows = password_file is not None
-        proxy = _named("--proxy", lambda value: parse_proxy(value, environment, password_follows=follows), text)
+        proxy = named("--proxy", lambda value: parse_proxy(value, environment, password_follows=follows), text)
     if isinstance(proxy, EnvironmentProxies):
         for url in urls:
             proxy.proxy_for(TunnelUrl.parse(url))  # a variable that cannot be used ends the start
@@ -197,8 +145,8 @@ def _proxy(urls: Sequence[str], text: str | None, password_file: Path | None, en
         return proxy
     if not isinstance(proxy, Proxy) or proxy.user is None:
         raise UsageError("--proxy-password-file needs a user in --proxy", hint="write --proxy http://USER@HOST:PORT")
-    password = _named("--proxy-password-file", read_secret_file, password_file)
-    return _named("--proxy-password-file", proxy.with_password, password)
+    password = named("--proxy-password-file", read_secret_file, password_file)
+    return named("--proxy-password-file", proxy.with_password, password)
 
 
 def _headers(texts: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -209,27 +157,19 @@ def _headers(texts: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, str
             if not colon or not value:
                 raise UsageError(f"{option} must be {form}", hint="give it once for each header")
             what = f"{option} {name}"  # never the value
-            _named(what, check_header_name, name)
+            named(what, check_header_name, name)
             if name.lower() in headers:
                 raise UsageError(f"{what} is given twice")
             if option == "--header-file":
-                value = _named(what, read_secret_file, Path(value))
+                value = named(what, read_secret_file, Path(value))
             elif looks_secret(name):
                 raise UsageError(
                     f"{what} looks like a secret, which every user of this machine can read on a command line",
                     hint=f"put the value into a file that only you can read, and give --header-file {name}:FILE",
                 )
-            _named(what, check_header_value, value)
+            named(what, check_header_value, value)
             headers[name.lower()] = (name, value)
     return tuple(headers.values())
-
-
-def _named(what: str, parse: Callable[[S], T], value: S) -> T:
-    """Return `parse(value)`, with `what` in front of its complaint."""
-    try:
-        return parse(value)
-    except UsageError as error:
-        raise UsageError(f"{what} {error.message}", hint=error.hint) from error
 
 
 def _split_users(urls: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -241,13 +181,13 @@ def _split_users(urls: Sequence[str]) -> tuple[str, tuple[str, ...]]:
             if user and match[2] and match[2] != user:
                 raise UsageError("the URLs have different names before the @", hint="they are ways to one server")
             user, url = match[2] or user, match[1] + url[match.end() :]
-        plain.append(_named("the URL", check_url, url))
+        plain.append(named("the URL", check_url, url))
     return user, tuple(plain)
 
 
 def _token(token_file: Path | None, environ: Mapping[str, str]) -> bytes:
     if token_file is not None:
-        return _named("--token-file", read_token_file, token_file)
+        return named("--token-file", read_token_file, token_file)
     text = environ.get(TOKEN_VARIABLE)
     if not text:
         raise UsageError("there is no token", hint=f"give --token-file FILE, or set {TOKEN_VARIABLE}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from qanat.base.addresses import check_target_host, normalize_name, parse_address, parse_listen, parse_network
 from qanat.base.errors import UsageError
@@ -31,6 +32,9 @@ _LATER_TRANSPORTS = ("websocket-h2", "split")
 _TRANSPORT_CHOICE = "websocket, http2, grpc or auto"
 _PATH = re.compile(PATH_PATTERN)
 _MONITORS = "/healthz"
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 AnyProxy = Proxy | EnvironmentProxies | None
 
@@ -134,6 +138,14 @@ def parse_proxy(text: str, environment: EnvironmentProxies, *, password_follows:
             hint=near or "for example http://proxy.example.com:3128 or socks5h://127.0.0.1:1080",
         )
     return Proxy.parse(text, password_follows=password_follows)
+
+
+def named(what: str, parse: Callable[[S], T], value: S) -> T:
+    """Return `parse(value)`, with `what` in front of its complaint."""
+    try:
+        return parse(value)
+    except UsageError as error:
+        raise UsageError(f"{what} {error.message}", hint=error.hint) from error
 
 
 def any_of(choices: Collection[str]) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import UsageError
-from qanat.config.command_line import client_from_options, parse_ssh_forward
+from qanat.config.command_line import client_from_options
+from qanat.config.forwards import parse_ssh_forward
 from qanat.config.settings import Forward, RemoteServer
 from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.config_rig import ENVIRON, FINGERPRINT, TOKEN, URL
