@@ -21,7 +21,8 @@ from qanat.base.errors import MORE_FILES, BindError, NameLookupError, OutOfFiles
 from qanat.base.resolve import numeric_address
 from qanat.base.sockets import close_socket, describe_os_error, format_address
 
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What the system says when there is no descriptor or memory for a socket; that passes by itself."""
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 _SAME_PORT_TRIES = 16
 """How often a free port of the system's choice is sought that is free on all addresses."""
@@ -127,7 +128,7 @@ class Acceptor:
             try:
                 sock, address = self._ready.popleft().accept()
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     raise OutOfFiles(error) from error
                 continue  # it has gone again, or a firewall took it (accept(2))
             sock.setblocking(True)
@@ -210,6 +211,6 @@ def _cannot_listen(where: str, port: int, error: OSError) -> BindError:
         hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one, or listen behind a proxy"
     elif number in _NOT_HERE:
         hint = "this machine does not have that address; use one from `ip addr`, or 0.0.0.0"
-    elif number in _EXHAUSTED:
+    elif number in EXHAUSTED:
         hint = MORE_FILES
     return BindError(f"cannot listen on {where}: {describe_os_error(error)}", number=number, hint=hint)

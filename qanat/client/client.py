@@ -62,7 +62,10 @@ class Client:
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
         self._local = LocalForwards(
-            settings.forwards, self._accepted, application_keepalive(settings.application_keepalive)
+            settings.forwards,
+            self._accepted,
+            self._watcher,
+            application_keepalive(settings.application_keepalive),
         )
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None

@@ -2,7 +2,7 @@
 
 What becomes of a connection is `qanat.client.client`'s business, which calls this.
 
-Threads: each bound forward has an accepting thread; while any is not bound, the *forwards* thread asks again.
+Threads: the watcher accepts; while a forward is not bound, the *forwards* thread asks again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
@@ -43,10 +44,15 @@ class LocalForwards:
     """The local ones of a client's forwards, from `bind` to `close`.  `close` may be called from any thread."""
 
     def __init__(
-        self, forwards: Sequence[Forward], accepted: Accepted, keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE
+        self,
+        forwards: Sequence[Forward],
+        accepted: Accepted,
+        watcher: Watcher,
+        keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
-        """`accepted(forward, socket, peer)` is called by the accepting threads, and must not block."""
+        """`accepted(forward, socket, peer)` is called by `watcher`, and must not block."""
         self._accepted = accepted
+        self._watcher = watcher
         self._keepalive = keepalive
         self._all = [_LocalForward(n, forward) for n, forward in enumerate(forwards) if forward.kind == "local"]
         self._closed = threading.Event()
@@ -129,7 +135,8 @@ class LocalForwards:
                 one.listener = Listener(
                     listen_addresses(forward.listen.host, forward.listen.port),
                     lambda sock, peer: self._accepted(forward, sock, peer),
-                    f"listen-{one.number}",
+                    str(forward),
+                    self._watcher,
                     keepalive=self._keepalive,
                 )
             except EndpointError as error:
@@ -146,7 +153,7 @@ class LocalForwards:
     def _start(self, one: _LocalForward, listener: Listener) -> None:
         try:
             listener.start()
-        except EndpointError as error:  # no thread; its port is free again
+        except EndpointError as error:  # no thread or descriptor; its port is free again
             one.listener = None
             self._failed(one, error)
             self._report(one, error)

@@ -6,9 +6,7 @@ Which addresses may be bound is decided elsewhere (`qanat.server.access.rules`);
 from __future__ import annotations
 
 import errno
-import logging
 import socket
-import threading
 from collections.abc import Callable, Sequence
 
 from qanat.base import listen as tcp_listen
@@ -16,15 +14,13 @@ from qanat.base import resolve as names
 from qanat.base.addresses import ListenAddress, format_host_port
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import BindError, Canceled, EndpointError, NameLookupError, NoThread, OutOfFiles
+from qanat.base.errors import BindError, Canceled, EndpointError, NameLookupError
 from qanat.base.resolve import Address, LookupShare
 from qanat.base.sockets import format_address
-from qanat.base.threads import start_thread
-from qanat.base.unexpected import log_unexpected
+from qanat.base.watcher import Watcher
+from qanat.endpoints.accepting import Accepting
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.mux.frames import Reason
-
-log = logging.getLogger("qanat.endpoint")
 
 REASONS = {
     errno.ECONNREFUSED: Reason.REFUSED,
@@ -35,8 +31,6 @@ REASONS = {
     errno.ENFILE: Reason.LIMIT,
 }
 """What the peer is told for an error of the operating system."""
-EXHAUSTED_PAUSE = 0.1
-"""Seconds until accepting is tried again when there was no descriptor for a connection."""
 _BACKLOG = 512
 
 
@@ -58,9 +52,9 @@ def resolve(
 
 
 class Listener:
-    """The listening TCP sockets of one port, with their accepting thread.
+    """The listening TCP sockets of one port.
 
-    `on_connection(socket, peer)` is called by that thread for each connection and must not block.
+    `on_connection(socket, peer)` is called in the watcher's thread for each connection and must not block.
     Connections are reset rather than ended when they are closed, or this process dies, before anyone has
     taken charge of them.
     """
@@ -70,6 +64,7 @@ class Listener:
         addresses: Sequence[ListenAddress],
         on_connection: Callable[[socket.socket, str], None],
         name: str,
+        watcher: Watcher,
         *,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
@@ -77,65 +72,28 @@ class Listener:
 
         `addresses` are as for `qanat.base.listen.bind`.  Raises EndpointError (LIMIT when in use).
         """
-        self._on_connection = on_connection
-        self._name = name
-        self._closed = threading.Event()
-        self._exhausted = False
-        self._thread: threading.Thread | None = None
         try:
             sockets = tcp_listen.bind(addresses, backlog=_BACKLOG, configure=keepalive.configure)
-            self._acceptor = tcp_listen.Acceptor(sockets)
         except BindError as error:
             reason = REASONS.get(error.number, Reason.LIMIT)
             raise EndpointError(error.message, code=reason, hint=error.hint) from error
-        self.address: str = " and ".join(format_address(address) for address in self._acceptor.addresses)
-        self.port: int = self._acceptor.addresses[0][1]
+        names = [sock.getsockname() for sock in sockets]
+        self.address: str = " and ".join(format_address(name) for name in names)
+        self.port: int = names[0][1]
+        self._accepting = Accepting(
+            sockets, lambda sock, peer: on_connection(sock, format_address(peer)), f"{name} on {self.address}", watcher
+        )
 
     def start(self) -> None:
         """Accept connections from now on.  Does not block.
 
-        Raises EndpointError when the system gives no thread; the port is free again then.
+        Raises EndpointError when the system gives no thread or descriptor for it; the port is free again then.
         """
-        try:
-            self._thread = start_thread(self._name, self._accept_loop)
-        except NoThread as error:
-            self._acceptor.close()
-            raise EndpointError(
-                f"cannot accept on {self.address}: {error.message}", code=Reason.LIMIT, hint=error.hint
-            ) from error
+        self._accepting.start()
 
     def close(self) -> None:
-        """Stop accepting and free the port; joins the thread unless called by it.  Idempotent, from any thread."""
-        self._closed.set()
-        self._acceptor.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        """Stop accepting and free the port.  Idempotent, from any thread.
 
-    def _accept_loop(self) -> None:
-        try:
-            while not self._closed.is_set():
-                self._accept()
-        finally:
-            self._acceptor.close()
-
-    def _accept(self) -> None:
-        try:
-            accepted = self._acceptor.accept()
-        except OutOfFiles as error:
-            if not self._exhausted:
-                log.warning("%s: %s", self._name, error)
-            self._exhausted = True
-            self._closed.wait(EXHAUSTED_PAUSE)
-            return
-        except Exception:
-            log_unexpected(f"{self._name}: accepting a connection failed")
-            self._closed.wait(EXHAUSTED_PAUSE)
-            return
-        if accepted is not None:
-            self._exhausted = False
-            sock, address = accepted
-            try:
-                self._on_connection(sock, format_address(address))
-            except Exception:
-                sock.close()
-                log_unexpected(f"{self._name}: the connection from {format_address(address)} ended")
+        Blocks until a call of `on_connection` that has begun has returned, unless that is what calls this.
+        """
+        self._accepting.close()

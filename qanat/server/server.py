@@ -88,7 +88,7 @@ class Server:
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
         self._application_keepalive = application_keepalive(settings.application_keepalive)
-        self._shared_ports = SharedPorts(self._application_keepalive)
+        self._shared_ports = SharedPorts(self._watcher, self._application_keepalive)
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
         self._clients = {client.name: _KnownClient(client, self._max_streams) for client in settings.clients}

@@ -205,7 +205,8 @@ class ServerSession(Session):
         if self._listen_rules.is_shared(host, port):
             return self._shared_ports.join(addresses, self, partial(self._accepted, number))
         accept = partial(self._accepted, number)
-        listener = Listener(addresses, accept, f"{self.name}-listen-{number}", keepalive=self._keepalive)
+        what = f"{self.name}: remote forward {number}"
+        listener = Listener(addresses, accept, what, self._watcher, keepalive=self._keepalive)
         listener.start()
         return listener
 

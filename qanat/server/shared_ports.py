@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qanat.base.addresses import ListenAddress
+from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import Listener
 
@@ -55,12 +56,12 @@ class Membership:
 class _SharedPort:
     """One listener and its members, who come and go under the lock of `SharedPorts` as well as this one's."""
 
-    def __init__(self, addresses: tuple[ListenAddress, ...], keepalive: ApplicationKeepalive) -> None:
+    def __init__(self, addresses: tuple[ListenAddress, ...], watcher: Watcher, keepalive: ApplicationKeepalive) -> None:
         self.lock = threading.Lock()
         self.members: list[Membership] = []
         self.asked_for = addresses
         self._numbers = itertools.count(1)  # of connections, guarded by the lock
-        self.listener = Listener(addresses, self._accepted, f"listen-shared-{addresses[0].port}", keepalive=keepalive)
+        self.listener = Listener(addresses, self._accepted, "a shared port", watcher, keepalive=keepalive)
 
     def _accepted(self, sock: socket.socket, peer: str) -> None:
         with self.lock:
@@ -78,7 +79,9 @@ class _SharedPort:
 class SharedPorts:
     """The shared ports of one server.  Safe to use from any thread."""
 
-    def __init__(self, keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE) -> None:
+    def __init__(self, watcher: Watcher, keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE) -> None:
+        """`watcher` accepts; it is closed, by its owner, after the last member has left."""
+        self._watcher = watcher
         self._keepalive = keepalive
         self._lock = threading.Lock()
         self._ports: dict[tuple[ListenAddress, ...], _SharedPort] = {}
@@ -92,7 +95,7 @@ class SharedPorts:
         with self._lock:
             shared = self._ports.get(addresses)
             if shared is None:
-                shared = _SharedPort(addresses, self._keepalive)
+                shared = _SharedPort(addresses, self._watcher, self._keepalive)
                 shared.listener.start()
                 self._ports[addresses] = shared
             member = Membership(self, shared, acceptor, accept)

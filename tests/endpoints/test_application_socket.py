@@ -13,6 +13,7 @@ import pytest
 
 from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
+from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive, reason_for
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.wakeable import WakeableSocket
@@ -28,8 +29,10 @@ class Both:
 
     def __init__(self, stack: ExitStack, keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE) -> None:
         came: queue.Queue[socket.socket] = queue.Queue()
+        watcher = Watcher()
+        stack.callback(watcher.close)
         listener = Listener(
-            listen_addresses("127.0.0.1", 0), lambda sock, peer: came.put(sock), "listen", keepalive=keepalive
+            listen_addresses("127.0.0.1", 0), lambda sock, peer: came.put(sock), "listen", watcher, keepalive=keepalive
         )
         listener.start()
         stack.callback(listener.close)
@@ -82,7 +85,10 @@ def test_a_machine_that_vanished_is_noticed() -> None:
 
         def listen() -> Listener:
             addresses = listen_addresses(SERVER, 0)
-            return Listener(addresses, lambda sock, peer: came.put(sock), "listen", keepalive=keepalive)
+            return Listener(addresses, lambda sock, peer: came.put(sock), "listen", watcher, keepalive=keepalive)
+
+        watcher = Watcher()
+        stack.callback(watcher.close)
 
         listener = within(network.server, listen)
         listener.start()

@@ -18,6 +18,8 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError
 from qanat.base.resolve import Address
+from qanat.base.watcher import Watcher
+from qanat.endpoints.accepting import Accepting
 from qanat.endpoints.tcp import Listener
 from qanat.mux.frames import Reason
 from tests.support.background import wait_until
@@ -41,6 +43,13 @@ def silent() -> Iterator[tuple[str, int]]:
     """An address that never answers."""
     with contextlib.ExitStack() as stack:
         yield silent_address(stack)
+
+
+@pytest.fixture
+def watcher() -> Iterator[Watcher]:
+    watcher = Watcher()
+    yield watcher
+    watcher.close()
 
 
 def failure(*addresses: Address, seconds: float = SECONDS) -> EndpointError:
@@ -133,28 +142,30 @@ def test_no_descriptor_left_is_a_limit_and_leaks_none(closed_port: int) -> None:
 # --- listening --------------------------------------------------------------------------------------
 
 
-class Accepting:
+class Accepted:
     """A listener whose connections wait in a queue."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.connections: queue.Queue[tuple[socket.socket, str]] = queue.Queue()
+        self.watcher = Watcher()
         self.listener = Listener(
-            listen_addresses(host, port), lambda sock, peer: self.connections.put((sock, peer)), "listen"
+            listen_addresses(host, port), lambda sock, peer: self.connections.put((sock, peer)), "listen", self.watcher
         )
 
-    def __enter__(self) -> Accepting:
+    def __enter__(self) -> Accepted:
         self.listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.listener.close()
+        self.watcher.close()
         while not self.connections.empty():
             self.connections.get()[0].close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_connections_arrive_with_their_address(host: str) -> None:
-    with Accepting(host) as accepting, socket.create_connection((host, accepting.listener.port), SECONDS) as client:
+    with Accepted(host) as accepting, socket.create_connection((host, accepting.listener.port), SECONDS) as client:
         sock, peer = accepting.connections.get(timeout=SECONDS)
         with sock:
             port = client.getsockname()[1]
@@ -163,7 +174,7 @@ def test_connections_arrive_with_their_address(host: str) -> None:
 
 
 def test_a_wildcard_of_ipv6_does_not_take_ipv4s_port() -> None:
-    with Accepting("::") as six, Accepting("0.0.0.0", six.listener.port) as four:
+    with Accepted("::") as six, Accepted("0.0.0.0", six.listener.port) as four:
         with socket.create_connection(("127.0.0.1", six.listener.port), SECONDS):
             four.connections.get(timeout=SECONDS)[0].close()
         with socket.create_connection(("::1", six.listener.port), SECONDS):
@@ -171,48 +182,51 @@ def test_a_wildcard_of_ipv6_does_not_take_ipv4s_port() -> None:
 
 
 def test_a_port_in_use_says_who_to_look_for() -> None:
-    with Accepting() as holder:
+    with Accepted() as holder:
+        where = listen_addresses("127.0.0.1", holder.listener.port)
         with pytest.raises(EndpointError) as caught:
-            Listener(listen_addresses("127.0.0.1", holder.listener.port), lambda sock, peer: None, "second")
+            Listener(where, lambda sock, peer: None, "second", holder.watcher)
         assert caught.value.code == Reason.LIMIT
         assert f"cannot listen on 127.0.0.1:{holder.listener.port}" in caught.value.message
         assert "ss -ltnp" in caught.value.hint
 
 
-def test_an_address_that_is_not_ours_says_so() -> None:
+def test_an_address_that_is_not_ours_says_so(watcher: Watcher) -> None:
     with pytest.raises(EndpointError) as caught:
-        Listener(listen_addresses("192.0.2.1", 0), lambda sock, peer: None, "foreign")
+        Listener(listen_addresses("192.0.2.1", 0), lambda sock, peer: None, "foreign", watcher)
     assert "does not have that address" in caught.value.hint
 
 
-def test_no_descriptor_left_for_a_listener_leaks_none() -> None:
-    for spare in range(3):  # None at all, the socket itself, the socket and one end of what wakes it.
-        with files_limited(spare), pytest.raises(EndpointError) as caught:
-            Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "starved")
-        assert caught.value.code == Reason.LIMIT
+@pytest.mark.parametrize("spare", range(4))
+def test_no_descriptor_left_for_a_listener_leaks_none(spare: int, watcher: Watcher) -> None:
+    """None at all, one for the socket itself, and some of what the watcher waits with."""
+    with files_limited(spare), pytest.raises(EndpointError) as caught:
+        Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "starved", watcher).start()
+    assert caught.value.code == Reason.LIMIT
+    assert "ulimit -n" in caught.value.hint
 
 
 def test_close_joins_frees_the_port_and_may_be_repeated() -> None:
-    with Accepting() as accepting:
+    with Accepted() as accepting:
         port = accepting.listener.port
         closers = [threading.Thread(target=accepting.listener.close) for _ in range(4)]
         for closer in closers:
             closer.start()
         for closer in closers:
             closer.join(SECONDS)
-        assert not [t for t in threading.enumerate() if t.name == "listen"]
+        assert len(accepting.watcher) == 0
         with socket.create_server(("127.0.0.1", port)):
             pass
 
 
-def test_a_listener_that_never_started_frees_its_port() -> None:
-    listener = Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "unused")
+def test_a_listener_that_never_started_frees_its_port(watcher: Watcher) -> None:
+    listener = Listener(listen_addresses("127.0.0.1", 0), lambda sock, peer: None, "unused", watcher)
     listener.close()
     with socket.create_server(("127.0.0.1", listener.port)):
         pass
 
 
-def test_a_listener_may_be_closed_by_its_own_thread() -> None:
+def test_a_listener_may_be_closed_by_its_own_thread(watcher: Watcher) -> None:
     listeners: list[Listener] = []
     closed: queue.Queue[socket.socket] = queue.Queue()
 
@@ -220,7 +234,7 @@ def test_a_listener_may_be_closed_by_its_own_thread() -> None:
         listeners[0].close()
         closed.put(sock)
 
-    listeners.append(Listener(listen_addresses("127.0.0.1", 0), close, "own"))
+    listeners.append(Listener(listen_addresses("127.0.0.1", 0), close, "own", watcher))
     listeners[0].start()
     with socket.create_connection(("127.0.0.1", listeners[0].port), SECONDS):
         closed.get(timeout=SECONDS).close()
@@ -230,19 +244,19 @@ def test_a_listener_may_be_closed_by_its_own_thread() -> None:
 
 
 def test_connections_that_nobody_took_charge_of_are_reset() -> None:
-    with Accepting() as accepting, socket.create_connection(("127.0.0.1", accepting.listener.port), SECONDS) as client:
+    with Accepted() as accepting, socket.create_connection(("127.0.0.1", accepting.listener.port), SECONDS) as client:
         accepting.connections.get(timeout=SECONDS)[0].close()
         assert read_to_end(client) == (b"", "reset")
 
 
 def test_without_descriptors_it_waits_without_spinning_and_then_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Accepting() as accepting, socket.socket() as client:
+    with Accepted() as accepting, socket.socket() as client:
         client.settimeout(SECONDS)
-        tries = _count_calls(monkeypatch, accepting.listener, "_accept")
+        tries = _count_calls(monkeypatch, accepting.listener._accepting, "_accept")
         with files_limited(1):  # For `poll`, which needs none; the connection would need one more.
             taken = os.open("/dev/null", os.O_RDONLY)
             client.connect(("127.0.0.1", accepting.listener.port))
-            wait_until(lambda: accepting.listener._exhausted, "it has met the limit")
+            wait_until(lambda: accepting.listener._accepting._exhausted, "it has met the limit")
             cpu = time.process_time()
             wait_until(lambda: tries() >= 4, "it has tried again")
             assert time.process_time() - cpu < 0.25
@@ -253,19 +267,19 @@ def test_without_descriptors_it_waits_without_spinning_and_then_goes_on(monkeypa
 
 
 def test_close_does_not_wait_for_descriptors() -> None:
-    with Accepting() as accepting, socket.socket() as client, files_limited(0):
+    with Accepted() as accepting, socket.socket() as client, files_limited(0):
         client.connect(("127.0.0.1", accepting.listener.port))
-        wait_until(lambda: accepting.listener._exhausted, "it has met the limit")
+        wait_until(lambda: accepting.listener._accepting._exhausted, "it has met the limit")
         accepting.listener.close()
 
 
-def _count_calls(monkeypatch: pytest.MonkeyPatch, listener: Listener, name: str) -> Callable[[], int]:
+def _count_calls(monkeypatch: pytest.MonkeyPatch, accepting: Accepting, name: str) -> Callable[[], int]:
     calls: list[None] = []
-    method = getattr(listener, name)
+    method = getattr(accepting, name)
 
-    def counting() -> None:
+    def counting(listener: socket.socket) -> object:
         calls.append(None)
-        method()
+        return method(listener)
 
-    monkeypatch.setattr(listener, name, counting)
+    monkeypatch.setattr(accepting, name, counting)
     return lambda: len(calls)

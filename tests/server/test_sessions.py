@@ -37,6 +37,7 @@ class Lingering(ServerSession):
 def session(
     name: str = "a", instance: bytes = b"i" * 16, kind: type[Session] = ServerSession, *, measures: bool = False
 ) -> Session:
+    watcher = Watcher()
     return kind(
         name,
         LaneParameters(client=False),
@@ -50,8 +51,8 @@ def session(
         connecting=threading.Semaphore(),
         max_forwards=1,
         max_lanes=1,
-        watcher=Watcher(),
-        shared_ports=SharedPorts(),
+        watcher=watcher,
+        shared_ports=SharedPorts(watcher),
         measures=measures,
     )
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from qanat.base import watcher
 from qanat.base.addresses import listen_addresses
 from qanat.base.errors import EndpointError, NoThread
-from qanat.endpoints import tcp
 from qanat.mux.frames import Reason
 from qanat.server.shared_ports import SharedPorts
 from tests.support.harness import SECONDS
@@ -39,7 +39,9 @@ class Rig:
     """One port, and who shares it."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.ports, self.port = SharedPorts(), unused_port()
+        watching = watcher.Watcher()
+        stack.callback(watching.close)
+        self.ports, self.port = SharedPorts(watching), unused_port()
         self._stack = stack
         self._taken = queue.Queue[tuple[Taker, Callable[[], None]]]()
         self.takers = {name: Taker(name, self._taken, stack) for name in "abc"}
@@ -131,7 +133,7 @@ def test_a_port_that_got_no_thread_is_free_for_the_next(rig: Rig, monkeypatch: p
         raise NoThread
 
     with monkeypatch.context() as patch:
-        patch.setattr(tcp, "start_thread", no_thread)
+        patch.setattr(watcher, "start_thread", no_thread)
         with pytest.raises(EndpointError, match="new thread"):
             rig.join("a")
     rig.join("b")

@@ -254,7 +254,7 @@ SERVER = [
     Case(ServerSession, "_on_open", "local"),
     Case(JoinedStreams, "connect_now", "local"),
     Case(StreamTarget, "connect_now", "local"),
-    Case(ServerSession, "join_accepted", "remote", thread="a-listen"),
+    Case(ServerSession, "join_accepted", "remote", thread="watcher"),
 ]
 CASES = [*CLIENT, *SERVER]
 
