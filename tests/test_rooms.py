@@ -31,6 +31,7 @@ ROOMS = [
 """From the bottom up: each may import itself and those before it.  `client` and `server` do not know each other."""
 
 PURE = [
+    "base/proxy_protocol",
     "mux/*",
     "handshake/*",
     "session/messages",

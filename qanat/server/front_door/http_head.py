@@ -14,14 +14,11 @@ from enum import Enum, auto
 
 import h11
 
+from qanat.base.proxy_protocol import V1_BEGINNING, V2_SIGNATURE
 from qanat.base.untrusted import header_text
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What an HTTP/2 client sends first (RFC 9113 §3.4)."""
-
-PROXY_V1 = b"PROXY "
-PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
-"""How a PROXY protocol header begins, in its two versions (haproxy's doc/proxy-protocol.txt §2.1, §2.2)."""
 
 _TLS_HANDSHAKE = b"\x16\x03"
 """How a TLS record with a ClientHello begins (RFC 8446 §5.1)."""
@@ -50,8 +47,8 @@ class Opening(Enum):
 _OPENINGS = (
     (HTTP2_PREFACE, Opening.HTTP2),
     (_TLS_HANDSHAKE, Opening.TLS),
-    (PROXY_V1, Opening.PROXY),
-    (PROXY_V2, Opening.PROXY),
+    (V1_BEGINNING, Opening.PROXY),
+    (V2_SIGNATURE, Opening.PROXY),
 )
 
 
