@@ -55,6 +55,7 @@ class LaneCore:
     def detach(self) -> None:
         """Note that the pipe is gone; what was sent and not acknowledged waits for the next."""
         self.sender.detach()
+        self.receiver.detach()
 
     # --- streams --------------------------------------------------------------------------------
 

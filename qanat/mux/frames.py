@@ -19,6 +19,8 @@ MAX_TEXT = 1024
 """Bytes in a stream request, a text or a control message at most."""
 MAX_PLAINTEXT = 262_144
 """Bytes in one record's plaintext at most, its kind byte included."""
+MAX_DATAGRAM = 65_535
+"""Bytes in a datagram at most, which is more than UDP carries: 65,507 over IPv4, 65,527 over IPv6."""
 
 
 class FrameType(IntEnum):
@@ -65,9 +67,11 @@ _CONTROL_HEADER = struct.Struct("!BH")
 _VALUE = struct.Struct("!BQ")
 
 DATA_HEADER_SIZE = _DATA_HEADER.size
+DATAGRAM_HEADER_SIZE = _OPEN_HEADER.size
 
 DATA = int(FrameType.DATA)
 """As a plain number: comparing with a member of an enumeration costs as much as all the rest of the comparison."""
+DATAGRAM = int(FrameType.DATAGRAM)
 EMPTY = "a FRAMES record without a frame"
 CUT_HEADER = "a frame ends in the middle of its header"
 
@@ -189,14 +193,14 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """Payload of a stream that may be lost; no stream of this version takes any."""
+    """One datagram of a stream, of at most MAX_DATAGRAM bytes, perhaps none; it may be lost."""
 
     stream: int
     payload: bytes
 
     def encode(self) -> bytes:
         """Return the frame's bytes."""
-        return _OPEN_HEADER.pack(FrameType.DATAGRAM, self.stream, len(self.payload)) + self.payload
+        return datagram(self.stream, self.payload)
 
 
 SmallFrame = Open | Fin | Reset | Accept | Control | Ack | Credit | Ping | Pong | Datagram
@@ -211,6 +215,11 @@ def encode_text(text: str) -> bytes:
 def data_header(stream: int, length: int) -> bytes:
     """Return the header of a DATA frame; the payload follows it."""
     return _DATA_HEADER.pack(FrameType.DATA, stream, length)
+
+
+def datagram(stream: int, payload: bytes) -> bytes:
+    """Return a DATAGRAM frame, of at most MAX_DATAGRAM bytes of payload."""
+    return _OPEN_HEADER.pack(FrameType.DATAGRAM, stream, len(payload)) + payload
 
 
 def parse_frames(content: memoryview) -> Iterator[Frame]:
@@ -248,6 +257,19 @@ def parse_data(content: memoryview, position: int) -> tuple[int, int, int]:
     return stream, position, after
 
 
+def parse_datagram(content: memoryview, position: int) -> tuple[int, bytes, int]:
+    """Return stream and payload of the DATAGRAM frame at `position`, and where the next frame begins.
+
+    For who receives many: no object is made but the payload.  Raises ProtocolError.
+    """
+    try:
+        _, stream, length = _OPEN_HEADER.unpack_from(content, position)
+    except struct.error as error:
+        raise ProtocolError(CUT_HEADER) from error
+    payload, position = _take(content, position + DATAGRAM_HEADER_SIZE, length, MAX_DATAGRAM)
+    return stream, payload, position
+
+
 def parse_frame(content: memoryview, position: int) -> tuple[SmallFrame, int]:
     """Return the frame at `position`, which is no DATA, and where the next one begins.  Raises ProtocolError."""
     kind = content[position]
@@ -258,14 +280,14 @@ def parse_frame(content: memoryview, position: int) -> tuple[SmallFrame, int]:
         if kind in _OFFSET_FRAMES:
             _, stream, offset = _FIN.unpack_from(content, position)
             return _OFFSET_FRAMES[kind](stream, offset), position + _FIN.size
-        if kind in (FrameType.OPEN, FrameType.ACCEPT, FrameType.DATAGRAM):
+        if kind in (FrameType.OPEN, FrameType.ACCEPT):
             _, stream, length = _OPEN_HEADER.unpack_from(content, position)
-            limit = MAX_PLAINTEXT if kind == FrameType.DATAGRAM else MAX_TEXT
-            body, position = _take(content, position + _OPEN_HEADER.size, length, limit)
+            body, position = _take(content, position + _OPEN_HEADER.size, length, MAX_TEXT)
             if kind == FrameType.OPEN:
                 return Open(stream, body), position
-            if kind == FrameType.ACCEPT:
-                return Accept(stream, decode_text(body)), position
+            return Accept(stream, decode_text(body)), position
+        if kind == DATAGRAM:
+            stream, body, position = parse_datagram(content, position)
             return Datagram(stream, body), position
         if kind == FrameType.RESET:
             _, stream, reason, length = _RESET_HEADER.unpack_from(content, position)

@@ -354,6 +354,13 @@ class Lane:
         wakeups.readers = waiting
         return deliveries
 
+    def take_datagrams_locked(self) -> list[tuple[Stream, bytes]]:
+        """Take what the reader hands on of datagrams, by stream."""
+        wakeups, streams = self.core.wakeups, self._streams
+        found = [(streams[state.id], payload) for state, payload in wakeups.datagrams if state.id in streams]
+        wakeups.datagrams.clear()
+        return found
+
     def wake_locked(self, *, sending: bool = False) -> Calls:
         """Wake the threads that the core has named; return what to `call` once the lock is released.
 

@@ -32,9 +32,9 @@ from qanat.base.watcher import Flushable, Timer, Watcher
 from qanat.base.workers import WORKERS
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
+from qanat.mux.frames import MAX_PLAINTEXT
 from qanat.mux.parameters import Event
 from qanat.mux.pending_control import ACK_DELAY
-from qanat.mux.sender import SMALL_RECORD
 from qanat.mux.stream import Calls, LaneOfStream, Stream
 from qanat.mux.trace import describe_frames
 
@@ -83,6 +83,9 @@ class LaneOfPipe(LaneOfStream, Protocol):
 
     def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
         """Take what the reader hands on itself, by stream; the others' readers are woken later."""
+
+    def take_datagrams_locked(self) -> list[tuple[Stream, bytes]]:
+        """Take what the reader hands on of datagrams, by stream."""
 
 
 class PipeRunner:
@@ -272,7 +275,7 @@ class PipeRunner:
     def _may_send_now_locked(self) -> bool:
         """Whether the calling thread may send the next record instead of the writer."""
         return not (self._sending or self._inline or self._needs_writer_locked()) and (
-            self._sender.attached and self._sealed.can_send_now(SMALL_RECORD)
+            self._sender.attached and self._sealed.can_send_now(MAX_PLAINTEXT)
         )
 
     def _needs_writer_locked(self) -> bool:
@@ -466,6 +469,7 @@ class PipeRunner:
         lane = self._lane
         calls: Calls = []
         deliveries: list[tuple[Stream, memoryview | None]] = []
+        datagrams: list[tuple[Stream, bytes]] = []
         due = False
         try:
             with self._lock:
@@ -480,6 +484,8 @@ class PipeRunner:
                     wakeups = lane.core.wakeups
                     due = wakeups.work or self._close_when_idle is not None  # An ACK may have made it idle.
                     deliveries = lane.take_deliveries_locked()
+                    if wakeups.datagrams:
+                        datagrams = lane.take_datagrams_locked()
                     calls = lane.wake_locked(sending=True)
                     if wakeups.timer:
                         wakeups.timer = False
@@ -492,6 +498,8 @@ class PipeRunner:
                 self.send_now()
         for callback in callbacks:
             callback()
+        for stream, datagram in datagrams:
+            stream.deliver_datagram(datagram)
 
     def _flush_wanted(self) -> None:
         """Have the writer flush what the pipe itself owes the peer: a pong, a window."""

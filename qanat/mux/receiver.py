@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from qanat.base.errors import ProtocolError
 from qanat.mux import frames as wire
+from qanat.mux.datagrams import DatagramInbox
 from qanat.mux.parameters import ControlReceived, Event, LaneParameters, Opened
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.sender import Sender
@@ -38,6 +39,8 @@ class Receiver:
     ) -> None:
         self.expected = 0
         """The number of the frame that is expected next, and how many have been accepted.  Others only read it."""
+        self.early_datagrams = DatagramInbox()
+        """Those for streams on which nobody takes them yet."""
         self._refusal = f"{parameters.max_streams} streams are open already"
         self._streams = streams
         self._sender = sender
@@ -55,6 +58,11 @@ class Receiver:
     def end(self) -> None:
         """Take no more frames: the lane is over."""
         self._ended = True
+        self.early_datagrams.clear()
+
+    def detach(self) -> None:
+        """Drop the datagrams that nobody has taken: the pipe that brought them is gone."""
+        self.early_datagrams.clear()
 
     def receive(self, content: memoryview, now: float) -> list[Event]:
         """Take the frames of one FRAMES record; nothing after `end`.  Raises ProtocolError; the pipe is then over.
@@ -74,6 +82,10 @@ class Receiver:
                 if self._is_new(now, position - start):
                     self._receive_data(number, content[start:position], end)
                 continue
+            if content[position] == wire.DATAGRAM:
+                number, datagram, position = wire.parse_datagram(content, position)
+                self._receive_datagram(number, datagram, now)
+                continue
             frame, position = wire.parse_frame(content, position)
             if isinstance(frame, wire.Ack):
                 self._sender.ack_received(frame.expected)
@@ -87,9 +99,7 @@ class Receiver:
             elif isinstance(frame, wire.Pong):
                 self._pending.pong_received(frame.value, now)
                 self._wakeups.pong = True
-            elif isinstance(frame, wire.Datagram):
-                pass  # No stream of this version takes datagrams: dropped, as any datagram may be.
-            elif self._is_new(now, 0):
+            elif not isinstance(frame, wire.Datagram) and self._is_new(now, 0):
                 event = self._receive_numbered(frame, now)
                 if event is not None:
                     events.append(event)
@@ -128,6 +138,16 @@ class Receiver:
         else:
             inbox.append(bytearray(payload))
         self._wakeups.readers.append(stream)
+
+    def _receive_datagram(self, number: int, payload: bytes, now: float) -> None:
+        """Hand a datagram on; drop it where its stream is over, or not known yet, since OPEN has yet to be replayed."""
+        stream = self._streams.find_open(number)
+        if stream is None or stream.released:
+            return
+        if stream.takes_datagrams:
+            self._wakeups.datagrams.append((stream, payload))
+        else:
+            self.early_datagrams.add(number, payload, now)
 
     def _receive_numbered(
         self, frame: wire.Open | wire.Fin | wire.Reset | wire.Accept | wire.Control, now: float

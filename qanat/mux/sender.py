@@ -2,8 +2,9 @@
 
 Payload waits unnumbered in its stream's queue until `next_record` picks it, numbers it, and keeps it in the
 retransmit buffer until the peer has acknowledged it.  What goes into a record, in this order: what is pending without
-a number, then after a cut what is replayed, then control frames, then streams in the scheduler's turn.  Only DATA
-waits for room in the retransmit buffer.
+a number, then after a cut what is replayed, then control frames, then small payload of streams in the scheduler's
+turn, then datagrams, then bulk.  Only DATA waits for room in the retransmit buffer.  Datagrams and bulk take turns
+where both do not fit into one record, so neither holds up the other.
 
 Pure, and not thread-safe: every method is called with the lane's lock held.
 """
@@ -15,6 +16,7 @@ from collections import deque
 from qanat.base.errors import LocalError, ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
+from qanat.mux.datagrams import DatagramQueue
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.retransmit_buffer import Entry, RetransmitBuffer
@@ -35,6 +37,8 @@ JOINED = 16 * 1024
 """Bytes up to which small payloads that wait are joined, so that bytes written singly do not cost a frame each."""
 RIDE_ROOM = BUFFER_FRONT - 1 - wire.DATA_HEADER_SIZE
 """Bytes of other frames that fit in front of a buffer's payload."""
+DATAGRAM_ROOM = wire.DATAGRAM_HEADER_SIZE + wire.MAX_DATAGRAM
+"""Bytes of datagrams that go into one record together: the largest one fits."""
 CONTROL_ROOM = 1024 * 1024
 CONTROL_ROOM_PER_STREAM = 2048
 """Bytes, at all and for each stream that the peer may have open, that unacknowledged frames other than DATA may take
@@ -61,10 +65,12 @@ class Sender:
         """The highest ACK that the peer has sent."""
         self.attached = False
         """Whether a pipe carries the lane."""
+        self.datagrams = DatagramQueue()
         self._streams = streams
         self._pending = pending
         self._wakeups = wakeups
         self._scheduler = Scheduler()
+        self._bulk_first = False  # the last record had datagrams in the place of bulk
         self._resumable = parameters.resumable
         self._closing = False
         self._control: deque[Entry] = deque()  # numbered frames other than DATA, before they are numbered
@@ -113,6 +119,11 @@ class Sender:
         stream.queued_bytes += size
         stream.promised += size
         self.queued_bytes += size
+
+    def send_datagram(self, stream: StreamState, payload: bytes, now: float) -> None:
+        """Queue a datagram of at most MAX_DATAGRAM bytes; drop it where no pipe takes it, or the stream is over."""
+        if self.attached and not self._closing and stream.phase is not StreamPhase.CLOSED:
+            self.datagrams.add(stream.id, wire.datagram(stream.id, payload), now)
 
     @staticmethod
     def _joined(stream: StreamState, payload: bytes) -> bool:
@@ -218,9 +229,10 @@ class Sender:
         self.attached = True
 
     def detach(self) -> None:
-        """Keep what was sent and not acknowledged for the next pipe."""
+        """Keep what was sent and not acknowledged for the next pipe, and no datagram."""
         self.attached = False
         self._replay.clear()
+        self.datagrams.clear()
 
     def close(self) -> None:
         """Take no more payload: once `idle`, all that was queued has been sent.  Idempotent."""
@@ -231,6 +243,7 @@ class Sender:
         self.attached = False
         self._control.clear()
         self._replay.clear()
+        self.datagrams.clear()
         self._scheduler.clear()
         self._pending.clear()
         self.retransmit_buffer.clear()
@@ -244,7 +257,7 @@ class Sender:
     @property
     def idle(self) -> bool:
         """Whether everything that was queued has been sent."""
-        return not (self._replay or self._control or self.queued_bytes)
+        return not (self._replay or self._control or self.queued_bytes or self.datagrams)
 
     def next_record(self, now: float, *, small: bool = False) -> memoryview | None:
         """Return the plaintext of the next FRAMES record, or None when nothing has to be sent now.
@@ -258,7 +271,7 @@ class Sender:
             self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
-        riding = self._pending.frames(now, riding=bool(self._replay or self._control or self.queued_bytes))
+        riding = self._pending.frames(now, riding=not self.idle)
         room = SMALL_RECORD - sum(map(len, riding))
         while room > 0:
             entry = self._next_small()
@@ -266,7 +279,7 @@ class Sender:
                 break
             riding.append(entry.head)
             room -= len(entry.head)
-        bulk = None if small else self._next_bulk(sum(map(len, riding)))
+        bulk = self._add_datagrams_and_bulk(riding, now, small=small)
         if bulk is not None and bulk.buffer is not None:
             return self._around(riding, bulk.head, bulk.buffer)
         if not riding:
@@ -302,6 +315,23 @@ class Sender:
             return None
         self._dequeued(stream, len(payload))
         return self._keep(Entry(wire.data_header(stream.id, len(payload)) + payload))
+
+    def _add_datagrams_and_bulk(self, riding: list[bytes], now: float, *, small: bool) -> Entry | None:
+        """Add the datagrams whose turn it is to `riding`, and return the bulk behind them, if there is any."""
+        size = sum(map(len, riding))
+        bulk: Entry | None = None
+        if self._bulk_first and not small:
+            self._bulk_first = False
+            bulk = self._next_bulk(size)
+        room = DATAGRAM_ROOM if bulk is None else RIDE_ROOM - size
+        added = 0
+        while self.datagrams and (frame := self.datagrams.take(room - added, now)) is not None:
+            riding.append(frame)
+            added += len(frame)
+        if bulk is None and not small:
+            bulk = self._next_bulk(size + added)
+            self._bulk_first = bulk is None and added > 0
+        return bulk
 
     def _next_bulk(self, riding: int) -> Entry | None:
         """Return the next numbered frame when it is in a buffer and `riding` bytes fit in front of it."""
@@ -377,6 +407,8 @@ class Sender:
         in_use = queued + sum(entry.buffer is not None for entry in kept)
         assert in_use <= self.buffers.lent <= self.buffers.capacity, "a buffer came back in use, or too many are lent"
         assert self.retransmit_buffer.first <= self._sent <= self.retransmit_buffer.next_number, "sent and not kept"
+        self.datagrams.check_invariants()
+        assert self.attached or not self.datagrams, "a datagram waits for the next pipe"
         missing = self.retransmit_buffer.next_number - self._sent
         assert not self.attached or len(self._replay) == missing, "the replay is not what is missing"
         for stream in (*self._waiting_for_queue, *self._pending.streams_with_credit):

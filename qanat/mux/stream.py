@@ -7,6 +7,8 @@ thread, until the sink does not take all of it.  Any thread calls `reset`.  When
 woken with StreamReset, and the callback given to `on_failure` lets the owner of a socket wake a thread that is blocked
 in it.
 
+Datagrams go beside all that, by any thread: `queue_datagram`, and `datagrams_to` for what comes.
+
 What a stream is on the wire is `qanat.mux.stream_state`; the lane, with its lock, is `qanat.mux.lane`.
 """
 
@@ -95,6 +97,7 @@ class Stream:
         self._when_writable: Callable[[], None] | None = None
         self._when_accepted: Callable[[], None] | None = None
         self._sink: Sink | None = None
+        self._take_datagram: Callable[[bytes], None] | None = None
         self._direct = False  # the lane's reader delivers
         self._delivering = False  # it is doing so
 
@@ -388,6 +391,35 @@ class Stream:
                 self._wait_readable_locked(deadline.remaining())
             return self._state.accepted
 
+    # --- datagrams ------------------------------------------------------------------------------
+
+    def queue_datagram(self, payload: bytes) -> None:
+        """Queue a datagram of at most 65,535 bytes, perhaps none, until the lane is flushed.
+
+        It is dropped where no pipe takes it soon (`qanat.mux.datagrams`), and when the stream is over.  Does not block,
+        raises nothing.
+        """
+        with self._lock:
+            self._sender.send_datagram(self._state, payload, self._lane.clock())
+
+    def datagrams_to(self, take: Callable[[bytes], None]) -> None:
+        """Have the lane's reader call `take` for each datagram from now on, and call it for what has come.
+
+        It must neither block nor raise.  Datagrams that come at this very moment may overtake those.
+        """
+        with self._lock:
+            self._take_datagram = take
+            self._state.takes_datagrams = True
+            waiting = self._receiver.early_datagrams.take(self._state.id, self._lane.clock())
+        for payload in waiting:
+            take(payload)
+
+    def deliver_datagram(self, payload: bytes) -> None:
+        """Hand a datagram to whoever takes it.  By the lane's reader."""
+        take = self._take_datagram
+        if take is not None:
+            take(payload)
+
     # --- the end --------------------------------------------------------------------------------
 
     def release(self) -> None:
@@ -402,7 +434,7 @@ class Stream:
             self._core.streams.release(self._state)
             calls = self._lane.wake_locked(sending=True)
             # Whatever holds the stream is held by these.
-            self._sink = self._on_failure = self._when_writable = self._when_accepted = None
+            self._sink = self._on_failure = self._when_writable = self._when_accepted = self._take_datagram = None
         self._lane.call(calls)
         if cut:
             self._lane.flush()

@@ -79,6 +79,7 @@ class StreamState:
         "request",
         "send_limit",
         "sent",
+        "takes_datagrams",
         "window",
     )
 
@@ -101,6 +102,7 @@ class StreamState:
         self.in_fresh = False
         self.in_steady = False
         self.released = False
+        self.takes_datagrams = False
 
     def advance(self, step: StreamStep) -> None:
         """Make one step of the table; raises ProtocolError or LocalError when it has none."""

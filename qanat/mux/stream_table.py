@@ -46,6 +46,10 @@ class StreamTable:
                 raise ProtocolError(f"a frame for stream {number}, which was never opened")
         return stream
 
+    def find_open(self, number: int) -> StreamState | None:
+        """Return the stream, or None when it is over or never was."""
+        return self._open.get(number)
+
     def is_own(self, number: int) -> bool:
         """Return whether this end opens the streams of this number."""
         return bool(number % 2) == self._parameters.client

@@ -12,9 +12,11 @@ from qanat.mux.stream_state import StreamState
 class Wakeups:
     """A mailbox: everybody may add, the lane alone takes out."""
 
-    __slots__ = ("pong", "readers", "room", "timer", "work", "writers")
+    __slots__ = ("datagrams", "pong", "readers", "room", "timer", "work", "writers")
 
     def __init__(self) -> None:
+        self.datagrams: list[tuple[StreamState, bytes]] = []
+        """What one record brought for streams that take datagrams, in order."""
         self.readers: list[StreamState] = []
         """Streams that have something for their reader, or are over."""
         self.writers: list[StreamState] = []
