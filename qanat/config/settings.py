@@ -338,6 +338,9 @@ class ServerSettings:
         doc="Time that a client has to answer when another one comes under its name.",
     )
     bench: bool = option(True, doc="Whether clients may measure their way to this server, with `tunnel.py bench`.")
+    doctor: bool = option(
+        True, doc="Whether `tunnel.py doctor` may ask this server what the path does to requests, answers and silence."
+    )
     limits: ServerLimits = option(ServerLimits(), doc="Bounds on what the other ends can make this server hold.")
     keepalive: Keepalive = option(Keepalive(), doc="Sealed PINGs inside the tunnel, both ways.")
     application_keepalive: ApplicationProbes = option(

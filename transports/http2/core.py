@@ -472,6 +472,8 @@ class Http2Core:
             stream.end(f"{who} reset the stream: {name}" + (f" ({self.goaway_reason})" if self.goaway_reason else ""))
         elif isinstance(event, StreamEnded):
             stream.ended_there = True
+            if stream.dialect.half_closes and not self._client:
+                return
             if stream.inbox.in_the_middle:
                 stream.end("the other end or a proxy on the path ended the stream in the middle of a message")
             else:

@@ -25,6 +25,8 @@ class Dialect(ABC):
     """Bytes in front of each message that tell how long it is."""
     overhead: int
     """Bytes that framing adds to a message at most, the prefix included."""
+    half_closes: bool = False
+    """Whether a server's answer goes on when the request has ended, in place of ending with it."""
 
     @abstractmethod
     def body_size(self, prefix: bytes | memoryview) -> int:

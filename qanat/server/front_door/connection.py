@@ -31,12 +31,14 @@ from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.usage import Peaks, Usage
 from qanat.config.settings import ServerSettings
+from qanat.measure.probes import HEADER as PROBE_HEADER
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress, client_address, is_internal
 from qanat.server.front_door import refusals
 from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
+from qanat.server.front_door.probes import Probes
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
@@ -93,6 +95,7 @@ class FrontDoorContext:
     closing: threading.Event
     log_throttle: LogThrottle
     threads: ThreadGroup
+    probes: Probes
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
@@ -374,6 +377,9 @@ class FrontConnection:
         upgrade = UpgradeRequest(head.target, head.headers, head.method)
         if head.path == self._context.settings.path and head.may_be_upgraded and is_upgrade(upgrade):
             self._serve_tunnel(head, upgrade)
+        elif self._context.probes.wants(head):
+            client, _ = self._context.client_of(self.ip, head.values("x-forwarded-for"))
+            self._context.probes.serve(head, self._wire, client)
         elif head.path == self._context.settings.path and _lost_its_upgrade(head):
             self._context.tell_of(refusals.LOST_UPGRADE, self.peer, head.path)
             # Not 426, which demands an Upgrade header that a proxy would copy into an HTTP/2 answer.
@@ -417,7 +423,8 @@ class FrontConnection:
                 if self._context.closing.is_set():
                     return
                 self._ours = False
-            self._carry = self._context.on_pipe(pipe, address, slot)
+            probe = self._context.probes.take_pipe(tuple(v for k, v in upgrade.headers if k == PROBE_HEADER))
+            self._carry = (probe or self._context.on_pipe)(pipe, address, slot)
         finally:
             slot.release()  # before the peer can see the end, and come again at once
             if self._carry is None:
@@ -535,6 +542,8 @@ class Http2Connection:
             return PlainAnswer(400, refusal.body)
         if request.path == HEALTH_PATH and request.method in ("GET", "HEAD"):
             return PlainAnswer(200, "ok\n")
+        if (probe := self._context.probes.route(request)) is not None:
+            return probe
         if request.method == "POST" and not request.ended and not request.values("content-length"):
             content_type = request.value("content-type").lower()
             is_grpc = content_type.partition(";")[0].partition("+")[0] == grpc.CONTENT_TYPE
@@ -549,6 +558,8 @@ class Http2Connection:
     def _serve_tunnel(self, exchange: Exchange) -> None:
         context = self._context
         client, via_proxy = context.client_of(self._ip, exchange.request.values("x-forwarded-for"))
+        if context.probes.serve_stream(exchange, client):
+            return
         address = ClientAddress(peer=self._peer, client=client, via_proxy=via_proxy)
         slot = None
         waited: bool | None = True
@@ -566,7 +577,8 @@ class Http2Connection:
             if not context.closing.is_set():
                 self._count_pipe(+1)
                 try:
-                    carry = context.on_pipe(exchange.accept(), address, slot)
+                    probe = context.probes.take_pipe(exchange.request.values(PROBE_HEADER))
+                    carry = (probe or context.on_pipe)(exchange.accept(), address, slot)
                     if carry is not None:
                         over = threading.Event()
                         carry(over.set)

@@ -30,6 +30,7 @@ from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, OnPipe
+from qanat.server.front_door.probes import Probes
 from qanat.transports.wire.tls_contexts import ReloadingServerContext
 
 log = logging.getLogger("qanat.front_door")
@@ -80,6 +81,7 @@ class FrontDoor:
             closing=self._closing,
             log_throttle=self._log_throttle,
             threads=self._threads,
+            probes=Probes(settings.path, enabled=settings.doctor, closing=self._closing),
         )
         self._deadlines = DeadlineWatch("front door deadlines")
         self._listeners: list[Acceptor] = []
@@ -132,6 +134,7 @@ class FrontDoor:
             self._changed.notify_all()
             for connection in self._connections:
                 connection.give_way()
+        self._context.probes.close()
         self._deadlines.close()
 
     def join(self, timeout: float) -> list[str]:
