@@ -208,7 +208,8 @@ def client_handshake(pipe: Pipe, handshake: ClientHandshake, deadline: Deadline)
     with _closed_on_error(pipe), closed_at(deadline, pipe):
         while not handshake.done:
             _send_all(pipe, handshake.receive(pipe.recv()))
-    result = handshake.result
+        result = handshake.result
+        pipe.bind(result.split)
     return SealedPipe(
         pipe,
         result,
@@ -233,6 +234,8 @@ def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline)
             if handshake.refused:
                 # Ends early only when the whole handshake's time is up.
                 expired.wait(answer_time.remaining())
+            if handshake.done:
+                pipe.bind(handshake.result.split)  # before the client can know it, and use it
             _send_all(pipe, answers)
             if handshake.refused:
                 raise RefusedError(handshake.refusal_detail)

@@ -236,6 +236,12 @@ class Pipe(ABC):
         transport's own frames (pings, fragments) than honest proxies make.  By the thread that calls `recv`.
         """
 
+    def bind(self, secret: bytes) -> None:  # noqa: B027 - only a transport of many requests has something to bind
+        """Tie the pipe to the handshake: from now on its requests are authenticated with `secret`.
+
+        By the server before its last handshake message is sent, by the client after that has come.
+        """
+
     @abstractmethod
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """Have `wakeup` called when the pipe owes the peer control bytes and `flush` should be called.

@@ -31,12 +31,14 @@ from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.pipe import Pipe
+from qanat.transports.split import client as split
 from qanat.transports.websocket import upgrade as websocket
 
 _CONNECT: dict[str, Callable[..., Pipe]] = {
     "websocket": websocket.connect,
     "http2": http2.connect,
     "grpc": grpc.connect,
+    "split": split.connect,
 }
 
 

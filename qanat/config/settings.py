@@ -529,13 +529,13 @@ class ClientSettings:
         ("websocket",),
         key="transport",
         choices=tuple(TRANSPORTS),
-        doc="How to carry the tunnel over HTTP: websocket, http2, grpc or auto; several are tried in turn.",
+        doc="How to carry the tunnel over HTTP: websocket, http2, grpc, split or auto; several are tried in turn.",
         parse_next=parse_transport,
         empty="is empty, so nothing could carry the tunnel",
         flag=Flag(
             "--transport",
             metavar="NAMES",
-            help="websocket, http2, grpc or auto; several, with commas, are tried in turn",
+            help="websocket, http2, grpc, split or auto; several, with commas, are tried in turn",
             repeated=True,
         ),
     )

@@ -21,15 +21,15 @@ from qanat.transports.dial.urls import TunnelUrl
 
 NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
 
-TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "auto": "websocket"}
+TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "split": "split", "auto": "websocket"}
 """What each name in a configuration means."""
 MAX_PATH = 512
 """Characters; with the rest of a request's head they fit into the least that `limits.header_bytes` can be."""
 PATH_PATTERN = rf"/[A-Za-z0-9/%:@!$&'()*+,=~._-]{{0,{MAX_PATH - 1}}}"
 """What a client's URL can name without quoting."""
 
-_LATER_TRANSPORTS = ("websocket-h2", "split")
-_TRANSPORT_CHOICE = "websocket, http2, grpc or auto"
+_LATER_TRANSPORTS = ("websocket-h2",)
+_TRANSPORT_CHOICE = "websocket, http2, grpc, split or auto"
 _PATH = re.compile(PATH_PATTERN)
 _MONITORS = "/healthz"
 

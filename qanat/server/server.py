@@ -83,7 +83,7 @@ class Server:
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._watcher = Watcher()
         self._watcher.add_chore(MemoryReturn().look)
-        self.front_door = FrontDoor(settings, self._serve_pipe, self._watcher.stir)
+        self.front_door = FrontDoor(settings, self._serve_pipe, self._watcher.stir, watcher=self._watcher)
         """Where connections come in; it knows how near each limit was."""
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)

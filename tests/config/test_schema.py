@@ -136,7 +136,7 @@ INVALID = [
     *(
         client_with(lines)
         for lines in (
-            "transport: split",
+            "transport: websocket-h2",
             "transport: []",
             "lanes: many",
             "forwards: [{local: 5432, to: a:1}]",

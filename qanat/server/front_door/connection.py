@@ -38,6 +38,7 @@ from qanat.server.admission.client_address import ClientAddress, client_address,
 from qanat.server.front_door import refusals
 from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
+from qanat.server.front_door.kept_connection import KeptConnection, KeptConnections, Next
 from qanat.server.front_door.probes import Probes
 from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
@@ -46,6 +47,9 @@ from qanat.transports.http2.limits import StreamBudget
 from qanat.transports.http2.request import Http2Request, PlainAnswer
 from qanat.transports.http2.server import Exchange, Http2Server
 from qanat.transports.pipe import Pipe, Wire
+from qanat.transports.split import token as split_token
+from qanat.transports.split.server import ServerPipe, SplitPipes
+from qanat.transports.split.token import Kind, Token
 from qanat.transports.websocket.upgrade import UpgradeRefused, UpgradeRequest, accept, is_upgrade
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
@@ -96,6 +100,8 @@ class FrontDoorContext:
     log_throttle: LogThrottle
     threads: ThreadGroup
     probes: Probes
+    split: SplitPipes
+    kept: KeptConnections
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
@@ -215,6 +221,10 @@ class FrontConnection:
         self._ours = True  # until handed to on_pipe, or closed
         self._ending = threading.Event()  # wakes what is slowed down
         self._http2: Http2Server | None = None
+        self._kept: KeptConnection | None = None  # since a split pipe's request has come on it
+        self._pipe: ServerPipe | None = None  # whose request was the last
+        self._trusted = False  # an authenticated client's request has come
+        self._slowed_down = False
 
     def serve(self) -> None:
         """Serve the connection to its end, and close it; never raises.
@@ -222,12 +232,22 @@ class FrontConnection:
         Blocks, but for a tunnel on which little comes: the calling thread is done with that, and another one will end
         it.
         """
+        self._run(self._open_and_serve)
+
+    def _open_and_serve(self) -> Next:
+        self._open_wire()
+        return self._serve_wire()
+
+    def _run(self, work: Callable[[], Next]) -> None:
         try:
-            self._open_wire()
-            self._serve_wire()
+            following = work()
+            if self._kept is not None:
+                following = self._kept.go_on(following)
             if self._carry is not None:
                 self._carry(self._over)
                 return  # it may be over by now, or much later
+            if following is Next.LEFT:
+                return
         except _NotServed:
             pass
         except (QanatError, OSError) as error:
@@ -250,13 +270,16 @@ class FrontConnection:
         """Close the connection, whatever it is.  Idempotent."""
         with self._lock:
             self._ours = False
+            kept = self._kept
+        if kept is not None:
+            kept.close()
         self._wire.close()
 
     def cut(self) -> None:
         """End `serve`, since the deadline is over, unless a request or a pipe has come of it.  Does not block."""
         with self._lock:
             http2 = self._http2
-            if http2 is None and self._ours:
+            if http2 is None and self._ours and not self._is_trusted:
                 self._ending.set()
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
@@ -265,9 +288,14 @@ class FrontConnection:
 
     def give_way(self) -> None:
         """End `serve`, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
-        self._ending.set()
         with self._lock:
-            http2 = self._http2
+            http2, kept = self._http2, self._kept
+        if kept is not None and self._is_trusted:
+            # Its client goes on while the server drains its sessions, and needs its connections for that.
+            if not (self._context.closing.is_set() and len(self._context.split)):
+                kept.close_if_idle()
+            return
+        self._ending.set()
         if http2 is None:
             self.cut()
         else:
@@ -279,13 +307,13 @@ class FrontConnection:
         """Finish the TLS handshake, if this server speaks TLS.
 
         An address that comes too often is slowed down here, before TLS costs anything; those behind a trusted
-        proxy are known, and slowed down, only when their request has been read.
+        proxy are known, and slowed down, only when their request has been read, and so is whoever comes without TLS, or
+        from where a split pipe's client is, which needs many connections.
         """
-        _, from_proxy = self._context.client_of(self.ip)
-        if not from_proxy:
-            self._slow_down(self.ip)
         if self._context.tls is None:
             return
+        if not self._context.split.has_client_at(self.ip):
+            self._slow_down_connection()
         first = self._sock.recv(_PEEKED, socket.MSG_PEEK)  # left where it is, for TLS to read
         if first.startswith(_TLS_FIRST_BYTE):
             context = self._context.tls.context()
@@ -305,7 +333,7 @@ class FrontConnection:
         else:
             raise _NotServed
 
-    def _serve_wire(self) -> None:
+    def _serve_wire(self) -> Next:
         """Tell the protocol from the first bytes, and serve it.
 
         They tell as much as ALPN would: an HTTP/2 client sends its preface over TLS too (RFC 9113 §3.4).
@@ -317,14 +345,16 @@ class FrontConnection:
             first += self._receive(size)
             opening = classify_opening(first)
         if opening is Opening.HTTP1:
-            self._serve_http1(bytes(first))
-        elif opening is Opening.TLS:
+            return self._serve_http1(bytes(first))
+        self._slow_down_connection()
+        if opening is Opening.TLS:
             if self._context.tls is None:
                 self._report("TLS on a plain port", _TLS_ON_PLAIN)
         elif opening is Opening.PROXY:
             self._refuse_proxy_protocol()
         else:
             self._serve_http2(bytes(first))
+        return Next.END
 
     def _serve_http2(self, first: bytes) -> None:
         """Serve every request of the connection.  Its deadline is over with the first."""
@@ -342,7 +372,7 @@ class FrontConnection:
                 self._ours = False
                 self._http2 = None  # which holds this by its handlers
 
-    def _serve_http1(self, first: bytes) -> None:
+    def _serve_http1(self, first: bytes) -> Next:
         """Read the rest of one request head, and serve the request."""
         reader = HeadReader(self._context.settings.limits.header_bytes)
         received = bytearray(first)
@@ -353,13 +383,14 @@ class FrontConnection:
                 received += more
                 head = reader.feed(more)
         except BadRequest as error:
+            self._slow_down_connection()
             log.debug("bad request from %s: %s", self.peer, error)
             refusal = refusals.TOO_LARGE if error.status == 431 else refusals.malformed(str(error))
             if refusals.raw_head_looks_like_client(bytes(received), self._context.settings.path):
                 self._context.tell_of(refusal, self.peer, refusals.raw_path(bytes(received)))
             self._answer(answer(error.status, refusal.body if error.status == 400 else ""), linger=True)
-            return
-        self._serve_request(head)
+            return Next.END
+        return self._serve_request(head)
 
     def _receive(self, size: int) -> bytes:
         """Block for 1 to `size` bytes.  Raises _NotServed at the end: nobody is waiting for an answer then."""
@@ -371,7 +402,17 @@ class FrontConnection:
 
     # --- from a request head to an answer or a pipe
 
-    def _serve_request(self, head: RequestHead) -> None:
+    def _serve_request(self, head: RequestHead) -> Next:
+        found = self._find_split(head)
+        if found is not None:
+            return self._serve_split(head, *found)
+        self._slow_down_connection()
+        if self._asks_for_split(head):
+            return self._begin_split(head)
+        self._serve_other(head)
+        return Next.END
+
+    def _serve_other(self, head: RequestHead) -> None:
         to_head = head.method == "HEAD"
         linger = head.has_body or bool(head.rest)
         upgrade = UpgradeRequest(head.target, head.headers, head.method)
@@ -388,24 +429,33 @@ class FrontConnection:
             self._answer(answer(200, "ok\n", to_head=to_head), linger=linger)
         else:
             log.debug("404 for %s from %s", head.method, self.peer)
-            self._context.tell_of_404(self.peer, head.path, head.headers)
+            if split_token.request_token(head.headers, head.query) is None:  # or its pipe has just ended, as a rule
+                self._context.tell_of_404(self.peer, head.path, head.headers)
             self._answer(answer(404, to_head=to_head), linger=linger)
 
     def _serve_tunnel(self, head: RequestHead, upgrade: UpgradeRequest) -> None:
+        entered = self._enter(head, self._wire.close)
+        if entered is None:
+            return
+        address, slot = entered
+        try:
+            self._hand_over(upgrade, head.rest, address, slot)
+        finally:
+            slot.release()
+
+    def _enter(self, head: RequestHead, cut: Callable[[], None]) -> tuple[ClientAddress, HandshakeSlot] | None:
+        """Return who asks for a tunnel, and a handshake slot; None when there is none, and the answer has said so."""
         client, via_proxy = self._context.client_of(self.ip, head.values("x-forwarded-for"))
         address = ClientAddress(peer=self.peer, client=client, via_proxy=via_proxy)
         _, is_proxy = self._context.client_of(client)
         if via_proxy and not is_proxy:
             self._slow_down(client)
-        slot = self._context.enter(address, self._wire.close)
+        slot = self._context.enter(address, cut)
         if slot is None:
             busy = answer(503, retry_after=self._context.admission.retry_after(client))
             self._answer(busy, linger=bool(head.rest))
-            return
-        try:
-            self._hand_over(upgrade, head.rest, address, slot)
-        finally:
-            slot.release()
+            return None
+        return address, slot
 
     def _hand_over(self, upgrade: UpgradeRequest, rest: bytes, address: ClientAddress, slot: HandshakeSlot) -> None:
         """Make the connection a pipe and give it to `on_pipe`, which owns it from then on."""
@@ -430,11 +480,157 @@ class FrontConnection:
             if self._carry is None:
                 pipe.close("the server has ended this connection")
 
+    # --- split pipes: many requests, on this connection and on others
+
+    def _find_split(self, head: RequestHead) -> tuple[ServerPipe, Token] | None:
+        """Return the split pipe that a request belongs to, and what it says, if its client made it."""
+        if head.path != self._context.settings.path or head.method not in ("GET", "POST"):
+            return None
+        unverified = split_token.request_token(head.headers, head.query)
+        found = None if unverified is None else self._context.split.find(unverified)
+        if found is None or (found[1].kind is Kind.UP) is not (head.method == "POST"):
+            return None
+        return found
+
+    def _asks_for_split(self, head: RequestHead) -> bool:
+        """Return whether this may be a request for a split pipe; its body tells."""
+        return (
+            head.path == self._context.settings.path
+            and head.method == "POST"
+            and head.values("content-type") == (http2.CONTENT_TYPE,)
+            and head.values("content-length") == (str(split_token.OPENING_SIZE),)
+        )
+
+    def _keep(self, head: RequestHead) -> KeptConnection:
+        """Return what carries requests on this connection, one after the other."""
+        with self._lock:
+            kept = self._kept
+        if kept is None:
+            kept = KeptConnection(
+                self._wire, self._context.kept, self, max_head=self._context.settings.limits.header_bytes
+            )
+            kept.begin(head.rest)
+            with self._lock:
+                self._kept = kept
+        kept.expects(head)
+        return kept
+
+    def _serve_split(self, head: RequestHead, pipe: ServerPipe, token: Token) -> Next:
+        """Serve a request of a client's split pipe."""
+        kept = self._keep(head)
+        if token.kind is not Kind.UP:
+            self._note_split(pipe)
+            return kept.wait(pipe, partial(pipe.ask, token))
+        body = kept.body(head, pipe.takes)
+        if body is None:
+            self._answer(answer(413), linger=True)
+            return Next.END
+        return self._take_up(kept, pipe, token, body)
+
+    def _take_up(self, kept: KeptConnection, pipe: ServerPipe, token: Token, body: bytearray) -> Next:
+        self._note_split(pipe)
+        taken = pipe.take_up(token, body)
+        if taken is None:
+            self._answer(answer(400), linger=False)
+            return Next.END
+        return kept.answer(taken)
+
+    def _note_split(self, pipe: ServerPipe) -> None:
+        """Keep whose request came last: an authenticated client's connection does not count as unfinished."""
+        self._pipe = pipe
+        if pipe.authenticated and not self._trusted:
+            self._trusted = True
+            pipe.note_address(self.ip)
+            self._context.admission.unfinished.forget(self)
+
+    @property
+    def _is_trusted(self) -> bool:
+        """Whether a request of an authenticated client has come; the client may have been authenticated since."""
+        return self._trusted or (self._pipe is not None and self._pipe.authenticated)
+
+    def _begin_split(self, head: RequestHead) -> Next:
+        """Make a split pipe, and give it to `on_pipe` in this thread; the connection goes on without it."""
+        context = self._context
+        kept = self._keep(head)
+        body = kept.body(head, split_token.OPENING_SIZE)
+        nonce = None if body is None else split_token.opening_nonce(body)
+        if nonce is None:
+            self._serve_other(head)
+            return Next.END
+        pipe = context.split.create(self.peer, self._wire.addresses)
+        entered = self._enter(head, lambda: pipe.close("it gave way to other clients"))
+        if entered is None:
+            pipe.close("there is no room")
+            pipe.let_go()
+            return Next.END
+        address, slot = entered
+        carriers = split_token.carriers_of(head.headers, head.query, nonce)
+        carry: Carry | None = None
+        self._pipe = pipe
+        try:
+            if kept.wait(pipe, lambda asker: pipe.welcome(asker, carriers)) is Next.REQUEST:
+                kept.leave()
+            if not context.closing.is_set():
+                carry = context.on_pipe(pipe, address, slot)
+        finally:
+            slot.release()  # before the peer can see the end, and come again at once
+            if carry is None:
+                pipe.close("the server has ended this connection")
+        if carry is not None:
+            carry(_nothing)
+        return Next.LEFT
+
+    # --- for the connection that is kept (`kept_connection.Owner`)
+
+    def run(self, work: Callable[[], Next]) -> None:
+        """See `Owner.run`."""
+        self._run(work)
+
+    def serve_next(self, head: RequestHead) -> Next:
+        """See `Owner.serve_next`.  Whoever sent it need not be who sent the one before."""
+        self.deadline = Deadline(self._context.settings.limits.header_timeout)
+        self._slowed_down = False
+        return self._serve_request(head)
+
+    def serve_now(self, head: RequestHead, body: bytearray) -> Next | None:
+        """See `Owner.serve_now`."""
+        found = self._find_split(head)
+        if found is None:
+            return None
+        pipe, token = found
+        kept = self._keep(head)
+        if token.kind is not Kind.UP:
+            return self._serve_split(head, pipe, token)
+        kept.took(len(body))
+        return self._take_up(kept, pipe, token, body)
+
+    def idle(self) -> None:
+        """See `Owner.idle`."""
+        if self._trusted:
+            self._context.admission.unfinished.add(self, self.ip, self.give_way)
+
+    def busy(self) -> None:
+        """See `Owner.busy`."""
+        if self._trusted:
+            self._context.admission.unfinished.forget(self)
+
+    def over(self) -> None:
+        """See `Owner.over`."""
+        self._over()
+
     # --- small things
 
     def _refuse_proxy_protocol(self) -> None:
         self._context.tell_of(refusals.PROXY_PROTOCOL, self.peer, "")
         self._answer(answer(400, refusals.PROXY_PROTOCOL.body), linger=True)
+
+    def _slow_down_connection(self) -> None:
+        """Do as `_slow_down`, for the connection itself, unless a trusted proxy made it."""
+        if not self._slowed_down:
+            self._slowed_down = True
+            _, from_proxy = self._context.client_of(self.ip)
+            if not from_proxy:
+                self._slow_down(self.ip)
 
     def _slow_down(self, ip: str) -> None:
         """Block for as long as this address has to wait.  Raises _NotServed when this connection has to end first."""
@@ -466,6 +662,10 @@ class FrontConnection:
             if count == 0:
                 return
             taken += count
+
+
+def _nothing() -> None:
+    """Do nothing: a split pipe's end is not that of a connection."""
 
 
 def _lost_its_upgrade(head: RequestHead) -> bool:

@@ -26,11 +26,14 @@ from qanat.base.sockets import close_socket, format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.usage import Usage
+from qanat.base.watcher import Watcher
 from qanat.config.settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, OnPipe
+from qanat.server.front_door.kept_connection import KeptConnections
 from qanat.server.front_door.probes import Probes
+from qanat.transports.split.server import SplitPipes
 from qanat.transports.wire.tls_contexts import ReloadingServerContext
 
 log = logging.getLogger("qanat.front_door")
@@ -58,10 +61,18 @@ class FrontDoor:
     when the client is authenticated; otherwise the slot is released when it returns.
     """
 
-    def __init__(self, settings: ServerSettings, on_pipe: OnPipe, on_end: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        on_pipe: OnPipe,
+        on_end: Callable[[], object] = lambda: None,
+        *,
+        watcher: Watcher | None = None,
+    ) -> None:
         """Load the certificate, if there is one; raises UsageError when it cannot be used.
 
-        `on_end` is called when a connection is over, and must not block.
+        `on_end` is called when a connection is over, and must not block.  `watcher` waits for what split pipes' clients
+        send; without one, the front door has its own.
         """
         self._settings = settings
         self._on_end = on_end
@@ -73,6 +84,11 @@ class FrontDoor:
         context = None
         if tls is not None:
             context = ReloadingServerContext(tls.certificate, tls.key, ALPN, client_ca=tls.client_ca)
+        self._own_watcher = Watcher() if watcher is None else None
+        watching = self._own_watcher if watcher is None else watcher
+        assert watching is not None  # it is one of the two
+        self._split = SplitPipes(watching, self._split_pipe_over)
+        self._kept = KeptConnections(watching, self._threads, settings.limits.header_timeout)
         self._context = FrontDoorContext(
             settings=settings,
             tls=context,
@@ -82,6 +98,8 @@ class FrontDoor:
             log_throttle=self._log_throttle,
             threads=self._threads,
             probes=Probes(settings.path, enabled=settings.doctor, closing=self._closing),
+            split=self._split,
+            kept=self._kept,
         )
         self._deadlines = DeadlineWatch("front door deadlines")
         self._listeners: list[Acceptor] = []
@@ -136,16 +154,26 @@ class FrontDoor:
                 connection.give_way()
         self._context.probes.close()
         self._deadlines.close()
+        self._split_pipe_over()
+
+    def _split_pipe_over(self) -> None:
+        """Have the connections end that split pipes' requests came on, once the last of these pipes is over."""
+        if self._closing.is_set() and not len(self._split):
+            self._kept.close()
 
     def join(self, timeout: float) -> list[str]:
         """Wait at most `timeout` seconds for every thread and connection; return the names of those still there."""
         deadline = Deadline(timeout)
+        self._split.let_go()
         stuck = self._threads.join(timeout) + self._deadlines.join(deadline.remaining() or 0.0)
         if stuck:
             return stuck
         with self._changed:
             self._changed.wait_for(lambda: not self._connections, deadline.remaining())
-            return [f"the connection from {connection.peer}" for connection in self._connections]
+            stuck = [f"the connection from {connection.peer}" for connection in self._connections]
+        if self._own_watcher is not None:
+            self._own_watcher.close()
+        return stuck
 
     # --- accepting
 

@@ -27,6 +27,7 @@ _REASONS = {
     200: "OK",
     400: "Bad Request",
     404: "Not Found",
+    413: "Content Too Large",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",
     503: "Service Unavailable",
@@ -93,6 +94,11 @@ class RequestHead:
             _, slash, path = after.partition("/")
             target = slash + path
         return target.partition("?")[0] if target.startswith("/") else ""
+
+    @property
+    def query(self) -> str:
+        """What follows the path's question mark, "" without one."""
+        return self.target.partition("?")[2]
 
     @property
     def has_body(self) -> bool:

@@ -16,6 +16,7 @@ from tests.support.machine.certificates import Authority, Certificate
 from tests.support.transports.http2_loopback import http2_pair
 from tests.support.transports.loopback import websocket_pair
 from tests.support.transports.memory import memory_pair
+from tests.support.transports.split_loopback import split_pair
 
 Pair = tuple[Pipe, Pipe]
 PairMaker = Callable[[ExitStack, Authority, Certificate], Pair]
@@ -44,6 +45,14 @@ def _http2_tls(dialect: Dialect) -> PairMaker:
     return lambda stack, authority, certificate: http2_pair(stack, dialect, certificate, authority.ca_file)
 
 
+def _split(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return split_pair(stack)
+
+
+def _split_tls(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return split_pair(stack, certificate, authority.ca_file)
+
+
 def _reversed(maker: PairMaker) -> PairMaker:
     def make(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
         client, server = maker(stack, authority, certificate)
@@ -64,4 +73,8 @@ PAIRS: dict[str, PairMaker] = {
     "http2 tls reversed": _reversed(_http2_tls(http2.DIALECT)),
     "grpc": _http2(grpc.DIALECT),
     "grpc reversed": _reversed(_http2(grpc.DIALECT)),
+    "split": _split,
+    "split reversed": _reversed(_split),
+    "split tls": _split_tls,
+    "split tls reversed": _reversed(_split_tls),
 }

@@ -1,0 +1,52 @@
+"""Split pipes over loopback: a client's, and the server's that a front door has made of its requests."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from qanat.base.deadline import Deadline
+from qanat.config.settings import ServerTls
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
+from qanat.transports.dial.route import Route
+from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.pipe import Pipe
+from qanat.transports.split.client import connect
+from tests.support.background import DEADLINE
+from tests.support.machine.certificates import Certificate
+from tests.support.server.front_door_rig import front_door
+
+SECRET = bytes(range(32))
+"""What a handshake gives both ends of a pair."""
+
+
+def split_pair(
+    stack: ExitStack, certificate: Certificate | None = None, ca_file: Path | None = None
+) -> tuple[Pipe, Pipe]:
+    """The client's and the server's pipe, bound to a secret as after a handshake."""
+    pipes: queue.SimpleQueue[Pipe] = queue.SimpleQueue()
+    over = threading.Event()
+
+    def keep(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> None:
+        slot.release()
+        pipe.bind(SECRET)
+        pipe.set_unauthenticated(False)
+        pipes.put(pipe)
+        pipe.send(memoryview(bytearray(pipe.headroom) + b"first"))
+        over.wait(DEADLINE)
+
+    tls = None if certificate is None else ServerTls(certificate=certificate.certificate, key=certificate.key)
+    door = stack.enter_context(front_door(keep, tls=tls))
+    stack.callback(over.set)
+    scheme = "http" if certificate is None else "https"
+    url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{door.addresses[0][1]}/tunnel")
+    client = connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))
+    stack.callback(client.close, "the test is over")
+    server = pipes.get(timeout=DEADLINE)
+    stack.callback(server.close, "the test is over")
+    assert client.recv() == b"first"
+    client.bind(SECRET)
+    return client, server

@@ -1,0 +1,647 @@
+"""The client's end of a split pipe: what is sent goes in requests, what is received comes in answers to others.
+
+    up:    a few requests at once take what waits; one that fails is sent again, on another connection
+    down:  requests that wait at the server, a few at once while much comes
+
+How large requests and answers are, how many run at once, and how long one waits follows what the path shows.  Nothing
+that fails once ends the pipe: that is for what fails for PATIENCE, and for a server that knows the pipe no more.
+
+Threads come from the pool while there is something to do: `split-up PEER` for each request with bytes for the server,
+`split-down PEER` for each request that waits; an idle pipe has one of these.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from qanat.base.cancel import Cancel
+from qanat.base.deadline import Deadline
+from qanat.base.errors import LocalError, NoThread, PipeEnded, ProtocolError, QanatError, TransportError
+from qanat.base.unexpected import FAILED, log_unexpected
+from qanat.base.workers import WORKERS
+from qanat.transports.cause import FirstCause
+from qanat.transports.dial.answer_fields import cookies
+from qanat.transports.dial.errors import explain_status
+from qanat.transports.dial.http_answer import AnswerReader
+from qanat.transports.dial.route import DIRECT, Route
+from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.pipe import Pipe, stuck_for
+from qanat.transports.split import http1
+from qanat.transports.split.connections import CONTENT_TYPE, Connection, Connections
+from qanat.transports.split.receiving import PEER_CLOSED, Receiving
+from qanat.transports.split.segments import WELCOME_SIZE, Segment, SegmentReader, Welcome, decode_welcome
+from qanat.transports.split.sequence import PREFIX, Incoming, Outgoing
+from qanat.transports.split.token import (
+    NONCE_SIZE,
+    OPENING,
+    Carrier,
+    Kind,
+    Token,
+    digest_of,
+    nonce_text,
+)
+
+log = logging.getLogger("qanat.split")
+
+WINDOW = 4 * 1024 * 1024
+"""Bytes from the server that may be on their way, or wait for a gap to be filled or for their reader."""
+MAX_UNSENT = 256 * 1024
+"""Bytes that wait for a request to take them, beyond which a sender waits: what is urgent could not overtake them."""
+
+FIRST_BODY, MAX_BODY, MIN_BODY = 64 * 1024, 960 * 1024, 4 * 1024
+"""Bytes of a request's body: at first, and at most: nginx takes no more than 1 MiB unless it is told to."""
+FIRST_ANSWER, MAX_ANSWER = 64 * 1024, 1024 * 1024
+"""Bytes that an answer may have: at first, and at most."""
+FAST, SLOW = 0.5, 2.0
+"""Seconds that a request with a full body takes: below, the next may have twice as many bytes; above, half of them."""
+MAX_UP, MAX_DOWN = 6, 6
+"""Requests at once, of either kind."""
+SMALL_UP = 3
+"""The same while little is sent."""
+FIRST_WAIT, MIN_WAIT = 25.0, 2.0
+"""Seconds that a request waits at the server: at first, and at least on a path that cuts it sooner."""
+MOMENT = 0.5
+"""Seconds that a thread waits for something to send before it is given back."""
+ACTIVE = 1.0
+"""Seconds since something came during which one request more waits, so that the next bytes find one there."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds that a further connection may take to be made."""
+SLACK = 5.0
+"""Seconds beyond what an answer should take until the request has failed."""
+PATIENCE = 15.0
+"""Seconds that every request may fail until the pipe has ended."""
+LINGER = 2.0
+"""Seconds that a closed pipe has to send what is left."""
+_MOST_UNKNOWN = 2
+"""How often in turn the server may not know the pipe until that is believed."""
+
+
+class _Failed(Exception):
+    """A request that has to be made again.  `unknown` is whether the server does not know the pipe."""
+
+    def __init__(self, why: str, *, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class ClientPipe(Pipe):
+    """See the module's docstring.  Made by `connect`."""
+
+    transport = "split"
+    headroom = PREFIX.size
+
+    def __init__(self, connections: Connections, first: Connection, welcome: Welcome, carrier: Carrier) -> None:
+        """Go on with the pipe that the server has made."""
+        self.peer = first.wire.peer
+        self.addresses = first.wire.addresses
+        self._connections = connections
+        self._id = welcome.id
+        self._early_key = welcome.secret
+        self._key: bytes | None = None
+        self._carrier = carrier
+        self._cause = FirstCause()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._work = threading.Condition(self._lock)  # for threads that wait for something to send
+        self._calm = threading.Condition(self._lock)  # for threads that wait after a failure
+        self._receiving = Receiving(self._lock, Incoming(WINDOW), self._cause)
+        self._outgoing = Outgoing()
+        self._number = 0
+        self._asking: set[int] = set()  # the numbers of requests for bytes that run
+        self._told_limit = 0
+        self._update_due = False  # the server should hear at once how much more it may send
+        self._posting = 0  # threads that send
+        self._waiting_to_post = 0  # of these, those that have nothing to do
+        self._in_flight = 0  # requests with bytes
+        self._down = 0  # threads that ask
+        self._down_wanted = 1
+        self._came_at = 0.0  # when bytes came last
+        self._moved_at = time.monotonic()  # when the server last took something
+        self._write_timeout: float | None = None
+        self._body_size = FIRST_BODY
+        self._answer_size = FIRST_ANSWER
+        self._wait = FIRST_WAIT
+        self._round_trip = 0.2  # seconds, smoothed
+        self._failing_since: float | None = None
+        self._failures = 0  # in turn
+        self._unknown = 0  # in turn
+        self._closed_at: float | None = None
+        self._end_told = False  # the server knows that the pipe is closed
+
+    def take_first(self, content: memoryview) -> None:
+        """Take what the first answer has behind the welcome.  Raises ProtocolError."""
+        for segment, at, piece in SegmentReader().feed(content):
+            self._take(segment, at, piece)
+
+    def start(self) -> None:
+        """Begin to ask for bytes.  Does not block.  Raises NoThread."""
+        with self._lock:
+            self._start_down_locked()
+
+    # --- up
+
+    def _start_up_locked(self) -> None:
+        """Have a thread send what waits, unless enough do."""
+        if self._waiting_to_post:
+            self._work.notify()
+            return
+        busy = self._outgoing.unsent >= self._body_size // 4
+        if self._posting < (MAX_UP if busy else SMALL_UP):
+            self._posting += 1
+            try:
+                WORKERS.start(f"split-up {self.peer}", self._up_loop, reserved=True)
+            except NoThread as error:
+                self._posting -= 1
+                if not self._posting:
+                    self._end_locked(error.message)
+
+    def _up_loop(self) -> None:
+        try:
+            while self._post_next():
+                pass
+        except Exception:
+            log_unexpected(f"sending to {self.peer} ended")
+            self.close(FAILED)
+            self._connections.close()
+
+    def _post_next(self) -> bool:
+        """Block for something to send, and send it; False when there is nothing for a moment."""
+        with self._lock:
+            found = self._next_post_locked()
+            if found is None:
+                self._posting -= 1
+                last = not self._posting and self._closed_at is not None
+            else:
+                self._in_flight += 1
+                if self._outgoing.ready:
+                    self._start_up_locked()  # another thread takes the rest
+        if found is None:
+            if last:
+                self._connections.close()
+            return False
+        token, key, data = found
+        began = time.monotonic()
+        try:
+            self._post(token, key, data)
+        except (_Failed, QanatError) as error:
+            self._in_flight_over(token, began, error)
+        else:
+            self._in_flight_over(token, began, None)
+        return True
+
+    def _next_post_locked(self) -> tuple[Token, bytes, bytes] | None:
+        deadline = Deadline(MOMENT)
+        while True:
+            closed = self._closed_at is not None
+            if closed and self._all_said_locked():
+                return None
+            taken = self._outgoing.take(self._body_size)
+            if taken is not None or self._update_due or (closed and not self._end_told):
+                break
+            remaining = self._closing_time_locked() if closed else deadline.remaining()
+            if not remaining:
+                return None
+            self._waiting_to_post += 1
+            self._work.wait(remaining)
+            self._waiting_to_post -= 1
+        self._update_due = False
+        self._end_told = closed
+        at, data = (self._outgoing.next, b"") if taken is None else taken
+        if taken is not None:
+            self._room.notify_all()
+        return self._token_locked(Kind.UP, at=at, size=len(data), body=data), self._key_locked(), data
+
+    def _all_said_locked(self) -> bool:
+        """Whether nothing more can be said on a pipe that is closed, or need be."""
+        said = self._end_told and not self._in_flight and self._outgoing.acknowledged == self._outgoing.end
+        return said or self._hopeless_locked() or not self._closing_time_locked()
+
+    def _closing_time_locked(self) -> float:
+        """Return how many seconds are left for saying it."""
+        return max(0.0, (self._closed_at or 0.0) + LINGER - time.monotonic())
+
+    def _hopeless_locked(self) -> bool:
+        """Whether nothing can be said any more: the other end has closed, or nothing gets through."""
+        failing = self._failing_since is not None and time.monotonic() - self._failing_since > LINGER
+        return self._receiving.peer_gone is not None or failing
+
+    def _post(self, token: Token, key: bytes, data: bytes) -> None:
+        with self._connections.connection(CONNECT_TIMEOUT) as connection:
+            connection.send(self._head("POST", token, key, len(data)), data)
+            timeout = min(15.0, 0.7 + 4 * self._round_trip) * (1 + self._failures)
+            self._read_answer(connection, token, timeout)
+
+    def _in_flight_over(self, token: Token, began: float, error: Exception | None) -> None:
+        took = time.monotonic() - began
+        with self._lock:
+            self._in_flight -= 1
+            if self._closed_at is not None:
+                self._work.notify_all()
+            if error is None:
+                self._round_trip += (took - self._round_trip) / 8
+                if token.size == self._body_size and took < FAST:
+                    self._body_size = min(MAX_BODY, 2 * self._body_size)
+                elif token.size > MIN_BODY and took > SLOW:
+                    self._body_size = max(MIN_BODY, token.size // 2)
+                if not self._in_flight and self._outgoing.acknowledged < self._outgoing.next:
+                    self._outgoing.rewind()  # it answered, and has not kept them
+                self._succeeded_locked()
+                return
+            if token.size:
+                self._outgoing.lose(token.at, token.at + token.size)
+            if token.ended:
+                self._end_told = False
+            if isinstance(error, _Failed) and error.status == 413:
+                self._body_size = max(MIN_BODY, min(self._body_size, token.size) // 2)
+                if token.size > MIN_BODY:
+                    return
+            self._failed_locked(error)
+
+    # --- down
+
+    def _start_down_locked(self) -> None:
+        while self._down < self._down_wanted and self._closed_at is None:
+            self._down += 1
+            try:
+                WORKERS.start(f"split-down {self.peer}", self._down_loop, reserved=True)
+            except NoThread as error:
+                self._down -= 1
+                if not self._down:
+                    self._end_locked(error.message)
+                return
+
+    def _down_loop(self) -> None:
+        try:
+            while self._ask_next():
+                pass
+        except Exception:
+            log_unexpected(f"receiving from {self.peer} ended")
+            self.close(FAILED)
+
+    def _ask_next(self) -> bool:
+        with self._lock:
+            if self._closed_at is not None or self._down > self._down_wanted:
+                self._down -= 1
+                return False
+            token = self._token_locked(Kind.PACKET, size=self._answer_size, wait=round(self._wait * 1000))
+            key = self._key_locked()
+        began = time.monotonic()
+        error: Exception | None = None
+        came = 0
+        try:
+            came = self._ask(token, key)
+        except (_Failed, QanatError) as failure:
+            error = failure
+        took = time.monotonic() - began
+        with self._lock:
+            self._asking.discard(token.number)
+            if error is not None:
+                if took >= MIN_WAIT:  # the path cuts what waits for so long
+                    self._wait = max(MIN_WAIT, min(self._wait, 0.7 * took))
+                self._failed_locked(error)
+                return True
+            self._adapt_locked(came, token.size)
+            self._succeeded_locked()
+            return True
+
+    def _ask(self, token: Token, key: bytes) -> int:
+        with self._connections.connection(CONNECT_TIMEOUT) as connection:
+            connection.send(self._head("GET", token, key))
+            return self._read_answer(connection, token, token.wait / 1000 + SLACK + 4 * self._round_trip)
+
+    def _adapt_locked(self, came: int, size: int) -> None:
+        """Have as many requests wait, and for as much, as what comes demands."""
+        now = time.monotonic()
+        if came:
+            self._came_at = now
+        if came >= size // 2:
+            self._down_wanted = min(MAX_DOWN, max(2, self._down_wanted) + 1)
+            self._answer_size = min(MAX_ANSWER, 2 * size)
+        elif came:
+            self._down_wanted = max(2, self._down_wanted)
+        elif now - self._came_at > ACTIVE:
+            self._down_wanted = 1
+        self._start_down_locked()
+
+    # --- both
+
+    def _token_locked(self, kind: Kind, *, at: int = 0, size: int = 0, wait: int = 0, body: bytes = b"") -> Token:
+        self._number += 1
+        if kind is not Kind.UP:
+            self._asking.add(self._number)
+        incoming = self._receiving.incoming
+        ended = self._closed_at is not None
+        self._told_limit = incoming.limit
+        return Token(
+            id=self._id,
+            kind=kind,
+            number=self._number,
+            acknowledged=incoming.expected,
+            limit=self._outgoing.end if ended else incoming.limit,
+            oldest=min(self._asking, default=self._number),
+            at=at,
+            size=size,
+            wait=wait,
+            digest=digest_of(body) if body else bytes(16),
+            early=self._key is None,
+            ended=ended,
+        )
+
+    def _key_locked(self) -> bytes:
+        return self._early_key if self._key is None else self._key
+
+    def _head(self, method: str, token: Token, key: bytes, size: int | None = None) -> bytes:
+        return self._connections.head(method, [(self._carrier, token.encode(key))], size)
+
+    def _read_answer(self, connection: Connection, token: Token, timeout: float) -> int:
+        """Take in the answer to a request; return how many bytes of the server's it has brought."""
+        wire, source = connection.wire, connection.source
+        deadline = Deadline(timeout)
+        wire.set_read_timeout(timeout)
+        status, headers, http10 = http1.read_answer_head(source)
+        while 100 <= status < 200:
+            wire.set_read_timeout(deadline.remaining() or 0.001)
+            status, headers, http10 = http1.read_answer_head(source)
+        if status != 200 or headers.get("content-type", "") != CONTENT_TYPE:
+            raise _Failed(_describe(status, headers), status=status)
+        wire.set_read_timeout(SLACK + 4 * self._round_trip)
+        reader = SegmentReader()
+        came = 0
+        for piece in http1.body_pieces(source, headers, of_answer=True):
+            for segment, at, content in reader.feed(memoryview(piece)):
+                if segment.number != token.number:
+                    raise _Failed("an answer to another request came: something on the path keeps answers")
+                if segment.repeated:
+                    raise _Failed("the path has sent a request twice, and this is the second one's answer")
+                self._take(segment, at, content)
+                came += len(content)
+        if reader.in_the_middle:
+            raise _Failed("an answer was cut")
+        if not http1.keeps_alive(headers, http10=http10):
+            connection.reusable = False
+        return came
+
+    def _take(self, segment: Segment, at: int, content: memoryview) -> None:
+        """Act on what an answer says.  Raises ProtocolError, which ends the pipe."""
+        with self._lock:
+            now = time.monotonic()
+            self._receiving.last_received = now
+            try:
+                if self._outgoing.acknowledge(segment.acknowledged, 0 if segment.ended else segment.limit):
+                    self._moved_at = now
+                    self._room.notify_all()
+                    if self._outgoing.ready and self._cause.text is None:
+                        self._start_up_locked()
+                if len(content):
+                    self._receiving.add_locked(at, content)
+                if segment.ended:
+                    self._receiving.end_locked(segment.limit, PEER_CLOSED)
+                    self._room.notify_all()
+            except ProtocolError as error:
+                self._end_locked(f"the other end broke the split protocol: {error.message}")
+                raise
+
+    def _succeeded_locked(self) -> None:
+        if self._failures:
+            self._failing_since, self._failures, self._unknown = None, 0, 0
+            self._calm.notify_all()
+        if self._outgoing.ready and self._closed_at is None:
+            self._start_up_locked()
+
+    def _failed_locked(self, error: Exception) -> None:
+        """Wait a little before the next try, and end the pipe when that has happened for too long."""
+        if self._closed_at is not None:
+            self._failing_since = self._failing_since or time.monotonic()
+            return
+        why = str(error)
+        log.debug("a request to %s failed: %s", self.peer, why)
+        now = time.monotonic()
+        self._failures += 1
+        self._unknown = self._unknown + 1 if isinstance(error, _Failed) and error.status == 404 else 0
+        if self._failing_since is None:
+            self._failing_since = now
+        if self._unknown >= _MOST_UNKNOWN:
+            self._end_locked("the server does not know this pipe any more")
+        elif now - self._failing_since > PATIENCE:
+            self._end_locked(f"requests fail for {PATIENCE:g} s: {why}")
+        elif self._failures > 1:
+            pause = min(2.0, 0.05 * 2 ** min(self._failures, 10))
+            self._calm.wait_for(lambda: self._closed_at is not None or not self._failures, pause)
+
+    # --- the pipe
+
+    def bind(self, secret: bytes) -> None:
+        """See `Pipe.bind`."""
+        with self._lock:
+            self._key = secret
+
+    def send(self, buffer: memoryview) -> None:
+        """See `Pipe.send`."""
+        with self._lock:
+            self._await_room_locked()
+            self._append_locked(buffer)
+
+    @property
+    def can_send_now(self) -> bool:
+        """See `Pipe.can_send_now`."""
+        return self._outgoing.unsent < MAX_UNSENT
+
+    def send_now(self, buffer: memoryview) -> bool:
+        """See `Pipe.send_now`."""
+        with self._lock:
+            self._append_locked(buffer)
+            return self._outgoing.unsent < MAX_UNSENT
+
+    def flush(self) -> None:
+        """See `Pipe.flush`."""
+        with self._lock:
+            self._await_room_locked()
+
+    def _append_locked(self, buffer: memoryview) -> None:
+        length = len(buffer) - self.headroom
+        if not 0 <= length <= self.max_message:
+            raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
+        self._check_sendable_locked()
+        PREFIX.pack_into(buffer, 0, length)
+        if not self._outgoing.unsent:
+            self._moved_at = time.monotonic()
+        self._outgoing.append(buffer)
+        if self._outgoing.ready:
+            self._start_up_locked()
+
+    def _await_room_locked(self) -> None:
+        while True:
+            self._check_sendable_locked()
+            if self._outgoing.unsent < MAX_UNSENT:
+                return
+            remaining = None
+            if self._write_timeout is not None:
+                remaining = self._moved_at + self._write_timeout - time.monotonic()
+                if remaining <= 0:
+                    self._end_locked(stuck_for(self._write_timeout))
+                    continue
+            self._room.wait(remaining)
+
+    def _check_sendable_locked(self) -> None:
+        if self._cause.text is not None:
+            raise self._cause.error()
+        if self._receiving.peer_gone is not None:
+            raise PipeEnded(self._receiving.peer_gone)
+
+    def recv(self) -> memoryview:
+        """See `Pipe.recv`."""
+        message = self._receive(None, forever=True)
+        assert message is not None  # the end is raised
+        return message
+
+    def recv_within(self, seconds: float) -> memoryview | None:
+        """See `Pipe.recv_within`."""
+        return self._receive(seconds)
+
+    def _receive(self, seconds: float | None, *, forever: bool = False) -> memoryview | None:
+        try:
+            message = self._receiving.receive(seconds, forever=forever)
+        except PipeEnded as error:
+            self.close(error.message)
+            raise self._cause.error() from error
+        except ProtocolError as error:
+            self.close(f"the other end broke the split protocol: {error.message}")
+            raise ProtocolError(self._cause.text or error.message) from error
+        if message is not None:
+            self._tell_limit()
+        return message
+
+    def _tell_limit(self) -> None:
+        """Have the server hear how much more it may send, if it may be waiting for that."""
+        incoming = self._receiving.incoming
+        risen = incoming.limit - self._told_limit  # looked at without the lock, as a hint
+        if risen >= incoming.window // 4 and self._told_limit - incoming.expected <= incoming.window // 2:
+            with self._lock:
+                self._update_due = True
+                self._start_up_locked()
+
+    def watch(self) -> int | None:
+        """See `Pipe.watch`."""
+        return self._receiving.watch()
+
+    def unwatch(self) -> None:
+        """See `Pipe.unwatch`."""
+        self._receiving.unwatch()
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """See `Pipe.set_read_timeout`."""
+        with self._lock:
+            self._receiving.read_timeout = seconds
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """See `Pipe.set_write_timeout`."""
+        with self._lock:
+            self._write_timeout = seconds
+            self._room.notify_all()
+
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """Do nothing: a pipe without a connection owes nothing for having been read."""
+
+    def close(self, cause: str) -> None:
+        """See `Pipe.close`."""
+        with self._lock:
+            self._end_locked(cause)
+
+    def _end_locked(self, cause: str) -> None:
+        """End the pipe; what is left to be sent goes out for LINGER seconds more, and then the connections end."""
+        if not self._cause.set(cause):
+            return
+        self._closed_at = time.monotonic()
+        self._receiving.wake_locked()
+        for condition in (self._room, self._work, self._calm):
+            condition.notify_all()
+        if not self._hopeless_locked():
+            self._posting += 1
+            try:
+                WORKERS.start(f"split-up {self.peer}", self._up_loop, reserved=True)
+                return
+            except NoThread:
+                self._posting -= 1
+        self._connections.close()
+
+    @property
+    def cause(self) -> str | None:
+        """See `Pipe.cause`."""
+        return self._cause.text
+
+
+def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:
+    """Dial `url` by `route`, have the server make a pipe, and return it.
+
+    Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and
+    UsageError for files that `route` names and that cannot be used.
+    """
+    cancel = cancel or Cancel()
+    connections = Connections(url, route, SLACK + CONNECT_TIMEOUT)
+    try:
+        first = connections.open(deadline, cancel)
+        with cancel.waking(first.close):
+            pipe = _open_pipe(url, connections, first, deadline)
+        pipe.start()
+    except BaseException:
+        connections.close()
+        raise
+    return pipe
+
+
+def _open_pipe(url: TunnelUrl, connections: Connections, first: Connection, deadline: Deadline) -> ClientPipe:
+    """Ask for a pipe, and take in the answer.  Raises TransportError."""
+    nonce = os.urandom(NONCE_SIZE)
+    carriers = [Carrier.COOKIE] if connections.has_authorization else [Carrier.HEADER, Carrier.COOKIE]
+    body = OPENING + nonce
+    head = connections.head("POST", [(carrier, nonce_text(nonce)) for carrier in carriers], len(body))
+    with suppress(TransportError):  # what reading says is better: a server may refuse us and close
+        first.send(head, body)
+    no_answer = "check the port, and the log of the server or the proxy in front of it"
+    if not url.tls:
+        no_answer = "if the server speaks TLS, write https:// instead of http://; otherwise check the port"
+    reader = AnswerReader(
+        first.wire,
+        deadline,
+        str(url),
+        check="check host and port in the URL",
+        no_answer=no_answer,
+        use_tls="write https:// instead of http:// in the URL",
+    )
+    status, headers = reader.read()
+    while 100 <= status < 200:
+        status, headers = reader.read()
+    if status != 200 or headers.get("content-type", "") != CONTENT_TYPE:
+        reason = reader.read_reason(headers) if status == 400 else ""
+        raise explain_status(status, headers, "split", url, reason=reason)
+    first.source.rest += reader.rest
+    first.wire.set_read_timeout(deadline.remaining())
+    try:
+        answer = http1.read_body(first.source, headers, MAX_ANSWER, of_answer=True) or bytearray()
+        welcome = decode_welcome(answer)
+        pipe = ClientPipe(connections, first, welcome, _best_carrier(welcome))
+        pipe.take_first(memoryview(answer)[WELCOME_SIZE:])
+    except ProtocolError as error:
+        raise TransportError(
+            f"{url} answered, but not as a Qanat server: {error.message}", hint="check the path in the URL"
+        ) from error
+    found = cookies(headers)
+    connections.add_cookies(found)
+    pipe.cookies = found
+    connections.give_back(first, reusable=http1.keeps_alive(headers, http10=False))
+    return pipe
+
+
+def _best_carrier(welcome: Welcome) -> Carrier:
+    return next((carrier for carrier in (Carrier.HEADER, Carrier.COOKIE) if welcome.carriers & carrier), Carrier.QUERY)
+
+
+def _describe(status: int, headers: Mapping[str, str]) -> str:
+    if status == 200:
+        return "something else than the server answered, with a page of its own"
+    return f"status {status} came instead of an answer"

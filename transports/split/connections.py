@@ -1,0 +1,196 @@
+"""The client's connections: HTTP/1.1, one request at a time on each, used again as long as the path allows.
+
+A connection that was idle may have been closed by the other end just when it is used again, so it is looked at before;
+and every request of a split pipe may be sent twice, so whoever fails on one simply tries another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from qanat.base.cancel import Cancel
+from qanat.base.deadline import Deadline
+from qanat.base.errors import TransportError
+from qanat.base.version import __version__
+from qanat.transports.dial.answer_fields import with_newer
+from qanat.transports.dial.dialer import dial, opening
+from qanat.transports.dial.route import Route
+from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.pipe import Wire
+from qanat.transports.split import http1
+from qanat.transports.split.token import COOKIE, Carrier
+
+ALPN = ("http/1.1",)
+MAX_REQUESTS = 800
+"""Requests on one connection: nginx closes its own after 1,000, and a race is lost now and then."""
+MAX_IDLE = 60.0
+"""Seconds after which an idle connection is not used again."""
+CONTENT_TYPE = "application/octet-stream"
+
+_DEFAULTS = (("User-Agent", f"qanat/{__version__}"), ("Accept", "*/*"))
+
+
+class Connection:
+    """One connection.  For one thread at a time; `close` from any."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.requests = 0
+        self.idle_since = 0.0
+        self.reusable = True
+        """Whether another request may follow."""
+        self.source = http1.ByteSource(wire)
+        self._watched = wire.watch() is not None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def send(self, head: bytes, body: bytes | memoryview = b"") -> None:
+        """Send a request; blocks until the kernel has it.  Raises TransportError."""
+        self.requests += 1
+        if len(body) <= http1.SMALL:
+            self.wire.send_all(head + bytes(body))
+        else:
+            self.wire.send_all(head)
+            self.wire.send_all(body)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the other end has neither closed it nor said anything unasked."""
+        if not self._watched:
+            return True
+        try:
+            return self.wire.recv_within(memoryview(bytearray(1)), 0) is None
+        except TransportError:
+            return False
+
+    def close(self) -> None:
+        """Close it; wakes whoever waits.  Idempotent; does not block."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self.wire.close()
+            if self._watched:
+                self.wire.unwatch()
+
+
+class Connections:
+    """All connections of one pipe.  Safe to use from any thread."""
+
+    def __init__(self, url: TunnelUrl, route: Route, write_timeout: float) -> None:
+        """Connect by `route`; a connection that takes nothing for `write_timeout` seconds fails."""
+        self.url = url
+        self.opened = 0
+        """How many have been made."""
+        self._route = route
+        self._write_timeout = write_timeout
+        self._lock = threading.Lock()
+        self._cancel = Cancel()
+        self._closed = False
+        self._idle: list[Connection] = []
+        self._used: set[Connection] = set()
+
+    def add_cookies(self, cookies: dict[str, str]) -> None:
+        """Send these with every further request: a load balancer wants them back."""
+        self._route = replace(self._route, cookies=tuple(with_newer(dict(self._route.cookies), cookies).items()))
+
+    @property
+    def has_authorization(self) -> bool:
+        """Whether the configuration has an Authorization header of its own, which ours must not replace."""
+        return any(name.lower() == "authorization" for name, _ in self._route.headers)
+
+    def head(self, method: str, carried: Sequence[tuple[Carrier, str]], size: int | None = None) -> bytes:
+        """Return a request's head; `carried` says what goes with which carrier, `size` how long its body is."""
+        url, route = self.url, self._route
+        target, fields = url.path, list(_DEFAULTS)
+        for carrier, text in carried:
+            if carrier is Carrier.HEADER:
+                fields.append(("Authorization", f"Bearer {text}"))
+            elif carrier is Carrier.COOKIE:
+                route = replace(route, cookies=(*route.cookies, (COOKIE, text)))
+            else:
+                target = f"{target}?{COOKIE}={text}"
+        if size is not None:
+            fields += [("Content-Type", CONTENT_TYPE), ("Content-Length", str(size))]
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {route.authority(url)}"]
+        lines += [f"{name}: {value}" for name, value in route.with_headers(fields)]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def open(self, deadline: Deadline, cancel: Cancel | None = None) -> Connection:
+        """Return a new connection, in use.  Blocks.  Raises TransportError and UsageError."""
+        cancel = self._cancel if cancel is None else cancel
+        wire = dial(self.url, alpn=ALPN, deadline=deadline, route=self._route, cancel=cancel)
+        with opening(wire, deadline, cancel, self._route):
+            wire.set_write_timeout(self._write_timeout)
+            wire.set_read_timeout(None)
+            connection = Connection(wire)
+        with self._lock:
+            self.opened += 1
+            self._used.add(connection)
+            closed = self._closed
+        if closed:
+            self.drop(connection)
+            raise TransportError("the pipe has ended")
+        return connection
+
+    @contextlib.contextmanager
+    def connection(self, seconds: float, *, fresh: bool = False) -> Iterator[Connection]:
+        """Give a connection for one request, and keep it for the next if the block does not raise.
+
+        With `fresh` it is a new one.  Connecting may take `seconds`.  Raises TransportError and UsageError.
+        """
+        connection = None if fresh else self._take_idle()
+        if connection is None:
+            connection = self.open(Deadline(seconds))
+        try:
+            yield connection
+        except BaseException:
+            self.drop(connection)
+            raise
+        self.give_back(connection, reusable=connection.reusable)
+
+    def _take_idle(self) -> Connection | None:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+                if connection is None:
+                    return None
+                self._used.add(connection)
+            if time.monotonic() - connection.idle_since < MAX_IDLE and connection.alive:
+                return connection
+            self.drop(connection)
+
+    def give_back(self, connection: Connection, *, reusable: bool) -> None:
+        """Keep a connection for the next request, or close it."""
+        connection.idle_since = time.monotonic()
+        stale: list[Connection] = []
+        with self._lock:
+            if self._closed or not reusable or connection.requests >= MAX_REQUESTS or connection not in self._used:
+                stale.append(connection)
+            else:
+                self._used.discard(connection)
+                self._idle.append(connection)
+                oldest = connection.idle_since - MAX_IDLE
+                stale += [idle for idle in self._idle if idle.idle_since < oldest]
+                self._idle = [idle for idle in self._idle if idle.idle_since >= oldest]
+        for each in stale:
+            self.drop(each)
+
+    def drop(self, connection: Connection) -> None:
+        """Close a connection that is not used again."""
+        with self._lock:
+            self._used.discard(connection)
+        connection.close()
+
+    def close(self) -> None:
+        """Close all, and make no more; wakes whoever waits on one.  Idempotent; does not block."""
+        with self._lock:
+            self._closed = True
+            connections = [*self._idle, *self._used]
+            self._idle.clear()
+        self._cancel.cancel()
+        for connection in connections:
+            connection.close()

@@ -1,0 +1,228 @@
+"""The two ends of one direction: bytes that are kept until they are acknowledged, and bytes put in order again.
+
+Sans-IO, and not thread-safe: whoever owns them holds a lock.  Each message has its length in front as u32, so that the
+bytes of a direction are one sequence, of which requests and answers carry any part in any order, and more than once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import struct
+from collections import deque
+
+from qanat.base.errors import ProtocolError
+from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED
+
+PREFIX = struct.Struct("!I")
+
+_SMALL = 1024
+_MAX_PIECES = 4096
+"""Pieces kept out of order, beyond which the furthest are dropped: each costs memory beside its bytes."""
+
+
+class Outgoing:
+    """Bytes to send, from the first that is not acknowledged."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self.acknowledged = 0
+        """All bytes below it have come to the other end."""
+        self.next = 0
+        """Where the bytes begin that were never sent."""
+        self.limit = 0
+        """The other end takes bytes below it."""
+        self._lost: list[tuple[int, int]] = []  # ranges to send again, in order
+
+    @property
+    def end(self) -> int:
+        """Where the bytes end that were given to be sent."""
+        return self.acknowledged + len(self._bytes)
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes were never sent."""
+        return self.end - self.next
+
+    @property
+    def kept(self) -> int:
+        """How many bytes are not acknowledged."""
+        return len(self._bytes)
+
+    @property
+    def ready(self) -> int:
+        """How many bytes `take` would give, of which there may be more to come once the limit has risen."""
+        again = sum(max(0, end - max(begin, self.acknowledged)) for begin, end in self._lost)
+        return again + max(0, min(self.end, self.limit) - self.next)
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Take more bytes to send."""
+        self._bytes += data
+
+    def take(self, size: int) -> tuple[int, bytes] | None:
+        """Return where the next bytes belong, and at most `size` of them: first those that were lost."""
+        while self._lost:
+            begin, end = self._lost.pop(0)
+            begin = max(begin, self.acknowledged)
+            if begin >= end:
+                continue
+            if end - begin > size:
+                self._lost.insert(0, (begin + size, end))
+                end = begin + size
+            return begin, self._copy(begin, end)
+        end = min(self.end, self.limit, self.next + size)
+        if end <= self.next:
+            return None
+        begin, self.next = self.next, end
+        return begin, self._copy(begin, end)
+
+    def lose(self, begin: int, end: int) -> None:
+        """Have these bytes sent again, as far as they are not acknowledged."""
+        if max(begin, self.acknowledged) < end:
+            bisect.insort(self._lost, (begin, end))
+
+    def rewind(self) -> None:
+        """Have all that is not acknowledged sent again."""
+        self._lost.clear()
+        self.lose(self.acknowledged, self.next)
+
+    def acknowledge(self, to: int, limit: int) -> bool:
+        """Forget all bytes below `to`, and heed the limit; return whether either has risen.  Raises ProtocolError."""
+        if to > self.next:
+            raise ProtocolError("an acknowledgment of what was never sent")
+        risen = to > self.acknowledged or limit > self.limit
+        if to > self.acknowledged:
+            del self._bytes[: to - self.acknowledged]
+            self.acknowledged = to
+        self.limit = max(self.limit, limit)
+        return risen
+
+    def _copy(self, begin: int, end: int) -> bytes:
+        with memoryview(self._bytes) as view:
+            return bytes(view[begin - self.acknowledged : end - self.acknowledged])
+
+
+class Incoming:
+    """Bytes that have come, until they are taken as messages.  What they may amount to is bounded by the window."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        """Bytes that may come beyond those that were taken."""
+        self.expected = 0
+        """All bytes below it have come."""
+        self.end: int | None = None
+        """Where the other end has closed, if it has."""
+        self.unauthenticated = False
+        """Whether a message above MAX_UNAUTHENTICATED is an error."""
+        self._taken = 0
+        self._ordered: deque[memoryview] = deque()  # from `_taken` to `expected`
+        self._starts: list[int] = []  # of the pieces beyond, sorted
+        self._pieces: dict[int, memoryview] = {}  # these, by where they start
+
+    @property
+    def limit(self) -> int:
+        """The other end may send bytes below it."""
+        return self._taken + self.window
+
+    @property
+    def finished(self) -> bool:
+        """Whether all has come that the other end has sent before it closed."""
+        return self.end is not None and self.expected >= self.end
+
+    def add(self, at: int, data: memoryview) -> bool:
+        """Keep bytes, which belong to the caller no more; return whether there are more of them in order now.
+
+        What has come before is ignored.  Raises ProtocolError for bytes beyond the limit.
+        """
+        if at + len(data) > self.limit:
+            raise ProtocolError("more bytes than its window allows")
+        if at > self.expected:
+            self._keep(at, data)
+            return False
+        if not self._append(at, data):
+            return False
+        while self._starts and self._starts[0] <= self.expected:
+            start = self._starts.pop(0)
+            self._append(start, self._pieces.pop(start))
+        return True
+
+    def _append(self, at: int, data: memoryview) -> bool:
+        new = data[self.expected - at :]
+        if not new:
+            return False
+        self._ordered.append(new)
+        self.expected += len(new)
+        return True
+
+    def _keep(self, at: int, data: memoryview) -> None:
+        there = self._pieces.get(at)
+        if there is None:
+            bisect.insort(self._starts, at)
+        if there is None or len(there) < len(data):
+            self._pieces[at] = data
+        if len(self._starts) > _MAX_PIECES:
+            del self._pieces[self._starts.pop()]
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `take` has a message, or something to say."""
+        size = self._next_size()
+        return size is not None and (self._is_wrong(size) or self.expected - self._taken >= PREFIX.size + size)
+
+    def take(self) -> memoryview | None:
+        """Return the next message, the caller's; None when none is whole.  Raises ProtocolError."""
+        size = self._next_size()
+        if size is None:
+            return None
+        if self._is_wrong(size):
+            raise ProtocolError(f"a message of {size} bytes")
+        if self.expected - self._taken < PREFIX.size + size:
+            return None
+        self._cut(PREFIX.size)
+        return self._cut(size)
+
+    def clear(self) -> None:
+        """Forget all bytes."""
+        self._ordered.clear()
+        self._starts.clear()
+        self._pieces.clear()
+        self._taken = self.expected
+
+    def _is_wrong(self, size: int) -> bool:
+        return size > (MAX_UNAUTHENTICATED if self.unauthenticated else MAX_MESSAGE)
+
+    def _next_size(self) -> int | None:
+        """Return the length of the next message; None while that is not known."""
+        if self.expected - self._taken < PREFIX.size:
+            return None
+        first = self._ordered[0]
+        if len(first) < PREFIX.size:
+            prefix = bytearray()
+            for piece in self._ordered:
+                prefix += piece[: PREFIX.size - len(prefix)]
+                if len(prefix) == PREFIX.size:
+                    break
+            first = memoryview(prefix)
+        size: int = PREFIX.unpack_from(first)[0]
+        return size
+
+    def _cut(self, size: int) -> memoryview:
+        """Take the next `size` bytes, which are there; without a copy where they lie in one piece."""
+        self._taken += size
+        first = self._ordered[0] if size else memoryview(b"")
+        if len(first) >= size:
+            if size:
+                self._ordered[0] = first[size:]
+                if not self._ordered[0]:
+                    self._ordered.popleft()
+            # A small message must not pin a large piece.
+            return memoryview(bytearray(first[:size])) if size <= _SMALL else first[:size]
+        whole = memoryview(bytearray(size))
+        filled = 0
+        while filled < size:
+            piece = self._ordered.popleft()
+            part = piece[: size - filled]
+            whole[filled : filled + len(part)] = part
+            filled += len(part)
+            if len(part) < len(piece):
+                self._ordered.appendleft(piece[len(part) :])
+        return whole
