@@ -7,6 +7,7 @@ lane's lock guards it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from qanat.mux import frames as wire
@@ -14,6 +15,8 @@ from qanat.mux.stream_state import StreamState
 
 ACK_DELAY = 0.020
 """Seconds an ACK may wait for something to ride on."""
+PINGS_KEPT = 8
+"""PINGs whose round trips are remembered: the least of them is the path's own, without what waits in it."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -27,6 +30,9 @@ class PendingControl:
     def __init__(self, keepalive: float, ack_bytes: int, now: float) -> None:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
+        self.least_round_trip = 0.0
+        """Seconds: the least of the last PINGS_KEPT; 0 before the first answer on a pipe."""
+        self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
         self.ping_count = 0
         """How many PINGs have been sent; also the value of the last."""
         self.pings_answered = 0
@@ -47,6 +53,8 @@ class PendingControl:
         for stream in streams:
             if stream.window.granted > stream.window.initial and not stream.fin_received:
                 self._credits[stream.id] = stream
+        self._round_trips.clear()
+        self.least_round_trip = 0.0
         self._pong = None
         self._ack_due = now
         self._ping_due = now
@@ -93,6 +101,8 @@ class PendingControl:
         if self._ping_sent is not None and value == self._ping_sent[0]:
             sample = now - self._ping_sent[1]
             self._ping_sent = None
+            self._round_trips.append(sample)
+            self.least_round_trip = min(self._round_trips)
             self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
 
     def ping_now(self, now: float) -> int:

@@ -206,7 +206,7 @@ class Receiver:
         """Note that the reader has handed on `count` bytes.  True when a CREDIT is due."""
         if stream.released:
             return False
-        due = stream.window.consume(count, now, self._pending.round_trip)
+        due = stream.window.consume(count, now, self._pending.least_round_trip)
         if due and not stream.fin_received and self._streams.is_open(stream):
             self._pending.add_credit(stream)
             return True

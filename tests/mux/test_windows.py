@@ -9,8 +9,10 @@ import pytest
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.pending_control import PINGS_KEPT
 from qanat.mux.sender import STREAM_QUEUE
 from qanat.mux.stream_state import StreamState
+from qanat.mux.window import LEAST_TIME, ReceiveWindow, WindowBudget
 from tests.support.mux.cores import KIB, Peer, Rig, data_order, fill
 
 MIB = 1024 * KIB
@@ -62,9 +64,44 @@ def test_a_window_never_grows_above_its_maximum() -> None:
 def test_the_window_follows_the_round_trip_of_a_long_path() -> None:
     rig = Rig()
     ours, theirs = rig.open()
-    rig.server.core.pending.round_trip = 0.1
+    rig.server.core.pending.least_round_trip = 0.1
     pour(rig, ours, theirs, 20 * MIB, 0.1)
     assert theirs.window.size >= 4 * MIB
+
+
+def steady(window: ReceiveWindow, rate: float, least_round_trip: float, seconds: float = 5.0) -> None:
+    """Have a reader consume `rate` bytes a second in steps of a millisecond, however much has been granted."""
+    now, step = window.since, int(rate / 1000)
+    while now < seconds:
+        now += 0.001
+        if window.consume(step, now, least_round_trip):
+            window.grant()
+
+
+@pytest.mark.parametrize(("rate", "least_round_trip"), [(250e6, 0.0005), (125e6, 0.02), (30e6, 0.1)])
+def test_a_window_holds_twice_what_the_path_does_and_makes_no_longer_queue(
+    rate: float, least_round_trip: float
+) -> None:
+    window = ReceiveWindow(128 * KIB, 16 * MIB, WindowBudget(64 * MIB), 0.0)
+    steady(window, rate, least_round_trip)
+    assert window.size == pytest.approx(2 * rate * max(least_round_trip, LEAST_TIME), rel=0.02)
+
+
+def test_a_reader_that_becomes_slower_keeps_its_window_since_a_late_thread_looks_the_same() -> None:
+    window = ReceiveWindow(128 * KIB, 16 * MIB, WindowBudget(64 * MIB), 0.0)
+    steady(window, 250e6, 0.0005)
+    size = window.size
+    steady(window, 10e6, 0.0005, 20.0)
+    assert window.size == size
+
+
+def test_credit_for_a_large_window_comes_early_enough_to_fill_a_long_path() -> None:
+    window = ReceiveWindow(16 * MIB, 16 * MIB, WindowBudget(0), 0.0)
+    assert not window.consume(4 * MIB - 1, 1.0, 0.1)
+    assert window.consume(1, 1.0, 0.1)
+    small = ReceiveWindow(128 * KIB, 128 * KIB, WindowBudget(0), 0.0)
+    assert not small.consume(64 * KIB - 1, 1.0, 0.1)
+    assert small.consume(1, 1.0, 0.1)
 
 
 def test_many_fast_streams_stay_within_the_budget() -> None:
@@ -278,7 +315,7 @@ def test_a_ping_goes_every_15_s_and_first_of_all_when_a_pipe_begins(quiet: Rig) 
     client.core.attach(100.0)
     assert wire.Ping(1) in client.next_frames(100.0)
     client.feed(wire.Pong(1).encode(), now=100.2)
-    assert client.core.pending.round_trip == pytest.approx(0.2)
+    assert client.core.pending.round_trip == client.core.pending.least_round_trip == pytest.approx(0.2)
     assert client.core.sender.next_timeout(100.2) == pytest.approx(14.8)
     assert client.next_frames(114.9) == []
     assert client.next_frames(115.0) == [wire.Ping(2)]
@@ -286,6 +323,24 @@ def test_a_ping_goes_every_15_s_and_first_of_all_when_a_pipe_begins(quiet: Rig) 
     assert client.next_frames(200.0) == []
     client.core.attach(300.0)
     assert wire.Ping(3) in client.next_frames(300.0)
+
+
+def test_a_ping_that_waits_in_a_queue_does_not_lengthen_the_least_round_trip(quiet: Rig) -> None:
+    client = Peer(LaneParameters(client=True))
+    client.core.attach(0.0)
+    for number, took in enumerate([0.02] + [0.5] * (PINGS_KEPT - 1), start=1):
+        now = 20.0 * number
+        client.core.pending.ping_now(now)
+        client.next_frames(now)
+        client.feed(wire.Pong(client.core.pending.ping_count).encode(), now=now + took)
+        assert client.core.pending.least_round_trip == pytest.approx(0.02)
+    client.core.pending.ping_now(500.0)  # The first has been forgotten: the path may have become longer.
+    client.next_frames(500.0)
+    client.feed(wire.Pong(client.core.pending.ping_count).encode(), now=500.5)
+    assert client.core.pending.least_round_trip == pytest.approx(0.5)
+    client.core.detach()
+    client.core.attach(600.0)
+    assert client.core.pending.least_round_trip == 0.0
 
 
 def test_a_late_pong_proves_life_and_measures_nothing(quiet: Rig) -> None:
