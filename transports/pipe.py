@@ -49,6 +49,8 @@ class Wire(ABC):
     """`host:port` of the other end, for logs."""
     addresses: tuple[SockAddr, SockAddr] | None = None
     """Ours and the other end's when the wire was made; None for what is no Internet socket, or was gone already."""
+    headroom: int = 0
+    """How many bytes at the beginning of what is sent are scratch space, and do not go out."""
 
     @abstractmethod
     def recv_into(self, buffer: memoryview) -> int:
@@ -88,10 +90,13 @@ class Wire(ABC):
 
     @abstractmethod
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Block until the kernel has taken all of `data`.  Raises TransportError."""
+        """Block until the kernel has taken all of `data[headroom:]`.  Raises TransportError.
+
+        `data` can be written to where there is headroom.
+        """
 
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
-        """Take all of `data` without blocking; False when the kernel could not take all of it at once.
+        """Take all of `data[headroom:]` without blocking; False when the kernel could not take all of it at once.
 
         The rest is kept in a copy, and goes out before anything else with the next `send_all` or `flush`.  By the
         thread that may call `send_all`, and only where `can_send_now`.  Raises TransportError.
@@ -118,6 +123,12 @@ class Wire(ABC):
     @abstractmethod
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """Have `wakeup` called, by the reading thread, when reading made this wire owe bytes; see `flush`."""
+
+    def set_unauthenticated(self, unauthenticated: bool) -> None:  # noqa: B027 - a connection has no limits of its own
+        """Take in little while the peer is unauthenticated.  By the thread that reads; does not block."""
+
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:  # noqa: B027 - a connection does not announce it
+        """Do as `Pipe.set_on_leaving`."""
 
     @abstractmethod
     def flush(self) -> None:

@@ -28,7 +28,7 @@ from qanat.transports.dial.proxies import Proxy
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.tcp import learn_failure, learn_success
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.http2 import grpc
+from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.pipe import Pipe
 from qanat.transports.split import client as split
@@ -39,6 +39,7 @@ _CONNECT: dict[str, Callable[..., Pipe]] = {
     "http2": http2.connect,
     "grpc": grpc.connect,
     "split": split.connect,
+    "websocket-h2": extended_connect.connect,
 }
 
 

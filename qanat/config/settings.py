@@ -22,6 +22,7 @@ from qanat.config.secret_files import check_private, check_readable
 from qanat.config.texts import (
     PATH_PATTERN,
     TRANSPORTS,
+    any_of,
     check_connect_rule,
     check_listen_rule,
     check_name,
@@ -529,13 +530,13 @@ class ClientSettings:
         ("websocket",),
         key="transport",
         choices=tuple(TRANSPORTS),
-        doc="How to carry the tunnel over HTTP: websocket, http2, grpc, split or auto; several are tried in turn.",
+        doc=f"How to carry the tunnel over HTTP: {any_of(TRANSPORTS)}; several are tried in turn.",
         parse_next=parse_transport,
         empty="is empty, so nothing could carry the tunnel",
         flag=Flag(
             "--transport",
             metavar="NAMES",
-            help="websocket, http2, grpc, split or auto; several, with commas, are tried in turn",
+            help=f"{any_of(TRANSPORTS)}; several, with commas, are tried in turn",
             repeated=True,
         ),
     )

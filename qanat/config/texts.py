@@ -21,15 +21,20 @@ from qanat.transports.dial.urls import TunnelUrl
 
 NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
 
-TRANSPORTS = {"websocket": "websocket", "http2": "http2", "grpc": "grpc", "split": "split", "auto": "websocket"}
+TRANSPORTS = {
+    "websocket": "websocket",
+    "http2": "http2",
+    "grpc": "grpc",
+    "websocket-h2": "websocket-h2",
+    "split": "split",
+    "auto": "websocket",
+}
 """What each name in a configuration means."""
 MAX_PATH = 512
 """Characters; with the rest of a request's head they fit into the least that `limits.header_bytes` can be."""
 PATH_PATTERN = rf"/[A-Za-z0-9/%:@!$&'()*+,=~._-]{{0,{MAX_PATH - 1}}}"
 """What a client's URL can name without quoting."""
 
-_LATER_TRANSPORTS = ("websocket-h2",)
-_TRANSPORT_CHOICE = "websocket, http2, grpc, split or auto"
 _PATH = re.compile(PATH_PATTERN)
 _MONITORS = "/healthz"
 
@@ -114,10 +119,8 @@ def parse_next_listen(text: str, before: Collection[tuple[str, int]]) -> tuple[s
 
 def parse_transport(text: str, before: Collection[str]) -> str:
     """Return the transport that `text` means, when it is not one of those `before` it."""
-    if text in _LATER_TRANSPORTS:
-        raise UsageError("names a transport that is not available in this version", hint=f"use {_TRANSPORT_CHOICE}")
     if text not in TRANSPORTS:
-        raise UsageError(f"must be {_TRANSPORT_CHOICE}", hint=did_you_mean(text, TRANSPORTS))
+        raise UsageError(f"must be {any_of(TRANSPORTS)}", hint=did_you_mean(text, TRANSPORTS))
     transport = TRANSPORTS[text]
     if transport in before:
         hint = "auto is websocket in this version" if transport == TRANSPORTS["auto"] else ""

@@ -1,7 +1,7 @@
-"""Opening a pipe over HTTP/2: one connection, one POST, and what every other answer most likely means.
+"""Opening a pipe over HTTP/2: one connection, one request, and what every other answer most likely means.
 
 Over TLS `h2` alone is offered in ALPN; in clear the connection begins as HTTP/2 at once (prior knowledge, RFC 9113
-§3.3), since proxies do not upgrade a POST.  Used by `octet_stream.connect` and `grpc.connect`.
+§3.3), since proxies do not upgrade a POST.  Used by the `connect` of `octet_stream`, `grpc` and `extended_connect`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.limits import WINDOW
-from qanat.transports.http2.pipe import Http2Pipe
+from qanat.transports.http2.pipes import pipe_of
 from qanat.transports.http2.stream import Http2Stream
-from qanat.transports.pipe import Wire
+from qanat.transports.http2.stream_handle import StreamHandle
+from qanat.transports.pipe import Pipe, Wire
 from qanat.transports.wire.tls import TlsWire
 
 ALPN = ("h2",)
@@ -27,9 +28,7 @@ ALPN = ("h2",)
 _SWITCH_ON = "switch HTTP/2 on there, or use `transport: websocket`"
 
 
-def open_pipe(
-    url: TunnelUrl, dialect: Dialect, *, route: Route, deadline: Deadline, cancel: Cancel | None
-) -> Http2Pipe:
+def open_pipe(url: TunnelUrl, dialect: Dialect, *, route: Route, deadline: Deadline, cancel: Cancel | None) -> Pipe:
     """Dial `url` by `route` and return the pipe, once the answer's head has come.
 
     Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and
@@ -46,19 +45,21 @@ def open_pipe(
             return _request(url, route, dialect, wire, deadline)
 
 
-def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadline: Deadline) -> Http2Pipe:
+def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadline: Deadline) -> Pipe:
     engine = Http2Engine(wire, window=WINDOW)
     headers = [
-        (":method", "POST"),
+        *dialect.method,
         (":scheme", "https" if url.tls else "http"),
         (":path", url.path),
         (":authority", route.authority(url)),
         *((name.lower(), value) for name, value in route.with_headers(dialect.request_headers())),
     ]
-    with engine.lock:
-        stream = engine.core.request(headers, dialect)
     problem = None
     try:
+        if dialect.extended_connect:
+            _await_offer(url, engine, deadline)
+        with engine.lock:
+            stream = engine.core.request(headers, dialect)
         status, answer = _await_answer(url, engine, stream, deadline)
         problem = dialect.check_response(status, answer, url)
         if problem is not None:
@@ -71,9 +72,36 @@ def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadlin
     finally:
         del problem  # its traceback has this frame
     stream.answered = True
-    pipe = Http2Pipe(engine, stream, engine.end, alone=True)
+    pipe = pipe_of(StreamHandle(engine, stream, engine.end, alone=True), is_client=True)
     pipe.cookies = cookies(answer)
     return pipe
+
+
+def _await_offer(url: TunnelUrl, engine: Http2Engine, deadline: Deadline) -> None:
+    """Block until the other end's SETTINGS offer extended CONNECT, which is needed before it may be sent (RFC 8441 §3).
+
+    Raises TransportError when they do not.
+    """
+    core = engine.core
+    while True:
+        engine.flush()
+        with engine.lock:
+            if core.has_settings or engine.over:
+                break
+            engine.read_locked(deadline.remaining())
+        if deadline.passed:
+            raise TransportError(
+                f"{url} did not begin to speak HTTP/2 in time", hint="check the port, or use `transport: websocket`"
+            )
+    if not core.has_settings:
+        raise _no_answer(url, engine, engine.cause.text or "the connection has ended")
+    if not core.offers_extended_connect:
+        raise TransportError(
+            f"{url.address} does not offer WebSocket over HTTP/2 (RFC 8441): its SETTINGS are without "
+            "ENABLE_CONNECT_PROTOCOL",
+            hint="HAProxy, nghttpx, and Apache from 2.4.58 on with `H2WebSockets on`, offer it; nginx, Caddy and most "
+            "CDNs do not: use `transport: websocket` there, or http2",
+        )
 
 
 def _await_answer(

@@ -23,6 +23,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     Event,
+    RemoteSettingsChanged,
     RequestReceived,
     ResponseReceived,
     StreamEnded,
@@ -55,6 +56,7 @@ from qanat.transports.http2.frames import (
     FrameType,
     Http2Error,
     empty_data,
+    last_data,
 )
 from qanat.transports.http2.limits import (
     MAX_BURST,
@@ -95,6 +97,8 @@ class Http2Core:
         """Control frames to send before any DATA."""
         self.leaving = False
         """The peer has sent GOAWAY: what runs may finish, nothing new may begin."""
+        self.has_settings = False
+        """Whether the peer's SETTINGS have come."""
         self.goaway_reason = ""
         """Why the peer gave up the connection, if its GOAWAY said so."""
         self.opening = b""
@@ -199,6 +203,8 @@ class Http2Core:
         with contextlib.suppress(H2ProtocolError):  # the peer has reset it meanwhile
             if trailers:
                 self._h2.send_headers(stream.id, trailers, end_stream=True)
+            elif stream.final and self._has_room(stream):
+                self._h2.send_data(stream.id, stream.final, end_stream=True)
             else:
                 self._h2.end_stream(stream.id)
             if not stream.ended_there:
@@ -210,8 +216,15 @@ class Http2Core:
         closing = bytes(self.pending_control)
         if self._client:
             whole = (s for s in self.streams.values() if not s.in_message and not s.ended_here)
-            closing += b"".join(empty_data(stream.id) for stream in whole)
+            closing += b"".join(last_data(s.id, s.final if self._has_room(s) else b"") for s in whole)
         return closing + self._goaway(code)
+
+    def _has_room(self, stream: Http2Stream) -> bool:
+        """Whether the windows take what the stream has to say last."""
+        try:
+            return self._h2.local_flow_control_window(stream.id) >= len(stream.final)
+        except H2ProtocolError:  # h2 knows it no more
+            return False
 
     def close(self) -> None:
         """Forget every stream and whoever decides on requests: nothing is received any more.
@@ -235,6 +248,11 @@ class Http2Core:
     def frame_size(self) -> int:
         """The largest DATA that the peer takes."""
         return self._h2.max_outbound_frame_size
+
+    @property
+    def offers_extended_connect(self) -> bool:
+        """Whether the peer takes requests with `:protocol` (RFC 8441 §3)."""
+        return self._h2.remote_settings.enable_connect_protocol == 1
 
     def charge(self, stream: Http2Stream, wanted: int) -> int:
         """How many bytes of DATA may be sent now, at most `wanted` and MAX_BURST; they count as sent."""
@@ -423,6 +441,7 @@ class Http2Core:
             if known is not None:
                 self._stream_event(known, event)
         else:  # SETTINGS may have changed every window; the rest needs nothing
+            self.has_settings |= isinstance(event, RemoteSettingsChanged)
             for stream in self.streams.values():
                 stream.writable.notify_all()
 
@@ -506,6 +525,7 @@ def _settings(client: bool, window: int) -> Settings:
         values[SettingCodes.ENABLE_PUSH] = 0
     else:
         values[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
+        values[SettingCodes.ENABLE_CONNECT_PROTOCOL] = 1
     return Settings(client=client, initial_values=values)
 
 

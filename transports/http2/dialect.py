@@ -1,8 +1,9 @@
 """What the transports over one HTTP/2 stream differ in: headers, trailers, and how DATA is cut into messages.
 
-`Dialect` is the interface; `octet_stream` and `grpc` each have one, and everything else they have in common: `engine`
-(the connection), `pipe` (a stream as a Pipe), `client` and `server`.  `inbox` puts messages together again, the
-dialect telling where they end.  Sans-IO.
+`Dialect` is the interface; `octet_stream`, `grpc` and `extended_connect` each have one, and everything else they have
+in common: `engine` (the connection), `client` and `server`.  The first two cut DATA into messages themselves
+(`MessageDialect`): `inbox` puts these together again, the dialect telling where they end, and `pipe` is a stream as a
+Pipe.  To the third a stream is a Wire (`stream_wire`), as a connection is.  Sans-IO.
 """
 
 from __future__ import annotations
@@ -21,24 +22,12 @@ class Dialect(ABC):
 
     name: str
     """The transport's name in configs and logs."""
-    prefix_size: int
-    """Bytes in front of each message that tell how long it is."""
-    overhead: int
-    """Bytes that framing adds to a message at most, the prefix included."""
+    method: tuple[tuple[str, str], ...] = ((":method", "POST"),)
+    """The pseudo-headers that say what is asked for."""
+    extended_connect: bool = False
+    """Whether a client may ask only once the other end has offered that (RFC 8441 §3)."""
     half_closes: bool = False
     """Whether a server's answer goes on when the request has ended, in place of ending with it."""
-
-    @abstractmethod
-    def body_size(self, prefix: bytes | memoryview) -> int:
-        """How many bytes follow this prefix.  Raises ProtocolError."""
-
-    @abstractmethod
-    def unwrap(self, body: memoryview) -> memoryview:
-        """Return the message inside `body`.  Raises ProtocolError."""
-
-    @abstractmethod
-    def wrap(self, buffer: memoryview, at: int) -> int:
-        """Write the framing of the message `buffer[at:]` in front of it; return where it now begins."""
 
     @abstractmethod
     def request_headers(self) -> Headers:
@@ -63,3 +52,24 @@ class Dialect(ABC):
     @abstractmethod
     def describe_trailers(self, headers: Mapping[str, str]) -> str:
         """Why the stream ended, as the trailers say it; "" when they do not.  For our log: unprintables are gone."""
+
+
+class MessageDialect(Dialect):
+    """A dialect that has a prefix of fixed size before each message."""
+
+    prefix_size: int
+    """Bytes in front of each message that tell how long it is."""
+    overhead: int
+    """Bytes that framing adds to a message at most, the prefix included."""
+
+    @abstractmethod
+    def body_size(self, prefix: bytes | memoryview) -> int:
+        """How many bytes follow this prefix.  Raises ProtocolError."""
+
+    @abstractmethod
+    def unwrap(self, body: memoryview) -> memoryview:
+        """Return the message inside `body`.  Raises ProtocolError."""
+
+    @abstractmethod
+    def wrap(self, buffer: memoryview, at: int) -> int:
+        """Write the framing of the message `buffer[at:]` in front of it; return where it now begins."""

@@ -109,7 +109,12 @@ def data_frames(stream_id: int, data: memoryview, frame_size: int) -> bytes:
 
 def empty_data(stream_id: int) -> bytes:
     """Return an empty DATA frame with END_STREAM."""
-    return _HEADER.pack(0, 0, _DATA, END_STREAM, stream_id)
+    return last_data(stream_id, b"")
+
+
+def last_data(stream_id: int, data: bytes) -> bytes:
+    """Return a DATA frame with `data`, a few bytes, and END_STREAM."""
+    return _HEADER.pack(0, len(data), _DATA, END_STREAM, stream_id) + data
 
 
 class FrameReader:

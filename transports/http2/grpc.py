@@ -21,9 +21,8 @@ from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.client import open_pipe
-from qanat.transports.http2.dialect import Dialect, Headers
-from qanat.transports.http2.pipe import Http2Pipe
-from qanat.transports.pipe import MAX_MESSAGE
+from qanat.transports.http2.dialect import Headers, MessageDialect
+from qanat.transports.pipe import MAX_MESSAGE, Pipe
 
 CONTENT_TYPE = "application/grpc"
 
@@ -60,7 +59,7 @@ _HINTS = {
 }
 
 
-class GrpcDialect(Dialect):
+class GrpcDialect(MessageDialect):
     """A stream of `Record` messages, never compressed."""
 
     name = "grpc"
@@ -165,7 +164,7 @@ def _code(headers: Mapping[str, str]) -> int:
 DIALECT = GrpcDialect()
 
 
-def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Http2Pipe:
+def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:
     """Dial `url` by `route` and open a pipe on a connection of its own.
 
     Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and

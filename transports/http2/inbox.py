@@ -12,7 +12,7 @@ from collections import deque
 from typing import cast
 
 from qanat.base.errors import ProtocolError
-from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.dialect import MessageDialect
 from qanat.transports.pipe import MAX_UNAUTHENTICATED
 
 _SMALL = 16 * 1024
@@ -57,7 +57,7 @@ class Inbox:
     Not thread-safe: the connection's lock is held around it.
     """
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: MessageDialect) -> None:
         self._dialect = dialect
         self._items: deque[memoryview | _Batch] = deque()
         self._prefix = bytearray()  # of the message that is coming

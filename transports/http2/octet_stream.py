@@ -17,16 +17,15 @@ from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.client import open_pipe
-from qanat.transports.http2.dialect import Dialect, Headers
-from qanat.transports.http2.pipe import Http2Pipe
-from qanat.transports.pipe import MAX_MESSAGE
+from qanat.transports.http2.dialect import Headers, MessageDialect
+from qanat.transports.pipe import MAX_MESSAGE, Pipe
 
 CONTENT_TYPE = "application/octet-stream"
 
 _LENGTH = struct.Struct("!I")
 
 
-class Http2Dialect(Dialect):
+class Http2Dialect(MessageDialect):
     """u32 length and message; an end of DATA is the end."""
 
     name = "http2"
@@ -86,7 +85,7 @@ class Http2Dialect(Dialect):
 DIALECT = Http2Dialect()
 
 
-def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Http2Pipe:
+def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:
     """Dial `url` by `route` and open a pipe on a connection of its own.
 
     Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and

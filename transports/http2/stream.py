@@ -10,7 +10,8 @@ import time
 
 from qanat.base.errors import PipeEnded, ProtocolError
 from qanat.transports.cause import FirstCause
-from qanat.transports.http2.dialect import Dialect
+from qanat.transports.http2.byte_inbox import ByteInbox
+from qanat.transports.http2.dialect import Dialect, MessageDialect
 from qanat.transports.http2.inbox import Inbox
 from qanat.transports.http2.limits import WINDOW
 
@@ -43,9 +44,9 @@ class Http2Stream:
         """`window` is how much the peer may send before we say more."""
         self.id = stream_id
         self.dialect = dialect
-        self.inbox = Inbox(dialect)
+        self.inbox: Inbox | ByteInbox = Inbox(dialect) if isinstance(dialect, MessageDialect) else ByteInbox()
         self.readable = Signal(lock)
-        """A message is there, the answer's head is, or the stream is over."""
+        """A message is there, or bytes are, or the answer's head is, or the stream is over."""
         self.writable = Signal(lock)
         """The peer has opened a window, control frames are pending, or the stream is over."""
         self.cause = FirstCause()
@@ -58,6 +59,7 @@ class Http2Stream:
         self.ended_here = False  # we have sent END_STREAM or RST_STREAM
         self.ended_there = False  # the peer has
         self.in_message = False  # part of a message has been sent, and not all of it
+        self.final = b""  # what to send last, at an orderly end, if a window is open for it
         self.sent = 0  # bytes of DATA
         self.sending = False  # a thread is inside `send` or `flush_stream`
         self.left = b""  # what `send_now` took of a message and could not send; its sender's alone

@@ -22,6 +22,7 @@ import websocket
 from wsproto.connection import ConnectionState
 
 from qanat.base.untrusted import words
+from qanat.transports.pipe import MAX_MESSAGE
 from qanat.transports.websocket.frames import CloseCode, FrameError
 
 _NO_STATUS = 1005  # RFC 6455 §7.4.1: the close frame was empty
@@ -140,6 +141,39 @@ class ClientMachine:
         if opcode == websocket.ABNF.OPCODE_BINARY:
             return Outcome(message=content.data, answer=answer)
         return Outcome(answer=answer)
+
+
+def server_machine() -> ServerMachine:
+    """Return a server's machine for a WebSocket that was opened without HTTP/1.1 (RFC 8441)."""
+    capture = Capture()
+    # The library insists on a handshake; its answer goes nowhere.
+    environ = {
+        "werkzeug.socket": capture,
+        "HTTP_HOST": "qanat",
+        "HTTP_UPGRADE": "websocket",
+        "HTTP_CONNECTION": "Upgrade",
+        "HTTP_SEC_WEBSOCKET_KEY": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "HTTP_SEC_WEBSOCKET_VERSION": "13",
+    }
+    server = simple_websocket.Server(environ, max_message_size=MAX_MESSAGE, thread_class=NoThread)
+    capture.take()
+    return ServerMachine(server, capture)
+
+
+def client_machine() -> ClientMachine:
+    """Return a client's machine, likewise."""
+    client, capture = new_client()
+    client.sock = capture  # type: ignore[assignment]
+    client.connected = True
+    return ClientMachine(client, capture)
+
+
+def new_client() -> tuple[websocket.WebSocket, Capture]:
+    """Return the library's client before its handshake, and what it reads from afterwards."""
+    client = websocket.WebSocket(enable_multithread=False)  # its locks are not needed: only our reader uses it
+    capture = Capture()
+    client.frame_buffer.recv = capture.recv  # its own method there would be a cycle that only the collector frees
+    return client, capture
 
 
 def describe_close(code: int, reason: bytes | str | None) -> str:

@@ -44,13 +44,14 @@ UNUSUAL_AT_ONCE = 64
 class WebSocketPipe(Pipe):
     """Owns `wire`.  The lock is held for the whole of a write, so that nothing can get into a frame half sent."""
 
-    transport = "websocket"
-
-    def __init__(self, wire: Wire, machine: Machine, *, is_client: bool, first: bytes = b"") -> None:
+    def __init__(
+        self, wire: Wire, machine: Machine, *, is_client: bool, first: bytes = b"", transport: str = "websocket"
+    ) -> None:
         """`first` are bytes that were read together with the HTTP head.  Sends nothing."""
+        self.transport = transport
         self.peer = wire.peer
         self.addresses = wire.addresses
-        self.headroom = CLIENT_HEADROOM if is_client else SERVER_HEADROOM
+        self.headroom = wire.headroom + (CLIENT_HEADROOM if is_client else SERVER_HEADROOM)
         self.max_message = MAX_MESSAGE
         self._wire = wire
         self._machine = machine
@@ -92,12 +93,15 @@ class WebSocketPipe(Pipe):
                 self._fail(error)
 
     def _frame_locked(self, buffer: memoryview) -> memoryview:
-        """Mask the message behind the headroom in place, put the header in front of it, and return the whole frame."""
+        """Mask the message behind the headroom in place, put the header in front of it, and return the whole frame.
+
+        The wire's own headroom is in front of that.
+        """
         headroom, key = self.headroom, None
         if self._keys is not None:
             key = self._keys.next()
             xor_mask(buffer[headroom:], key)
-        return buffer[write_header(buffer, headroom, key) :]
+        return buffer[write_header(buffer, headroom, key) - self._wire.headroom :]
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
@@ -161,6 +165,9 @@ class WebSocketPipe(Pipe):
                 raise ProtocolError(text) from error
         except TransportError as error:
             self._end(error.message, b"")
+        except ProtocolError as error:
+            self._end(error.message, b"")
+            raise
         raise self._cause.error()
 
     def set_read_timeout(self, seconds: float | None) -> None:
@@ -177,6 +184,7 @@ class WebSocketPipe(Pipe):
         """See `Pipe.set_unauthenticated`."""
         self._reader.max_message = MAX_UNAUTHENTICATED if unauthenticated else self.max_message
         self._unusual_left = MAX_UNUSUAL_UNAUTHENTICATED if unauthenticated else None
+        self._wire.set_unauthenticated(unauthenticated)
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """See `Pipe.set_wakeup`."""
@@ -186,6 +194,10 @@ class WebSocketPipe(Pipe):
             pong = bool(self._pending_pong)
         if pong:
             wakeup()
+
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:
+        """See `Pipe.set_on_leaving`."""
+        self._wire.set_on_leaving(callback)
 
     def flush(self) -> None:
         """See `Pipe.flush`."""
@@ -240,7 +252,7 @@ class WebSocketPipe(Pipe):
     def _send_pong_locked(self) -> None:
         with self._pong_lock:
             pong, self._pending_pong = self._pending_pong, b""
-        self._send_locked(pong)
+        self._send_locked(bytes(self._wire.headroom) + pong)
 
     def _check_sendable_locked(self) -> None:
         if self._cause.text is not None:

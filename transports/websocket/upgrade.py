@@ -35,7 +35,7 @@ from qanat.transports.dial.http_answer import AnswerReader
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import MAX_MESSAGE, Pipe, Wire
-from qanat.transports.websocket.machine import Capture, ClientMachine, NoThread, ServerMachine
+from qanat.transports.websocket.machine import Capture, ClientMachine, NoThread, ServerMachine, new_client
 from qanat.transports.websocket.pipe import WebSocketPipe
 from qanat.transports.wire.tls import TlsWire
 
@@ -135,28 +135,43 @@ def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel
             return _upgrade(url, route, wire, deadline)
 
 
-def _check_request(request: UpgradeRequest) -> None:
-    if not is_upgrade(request):
-        raise UpgradeRefused(400, "not a request for WebSocket")
+def check_offer(request: UpgradeRequest) -> None:
+    """Raise UpgradeRefused unless this asks for what we speak, however the WebSocket is opened."""
     if request.value("sec-websocket-version").strip() != "13":
         raise UpgradeRefused(400, "not version 13 of WebSocket")
-    try:
-        key = base64.b64decode(request.value("sec-websocket-key").strip(), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != 16:
-        raise UpgradeRefused(400, "Sec-WebSocket-Key is not 16 bytes in base64")
     # Some corporate proxies take the header away: without any offer the answer names no subprotocol either.
     offered = request.tokens("sec-websocket-protocol")
     if offered and SUBPROTOCOL not in offered:
         raise UpgradeRefused(400, f"the subprotocol {SUBPROTOCOL} is not offered")
 
 
+def _check_request(request: UpgradeRequest) -> None:
+    if not is_upgrade(request):
+        raise UpgradeRefused(400, "not a request for WebSocket")
+    try:
+        key = base64.b64decode(request.value("sec-websocket-key").strip(), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 16:
+        raise UpgradeRefused(400, "Sec-WebSocket-Key is not 16 bytes in base64")
+    check_offer(request)
+
+
+def check_accepted(headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
+    """Return what is wrong with an answer that opens a WebSocket, which may have been opened in any way."""
+    if headers.get("sec-websocket-extensions"):
+        return TransportError(f"{url} wants a WebSocket extension that was not offered", hint=_NO_REWRITING)
+    if headers.get("sec-websocket-protocol", SUBPROTOCOL) != SUBPROTOCOL:
+        return TransportError(
+            f"{url} is a WebSocket server, but not a Qanat server",
+            hint="check the path in the URL against `path` in the server's configuration",
+        )
+    return None
+
+
 def _upgrade(url: TunnelUrl, route: Route, wire: Wire, deadline: Deadline) -> Pipe:
     opening = _Opening(url, wire, deadline)
-    client = websocket.WebSocket(enable_multithread=False)  # its locks are not needed: only our reader uses it
-    capture = Capture()
-    client.frame_buffer.recv = capture.recv  # its own method there would be a cycle that only the collector frees
+    client, capture = new_client()
     scheme = "wss" if url.tls else "ws"
     try:
         client.connect(  # type: ignore[no-untyped-call]
@@ -241,15 +256,14 @@ class _Opening:
         return f"HTTP/1.1 101 Switching Protocols\r\n{shown}\r\n".encode("latin-1")
 
     def _check_headers(self, headers: dict[str, str]) -> None:
-        if headers.get("sec-websocket-extensions"):
-            raise TransportError(f"{self._url} wants a WebSocket extension that was not offered", hint=_NO_REWRITING)
+        problem = check_accepted(headers, self._url)
+        try:
+            if problem is not None:
+                raise problem
+        finally:
+            del problem  # its traceback has this frame
         if not all(headers.get(name, "").isascii() for name in _UPGRADE_HEADERS):
             raise TransportError(
                 f"{self._url} answered 101, but not as WebSocket demands: a header of it is not ASCII",
                 hint=_NO_REWRITING,
-            )
-        if headers.get("sec-websocket-protocol", SUBPROTOCOL) != SUBPROTOCOL:
-            raise TransportError(
-                f"{self._url} is a WebSocket server, but not a Qanat server",
-                hint="check the path in the URL against `path` in the server's configuration",
             )

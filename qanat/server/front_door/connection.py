@@ -40,7 +40,7 @@ from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
 from qanat.server.front_door.kept_connection import KeptConnection, KeptConnections, Next
 from qanat.server.front_door.probes import Probes
-from qanat.transports.http2 import grpc
+from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.http2.limits import StreamBudget
@@ -744,6 +744,8 @@ class Http2Connection:
             return PlainAnswer(200, "ok\n")
         if (probe := self._context.probes.route(request)) is not None:
             return probe
+        if request.path == settings.path and extended_connect.is_request(request) and not request.ended:
+            return self._choose_websocket(request)
         if request.method == "POST" and not request.ended and not request.values("content-length"):
             content_type = request.value("content-type").lower()
             is_grpc = content_type.partition(";")[0].partition("+")[0] == grpc.CONTENT_TYPE
@@ -754,6 +756,14 @@ class Http2Connection:
         log.debug("404 for %s from %s", request.method, self._peer)
         self._context.tell_of_404(self._peer, request.path, request.headers)
         return PlainAnswer(404, "Not Found\n")
+
+    def _choose_websocket(self, request: Http2Request) -> PlainAnswer | Dialect:
+        try:
+            return extended_connect.dialect_of(request)
+        except UpgradeRefused as refused:
+            refusal = refusals.bad_upgrade(refused.reason)
+            self._context.tell_of(refusal, self._peer, request.path)
+            return PlainAnswer(refused.status, refusal.body)
 
     def _serve_tunnel(self, exchange: Exchange) -> None:
         context = self._context

@@ -17,7 +17,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.threads import ThreadGroup
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.http2 import grpc
+from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.http2.frames import PREFACE
@@ -32,7 +32,7 @@ from tests.support.machine.certificates import Certificate
 from tests.support.transports.loopback import listen
 
 DIALECTS: dict[str, Dialect] = {"http2": http2.DIALECT, "grpc": grpc.DIALECT}
-CONNECT = {"http2": http2.connect, "grpc": grpc.connect}
+CONNECT = {"http2": http2.connect, "grpc": grpc.connect, "websocket-h2": extended_connect.connect}
 HELD = 60.0
 """Seconds that a handler keeps its stream; the test's end comes first."""
 
@@ -105,6 +105,8 @@ class TestServer:
             server.serve()
 
     def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
+        if request.path == "/tunnel" and extended_connect.is_request(request):
+            return extended_connect.dialect_of(request)
         if request.method != "POST" or request.ended:
             return PlainAnswer(200, "ok\n") if request.path == "/healthz" else PlainAnswer(404)
         if request.path not in ("/busy", "/tunnel", grpc.METHOD_PATH):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from qanat.transports.http2 import grpc
+from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.pipe import Pipe
@@ -77,4 +77,8 @@ PAIRS: dict[str, PairMaker] = {
     "split reversed": _reversed(_split),
     "split tls": _split_tls,
     "split tls reversed": _reversed(_split_tls),
+    "websocket-h2": _http2(extended_connect.DIALECT),
+    "websocket-h2 reversed": _reversed(_http2(extended_connect.DIALECT)),
+    "websocket-h2 tls": _http2_tls(extended_connect.DIALECT),
+    "websocket-h2 tls reversed": _reversed(_http2_tls(extended_connect.DIALECT)),
 }

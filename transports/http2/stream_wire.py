@@ -1,0 +1,96 @@
+"""One HTTP/2 stream as a `Wire`: its DATA as a stream of bytes, whatever is spoken in it.  Made by `pipes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qanat.transports.http2.byte_inbox import ByteInbox
+from qanat.transports.http2.frames import HEADER_SIZE
+from qanat.transports.http2.stream_handle import StreamHandle
+from qanat.transports.pipe import Wire
+
+_CLOSED = "the connection was closed by this end"
+
+
+class StreamWire(Wire):
+    """See the module's docstring."""
+
+    def __init__(self, handle: StreamHandle) -> None:
+        """Take over the stream of `handle`."""
+        inbox = handle.stream.inbox
+        assert isinstance(inbox, ByteInbox)
+        self.peer = handle.engine.wire.peer
+        self.addresses = handle.engine.wire.addresses
+        self.headroom = HEADER_SIZE
+        self._engine = handle.engine
+        self._stream = handle.stream
+        self._handle = handle
+        self._inbox = inbox
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """See `Wire.recv_into`; an end is raised, with what is known of it.  Raises ProtocolError too."""
+        engine, inbox = self._engine, self._inbox
+        self._handle.begin_reading()
+        with engine.lock:
+            count = inbox.take(buffer)
+            if not count:
+                inbox.lend(buffer)
+                try:
+                    self._handle.wait_locked(inbox.has_come)
+                finally:
+                    count = inbox.take_back()
+            if count:
+                engine.core.credit(self._stream)
+            pending = bool(engine.core.pending_control)
+        if not count:
+            raise self._stream.error()
+        if pending:
+            engine.tell()
+        return count
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `Wire.send_all`."""
+        self._engine.send(self._stream, _writable(data), HEADER_SIZE)
+
+    @property
+    def can_send_now(self) -> bool:
+        """See `Wire.can_send_now`."""
+        return self._engine.can_send_now(self._stream)
+
+    def send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        """See `Wire.send_now`."""
+        return self._engine.send_now(self._stream, _writable(data), HEADER_SIZE)
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """See `Wire.set_read_timeout`."""
+        self._handle.set_read_timeout(seconds)
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Count the time without a window, too.  For what is below a shared connection, the last word counts."""
+        self._handle.set_write_timeout(seconds)
+
+    def set_unauthenticated(self, unauthenticated: bool) -> None:
+        """While unauthenticated, a server's stream keeps the small window with which it began."""
+        self._handle.set_unauthenticated(unauthenticated)
+
+    def set_wakeup(self, wakeup: Callable[[], None]) -> None:
+        """See `Wire.set_wakeup`."""
+        self._handle.set_wakeup(wakeup)
+
+    def set_on_leaving(self, callback: Callable[[], None]) -> None:
+        """For GOAWAY without an error on a client's connection (RFC 9113 §6.8)."""
+        self._handle.set_on_leaving(callback)
+
+    def flush(self) -> None:
+        """See `Wire.flush`."""
+        self._engine.flush_stream(self._stream)
+
+    def close(self, final: bytes = b"") -> None:
+        """See `Wire.close`."""
+        self._handle.close(_CLOSED, final)
+
+
+def _writable(data: bytes | bytearray | memoryview) -> memoryview:
+    """Return a view that the frame's header can be written to."""
+    view = memoryview(data)
+    return memoryview(bytearray(data)) if view.readonly else view
