@@ -168,5 +168,13 @@ def _contender(transport: str, front: str) -> Contender:
     )
 
 
-QANAT = tuple(_contender(transport, front) for front in (PLAIN, TLS, *FRONTS) for transport in TRANSPORTS)
+IMPASSABLE = {("websocket-h2", "nginx")}
+"""What a proxy does not carry."""
+
+QANAT = tuple(
+    _contender(transport, front)
+    for front in (PLAIN, TLS, *FRONTS)
+    for transport in TRANSPORTS
+    if (transport, front) not in IMPASSABLE
+)
 """All ways, the plain ones first."""

@@ -28,7 +28,7 @@ from qanat.cli import called
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import generate_token
 
-TRANSPORTS = ("websocket", "http2", "grpc", "split")
+TRANSPORTS = ("websocket", "http2", "grpc", "websocket-h2", "split")
 BULK = 256 * 1024 * 1024
 """Bytes of the download that is timed."""
 REQUESTS = 50

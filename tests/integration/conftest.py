@@ -13,7 +13,7 @@ from tests.conftest import SECTIONS
 from tests.support.applications import Target, discard, echo, greeting, reply_after_end, reset_at_once, source, stalled
 from tests.support.harness import Tunnel
 from tests.support.machine.ports import unused_port
-from tests.support.matrix import PATHS, PROMISES, TRANSPORTS, Cell, Matrix
+from tests.support.matrix import CELLS, PROMISES, Cell, Matrix
 from tests.support.silence import Silence
 
 HANDLERS = {
@@ -61,7 +61,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
         pytestconfig.stash[SECTIONS]["transports and paths: promises kept"] = kept
 
 
-@pytest.fixture(params=[(transport, path) for path in PATHS for transport in TRANSPORTS], ids="-".join)
+@pytest.fixture(params=CELLS, ids="-".join)
 def cell(request: pytest.FixtureRequest, matrix: Matrix) -> Cell:
     return matrix.cells[request.param]
 

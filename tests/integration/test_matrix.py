@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.applications import connection, receive_exactly
 from tests.support.background import Background
-from tests.support.matrix import DIRECT_PLAIN, DIRECT_TLS, PATHS, PROMISES, Cell, Matrix
+from tests.support.matrix import CELLS, DIRECT_PLAIN, DIRECT_TLS, PROMISES, Cell, Matrix
 from tests.support.silence import Silence
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_all_that_holds_in_the_reverse_order_too(cell: Cell) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    [(transport, path) for path in PATHS for transport in ("http2", "grpc") if path not in (DIRECT_PLAIN, DIRECT_TLS)],
+    [(transport, path) for transport, path in CELLS if transport != "websocket" and path not in (DIRECT_PLAIN, DIRECT_TLS)],
     indirect=True,
     ids="-".join,
 )

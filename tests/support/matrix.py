@@ -38,6 +38,15 @@ from tests.support.scenarios import Bulk
 TRANSPORTS = ALL
 DIRECT_TLS, DIRECT_PLAIN = "direct TLS", "direct plain"
 PATHS = (DIRECT_TLS, DIRECT_PLAIN, *dict.fromkeys(deployment.proxy for deployment in DEPLOYMENTS))
+CELLS = tuple(
+    (transport, path)
+    for path in PATHS
+    for transport in TRANSPORTS
+    if path in (DIRECT_TLS, DIRECT_PLAIN)
+    or any(path == deployment.proxy and transport in deployment.transports for deployment in DEPLOYMENTS)
+)
+"""The transports that pass each path."""
+NOT_OFFERED = "not offered"
 PROMISES = (
     "the server speaks first",
     "20 turns of ping-pong",
@@ -123,11 +132,7 @@ class Matrix:
             stack.enter_context(deployment.start(place))
             for transport in deployment.transports:
                 urls[transport, deployment.proxy] = (plain, f"https://{HOST}:{place.port}/tunnel")
-        self.cells = {
-            (transport, path): self._client(transport, path, *urls[transport, path])
-            for transport in TRANSPORTS
-            for path in PATHS
-        }
+        self.cells = {key: self._client(*key, *urls[key]) for key in CELLS}
         for cell in self.cells.values():
             cell.client.wait_for(f"connected to .* over {cell.transport} as", seconds=START)
             cell.client.wait_for("the server listens on", seconds=START)
@@ -141,8 +146,9 @@ class Matrix:
         """Markdown: for each cell how many of the promises it has kept."""
         rows = [["", *PATHS], ["---"] * (len(PATHS) + 1)]
         for transport in TRANSPORTS:
-            kept = [len(self.cells[transport, path].kept) for path in PATHS]
-            rows.append([f"`{transport}`", *(f"{count} of {len(PROMISES)}" for count in kept)])
+            cells = [self.cells.get((transport, path)) for path in PATHS]
+            kept = [NOT_OFFERED if cell is None else f"{len(cell.kept)} of {len(PROMISES)}" for cell in cells]
+            rows.append([f"`{transport}`", *kept])
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
     def check_output(self) -> None:
@@ -188,7 +194,7 @@ class Matrix:
         return Cell(transport, path, client, ports, self._bulk, bulk)
 
     def _names(self) -> list[str]:
-        return [_name(transport, path) for transport in TRANSPORTS for path in PATHS]
+        return [_name(transport, path) for transport, path in CELLS]
 
     def _token_file(self, name: str) -> Path:
         return self._directory / f"{name}.token"

@@ -9,13 +9,18 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS = 1
-_GRPC = b"application/grpc"
-# The last byte may hold bits of what follows.
-_GRPC_PACKED = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_GRPC)[:-1]
+
+
+def _packed(text: bytes) -> bytes:
+    """The last byte may hold bits of what follows."""
+    return HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(text)[:-1]
+
+
+_OF_HTTP2 = {"grpc": b"application/grpc", "websocket-h2": b":protocol"}
 
 
 class Spoken:
-    """`feed` it what the client sends; it calls `heard` once, with "websocket", "http2" or "grpc", when it can tell."""
+    """`feed` it what the client sends; it calls `heard` once, with "websocket", "http2", "grpc" or "websocket-h2", when it can tell."""
 
     def __init__(self, heard: Callable[[str], None]) -> None:
         self._heard = heard
@@ -43,6 +48,6 @@ def _transport(begin: bytes) -> str | None:
             if len(begin) < end:
                 return None
             block = begin[at + 9 : end]
-            return "grpc" if _GRPC in block or _GRPC_PACKED in block else "http2"
+            return next((name for name, text in _OF_HTTP2.items() if text in block or _packed(text) in block), "http2")
         at = end
     return None

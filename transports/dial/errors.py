@@ -127,6 +127,21 @@ _EXPLAINED_OVER_HTTP2 = {
 }
 """Where the meaning differs for the transports that are a request over HTTP/2: http2 and grpc."""
 
+_OF_TRANSPORT = {
+    "http2": _EXPLAINED_OVER_HTTP2,
+    "grpc": _EXPLAINED_OVER_HTTP2,
+    "websocket-h2": {
+        400: (
+            "400 Bad Request: it did not accept the request",
+            "a proxy in front may not hand WebSocket on to the server: see deploy/ for its settings",
+        ),
+        426: (
+            "426 Upgrade Required: the proxy did not make a WebSocket of the request for the server behind it",
+            "see deploy/ for its settings, or try `transport: websocket`",
+        ),
+    },
+}
+
 _ON_PLAIN_PORT = "if the port speaks TLS, write wss:// instead of ws://; otherwise "
 """What a web server says in plain HTTP to whatever is not TLS is 400."""
 
@@ -176,9 +191,9 @@ def explain_status(
 def _text_and_hint(status: int, headers: Mapping[str, str], transport: str, url: TunnelUrl) -> tuple[str, str]:
     if status in _REDIRECTS:
         return _explain_redirect(status, words(headers.get("location", "")), url)
-    table = _EXPLAINED_OVER_HTTP2 if transport != "websocket" and status in _EXPLAINED_OVER_HTTP2 else _EXPLAINED
-    if status in table:
-        text, hint = table[status]
+    explained = _OF_TRANSPORT.get(transport, {}).get(status) or _EXPLAINED.get(status)
+    if explained is not None:
+        text, hint = explained
         if status == 400:
             hint = (_ON_TLS_PORT if url.tls else _ON_PLAIN_PORT) + hint
         return text, hint

@@ -17,9 +17,8 @@ from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2.dialect import Dialect
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.limits import WINDOW
-from qanat.transports.http2.pipes import pipe_of
+from qanat.transports.http2.pipes import client_pipe
 from qanat.transports.http2.stream import Http2Stream
-from qanat.transports.http2.stream_handle import StreamHandle
 from qanat.transports.pipe import Pipe, Wire
 from qanat.transports.wire.tls import TlsWire
 
@@ -72,7 +71,7 @@ def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadlin
     finally:
         del problem  # its traceback has this frame
     stream.answered = True
-    pipe = pipe_of(StreamHandle(engine, stream, engine.end, alone=True), is_client=True)
+    pipe = client_pipe(engine, stream)
     pipe.cookies = cookies(answer)
     return pipe
 

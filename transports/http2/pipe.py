@@ -8,8 +8,10 @@ from h2.errors import ErrorCodes
 
 from qanat.base.errors import LocalError, ProtocolError
 from qanat.transports.http2.dialect import MessageDialect
+from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import HEADER_SIZE
 from qanat.transports.http2.inbox import Inbox
+from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.http2.stream_handle import StreamHandle
 from qanat.transports.pipe import MAX_MESSAGE, Pipe
 
@@ -17,19 +19,19 @@ from qanat.transports.pipe import MAX_MESSAGE, Pipe
 class Http2Pipe(Pipe):
     """See the module's docstring."""
 
-    def __init__(self, handle: StreamHandle) -> None:
-        """Take over the stream of `handle`."""
-        dialect, inbox = handle.stream.dialect, handle.stream.inbox
+    def __init__(self, engine: Http2Engine, stream: Http2Stream, end: Callable[[str], None], *, alone: bool) -> None:
+        """Take over `stream`.  The rest is as for `StreamHandle`."""
+        dialect, inbox = stream.dialect, stream.inbox
         assert isinstance(dialect, MessageDialect)
         assert isinstance(inbox, Inbox)
         self.transport = dialect.name
-        self.peer = handle.engine.wire.peer
-        self.addresses = handle.engine.wire.addresses
+        self.peer = engine.wire.peer
+        self.addresses = engine.wire.addresses
         self.headroom = HEADER_SIZE + dialect.overhead
         self.max_message = MAX_MESSAGE
-        self._engine = handle.engine
-        self._stream = handle.stream
-        self._handle = handle
+        self._engine = engine
+        self._stream = stream
+        self._handle = StreamHandle(engine, stream, end, alone=alone)
         self._dialect = dialect
         self._inbox = inbox
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qanat.transports.http2.dialect import MessageDialect
+from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.pipe import Http2Pipe
-from qanat.transports.http2.stream_handle import StreamHandle
+from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.http2.stream_wire import StreamWire
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket.machine import client_machine, server_machine
 from qanat.transports.websocket.pipe import WebSocketPipe
 
 
-def pipe_of(handle: StreamHandle, *, is_client: bool) -> Pipe:
-    """Return the pipe that speaks on this stream from now on.  Sends nothing."""
-    dialect = handle.stream.dialect
-    if isinstance(dialect, MessageDialect):
-        return Http2Pipe(handle)
-    machine = client_machine() if is_client else server_machine()
-    return WebSocketPipe(StreamWire(handle), machine, is_client=is_client, transport=dialect.name)
+def client_pipe(engine: Http2Engine, stream: Http2Stream) -> Pipe:
+    """Return the pipe that speaks on this stream, and owns the connection, from now on.  Sends nothing."""
+    if isinstance(stream.dialect, MessageDialect):
+        return Http2Pipe(engine, stream, engine.end, alone=True)
+    wire = StreamWire(engine, stream, engine.end, alone=True)
+    return WebSocketPipe(wire, client_machine(), is_client=True, transport=stream.dialect.name, nudge=True)
+
+
+def server_pipe(engine: Http2Engine, stream: Http2Stream, end: Callable[[str], None]) -> Pipe:
+    """Return the pipe that speaks on this stream from now on, and ends it by `end`.  Sends nothing."""
+    if isinstance(stream.dialect, MessageDialect):
+        return Http2Pipe(engine, stream, end, alone=False)
+    wire = StreamWire(engine, stream, end, alone=False)
+    return WebSocketPipe(wire, server_machine(), is_client=False, transport=stream.dialect.name)

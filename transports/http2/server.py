@@ -24,10 +24,9 @@ from qanat.base.usage import Usage
 from qanat.transports.http2.dialect import Headers
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, UNAUTHENTICATED_WINDOW, StreamBudget
-from qanat.transports.http2.pipes import pipe_of
+from qanat.transports.http2.pipes import server_pipe
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, no_budget
 from qanat.transports.http2.stream import Http2Stream
-from qanat.transports.http2.stream_handle import StreamHandle
 from qanat.transports.pipe import Pipe, Wire
 
 log = logging.getLogger("qanat.http2")
@@ -214,7 +213,7 @@ class Exchange:
         """Answer 200, at once, though the request's body is open; return the pipe.  Does not block."""
         self._stream.answered = True
         self._engine.answer_head(self.request, self._stream.dialect.response_headers())
-        return pipe_of(StreamHandle(self._engine, self._stream, self.close, alone=False), is_client=False)
+        return server_pipe(self._engine, self._stream, self.close)
 
     def wait_over(self, ending: threading.Event, seconds: float) -> bool:
         """Block until the peer has given the request up, or `ending` is set and the connection leaves; False in time.

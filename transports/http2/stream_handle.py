@@ -1,7 +1,7 @@
 """What a pipe, or a wire, does with its HTTP/2 stream, whatever is spoken there: waiting, timeouts, the end.
 
 A client's stream has its connection for itself and ends with it; a server's shares it with other streams, and the
-connection's owner (`server`) sends what is pending.  Used by `pipe` and `stream_wire`; made by `pipes`.
+connection's owner (`server`) sends what is pending.  Used by `pipe` and `stream_wire`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ class StreamHandle:
         self._read_timeout: float | None = None
         self._unauthenticated = False
 
-    def wait_locked(self, has_come: Callable[[], bool]) -> None:
-        """Block until `has_come`, or the stream is over: as it is after the read timeout."""
+    def wait_locked(self, has_come: Callable[[], bool], seconds: float | None = None) -> None:
+        """Block until `has_come`, or the stream is over, as it is after the read timeout; or for `seconds` instead."""
         stream, began = self.stream, time.monotonic()
+        if seconds is not None:
+            self.engine.wait_locked(stream, stream.readable, lambda: has_come() or stream.over, seconds)
+            return
         while not (has_come() or stream.over):
             timeout = self._read_timeout
             remaining = None

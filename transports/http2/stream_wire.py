@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qanat.transports.http2.byte_inbox import ByteInbox
+from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import HEADER_SIZE
+from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.http2.stream_handle import StreamHandle
 from qanat.transports.pipe import Wire
 
@@ -15,38 +17,47 @@ _CLOSED = "the connection was closed by this end"
 class StreamWire(Wire):
     """See the module's docstring."""
 
-    def __init__(self, handle: StreamHandle) -> None:
-        """Take over the stream of `handle`."""
-        inbox = handle.stream.inbox
+    def __init__(self, engine: Http2Engine, stream: Http2Stream, end: Callable[[str], None], *, alone: bool) -> None:
+        """Take over `stream`.  The rest is as for `StreamHandle`."""
+        inbox = stream.inbox
         assert isinstance(inbox, ByteInbox)
-        self.peer = handle.engine.wire.peer
-        self.addresses = handle.engine.wire.addresses
+        self.peer = engine.wire.peer
+        self.addresses = engine.wire.addresses
         self.headroom = HEADER_SIZE
-        self._engine = handle.engine
-        self._stream = handle.stream
-        self._handle = handle
+        self._engine = engine
+        self._stream = stream
+        self._handle = StreamHandle(engine, stream, end, alone=alone)
         self._inbox = inbox
 
     def recv_into(self, buffer: memoryview) -> int:
         """See `Wire.recv_into`; an end is raised, with what is known of it.  Raises ProtocolError too."""
-        engine, inbox = self._engine, self._inbox
+        count = self._recv(buffer, None)
+        assert count is not None
+        return count
+
+    def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
+        """See `Wire.recv_within`; needs no `watch`."""
+        return self._recv(buffer, seconds)
+
+    def _recv(self, buffer: memoryview, seconds: float | None) -> int | None:
+        engine, inbox, stream = self._engine, self._inbox, self._stream
         self._handle.begin_reading()
         with engine.lock:
             count = inbox.take(buffer)
             if not count:
                 inbox.lend(buffer)
                 try:
-                    self._handle.wait_locked(inbox.has_come)
+                    self._handle.wait_locked(inbox.has_come, seconds)
                 finally:
                     count = inbox.take_back()
             if count:
-                engine.core.credit(self._stream)
+                engine.core.credit(stream)
             pending = bool(engine.core.pending_control)
-        if not count:
-            raise self._stream.error()
         if pending:
             engine.tell()
-        return count
+        if not count and stream.over:
+            raise stream.error()
+        return count or None
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Wire.send_all`."""

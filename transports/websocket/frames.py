@@ -207,6 +207,11 @@ def write_header(buffer: memoryview, headroom: int, key: bytes | None) -> int:
     return start
 
 
+def ping_frame(key: bytes) -> bytes:
+    """Return a client's ping without content."""
+    return bytes((_FIN | Opcode.PING, 0x80)) + key
+
+
 def close_frame(code: int, key: bytes | None) -> bytes:
     """Return a close frame with `code` and no reason: what we know is for our own log (RFC 6455 §5.5.1)."""
     payload = bytearray(struct.pack("!H", code))

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from qanat.base.errors import LocalError, PipeEnded, ProtocolError, TransportError
 from qanat.transports.cause import FirstCause
-from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED, Pipe, Wire
+from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED, Pipe, Wire, silent_for
 from qanat.transports.websocket.frames import (
     CLIENT_HEADROOM,
     SERVER_HEADROOM,
@@ -29,6 +29,7 @@ from qanat.transports.websocket.frames import (
     FrameReader,
     Opcode,
     close_frame,
+    ping_frame,
     write_header,
 )
 from qanat.transports.websocket.machine import Machine
@@ -36,6 +37,9 @@ from qanat.transports.websocket.mask import MaskKeys, xor_mask
 
 MAX_UNUSUAL_UNAUTHENTICATED = 64
 """Frames that are no whole message, and cost a hundred times more than their bytes, before authentication."""
+
+FIRST_NUDGE, LAST_NUDGE = 0.1, 1.0
+"""Seconds between two pings while a client waits for the peer's first bytes: doubled each time."""
 
 UNUSUAL_AT_ONCE = 64
 """The same, that one `recv_within` which must not block looks at: a peer that pings without end must not keep it."""
@@ -45,9 +49,20 @@ class WebSocketPipe(Pipe):
     """Owns `wire`.  The lock is held for the whole of a write, so that nothing can get into a frame half sent."""
 
     def __init__(
-        self, wire: Wire, machine: Machine, *, is_client: bool, first: bytes = b"", transport: str = "websocket"
+        self,
+        wire: Wire,
+        machine: Machine,
+        *,
+        is_client: bool,
+        first: bytes = b"",
+        transport: str = "websocket",
+        nudge: bool = False,
     ) -> None:
-        """`first` are bytes that were read together with the HTTP head.  Sends nothing."""
+        """`first` are bytes that were read together with the HTTP head.  Sends nothing.
+
+        With `nudge` a client pings while it waits for the peer's first bytes, and the wire can `recv_within`: a proxy
+        on the path may hold them back until more has come both ways.
+        """
         self.transport = transport
         self.peer = wire.peer
         self.addresses = wire.addresses
@@ -60,6 +75,8 @@ class WebSocketPipe(Pipe):
         self._cause = FirstCause()
         self._unusual_left: int | None = None
         self._flooded = False
+        self._nudge = nudge
+        self._read_timeout: float | None = None
         self._send_lock = threading.Lock()
         self._send_failure: str | None = None  # the path failed for sending; there may be something to receive
         self._pong_lock = threading.Lock()  # guards the next line; held for moments
@@ -172,6 +189,7 @@ class WebSocketPipe(Pipe):
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_read_timeout`."""
+        self._read_timeout = seconds
         with contextlib.suppress(TransportError):  # the wire is closed, and the next recv says why
             self._wire.set_read_timeout(seconds)
 
@@ -221,14 +239,49 @@ class WebSocketPipe(Pipe):
     def _receive(self, seconds: float | None) -> bool:
         """Read more; False when nothing has come for `seconds`, where that is a number."""
         space = self._reader.space()
-        count = self._wire.recv_into(space) if seconds is None else self._wire.recv_within(space, seconds)
+        if seconds is not None:
+            count = self._wire.recv_within(space, seconds)
+        elif self._nudge:
+            count = self._receive_first(space)
+        else:
+            count = self._wire.recv_into(space)
         if count is None:
             return False
+        self._nudge = False
         if count == 0:
             where = " in the middle of a message" if self._reader.in_the_middle else ""
             raise TransportError(f"the connection was closed by the other end or the path{where}")
         self._reader.filled(count)
         return True
+
+    def _receive_first(self, space: memoryview) -> int:
+        """Block for the peer's first bytes; a ping goes out at once, and again and again."""
+        step, left = FIRST_NUDGE, self._read_timeout
+        while left is None or left > 0:
+            self._nudge_now()
+            count = self._wire.recv_within(space, step if left is None else min(step, left))
+            if count is not None:
+                return count
+            left = None if left is None else left - step
+            step = min(2 * step, LAST_NUDGE)
+        raise TransportError(silent_for(self._read_timeout or 0.0))
+
+    def _nudge_now(self) -> None:
+        if self._keys is not None:
+            self._try_to_send(ping_frame(self._keys.next()))
+
+    def _try_to_send(self, frame: bytes) -> bool:
+        """Send a control frame, as the thread that reads, if that can be done at once and nobody else is sending."""
+        if not self._send_lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._wire.can_send_now or self._cause.text is not None or self._send_failure is not None:
+                return False
+            with contextlib.suppress(TransportError):  # receiving says why
+                self._wire.send_now(bytes(self._wire.headroom) + frame)
+            return True
+        finally:
+            self._send_lock.release()
 
     def _receive_unusual(self, frame: Frame) -> memoryview | None:
         """Have the library decide what `frame` means; return a message if one is now whole."""
@@ -242,12 +295,20 @@ class WebSocketPipe(Pipe):
         if outcome.closed is not None:
             self._end(outcome.closed, outcome.answer)
         elif outcome.answer and frame.opcode == Opcode.PING:
-            with self._pong_lock:
-                self._pending_pong = outcome.answer
-                wakeup = self._wakeup
-            if wakeup is not None:
-                wakeup()
+            self._answer_ping(outcome.answer)
         return None if outcome.message is None else memoryview(bytearray(outcome.message))
+
+    def _answer_ping(self, pong: bytes) -> None:
+        """Have the writer answer; before there is one, answer at once if that is possible: who asks may wait for it."""
+        with self._pong_lock:
+            wakeup = self._wakeup
+        if wakeup is None and self._try_to_send(pong):
+            return
+        with self._pong_lock:
+            self._pending_pong = pong
+            wakeup = self._wakeup
+        if wakeup is not None:
+            wakeup()
 
     def _send_pong_locked(self) -> None:
         with self._pong_lock:

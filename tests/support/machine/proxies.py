@@ -234,15 +234,17 @@ class Deployment:
     start: Callable[[Place], Program]
 
 
-ALL = ("websocket", "http2", "grpc")
+ALL = ("websocket", "http2", "grpc", "websocket-h2")
+WITHOUT_EXTENDED_CONNECT = ALL[:3]
+"""What passes proxies that do not offer RFC 8441."""
 
 DEPLOYMENTS = (
-    Deployment("nginx", ALL, start_nginx),
+    Deployment("nginx", WITHOUT_EXTENDED_CONNECT, start_nginx),
     Deployment("HAProxy", ALL, start_haproxy),
     Deployment("Apache", ALL, start_apache),
-    Deployment("Caddy", ALL, start_caddy),
+    Deployment("Caddy", WITHOUT_EXTENDED_CONNECT, start_caddy),
     Deployment("nghttpx", ("websocket",), lambda place: start_nghttpx(place, "nghttpx-websocket.conf")),
-    Deployment("nghttpx", ("http2", "grpc"), lambda place: start_nghttpx(place, "nghttpx-http2.conf")),
+    Deployment("nghttpx", ALL[1:], lambda place: start_nghttpx(place, "nghttpx-http2.conf")),
 )
 
 

@@ -22,6 +22,7 @@ from qanat.transports.http2 import grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.frames import FrameType
 from qanat.transports.http2.limits import WINDOW
+from qanat.transports.http2.pipe import Http2Pipe
 from qanat.transports.pipe import Pipe
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
@@ -176,7 +177,7 @@ def test_padding_is_not_content_but_counts_against_the_window(stack: ExitStack) 
 def test_goaway_without_an_error_leaves_the_running_stream_alive_to_its_last_byte(stack: ExitStack) -> None:
     """nginx on a reload, and after keepalive_requests: RFC 9113 §6.8."""
     pipe, peer, stream_id = client_pipe(stack)
-    assert isinstance(pipe, http2.Http2Pipe)
+    assert isinstance(pipe, Http2Pipe)
     assert not pipe.leaving
     for last in (2**31 - 1, stream_id):  # a warning first, as the RFC advises
         peer.flush(GoAwayFrame(0, last_stream_id=last, error_code=0).serialize())
