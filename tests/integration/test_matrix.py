@@ -61,7 +61,11 @@ def test_all_that_holds_in_the_reverse_order_too(cell: Cell) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    [(transport, path) for transport, path in CELLS if transport != "websocket" and path not in (DIRECT_PLAIN, DIRECT_TLS)],
+    [
+        (transport, path)
+        for transport, path in CELLS
+        if transport != "websocket" and path not in (DIRECT_PLAIN, DIRECT_TLS)
+    ],
     indirect=True,
     ids="-".join,
 )

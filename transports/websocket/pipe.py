@@ -299,10 +299,11 @@ class WebSocketPipe(Pipe):
         return None if outcome.message is None else memoryview(bytearray(outcome.message))
 
     def _answer_ping(self, pong: bytes) -> None:
-        """Have the writer answer; before there is one, answer at once if that is possible: who asks may wait for it."""
-        with self._pong_lock:
-            wakeup = self._wakeup
-        if wakeup is None and self._try_to_send(pong):
+        """Have the writer answer.
+
+        In a handshake nobody writes yet, and who asks may wait for it: then answer at once, if that is possible.
+        """
+        if self._unusual_left is not None and self._try_to_send(pong):
             return
         with self._pong_lock:
             self._pending_pong = pong
