@@ -155,8 +155,14 @@ def test_the_name_is_the_first_that_is_given(
         ({"urls": ["ws://h/", "ws://i/"], "ca_file": Path(__file__)}, "--ca-file has no effect on a URL without TLS"),
         ({"urls": [URL, "ftp://h/"]}, "the URL cannot be used: the URL 'ftp://h/' does not begin with"),
         ({"urls": ["wss://a@h/", "wss://b@i/"]}, "the URLs have different names before the @"),
-        ({"urls": [URL], "transport": ["quic"]}, "--transport must be websocket, http2, grpc, websocket-h2, split or auto"),
-        ({"urls": [URL], "transport": ["http2,"]}, "--transport must be websocket, http2, grpc, websocket-h2, split or auto"),
+        (
+            {"urls": [URL], "transport": ["quic"]},
+            "--transport must be websocket, http2, grpc, websocket-h2, split or auto",
+        ),
+        (
+            {"urls": [URL], "transport": ["http2,"]},
+            "--transport must be websocket, http2, grpc, websocket-h2, split or auto",
+        ),
         ({"urls": [URL], "transport": ["grpc", "http2,grpc"]}, "--transport names grpc twice"),
         ({"urls": [URL], "lanes": 0}, "--lanes must be a whole number from 1 to 16"),
         ({"urls": [URL], "lanes": 17}, "--lanes must be a whole number from 1 to 16"),

@@ -136,7 +136,7 @@ INVALID = [
     *(
         client_with(lines)
         for lines in (
-            "transport: websocket-h2",
+            "transport: websocket-h3",
             "transport: []",
             "lanes: many",
             "forwards: [{local: 5432, to: a:1}]",

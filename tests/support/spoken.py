@@ -20,7 +20,7 @@ _OF_HTTP2 = {"grpc": b"application/grpc", "websocket-h2": b":protocol"}
 
 
 class Spoken:
-    """`feed` it what the client sends; it calls `heard` once, with "websocket", "http2", "grpc" or "websocket-h2", when it can tell."""
+    """`feed` it what the client sends; it calls `heard` once, with the name of the transport, when it can tell."""
 
     def __init__(self, heard: Callable[[str], None]) -> None:
         self._heard = heard

@@ -130,6 +130,7 @@ _EXPLAINED_OVER_HTTP2 = {
 _OF_TRANSPORT = {
     "http2": _EXPLAINED_OVER_HTTP2,
     "grpc": _EXPLAINED_OVER_HTTP2,
+    "split": _EXPLAINED_OVER_HTTP2,
     "websocket-h2": {
         400: (
             "400 Bad Request: it did not accept the request",
