@@ -1,8 +1,8 @@
 """Binding, listening and accepting: one way for the server's front door and for every forward's port.
 
-`bind` opens the sockets of one port, which may be on several addresses; an `Acceptor` takes their connections in the
-thread of whoever calls it, and can be closed by any other.  What happens to a connection is the caller's business, and
-so is what to do while the system has no descriptor for one.
+`bind` opens the sockets of one port, which may be on several addresses, and `bind_udp` those of a UDP port; an
+`Acceptor` takes connections in the thread of whoever calls it, and can be closed by any other.  What happens to a
+connection is the caller's business, and so is what to do while the system has no descriptor for one.
 """
 
 from __future__ import annotations
@@ -42,6 +42,18 @@ def bind(
     does not have is left out.  `configure` sets options before a socket listens; on Linux what is accepted inherits
     them.  Does not block.  Raises BindError, and UsageError for what is no literal address.
     """
+    return _bind_in_one_place(addresses, backlog, configure)
+
+
+def bind_udp(addresses: Sequence[ListenAddress]) -> list[socket.socket]:
+    """Open UDP sockets on all of `addresses`, otherwise as `bind`."""
+    return _bind_in_one_place(addresses, None, None)
+
+
+def _bind_in_one_place(
+    addresses: Sequence[ListenAddress], backlog: int | None, configure: Callable[[socket.socket], None] | None
+) -> list[socket.socket]:
+    """Do as `bind`, on UDP without a `backlog`."""
     tries = _SAME_PORT_TRIES if addresses[0].port == 0 and len(addresses) > 1 else 1
     while True:
         tries -= 1
@@ -150,7 +162,7 @@ class Acceptor:
 
 
 def _bind_all(
-    addresses: Sequence[ListenAddress], backlog: int, configure: Callable[[socket.socket], None] | None
+    addresses: Sequence[ListenAddress], backlog: int | None, configure: Callable[[socket.socket], None] | None
 ) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
@@ -167,10 +179,10 @@ def _bind_all(
 
 
 def _bind_one(
-    address: ListenAddress, port: int, backlog: int, configure: Callable[[socket.socket], None] | None
+    address: ListenAddress, port: int, backlog: int | None, configure: Callable[[socket.socket], None] | None
 ) -> socket.socket | None:
     """Return a listening socket, or None for an optional address that this machine does not have."""
-    where = format_host_port(address.host, port)
+    where = format_host_port(address.host, port) + ("/udp" if backlog is None else "")
     if parse_address(address.host) is None:
         raise UsageError(
             f"cannot listen on {where}: {address.host!r} is not an IP address",
@@ -182,9 +194,10 @@ def _bind_one(
         raise _cannot_listen(where, port, OSError(errno.EADDRNOTAVAIL, error.message)) from error
     sock = None
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        if os.name == "posix":
-            # After a restart the port is ours at once, though old connections linger in TIME_WAIT.
+        sock = socket.socket(family, socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM)
+        if os.name == "posix" and backlog is not None:
+            # After a restart the port is ours at once, though old connections linger in TIME_WAIT.  With UDP the same
+            # option would let another process have what comes for us.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # "::" and "0.0.0.0" can then stand side by side, and no peer is seen as ::ffff:192.0.2.1.
@@ -192,7 +205,8 @@ def _bind_one(
         if configure is not None:
             configure(sock)
         sock.bind(sockaddr)
-        sock.listen(backlog)
+        if backlog is not None:
+            sock.listen(backlog)
     except OSError as error:
         if sock is not None:
             sock.close()
@@ -205,8 +219,9 @@ def _bind_one(
 def _cannot_listen(where: str, port: int, error: OSError) -> BindError:
     number = error.errno or 0
     hint = ""
+    shows = f"ss -{'lunp' if where.endswith('/udp') else 'ltnp'} 'sport = :{port}'"
     if number == errno.EADDRINUSE:
-        hint = f"another process has it: choose another port, or stop the one that `ss -ltnp 'sport = :{port}'` shows"
+        hint = f"another process has it: choose another port, or stop the one that `{shows}` shows"
     elif number == errno.EACCES:
         hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one, or listen behind a proxy"
     elif number in _NOT_HERE:

@@ -238,13 +238,14 @@ class Stream:
     def accept(self, text: str) -> None:
         """Tell the opener that its target was reached, and at which address.  Does not block.
 
-        An opener that has sent payload already does not wait for that: it goes out with the target's answer, or with
-        the ACK of that payload.
+        An opener that has sent payload already, or may send datagrams, does not wait for that: it goes out with the
+        target's answer, or with the ACK of what has come.
         """
         with self._lock:
             self._core.accept(self._state, text)
             calls = self._lane.wake_locked(sending=True)
-            rides = bool(self._state.inbox) and self._core.pending.ack_waits
+            early = self._state.takes_datagrams or bool(self._state.inbox)
+            rides = early and self._core.pending.ack_waits
         self._lane.call(calls)
         if not rides:
             self._lane.flush()
