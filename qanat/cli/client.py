@@ -22,6 +22,7 @@ DETAILS = (
 -L and -R take ssh's syntax, and may be given several times:
   -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
   -R [ADDRESS:]PORT:HOST:HOSTPORT   listen on the server, connect to HOST:HOSTPORT from here
+  -L [ADDRESS:]PORT:HOST:HOSTPORT/udp   the same over UDP, as --udp without the /udp; -R likewise
 ADDRESS is localhost (127.0.0.1 and ::1) when left out, and * is every address.
 -N, which ssh needs for that, is taken and ignored.
 

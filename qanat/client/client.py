@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qanat.base.deadline import Deadline
-from qanat.base.endpoint_addresses import TcpAddress
-from qanat.base.errors import EndpointError, NoThread, QanatError
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
+from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
+from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
@@ -27,10 +28,11 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
+from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
-from qanat.mux.frames import Reason
+from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
@@ -64,6 +66,7 @@ class Client:
         self._local = LocalForwards(
             settings.forwards,
             self._accepted,
+            self._open_flow,
             self._watcher,
             application_keepalive(settings.application_keepalive),
         )
@@ -196,6 +199,35 @@ class Client:
             WakeableSocket(sock, peer).close(orderly=False)
             if self._log_throttle.due("no thread"):
                 log.warning("%s: %s", forward, error)
+
+    def _open_flow(
+        self,
+        forward: Forward,
+        origin: str,
+        on_datagram: Callable[[bytes], None],
+        on_over: Callable[[int, str], None],
+    ) -> UdpFlow:
+        """Open a flow for who sent to a local forward.  Does not block.  Raises as `Session.open_flow`."""
+        assert isinstance(forward.to, UdpAddress)
+
+        def warn(why: str) -> None:
+            if self._log_throttle.due(f"{forward}: {why}"):
+                log.warning("%s from %s: %s", forward, origin, why)
+
+        def over(reason: int, text: str) -> None:
+            if reason not in (Reason.CANCELED, Reason.SESSION_ENDED):
+                warn(f"{reason_name(reason)}: {printable(text)}")
+            on_over(reason, text)
+
+        with self._changed:
+            session = self._choose_locked()
+        if session is None:
+            raise WouldBlock
+        try:
+            return session.open_flow(Connect(forward.to, origin).encode(), on_datagram, over)
+        except EndpointError as error:
+            warn(str(error))
+            raise
 
     def _wait_for_session(self) -> ClientSession | None:
         """Return a session that is connected; when there is none, block for one for `connect_timeout`.

@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from qanat.base.addresses import listen_addresses
-from qanat.base.endpoint_addresses import TcpAddress
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
@@ -24,18 +25,21 @@ from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.tcp import Listener
+from qanat.endpoints.udp import UdpFlow
+from qanat.endpoints.udp_listener import UdpListener
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.client")
 
 Accepted = Callable[[Forward, socket.socket, str], None]
+OpenFlow = Callable[[Forward, str, Callable[[bytes], None], Callable[[int, str], None]], UdpFlow]
 
 
 @dataclass(eq=False)
 class _LocalForward:
     number: int
     forward: Forward
-    listener: Listener | None = None
+    listener: Listener | UdpListener | None = None
     failure: EndpointError | None = None  # of the last try
     retry_at: float = 0.0
 
@@ -47,11 +51,16 @@ class LocalForwards:
         self,
         forwards: Sequence[Forward],
         accepted: Accepted,
+        open_flow: OpenFlow,
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
-        """`accepted(forward, socket, peer)` is called by `watcher`, and must not block."""
+        """`accepted(forward, socket, peer)` and `open_flow(forward, …)` are called by `watcher`, and must not block.
+
+        `open_flow` is otherwise as `qanat.endpoints.udp_listener.OpenFlow`.
+        """
         self._accepted = accepted
+        self._open_flow = open_flow
         self._watcher = watcher
         self._keepalive = keepalive
         self._all = [_LocalForward(n, forward) for n, forward in enumerate(forwards) if forward.kind == "local"]
@@ -130,15 +139,8 @@ class LocalForwards:
         with self._binding:
             if self._closed.is_set():
                 return
-            assert isinstance(forward.listen, TcpAddress)
             try:
-                one.listener = Listener(
-                    listen_addresses(forward.listen.host, forward.listen.port),
-                    lambda sock, peer: self._accepted(forward, sock, peer),
-                    str(forward),
-                    self._watcher,
-                    keepalive=self._keepalive,
-                )
+                one.listener = self._listener(forward)
             except EndpointError as error:
                 self._failed(one, error)
                 return
@@ -150,7 +152,23 @@ class LocalForwards:
             extra={"event": "listening"},
         )
 
-    def _start(self, one: _LocalForward, listener: Listener) -> None:
+    def _listener(self, forward: Forward) -> Listener | UdpListener:
+        """Bind where `forward` listens.  Raises EndpointError."""
+        at = forward.listen
+        if isinstance(at, UdpAddress):
+            return UdpListener(
+                listen_addresses(at.host, at.port), partial(self._open_flow, forward), str(forward), self._watcher
+            )
+        assert isinstance(at, TcpAddress)
+        return Listener(
+            listen_addresses(at.host, at.port),
+            lambda sock, peer: self._accepted(forward, sock, peer),
+            str(forward),
+            self._watcher,
+            keepalive=self._keepalive,
+        )
+
+    def _start(self, one: _LocalForward, listener: Listener | UdpListener) -> None:
         try:
             listener.start()
         except EndpointError as error:  # no thread or descriptor; its port is free again

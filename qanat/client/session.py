@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from dataclasses import replace
 
 from qanat.base.addresses import BOTH_FAMILIES
-from qanat.base.endpoint_addresses import TcpAddress
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.resolve import LookupShare
 from qanat.base.watcher import Watcher
@@ -131,7 +132,7 @@ class ClientSession(Session):
             asked_again = self._asked[message.forward] > 0
         if isinstance(message, Listening):
             at = forward.listen
-            where = TcpAddress(at.host, message.port) if isinstance(at, TcpAddress) else at
+            where = replace(at, port=message.port) if isinstance(at, TcpAddress | UdpAddress) else at
             log.info("the server listens on %s for %s", where, forward.to, extra={"event": "listening"})
             self._told.pop(message.forward, None)
             self._required.listens(message.forward)
@@ -185,6 +186,14 @@ class ClientSession(Session):
             self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
             return
         to = forward.to if request.to is None else request.to
+        if isinstance(to, UdpAddress) and request.to in (None, forward.to):
+            self.udp_targets.join(
+                stream,
+                to,
+                lambda deadline: resolve(to.host, to.port, deadline, self._share, self._stopping),
+                timeout=self._connect_timeout,
+            )
+            return
         if not isinstance(to, TcpAddress) or request.to not in (None, forward.to):
             self.refuse(stream, Reason.NOT_ALLOWED, f"this forward does not lead to {to}")
             return

@@ -1,7 +1,8 @@
 """Access rules as people write them: `CIDR:PORTS`, `name:PORTS`, and where one may listen.
 
 Rules for connecting are `CIDR:PORTS`, `ADDRESS:PORTS` and `name:PORTS`, IPv6 in brackets; PORTS is
-a number, `LOW-HIGH` or `*`.  Parsing alone: the configuration uses these parsers to find faults, and
+a number, `LOW-HIGH` or `*`.  Any rule is for TCP, or with `/udp` behind it for UDP, never for both.  Parsing
+alone: the configuration uses these parsers to find faults, and
 `qanat.session.connect_rules` and `qanat.server.access.rules` judge with what they return.  Pure.
 """
 
@@ -25,6 +26,8 @@ from qanat.base.addresses import (
 from qanat.base.errors import UsageError
 from qanat.config.address_ranges import NEVER, is_inside
 
+UDP = "/udp"
+"""What a rule for UDP ends with."""
 _NAME_RULE = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 
 
@@ -60,6 +63,7 @@ class NetworkRule:
 
     network: IpNetwork
     ports: Ports
+    udp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class NameRule:
     name: str
     below: bool
     ports: Ports
+    udp: bool = False
 
     def matches(self, name: str) -> bool:
         """Return whether the rule is about `name`, in lower case and without a final dot."""
@@ -84,10 +89,12 @@ class ListenRule:
 
     address: IpAddress
     ports: Ports
+    udp: bool = False
 
 
 def parse_connect_rule(text: str) -> ConnectRule:
     """Return one rule of `allow_connect`.  Raises UsageError."""
+    text, udp = _split_network(text)
     host, port_text = split_host_port(text)
     ports = Ports.parse(port_text)
     if ports.low == 0:
@@ -98,8 +105,13 @@ def parse_connect_rule(text: str) -> ConnectRule:
             hint=f"write 0.0.0.0/0:{port_text} for all of IPv4, [::/0]:{port_text} for all of IPv6",
         )
     if "/" in host or ":" in host or parse_address(host) is not None:
-        return NetworkRule(_checked_network(host), ports)
-    return _parse_name_rule(host, ports)
+        return NetworkRule(_checked_network(host), ports, udp)
+    return _parse_name_rule(host, ports, udp)
+
+
+def _split_network(text: str) -> tuple[str, bool]:
+    """Return the rule without `/udp`, and whether it was there."""
+    return text.removesuffix(UDP), text.endswith(UDP)
 
 
 def _checked_network(text: str) -> IpNetwork:
@@ -109,7 +121,7 @@ def _checked_network(text: str) -> IpNetwork:
     return network
 
 
-def _parse_name_rule(text: str, ports: Ports) -> NameRule:
+def _parse_name_rule(text: str, ports: Ports, udp: bool) -> NameRule:
     below = text.startswith("*.")
     name = normalize_name(text.removeprefix("*."))
     if name is None or not _NAME_RULE.fullmatch(name):
@@ -120,14 +132,15 @@ def _parse_name_rule(text: str, ports: Ports) -> NameRule:
         raise UsageError("has an address in a short or old spelling", hint="write all four numbers: 127.0.0.1")
     if name == "localhost" or name.endswith(".localhost"):
         raise UsageError("names this machine, which a name never opens", hint="write 127.0.0.1 or [::1] instead")
-    return NameRule(name, below, ports)
+    return NameRule(name, below, ports, udp)
 
 
 def parse_listen_rule(text: str) -> ListenRule:
     """Return one rule of `allow_listen`: a literal address, and ports.  Raises UsageError."""
+    text, udp = _split_network(text)
     host, port_text = split_host_port(text)
     ports = Ports.parse(port_text)
     address = parse_address(check_bind_host(host, ports.low))
     if address is None or "%" in host:
         raise UsageError("names an interface after %", hint="leave it out: the rule holds for every interface")
-    return ListenRule(unmap(address), ports)
+    return ListenRule(unmap(address), ports, udp)

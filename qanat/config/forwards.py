@@ -6,7 +6,6 @@ Every form of a forward is read here, whichever of the two it stands in.  `qanat
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -18,13 +17,14 @@ from qanat.base.addresses import (
     parse_port,
     parse_target,
 )
-from qanat.base.endpoint_addresses import TcpAddress, listen_in_one_place
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, listen_in_one_place
 from qanat.base.errors import UsageError
 from qanat.config.section import Section
 from qanat.config.settings import Forward
 from qanat.config.texts import named
 
 _FORM = "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets"
+_UDP = "/udp"
 _FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
 
 
@@ -39,6 +39,7 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
             kind: f.tuple_of(kind, (), parse_forward_listen, port_alone="127.0.0.1:{}") for kind in ("local", "remote")
         }
         to = f.text("to", None, parse_target, port_alone="HOST:{}")
+        address: type[TcpAddress | UdpAddress] = UdpAddress if f.switch("udp", False) else TcpAddress
         if len(kinds) > 1:
             f.refuse("remote", "and `local` are both in one forward; make two of it")
         elif not kinds and not later:
@@ -50,23 +51,24 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
             f.not_empty(kind, "is empty, so nothing would listen; give one address at least")
             if to is None:
                 continue
-            for listen in itertools.starmap(TcpAddress, listens[kind]):
+            for listen in (address(*where) for where in listens[kind]):
                 for known, line in zip(forwards, lines, strict=True):
                     if known.kind == kind and listen_in_one_place(known.listen, listen):
                         f.refuse(kind, f"is what the forward in line {line} listens on already")
                         break
-                forwards.append(Forward(kind, listen, TcpAddress(*to)))
+                forwards.append(Forward(kind, listen, address(*to)))
                 lines.append(f.place_of(kind).line)
     return tuple(forwards)
 
 
-def parse_ssh_forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[Forward, ...]:
-    """Return the forwards of every -L and -R, in this order.  Raises UsageError for the first that is wrong."""
+def parse_ssh_forwards(local: Sequence[str], remote: Sequence[str], udp: Sequence[str] = ()) -> tuple[Forward, ...]:
+    """Return the forwards of every -L, --udp and -R.  Raises UsageError for the first that is wrong."""
     forwards: list[Forward] = []
-    for kind, option, texts in (("local", "-L", local), ("remote", "-R", remote)):
+    for kind, option, texts in (("local", "-L", local), ("local", "--udp", udp), ("remote", "-R", remote)):
         for text in texts:
             what = f"{option} {text}"
-            forward = named(what, partial(parse_ssh_forward, kind), text.strip())
+            over = _UDP if option == "--udp" else ""
+            forward = named(what, partial(parse_ssh_forward, kind), text.strip().removesuffix(over) + over)
             if any(f.kind == kind and listen_in_one_place(f.listen, forward.listen) for f in forwards):
                 raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
             forwards.append(forward)
@@ -76,9 +78,11 @@ def parse_ssh_forwards(local: Sequence[str], remote: Sequence[str]) -> tuple[For
 def parse_ssh_forward(kind: str, text: str) -> Forward:
     """Return the forward in `[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
 
-    ADDRESS is `localhost` when left out, and every address when `*` or empty, over IPv4 and IPv6 as ssh has it.  PORT
-    0 lets the system choose.
+    It is for TCP, or with `/udp` behind it for UDP.  ADDRESS is `localhost` when left out, and every address when `*`
+    or empty, over IPv4 and IPv6 as ssh has it.  PORT 0 lets the system choose.
     """
+    address = UdpAddress if text.endswith(_UDP) else TcpAddress
+    text = text.removesuffix(_UDP)
     if "/" in text:
         raise UsageError("has a Unix socket, which is not available in this version", hint=_FORM)
     fields = _split_fields(text)
@@ -90,8 +94,8 @@ def parse_ssh_forward(kind: str, text: str) -> Forward:
         raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
     bind, port_text, host, host_port = fields
     port = parse_port(port_text, lowest=0)
-    listen = TcpAddress(check_listen_host(bind, port), port)
-    return Forward(kind, listen, TcpAddress(check_target_host(host), parse_port(host_port)))
+    listen = address(check_listen_host(bind, port), port)
+    return Forward(kind, listen, address(check_target_host(host), parse_port(host_port)))
 
 
 def _split_fields(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
 from qanat.config.options import Conflict, Flag, declared, option
 from qanat.config.request_headers import HOST_PATTERN, check_host_header
-from qanat.config.schema_forms import closed, list_of, one_or_several, text
+from qanat.config.schema_forms import closed, described, list_of, one_or_several, text
 from qanat.config.secret_files import check_private, check_readable
 from qanat.config.texts import (
     PATH_PATTERN,
@@ -462,6 +462,7 @@ _FORWARD = closed(
             doc="Listen on the server, at ADDRESS:PORT or a list of them, and connect from here, as ssh -R.",
         ),
         "to": text(doc="HOST:PORT to connect to; the name is looked up where the connection is made."),
+        "udp": described({"type": "boolean"}, "Carry UDP, in place of TCP. Default: false."),
     },
     required=("to",),
 )
@@ -504,6 +505,7 @@ class ClientSettings:
         own={"forwards": list_of(_FORWARD, doc="What to carry.")},
         flag=(
             Flag("-L", dest="local", metavar="FORWARD", help="as ssh -L; see below", repeated=True),
+            Flag("--udp", dest="udp", metavar="FORWARD", help="the same over UDP; see below", repeated=True),
             Flag("-R", dest="remote", metavar="FORWARD", help="as ssh -R; see below", repeated=True),
         ),
     )

@@ -96,7 +96,10 @@ def check_listen_rule(text: str) -> str:
 
 def check_shared_rule(text: str) -> str:
     """Return `text`, when it says where several may listen together."""
-    if 0 in parse_listen_rule(text).ports:
+    rule = parse_listen_rule(text)
+    if rule.udp:
+        raise UsageError("is for UDP, whose ports are not shared", hint="put it into `allow_listen`")
+    if 0 in rule.ports:
         raise UsageError(
             "has port 0, for which the system gives each client a port of its own", hint="put it into `allow_listen`"
         )

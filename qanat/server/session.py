@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from qanat.base.endpoint_addresses import TcpAddress
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
@@ -19,6 +19,7 @@ from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
+from qanat.endpoints.udp_listener import IDLE, UdpListener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
 from qanat.measure.far_end import FarEnds
@@ -36,6 +37,7 @@ from qanat.session.messages import (
     Listen,
     ListenFailed,
     Listening,
+    ListenOption,
     MalformedListen,
     Measure,
     StreamRequest,
@@ -96,7 +98,7 @@ class ServerSession(Session):
         self._max_lanes = max_lanes
         self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
-        self._listeners: dict[int, Listener | Membership] = {}
+        self._listeners: dict[int, Listener | UdpListener | Membership] = {}
 
     def stop_listening(self) -> None:
         """Take no new connection for the remote forwards; those that are open go on."""
@@ -113,6 +115,15 @@ class ServerSession(Session):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
         to = request.to
+        if isinstance(to, UdpAddress):
+            self.udp_targets.join(
+                stream,
+                to,
+                lambda deadline: self._connect_rules.resolve(to.host, to.port, deadline, self._stopping, udp=True),
+                timeout=self._connect_timeout,
+                places=self._connecting,
+            )
+            return
         if not isinstance(to, TcpAddress):
             self.refuse(stream, Reason.NOT_ALLOWED, f"no rule allows {to}")
             return
@@ -184,9 +195,7 @@ class ServerSession(Session):
             if len(self._listeners) >= self._max_forwards:
                 text = f"{self._max_forwards} remote forwards are in use, as many as limits.forwards allows"
                 raise EndpointError(text, code=Reason.LIMIT)
-            if not isinstance(message.at, TcpAddress):
-                raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
-            listener = self._bind(number, message.at.host, message.at.port)
+            listener = self._bind(message)
         except EndpointError as error:
             log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
@@ -199,8 +208,30 @@ class ServerSession(Session):
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)
 
-    def _bind(self, number: int, host: str, port: int) -> Listener | Membership:
+    def _bind(self, message: Listen) -> Listener | UdpListener | Membership:
         """Listen where the rules allow it.  Raises EndpointError."""
+        if isinstance(message.at, TcpAddress):
+            return self._bind_tcp(message.forward, message.at.host, message.at.port)
+        if isinstance(message.at, UdpAddress):
+            return self._bind_udp(message, message.at)
+        raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
+
+    def _bind_udp(self, message: Listen, at: UdpAddress) -> UdpListener:
+        addresses = self._listen_rules.check(at.host, at.port, udp=True)
+        name = f"{self.name}: remote forward {message.forward}"
+        listener = UdpListener(
+            addresses,
+            lambda origin, on_datagram, on_over: self.open_flow(
+                Through(message.forward, origin).encode(), on_datagram, on_over
+            ),
+            name,
+            self._watcher,
+            idle=message.options.get(ListenOption.UDP_IDLE) or IDLE,
+        )
+        listener.start()
+        return listener
+
+    def _bind_tcp(self, number: int, host: str, port: int) -> Listener | Membership:
         addresses = self._listen_rules.check(host, port)
         if self._listen_rules.is_shared(host, port):
             return self._shared_ports.join(addresses, self, partial(self._accepted, number))

@@ -28,7 +28,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
 from qanat.base.resolve import Address, LookupShare
-from qanat.config.access_rules import NameRule, NetworkRule, parse_connect_rule
+from qanat.config.access_rules import UDP, NameRule, NetworkRule, parse_connect_rule
 from qanat.config.address_ranges import is_inside, is_never, special_ranges
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
@@ -54,7 +54,9 @@ class ConnectRules:
         self._share = LookupShare()
         self._resolve_literal = lru_cache(REMEMBERED)(self._resolve_allowed)
 
-    def resolve(self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None) -> list[Address]:
+    def resolve(
+        self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None, *, udp: bool = False
+    ) -> list[Address]:
         """Return the addresses of `host` that are allowed, in the resolver's order, at least one; connect to these.
 
         Blocks until `deadline` at most, or until `cancel`.  Raises EndpointError: NOT_ALLOWED, UNREACHABLE when the
@@ -62,20 +64,20 @@ class ConnectRules:
         addresses, since that would tell it about names that it may not reach; the log has them.
         """
         if parse_address(host) is not None:
-            return self._resolve_literal(host, port)
-        return self._resolve_allowed(host, port, deadline, cancel)
+            return self._resolve_literal(host, port, udp=udp)
+        return self._resolve_allowed(host, port, deadline, cancel, udp=udp)
 
     def _resolve_allowed(
-        self, host: str, port: int, deadline: Deadline | None = None, cancel: Cancel | None = None
+        self, host: str, port: int, deadline: Deadline | None = None, cancel: Cancel | None = None, *, udp: bool
     ) -> list[Address]:
         name = self._checked_name(host, port)
-        if not self._may_match(name, port):
-            raise self._not_allowed(host, port)
+        if not self._may_match(name, port, udp):
+            raise self._not_allowed(host, port, udp=udp)
         allowed: list[Address] = []
         refused: list[str] = []
         for family, sockaddr in resolve(host, port, deadline or Deadline(None), self._share, cancel):
             address = parse_address(sockaddr[0])
-            if address is None or not self.allows(address, port, name):
+            if address is None or not self.allows(address, port, name, udp=udp):
                 refused.append(sockaddr[0] if address is None else str(unmap(address)).partition("%")[0])
                 continue
             plain = unmap(address)
@@ -83,28 +85,36 @@ class ConnectRules:
                 family, sockaddr = socket.AF_INET, (str(plain), port)
             allowed.append((family, sockaddr))
         if not allowed:
-            raise self._not_allowed(host, port, refused)
+            raise self._not_allowed(host, port, refused, udp=udp)
         return allowed
 
-    def allows(self, address: IpAddress, port: int, name: str | None = None) -> bool:
-        """Return whether `address` may be connected to, asked for as `name` (normalized) or as itself.  Pure."""
+    def allows(self, address: IpAddress, port: int, name: str | None = None, *, udp: bool = False) -> bool:
+        """Return whether `address` may be connected to, asked for as `name` (normalized) or as itself.  Pure.
+
+        Over TCP, or with `udp` over UDP: rules are for one of them.
+        """
         address = unmap(address)
         if is_never(address):
             return False
         special = special_ranges(address)
         for rule in self._networks:
-            if port in rule.ports and address in rule.network and all(is_inside(rule.network, s) for s in special):
+            if (
+                rule.udp == udp
+                and port in rule.ports
+                and address in rule.network
+                and all(is_inside(rule.network, s) for s in special)
+            ):
                 return True
-        return not special and name is not None and self._name_allowed(name, port)
+        return not special and name is not None and self._name_allowed(name, port, udp)
 
-    def _name_allowed(self, name: str, port: int) -> bool:
-        return any(port in rule.ports and rule.matches(name) for rule in self._names)
+    def _name_allowed(self, name: str, port: int, udp: bool) -> bool:
+        return any(rule.udp == udp and port in rule.ports and rule.matches(name) for rule in self._names)
 
-    def _may_match(self, name: str | None, port: int) -> bool:
+    def _may_match(self, name: str | None, port: int, udp: bool) -> bool:
         """Return whether to look the name up: a client must not use this server to look up names at will."""
-        if any(port in rule.ports for rule in self._networks):
+        if any(rule.udp == udp and port in rule.ports for rule in self._networks):
             return True
-        return name is not None and self._name_allowed(name, port)
+        return name is not None and self._name_allowed(name, port, udp)
 
     def _checked_name(self, host: str, port: int) -> str | None:
         try:
@@ -115,10 +125,11 @@ class ConnectRules:
             raise EndpointError(f"port {port} cannot be connected to", code=Reason.NOT_ALLOWED)
         return None if parse_address(host) is not None else normalize_name(host)
 
-    def _not_allowed(self, host: str, port: int, addresses: Sequence[str] = ()) -> EndpointError:
+    def _not_allowed(self, host: str, port: int, addresses: Sequence[str] = (), *, udp: bool) -> EndpointError:
         """Return the refusal of a target; `addresses` are what a name has, for the log here alone."""
-        asked = format_host_port(host, port)
-        found = [format_host_port(address, port) for address in addresses] or [asked]
+        network = UDP if udp else ""
+        asked = format_host_port(host, port) + network
+        found = [format_host_port(address, port) + network for address in addresses] or [asked]
         return EndpointError(
             f"no rule allows {asked} ({_remedy(asked, self._key)}{self._place})",
             code=Reason.NOT_ALLOWED,

@@ -23,9 +23,9 @@ from qanat.mux.parameters import LaneParameters
 log = logging.getLogger("qanat.session")
 
 AGENT = f"qanat/{__version__}"
-FEATURES = Features.KINDS
-"""What this program can do."""
 """What we call this program in HELLO and READY."""
+FEATURES = Features.KINDS | Features.DATAGRAMS
+"""What this program can do."""
 CLIENT_STREAMS = 4096
 """Streams that a server may have open towards a client at once; a server's own limit is `limits.streams`."""
 FILES_PER_STREAM = 3

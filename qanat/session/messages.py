@@ -22,7 +22,7 @@ MAX_NAME = 255
 """Bytes of UTF-8 in a host name (RFC 1035 §2.3.4), and in the text that says who connected."""
 _FIRST_VERSION = 3
 """The highest first byte of a request that an end without Features.KINDS knows; of what asks to listen, it knows 1."""
-_UPGRADE = "run the same version of Qanat at both ends"
+UPGRADE = "run the same version of Qanat at both ends"
 MAX_REASON = 512
 """Bytes of UTF-8 in the text that says why the server cannot listen."""
 
@@ -62,6 +62,8 @@ class ListenOption(IntEnum):
     """New streams in 1,000 seconds from one address."""
     MODE = 7
     """Permission bits of a Unix socket."""
+    UDP_IDLE = 8
+    """Seconds without a datagram until a UDP flow ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def check_known(message: bytes, peer_features: int, what: str) -> None:
     """Raise EndpointError (NOT_ALLOWED) when a request, or control message, is newer than the peer; `what` needs it."""
     if message[0] > _FIRST_VERSION and not peer_features & Features.KINDS:
         raise EndpointError(
-            f"{what}: the other end does not know this kind of forward", code=Reason.NOT_ALLOWED, hint=_UPGRADE
+            f"{what}: the other end does not know this kind of forward", code=Reason.NOT_ALLOWED, hint=UPGRADE
         )
 
 

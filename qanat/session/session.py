@@ -16,19 +16,21 @@ from collections.abc import Callable
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError, QanatError, SessionEnded
+from qanat.base.errors import EndpointError, ProtocolError, QanatError, SessionEnded, WouldBlock
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
+from qanat.endpoints.udp import UdpFlow
 from qanat.handshake.exchange import SealedPipe
-from qanat.handshake.hello import Close, CloseReason
+from qanat.handshake.hello import Close, CloseReason, Features
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, refuse
-from qanat.session.messages import StreamRequest, decode_request
+from qanat.session.messages import UPGRADE, StreamRequest, decode_request
+from qanat.session.udp_targets import UdpTargets
 
 log = logging.getLogger("qanat.session")
 
@@ -76,6 +78,7 @@ class Session(ABC):
             self._stream_ended,
             unacknowledged=keepalive.unacknowledged,
         )
+        self.udp_targets = UdpTargets(name, watcher, self.joined.threads)
         self._watcher = watcher
         self._parameters = parameters
         self._lock = threading.Lock()  # guards the next four
@@ -376,6 +379,20 @@ class Session(ABC):
             except SessionEnded:
                 if self._stopping.canceled or self._closing is not None or len(lanes) <= 1:
                     raise  # otherwise only this lane is over
+
+    def open_flow(
+        self, request: bytes, on_datagram: Callable[[bytes], None], on_over: Callable[[int, str], None]
+    ) -> UdpFlow:
+        """Open a UDP flow on the least loaded lane, when that is flushed: the first datagram goes out with it.
+
+        Parameters as for UdpFlow.  Does not block.  Raises WouldBlock while no pipe carries the session, SessionEnded,
+        StreamReset(LIMIT), and EndpointError when the peer carries no UDP.
+        """
+        if not self._parameters.peer_features & Features.DATAGRAMS:
+            raise EndpointError("the other end carries no UDP", code=Reason.NOT_ALLOWED, hint=UPGRADE)
+        if not self.attached:
+            raise WouldBlock
+        return UdpFlow(self.open_stream(request, wait=False), on_datagram, on_over)
 
     def join_accepted(
         self, sock: socket.socket, peer: str, request: bytes, what: str, done: Callable[[], None] = lambda: None

@@ -1,4 +1,4 @@
-"""The UDP flows of a session whose targets are at this end: each gets a socket of its own, as soon as its name is known.
+"""The UDP flows of a session whose targets are at this end: each gets a socket of its own once its name is known.
 
 A flow counts as a stream for the limits, and is none that a session which stops waits for: it has no end of its own.
 """

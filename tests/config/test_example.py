@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qanat.base.endpoint_addresses import TcpAddress
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.config.load import check_config, load_config
 from qanat.config.options import Kind, options_of
 from qanat.config.settings import (
@@ -172,6 +172,7 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     assert client.forwards == (
         Forward("local", TcpAddress("127.0.0.1", 5432), TcpAddress("db.internal", 5432)),
         Forward("remote", TcpAddress("0.0.0.0", 8080), TcpAddress("127.0.0.1", 80)),
+        Forward("local", UdpAddress("127.0.0.1", 53), UdpAddress("10.0.0.1", 53)),
     )
 
 

@@ -12,7 +12,7 @@ from qanat.base.addresses import ListenAddress, format_host_port, listen_address
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError
 from qanat.base.resolve import LookupShare
-from qanat.config.access_rules import ListenRule, parse_listen_rule
+from qanat.config.access_rules import UDP, ListenRule, parse_listen_rule
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
 
@@ -32,8 +32,10 @@ class ListenRules:
         """Return whether what `check` allows for `host` is shared with other clients that ask for it."""
         return self._allowed_by(self._shared, listen_addresses(host, port)[0].host, port)
 
-    def check(self, host: str, port: int) -> tuple[ListenAddress, ...]:
+    def check(self, host: str, port: int, *, udp: bool = False) -> tuple[ListenAddress, ...]:
         """Return the addresses to bind for `host`, a literal, `localhost` or `*`, at least one.  Does not block.
+
+        For TCP, or with `udp` for UDP: rules are for one of them.
 
         A rule must list the very address: `0.0.0.0` in a rule allows `0.0.0.0` and not `127.0.0.1`, and port 0 (any
         free one) is allowed only by a rule with port 0.  `localhost` needs a rule for 127.0.0.1, and `*` for 0.0.0.0;
@@ -41,32 +43,36 @@ class ListenRules:
         NOT_ALLOWED, UNREACHABLE for an interface (`fe80::1%eth0`) that does not exist.
         """
         first, *others = listen_addresses(host, port)
-        what = format_host_port(host, port)
+        network = UDP if udp else ""
+        what = format_host_port(host, port) + network
         if parse_address(first.host) is None:
             raise EndpointError(
                 f"{what} cannot be listened on",
                 code=Reason.NOT_ALLOWED,
                 hint="it needs a literal address, localhost or *",
             )
-        if not self._allowed_by(self._rules, first.host, port):
+        if not self._allowed_by(self._rules, first.host, port, udp=udp):
             raise EndpointError(
                 f"listening on {what} is not allowed by any rule",
                 code=Reason.NOT_ALLOWED,
-                hint=f"add {format_host_port(first.host, port)} to this client's allow_listen, or shared_listen",
+                hint=f"add {format_host_port(first.host, port)}{network} to this client's allow_listen"
+                + ("" if udp else ", or shared_listen"),
             )
-        shared = self._allowed_by(self._shared, first.host, port)
+        shared = self._allowed_by(self._shared, first.host, port, udp=udp)
         also = [
             address
             for address in others
-            if self._allowed_by(self._rules, address.host, port)
-            and self._allowed_by(self._shared, address.host, port) == shared
+            if self._allowed_by(self._rules, address.host, port, udp=udp)
+            and self._allowed_by(self._shared, address.host, port, udp=udp) == shared
         ]
         return _bindable(first), *also
 
     @staticmethod
-    def _allowed_by(rules: Sequence[ListenRule], host: str, port: int) -> bool:
+    def _allowed_by(rules: Sequence[ListenRule], host: str, port: int, *, udp: bool = False) -> bool:
         address = parse_address(host)
-        return address is not None and any(unmap(address) == rule.address and port in rule.ports for rule in rules)
+        return address is not None and any(
+            rule.udp == udp and unmap(address) == rule.address and port in rule.ports for rule in rules
+        )
 
 
 def _bindable(address: ListenAddress) -> ListenAddress:
