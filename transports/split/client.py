@@ -12,7 +12,9 @@ Threads come from the pool while there is something to do: `split-up PEER` for e
 
 from __future__ import annotations
 
+import enum
 import logging
+import math
 import os
 import threading
 import time
@@ -65,6 +67,14 @@ SMALL_UP = 3
 """The same while little is sent."""
 FIRST_WAIT, MIN_WAIT = 25.0, 2.0
 """Seconds that a request waits at the server: at first, and at least on a path that cuts it sooner."""
+FILLER = 8.0
+"""Seconds without bytes after which the server puts some without content into a streamed answer."""
+STREAM_SIZE = 1 << 30
+"""Bytes after which a streamed answer ends, and another request follows."""
+FIRST_LIFE, MIN_LIFE = 300.0, 5.0
+"""Seconds after which another streamed answer takes the place of one: at first, and at least where it is cut sooner."""
+SOON = 1.0
+"""Seconds, beyond some round trips, within which the beginning of a streamed answer has to come."""
 MOMENT = 0.5
 """Seconds that a thread waits for something to send before it is given back."""
 ACTIVE = 1.0
@@ -75,14 +85,28 @@ SLACK = 5.0
 """Seconds beyond what an answer should take until the request has failed."""
 PATIENCE = 15.0
 """Seconds that every request may fail until the pipe has ended."""
+STREAMS = True
+"""Whether a pipe tries a streamed answer at all; tests have it otherwise."""
 LINGER = 2.0
 """Seconds that a closed pipe has to send what is left."""
+AGAIN = 10.0
+"""Seconds until a streamed answer is tried again on a path that has let one through before."""
+_MOST_SHORT = 2
+"""How often in turn one may be cut at once until packets are better."""
 _MOST_UNKNOWN = 2
 """How often in turn the server may not know the pipe until that is believed."""
 
 
+class _Form(enum.Enum):
+    """How bytes come down."""
+
+    UNKNOWN = enum.auto()  # in packets, until it is known whether the path lets an answer through that goes on
+    STREAMED = enum.auto()
+    PACKETS = enum.auto()
+
+
 class _Failed(Exception):
-    """A request that has to be made again.  `unknown` is whether the server does not know the pipe."""
+    """A request that has to be made again.  `status` is that of its answer, if one came."""
 
     def __init__(self, why: str, *, status: int = 0) -> None:
         super().__init__(why)
@@ -120,6 +144,12 @@ class ClientPipe(Pipe):
         self._in_flight = 0  # requests with bytes
         self._down = 0  # threads that ask
         self._down_wanted = 1
+        self._form = _Form.UNKNOWN
+        self._streamed = False  # an answer has gone on before
+        self._short = 0  # such answers in turn that were cut at once
+        self._probe_at = math.inf  # when it is tried again
+        self._life = FIRST_LIFE
+        self._filler = FILLER
         self._came_at = 0.0  # when bytes came last
         self._moved_at = time.monotonic()  # when the server last took something
         self._write_timeout: float | None = None
@@ -265,7 +295,8 @@ class ClientPipe(Pipe):
     # --- down
 
     def _start_down_locked(self) -> None:
-        while self._down < self._down_wanted and self._closed_at is None:
+        wanted = 0 if self._form is _Form.STREAMED else self._down_wanted
+        while self._down < wanted and self._closed_at is None:
             self._down += 1
             try:
                 WORKERS.start(f"split-down {self.peer}", self._down_loop, reserved=True)
@@ -285,7 +316,7 @@ class ClientPipe(Pipe):
 
     def _ask_next(self) -> bool:
         with self._lock:
-            if self._closed_at is not None or self._down > self._down_wanted:
+            if self._closed_at is not None or self._form is _Form.STREAMED or self._down > self._down_wanted:
                 self._down -= 1
                 return False
             token = self._token_locked(Kind.PACKET, size=self._answer_size, wait=round(self._wait * 1000))
@@ -317,6 +348,9 @@ class ClientPipe(Pipe):
     def _adapt_locked(self, came: int, size: int) -> None:
         """Have as many requests wait, and for as much, as what comes demands."""
         now = time.monotonic()
+        if now >= self._probe_at:
+            self._probe_at = math.inf
+            self._start_stream_locked()
         if came:
             self._came_at = now
         if came >= size // 2:
@@ -327,6 +361,73 @@ class ClientPipe(Pipe):
         elif now - self._came_at > ACTIVE:
             self._down_wanted = 1
         self._start_down_locked()
+
+    # --- down, in one answer that goes on
+
+    def _start_stream_locked(self) -> None:
+        with suppress(NoThread):  # the other form needs none more
+            WORKERS.start(f"split-stream {self.peer}", self._stream_once, reserved=True)
+
+    def _stream_once(self) -> None:
+        """Ask for a streamed answer, and take it in; what follows it is begun before it ends."""
+        with self._lock:
+            if self._closed_at is not None:
+                return
+            token = self._token_locked(Kind.STREAM, size=STREAM_SIZE, wait=round(self._filler * 1000))
+            key = self._key_locked()
+        stream = _StreamRead(self, token)
+        error: Exception | None = None
+        try:
+            with self._connections.connection(CONNECT_TIMEOUT) as connection:
+                connection.send(self._head("GET", token, key))
+                self._read_answer(connection, token, SOON + 4 * self._round_trip, stream.heard)
+        except (_Failed, QanatError) as failure:
+            error = failure
+        except Exception:
+            log_unexpected(f"receiving from {self.peer} ended")
+            self.close(FAILED)
+        with self._lock:
+            self._asking.discard(token.number)
+            self._stream_over_locked(stream, error)
+
+    def stream_heard(self, stream: _StreamRead) -> None:
+        """Note that something of a streamed answer has come."""
+        now = time.monotonic()
+        with self._lock:
+            if not stream.heard_at:
+                self._succeeded_locked()
+                if self._form is not _Form.STREAMED:
+                    log.debug("answers of %s go on: they are streamed from now on", self.peer)
+                    self._form, self._streamed = _Form.STREAMED, True
+                    self._update_due = True  # the server has to know
+                    self._start_up_locked()
+            stream.heard_at = now
+            if now - stream.began > self._life and not stream.followed and self._closed_at is None:
+                stream.followed = True
+                self._start_stream_locked()
+
+    def _stream_over_locked(self, stream: _StreamRead, error: Exception | None) -> None:
+        if self._closed_at is not None or stream.followed:
+            return
+        now = time.monotonic()
+        if not stream.heard_at:
+            log.debug("answers of %s are held back: %s", self.peer, error or "nothing came in time")
+            self._form, self._probe_at = _Form.PACKETS, now + (AGAIN if self._streamed else math.inf)
+            self._start_down_locked()
+            return
+        if error is not None:
+            silent, lived = now - stream.heard_at, now - stream.began
+            if silent >= MIN_WAIT:
+                self._filler = max(MIN_WAIT, min(self._filler, 0.5 * silent))
+            else:
+                self._life = max(MIN_LIFE, min(self._life, 0.7 * lived))
+            log.debug("an answer of %s was cut after %.1f s: %s", self.peer, lived, error)
+            self._short = self._short + 1 if lived < SOON else 0
+            if self._short > _MOST_SHORT:
+                self._form, self._probe_at = _Form.PACKETS, now + AGAIN
+                self._start_down_locked()
+                return
+        self._start_stream_locked()
 
     # --- both
 
@@ -350,6 +451,7 @@ class ClientPipe(Pipe):
             digest=digest_of(body) if body else bytes(16),
             early=self._key is None,
             ended=ended,
+            streams=self._form is _Form.STREAMED,
         )
 
     def _key_locked(self) -> bytes:
@@ -358,8 +460,13 @@ class ClientPipe(Pipe):
     def _head(self, method: str, token: Token, key: bytes, size: int | None = None) -> bytes:
         return self._connections.head(method, [(self._carrier, token.encode(key))], size)
 
-    def _read_answer(self, connection: Connection, token: Token, timeout: float) -> int:
-        """Take in the answer to a request; return how many bytes of the server's it has brought."""
+    def _read_answer(
+        self, connection: Connection, token: Token, timeout: float, heard: Callable[[], None] | None = None
+    ) -> int:
+        """Take in the answer to a request; return how many bytes of the server's it has brought.
+
+        `heard` is called for each piece, of an answer that goes on.
+        """
         wire, source = connection.wire, connection.source
         deadline = Deadline(timeout)
         wire.set_read_timeout(timeout)
@@ -369,7 +476,10 @@ class ClientPipe(Pipe):
             status, headers, http10 = http1.read_answer_head(source)
         if status != 200 or headers.get("content-type", "") != CONTENT_TYPE:
             raise _Failed(_describe(status, headers), status=status)
-        wire.set_read_timeout(SLACK + 4 * self._round_trip)
+        if heard is None:
+            wire.set_read_timeout(SLACK + 4 * self._round_trip)
+        else:
+            wire.set_read_timeout(deadline.remaining() or 0.001)
         reader = SegmentReader()
         came = 0
         for piece in http1.body_pieces(source, headers, of_answer=True):
@@ -380,6 +490,10 @@ class ClientPipe(Pipe):
                     raise _Failed("the path has sent a request twice, and this is the second one's answer")
                 self._take(segment, at, content)
                 came += len(content)
+            if heard is not None:
+                if not came:
+                    wire.set_read_timeout(self._filler + SLACK + 4 * self._round_trip)
+                heard()
         if reader.in_the_middle:
             raise _Failed("an answer was cut")
         if not http1.keeps_alive(headers, http10=http10):
@@ -439,6 +553,10 @@ class ClientPipe(Pipe):
         """See `Pipe.bind`."""
         with self._lock:
             self._key = secret
+            if STREAMS:
+                self._start_stream_locked()
+            else:
+                self._form = _Form.PACKETS
 
     def send(self, buffer: memoryview) -> None:
         """See `Pipe.send`."""
@@ -573,6 +691,21 @@ class ClientPipe(Pipe):
     def cause(self) -> str | None:
         """See `Pipe.cause`."""
         return self._cause.text
+
+
+class _StreamRead:
+    """One streamed answer, as it is read."""
+
+    def __init__(self, pipe: ClientPipe, token: Token) -> None:
+        self._pipe = pipe
+        self.token = token
+        self.began = time.monotonic()
+        self.heard_at = 0.0  # when something came last
+        self.followed = False  # another one takes its place
+
+    def heard(self) -> None:
+        """Note that something came."""
+        self._pipe.stream_heard(self)
 
 
 def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:

@@ -50,6 +50,8 @@ ENDED_LINGER = 1.0
 """The same where the client has closed it too: for what of its requests is still on its way."""
 FIRST_WAIT = 60.0
 """Seconds that the creating request may wait for the server's first bytes; the handshake's time is up before."""
+UNCONFIRMED = 10.0
+"""Seconds that a streamed answer goes on without the client having said that it arrives."""
 MAX_SEEN_AT = 16
 """Addresses remembered of those from where a pipe's requests come."""
 _STREAM_PIECE = 256 * 1024
@@ -93,6 +95,8 @@ class _Stream:
         self.asker = asker
         self.left = token.size  # bytes until it ends
         self.interval = min(max(token.wait / 1000, 0.5), MAX_WAIT)
+        self.confirmed = token.streams  # what goes into it arrives, so that bytes may
+        self.ends_at = now + UNCONFIRMED  # while it is not
         self.busy = False  # a thread is writing to it, or its connection takes nothing
         self.filler_due = now + self.interval
 
@@ -273,6 +277,8 @@ class ServerPipe(Pipe):
                     self._outgoing.lose(begin, end)
         acknowledged = self._outgoing.acknowledged
         self._given = [given for given in self._given if given[0] >= self._oldest and given[2] > acknowledged]
+        if self._stream is not None and token.streams and token.number > self._stream.token.number:
+            self._stream.confirmed = True
         if token.ended:
             self._receiving.end_locked(token.limit, PEER_CLOSED)
             self._room.notify_all()
@@ -303,7 +309,11 @@ class ServerPipe(Pipe):
 
     def _next_answer_locked(self) -> Callable[[], object] | None:
         stream = self._stream
-        if stream is not None:
+        if stream is not None and stream.confirmed:
+            if self._waiting:  # they are needed no more
+                needless: list[Callable[[], object]] = []
+                self._release_locked(self._waiting.popleft(), needless)
+                return needless[0]
             return self._go_on_locked(stream)
         if not self._waiting:
             return None
@@ -373,7 +383,10 @@ class ServerPipe(Pipe):
                 for waiting in due:
                     self._release_locked(waiting, released)
             stream = self._stream
-            if stream is not None and not stream.busy and stream.filler_due <= now:
+            if stream is not None and not stream.confirmed and stream.ends_at <= now:
+                self._stream = None
+                released.append(stream.asker.finish)
+            elif stream is not None and not stream.busy and stream.filler_due <= now:
                 stream.busy = True
                 stream.filler_due = now + stream.interval
                 filler = self._segment_locked(stream.token.number).encode()
@@ -397,6 +410,8 @@ class ServerPipe(Pipe):
             moments = [waiting.due for waiting in self._waiting]
             if self._stream is not None:
                 moments.append(self._stream.filler_due)
+                if not self._stream.confirmed:
+                    moments.append(self._stream.ends_at)
             if self._kept_until is not None and self._forget is not None:
                 moments.append(self._kept_until)
         if moments:

@@ -44,6 +44,7 @@ _IN_QUERY = re.compile(rf"(?:\A|&){COOKIE}=([A-Za-z0-9_-]+)(?:&|\Z)")
 
 _EARLY = 1
 _ENDED = 2
+_STREAMS = 4
 
 
 class Kind(enum.IntEnum):
@@ -78,10 +79,11 @@ class Token:
     digest: bytes = bytes(16)  # of the body
     early: bool = False  # the MAC's key is that of before the handshake
     ended: bool = False  # the client has closed the pipe
+    streams: bool = False  # what goes into a streamed answer arrives at once
 
     def encode(self, key: bytes) -> str:
         """Return the text that travels, authenticated with `key`."""
-        flags = (_EARLY if self.early else 0) | (_ENDED if self.ended else 0)
+        flags = (_EARLY if self.early else 0) | (_ENDED if self.ended else 0) | (_STREAMS if self.streams else 0)
         plain = _LAYOUT.pack(
             self.id,
             self.kind,
@@ -127,6 +129,7 @@ class Unverified:
             digest=digest,
             early=bool(flags & _EARLY),
             ended=bool(flags & _ENDED),
+            streams=bool(flags & _STREAMS),
         )
 
 
