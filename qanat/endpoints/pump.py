@@ -8,8 +8,9 @@ While little moves, a stream has no thread of its own:
 Whichever direction has more than that gets a thread: an uplink that fills a whole read goes on in `_uplink_loop`,
 which blocks for credit and for bytes and reads into the lane's buffers; a downlink whose socket does not take
 everything at once, or whose payload is large, goes on in `_downlink_loop`, which blocks for payload and for the
-socket.  Both give the direction back when it has been quiet for a moment.  Bytes count as consumed, which gives the
-peer credit, only when the socket has taken them.
+socket.  Both give the direction back when it has been quiet for a moment.  Where a session has many such threads
+already, it is `crowded`: watcher and reader go on, in larger pieces, and only a socket that does not take everything
+costs a thread.  Bytes count as consumed, which gives the peer credit, only when the socket has taken them.
 
 A direction may have a rate (`qanat.endpoints.rate_limit`).  One that has to wait for its turn has no thread: until the
 watcher's timer goes on with it the socket is not read, or the payload stays in the stream's inbox, and gives no credit.
@@ -37,6 +38,7 @@ from qanat.endpoints.traffic_limits import UNLIMITED, IdleTimeout, TrafficLimits
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
+from qanat.mux.sender import MAX_SMALL
 from qanat.mux.stream import Idle, Stream
 
 log = logging.getLogger("qanat.stream")
@@ -64,6 +66,7 @@ class Pump:
         start_thread: StartThread,
         on_over: Callable[[], None] = lambda: None,
         limits: TrafficLimits = UNLIMITED,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stream = stream
         self._sock = sock
@@ -71,6 +74,8 @@ class Pump:
         self._watcher = watcher
         self._start_thread = start_thread
         self._on_over = on_over
+        self._crowded = crowded
+        self._most = SMALL_READ  # bytes that the watcher reads at once
         self._lock = threading.Lock()  # guards the next two
         self._directions = 2  # that have not ended
         self._quiet = True  # until the uplink is taken from the watcher for the first time
@@ -202,7 +207,7 @@ class Pump:
                 self._unwatch()
                 stream.when_writable(self._watch)
                 return None
-            most, up = min(room, SMALL_READ), self._up
+            most, up = min(room, self._most), self._up
             if up is not None and not (most := up.take(most)):
                 self._unwatch()
                 self._wait_for_turn(up, self._watch)
@@ -217,7 +222,9 @@ class Pump:
                 return None
             if data:
                 stream.queue(data)
-                if len(data) == SMALL_READ and (up is None or up.plenty):
+                if len(data) < SMALL_READ:
+                    self._most = SMALL_READ
+                elif up is None or up.plenty:
                     self._begin_bulk()
                 return stream.lane
             self._unwatch()
@@ -236,7 +243,11 @@ class Pump:
         return stream.lane
 
     def _begin_bulk(self) -> None:
-        """Give the uplink a thread; without one the watcher goes on, in small reads."""
+        """Give the uplink a thread; without one, or when there are many, the watcher goes on."""
+        if self._crowded():
+            self._most = MAX_SMALL
+            return
+        self._most = SMALL_READ
         self._unwatch()
         try:
             self._start_thread(f"{self._stream.label}-up", self._run_uplink)
@@ -307,6 +318,11 @@ class Pump:
         return count
 
     # --- the downlink: stream to socket, while little comes (`qanat.mux.stream.Sink`) --------------
+
+    @property
+    def takes_bulk(self) -> bool:
+        """Whether `deliver` should be called for much as well."""
+        return self._crowded()
 
     def deliver(self, payload: memoryview) -> int:
         """Hand to the socket what it takes at once.  By the lane's reader; does not block."""

@@ -36,6 +36,10 @@ Calls = list[Callable[[], None]]
 class Sink(Protocol):
     """Where a stream's payload goes while it is little.  Called by the lane's reader, and must not block."""
 
+    @property
+    def takes_bulk(self) -> bool:
+        """Whether `deliver` should be called for more than DIRECT_PAYLOAD as well."""
+
     def deliver(self, payload: memoryview) -> int:
         """Hand on as much of `payload` as can be at once; return how many bytes that were.  Must not raise."""
 
@@ -317,7 +321,7 @@ class Stream:
             sent = size = 0
             if payload is not None:
                 size = len(payload)
-                sent = sink.deliver(payload) if size <= DIRECT_PAYLOAD else 0
+                sent = sink.deliver(payload) if size <= DIRECT_PAYLOAD or sink.takes_bulk else 0
             with self._lock:
                 if sent and receiver.consumed(state, sent, self._lane.clock()):
                     due = True

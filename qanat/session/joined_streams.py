@@ -28,6 +28,10 @@ from qanat.mux.stream import Stream
 
 log = logging.getLogger("qanat.session")
 
+MOST_BULK_THREADS = 96
+"""Threads of one session from which on the watcher and the lanes' readers carry what else is bulk: a thread's turn
+costs more than they need for the same bytes, and of a thousand that wait for one each is late by seconds."""
+
 INTERNAL_TEXT = "a fault of the program at the other end"
 """What the peer is told with Reason.INTERNAL; the log here has the traceback."""
 
@@ -197,10 +201,13 @@ class JoinedStreams:
 
         With `read_now` what is there already is queued on the stream before this returns, and not sent.
         """
-        pump = Pump(stream, target, self._watcher, self.threads.start, on_over)
+        pump = Pump(stream, target, self._watcher, self.threads.start, on_over, crowded=self._crowded)
         with self._idle:
             self._pumps.add(pump)
         pump.start(read_now=read_now)
+
+    def _crowded(self) -> bool:
+        return len(self.threads) >= MOST_BULK_THREADS
 
     def look(self) -> bool:
         """End the streams whose applications' machines have vanished; return whether to look again.

@@ -33,11 +33,14 @@ WHAT_A_KERNEL_HOLDS = 16 * MIB
 class Joining:
     """One pump and the watcher that it has to itself."""
 
-    def __init__(self, stream: Stream, sock: WakeableSocket, start_thread: StartThread | None = None) -> None:
+    def __init__(
+        self, stream: Stream, sock: WakeableSocket, start_thread: StartThread | None = None, *, crowded: bool = False
+    ) -> None:
         self._watcher = Watcher()
         self._threads = ThreadGroup("pumps")
         self._over = threading.Event()
-        Pump(stream, sock, self._watcher, start_thread or self._threads.start, self._over.set).start()
+        start_thread = start_thread or self._threads.start
+        Pump(stream, sock, self._watcher, start_thread, self._over.set, crowded=lambda: crowded).start()
 
     def result(self) -> None:
         """Block until the pump is over, and nothing of it is left."""
@@ -50,14 +53,14 @@ class Joining:
 class Joined:
     """An application at each end of one stream: `client` and `server` are their sockets."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, *, crowded: bool = False) -> None:
         self.client, ours = _socket_pair()
         self.server, theirs = _socket_pair()
         self.ours = pair.client.lane.open_stream(b"")
         self.theirs = pair.server.next_stream()
         self.pumps = [
-            Joining(self.ours, ours),
-            Joining(self.theirs, theirs),
+            Joining(self.ours, ours, crowded=crowded),
+            Joining(self.theirs, theirs, crowded=crowded),
         ]
 
     def end(self) -> None:
@@ -87,9 +90,9 @@ def pair() -> Iterator[Pair]:
         yield pair
 
 
-@pytest.fixture
-def joined(pair: Pair) -> Iterator[Joined]:
-    joined = Joined(pair)
+@pytest.fixture(params=[False, True], ids=["threads", "crowded"])
+def joined(pair: Pair, request: pytest.FixtureRequest) -> Iterator[Joined]:
+    joined = Joined(pair, crowded=request.param)
     yield joined
     joined.end()
 
@@ -275,6 +278,35 @@ def test_many_connections_push_through_a_small_retransmit_buffer_and_all_arrive(
 
 
 # --- our own faults ---------------------------------------------------------------------------------
+
+
+def test_bulk_among_many_is_carried_up_without_a_thread_and_small_reads_come_back(pair: Pair) -> None:
+    application, ours = _socket_pair()
+    stream = pair.client.lane.open_stream(b"")
+    theirs = pair.server.next_stream()
+    started: list[str] = []
+    threads = ThreadGroup("down")
+
+    def start_thread(name: str, function: Callable[[], object]) -> None:
+        started.append(name)
+        threads.start(name, function)
+
+    joining = Joining(stream, ours, start_thread, crowded=True)
+    data = random.Random(3).randbytes(8 * MIB)
+    writer = Background(lambda: (application.sendall(data), finish(application)))
+    received = bytearray()
+    while (payload := theirs.receive()) is not None:
+        received += payload
+        theirs.consumed(len(payload))
+    assert received == data
+    writer.result()
+    theirs.finish()
+    assert application.recv(1) == b""
+    joining.result()
+    application.close()
+    theirs.release()
+    assert not any(name.endswith("-up") for name in started)
+    assert threads.join(SECONDS) == []
 
 
 def test_a_system_without_threads_refuses_the_stream_and_says_so(pair: Pair) -> None:
