@@ -119,6 +119,19 @@ def unmap(address: IpAddress) -> IpAddress:
     return address
 
 
+def bucket_key(address: str) -> str:
+    """Return what addresses are counted by: themselves, or the /64 of an IPv6 address, which one customer has whole."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ip_network((parsed, 64), strict=False))
+
+
 def parse_listen(text: str) -> tuple[str, int]:
     """Where to listen: a literal address and a port, 0 for one that the system chooses.  Raises UsageError."""
     host, port_text = split_host_port(text)

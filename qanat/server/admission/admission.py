@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from qanat.base.addresses import bucket_key
 from qanat.base.usage import Usage
 from qanat.config.settings import ServerLimits
-from qanat.server.admission.client_address import bucket_key
 from qanat.server.admission.handshake_rate import HandshakeRate
 
 CAPACITY = 10_000

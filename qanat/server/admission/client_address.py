@@ -8,7 +8,6 @@ for each stream of one over HTTP/2.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,19 +65,6 @@ def is_internal(address: str) -> bool:
         return False
     plain = unmap(parsed)
     return plain.is_loopback or plain.is_private or plain.is_link_local
-
-
-def bucket_key(address: str) -> str:
-    """Return what addresses are counted by: themselves, or the /64 of an IPv6 address, which one customer has whole."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def _is_in(address: IpAddress, networks: Sequence[IpNetwork]) -> bool:

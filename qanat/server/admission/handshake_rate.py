@@ -31,8 +31,8 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from qanat.base.addresses import bucket_key
 from qanat.base.usage import Usage
-from qanat.server.admission.client_address import bucket_key
 
 LONGEST = 60
 """Seconds after which every client may ask again."""

@@ -12,8 +12,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from qanat.base.addresses import bucket_key
 from qanat.base.usage import Usage
-from qanat.server.admission.client_address import bucket_key
 from qanat.transports.http2.limits import StreamBudget
 
 CAPACITY = 10_000
