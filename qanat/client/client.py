@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from qanat.base.addresses import parse_address
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
@@ -28,6 +29,7 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
+from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
@@ -35,6 +37,7 @@ from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
+from qanat.session.forward_limits import quota_of_forward, traffic_of_forward
 from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
 from qanat.session.messages import Connect
 
@@ -70,6 +73,9 @@ class Client:
             self._watcher,
             application_keepalive(settings.application_keepalive),
         )
+        self._limits = {forward: traffic_of_forward(forward.limits, self._watcher) for forward in settings.forwards}
+        room = StreamRoom(self._max_streams)
+        self._quotas = {forward: _quota(room, forward) for forward in settings.forwards}
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
@@ -84,6 +90,7 @@ class Client:
                 watcher=self._watcher,
                 max_streams=self._max_streams,
                 changed=self._update,
+                limits=self._limits,
             )
             for number, server in enumerate(settings.servers, 1)
         )
@@ -174,14 +181,25 @@ class Client:
 
     def _accepted(self, forward: Forward, sock: socket.socket, peer: str) -> None:
         assert isinstance(forward.to, TcpAddress)
-        request = Connect(forward.to, peer).encode()
+        request, limits = Connect(forward.to, peer).encode(), self._limits[forward]
+        quota, address = self._quotas[forward], address_of(peer)
+        refused = quota.enter(address)
+        if refused:
+            sock.close()  # which resets it
+            if self._log_throttle.due(f"quota of {forward}"):
+                log.warning("%s: closed the connection from %s: %s", forward, peer, refused)
+            return
+
+        def over() -> None:
+            quota.leave(address)
 
         def carry_when_connected() -> None:
             session = self._wait_for_session()
             if session is not None:
-                session.join_accepted(sock, peer, request, str(forward))
+                session.join_accepted(sock, peer, request, str(forward), over, limits)
                 return
             WakeableSocket(sock, peer).close(orderly=False)
+            over()
             if self._log_throttle.due("no session"):
                 log.warning("%s: connections are reset while there is no session with the server", forward)
 
@@ -194,9 +212,10 @@ class Client:
                     raise EndpointError(waiting, code=Reason.LIMIT)
                 self._waiting.start(f"{peer}-down", carry_when_connected)
             else:
-                session.join_accepted(sock, peer, request, str(forward))
+                session.join_accepted(sock, peer, request, str(forward), over, limits)
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
+            over()
             if self._log_throttle.due("no thread"):
                 log.warning("%s: %s", forward, error)
 
@@ -283,6 +302,14 @@ class Client:
                 if remaining is None or remaining > 0:
                     needed, again = False, remaining
         return again
+
+
+def _quota(room: StreamRoom, forward: Forward) -> StreamQuota:
+    """Return the quota of a forward; one that only this machine reaches may use the room whole."""
+    at = forward.listen
+    address = parse_address(at.host) if isinstance(at, TcpAddress) else None
+    ours = not isinstance(at, TcpAddress) or at.host == "localhost" or (address is not None and address.is_loopback)
+    return StreamQuota(room, quota_of_forward(forward.limits), shared=not ours)
 
 
 def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:

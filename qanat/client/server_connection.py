@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
 
@@ -36,7 +36,8 @@ from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
-from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.config.settings import ClientSettings, Forward, RemoteServer
+from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Ready
 from qanat.handshake.key_pool import ClientKeyPool
@@ -64,10 +65,12 @@ class ServerConnection:
         watcher: Watcher,
         max_streams: int,
         changed: Callable[[], None],
+        limits: Mapping[Forward, TrafficLimits] | None = None,
     ) -> None:
         """Read the server's URLs and TLS files; raises UsageError when one of them cannot be used.
 
-        `changed` is called, without a lock, whenever something that can be asked here may have changed.
+        `changed` is called, without a lock, whenever something that can be asked here may have changed.  `limits` are
+        those of forwards that have any.
         """
         self.refused: RefusedError | None = None
         """Why the server refuses us, or is not the one that is known; None once a session has been up."""
@@ -84,6 +87,7 @@ class ServerConnection:
         self._watcher = watcher
         self._max_streams = share(max_streams, settings.lanes)
         self._changed = changed
+        self._limits = limits
         self._backoff = Backoff(settings.reconnect)
         self._cancel_new = Cancel()  # for what begins a session
         self._cancel_all = Cancel()  # for what keeps one, too
@@ -304,6 +308,7 @@ class ServerConnection:
             connect_timeout=settings.connect_timeout,
             watcher=self._watcher,
             keepalive=application_keepalive(settings.application_keepalive),
+            limits=self._limits,
         )
 
     def _keep_session(self, candidate: Candidate, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from qanat.base.addresses import BOTH_FAMILIES
@@ -17,10 +18,12 @@ from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import resolve
+from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
+from qanat.session.forward_limits import listen_options
 from qanat.session.messages import (
     Listen,
     ListenFailed,
@@ -28,6 +31,7 @@ from qanat.session.messages import (
     StreamRequest,
     Through,
     Unlisten,
+    check_known,
     decode_control,
 )
 from qanat.session.session import Session
@@ -57,10 +61,12 @@ class ClientSession(Session):
         connect_timeout: float,
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
+        limits: Mapping[Forward, TrafficLimits] | None = None,
     ) -> None:
         """Begin a session.  `remotes` has the remote forwards by the ids that the server gets for them.
 
         `required` hears what became of each; `connect_timeout` is the number of seconds to reach one's target.
+        `limits` are those of forwards that have any.
         """
         super().__init__(name, parameters, session_id, secret, resume_for, watcher, keepalive)
         self.node = node
@@ -72,6 +78,8 @@ class ClientSession(Session):
         self._told: dict[int, str] = {}  # by forward, what was logged last: not again every ten seconds for years
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
+        self._limits = limits or {}
+        self._peer_features = parameters.peer_features
         self._share = LookupShare()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._by_literal: set[int] = set()  # those asked for by an IPv4 literal, the only way that old servers know
@@ -115,7 +123,23 @@ class ClientSession(Session):
             self._asked[number] += 1
             if number in self._by_literal and isinstance(at, TcpAddress):
                 at = TcpAddress(BOTH_FAMILIES[at.host][0], at.port)
-        self.send_control(Listen(number, at).encode())
+        message = Listen(number, at, listen_options(self._remotes[number].limits)).encode()
+        try:
+            check_known(message, self._peer_features, str(self._remotes[number]))
+        except EndpointError as error:
+            self._not_asked(number, error)
+            return
+        self.send_control(message)
+
+    def _not_asked(self, number: int, error: EndpointError) -> None:
+        """Give up a forward that this server does not know.  Another server of this client may."""
+        with self._asking:
+            self._asked[number] -= 1
+        if self._required.failed(number, error):
+            return
+        if self._told.get(number) != error.message:
+            self._told[number] = error.message
+            log.error("%s", error)
 
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
@@ -206,10 +230,10 @@ class ClientSession(Session):
             cancel=self._stopping,
             keepalive=self._keepalive,
         )
-        what = f"from {request.origin} for {forward}"
+        what, limits = f"from {request.origin} for {forward}", self._limits.get(forward)
         joined = self.joined
-        if not joined.connect_now(stream, target.connect_now, what) and not joined.connect(
-            stream, target.connect, what
+        if not joined.connect_now(stream, target.connect_now, what, limits) and not joined.connect(
+            stream, target.connect, what, limits
         ):
             target.give_up()
 

@@ -19,8 +19,10 @@ from qanat.base.addresses import (
 )
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, listen_in_one_place
 from qanat.base.errors import UsageError
+from qanat.config.options import options_of
+from qanat.config.reader import read_option
 from qanat.config.section import Section
-from qanat.config.settings import Forward
+from qanat.config.settings import Forward, ForwardLimits
 from qanat.config.texts import named
 
 _FORM = "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets"
@@ -40,6 +42,7 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
         }
         to = f.text("to", None, parse_target, port_alone="HOST:{}")
         address: type[TcpAddress | UdpAddress] = UdpAddress if f.switch("udp", False) else TcpAddress
+        limits = ForwardLimits(**{option.field: read_option(f, option) for option in options_of(ForwardLimits)})
         if len(kinds) > 1:
             f.refuse("remote", "and `local` are both in one forward; make two of it")
         elif not kinds and not later:
@@ -56,7 +59,7 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
                     if known.kind == kind and listen_in_one_place(known.listen, listen):
                         f.refuse(kind, f"is what the forward in line {line} listens on already")
                         break
-                forwards.append(Forward(kind, listen, address(*to)))
+                forwards.append(Forward(kind, listen, address(*to), limits))
                 lines.append(f.place_of(kind).line)
     return tuple(forwards)
 

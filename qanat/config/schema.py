@@ -8,11 +8,11 @@ things it cannot see: a number that YAML reads from another spelling (`010`), an
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from qanat.base.share import share
-from qanat.config.options import Kind, Option, options_of
-from qanat.config.schema_forms import Schema, closed, described, list_of, one_or_several, text
+from qanat.config.option_schemas import value_schema
+from qanat.config.options import options_of
+from qanat.config.schema_forms import Schema, closed, list_of
 from qanat.config.settings import ClientSettings, ServerSettings
 
 FILE = "config.schema.json"
@@ -64,52 +64,11 @@ def _section(settings: type, doc: str = "") -> Schema:
             if declared.own_needed:
                 alternatives += [{"required": [key]} for key in declared.own]
         else:
-            properties[option.key] = _value(option)
+            inner = option.settings
+            properties[option.key] = value_schema(option) if inner is None else _section(inner, declared.doc)
         if declared.required:
             required.append(option.key)
     schema = closed(properties, required=required, doc=doc)
     if alternatives:
         schema["oneOf"] = alternatives
     return schema
-
-
-def _value(option: Option) -> Schema:
-    declared = option.declared
-    match option.kind:
-        case Kind.SECTION:
-            assert option.settings is not None
-            return _section(option.settings, declared.doc)
-        case Kind.SWITCH:
-            schema: Schema = {"type": "boolean"}
-        case Kind.WHOLE | Kind.NUMBER:
-            kind = "integer" if option.kind is Kind.WHOLE else "number"
-            schema = {"type": kind, "minimum": declared.low, "maximum": declared.high}
-        case Kind.TEXTS:
-            item = text(declared.pattern, declared.choices)
-            schema = one_or_several(item, least=1 if declared.empty else 0)
-        case Kind.PATH:
-            schema = {"type": "string", "minLength": 1}
-        case Kind.CHOICE | Kind.TEXT | Kind.OWN:
-            schema = text(declared.pattern, declared.choices)
-    schema = described(schema, _description(option))
-    default = _json(option.default)
-    return schema if default is None else {**schema, "default": default}
-
-
-def _description(option: Option) -> str:
-    declared = option.declared
-    parts = [declared.doc]
-    if declared.unit and declared.unit not in declared.doc.lower():
-        parts.append(f"In {declared.unit}.")
-    if declared.unset:
-        parts.append(f"Default: {declared.unset}.")
-    return " ".join(parts)
-
-
-def _json(default: Any) -> Any:
-    """Return a default as it would stand in a file, or None where it has no such form."""
-    if isinstance(default, tuple) and default and all(isinstance(part, str) for part in default):
-        return default[0] if len(default) == 1 else list(default)
-    if isinstance(default, float) and default.is_integer():
-        return int(default)
-    return default if isinstance(default, bool | int | float) or (isinstance(default, str) and default) else None

@@ -15,6 +15,7 @@ from qanat.base.addresses import parse_target
 from qanat.base.endpoint_addresses import ListenPlace, TargetPlace
 from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
+from qanat.config.option_schemas import value_schemas
 from qanat.config.options import Conflict, Flag, declared, option
 from qanat.config.request_headers import HOST_PATTERN, check_host_header
 from qanat.config.schema_forms import closed, described, list_of, one_or_several, text
@@ -42,6 +43,13 @@ MAX_LANES = 16
 """Connections side by side that a client may ask for, and a server grant."""
 MAX_TOKENS = 2
 """Tokens that one client may have, so that a new one can be brought out before the old one ends."""
+
+MAX_RATE = 100_000_000_000
+"""Bytes a second beyond which nothing is limited."""
+MAX_IDLE = 7 * 86_400
+_RATE = "bytes a second"
+_NO_LIMIT = "0 is no limit."
+_IDLE = "Time without a byte either way after which a stream is reset."
 
 _TOKEN = "The token, as ${NAME} from the environment, or written out in a file that only you can read."
 _TOKEN_FILE = "The file that holds the token, which only you can read."
@@ -111,6 +119,9 @@ class ClientAccount:
         parse=check_shared_rule,
         unset="nowhere",
     )
+    rate_up: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from the client to this server. {_NO_LIMIT}")
+    rate_down: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from this server to it. {_NO_LIMIT}")
+    idle_timeout: float = option(0.0, low=0, high=MAX_IDLE, unit="seconds", doc=f"{_IDLE} {_NO_LIMIT}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,12 +369,40 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardLimits:
+    """What those who come to a forward may use of it; 0 is no limit.  Addresses are counted as in ARCHITECTURE.md."""
+
+    rate_up: int = option(
+        0,
+        low=0,
+        high=MAX_RATE,
+        unit=_RATE,
+        doc=f"Bytes from the client to the server, all together. {_NO_LIMIT}",
+    )
+    rate_down: int = option(
+        0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from the server to the client, likewise. {_NO_LIMIT}"
+    )
+    max_streams: int = option(0, low=0, high=1_000_000, unit="streams", doc=f"Streams at once. {_NO_LIMIT}")
+    streams_per_second: float = option(
+        0.0, low=0, high=1_000_000, unit="streams a second", doc=f"New streams, after one second's at once. {_NO_LIMIT}"
+    )
+    max_streams_per_address: int = option(
+        0, low=0, high=1_000_000, unit="streams", doc=f"Streams at once from one address. {_NO_LIMIT}"
+    )
+    streams_per_second_per_address: float = option(
+        0.0, low=0, high=1_000_000, unit="streams a second", doc=f"New streams from one address. {_NO_LIMIT}"
+    )
+    idle_timeout: float = option(0.0, low=0, high=MAX_IDLE, unit="seconds", doc=f"{_IDLE} {_NO_LIMIT}")
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """One rule.  `kind` is "local" (listen here, connect there) or "remote" (listen there, connect here)."""
 
     kind: str
     listen: ListenPlace
     to: TargetPlace  # a name in it is resolved at the connecting end
+    limits: ForwardLimits = ForwardLimits()
 
     def __str__(self) -> str:
         return f"{self.kind} {self.listen} to {self.to}"
@@ -463,6 +502,7 @@ _FORWARD = closed(
         ),
         "to": text(doc="HOST:PORT to connect to; the name is looked up where the connection is made."),
         "udp": described({"type": "boolean"}, "Carry UDP, in place of TCP. Default: false."),
+        **value_schemas(ForwardLimits),
     },
     required=("to",),
 )

@@ -5,7 +5,7 @@ has a `StreamQuota` of it, which is asked for each connection:
 
     enter -> "": it may have a stream, then leave once       enter -> a reason: close it
 
-Beside the bounds that a forward is given two hold always, so that nobody can take the room whole:
+Beside the bounds that a forward is given two hold where strangers come (`shared`), so that nobody takes the room whole:
 
 - an address may have no more than are free, so that one alone gets half of the room, and leaves others the other half;
 - a forward may have no more than seven times what is free: an eighth stays for the others.
@@ -75,8 +75,10 @@ class _OfAddress:
 class StreamQuota:
     """One forward's part of a room.  Safe to use from any thread; never blocks."""
 
-    def __init__(self, room: StreamRoom, limits: QuotaLimits) -> None:
+    def __init__(self, room: StreamRoom, limits: QuotaLimits, *, shared: bool = True) -> None:
+        """`shared` says whether strangers may come, of whom each gets a part; otherwise the room may be used whole."""
         self._room = room
+        self._shared = shared
         self._limits = limits
         self._open = 0
         self._bucket = _bucket(limits.streams_per_second, room.clock())
@@ -137,12 +139,12 @@ class StreamQuota:
             return f"all {self._room.size} streams are in use"
         if limits.max_streams and self._open >= limits.max_streams:
             return f"{limits.max_streams} streams are open, as many as its max_streams"
-        if self._open >= max(SMALL, 7 * free):
+        if self._shared and self._open >= max(SMALL, 7 * free):
             return f"it has {self._open} streams, and the {free} that are left are kept for other forwards"
         if key:
             if limits.max_streams_per_address and known.open >= limits.max_streams_per_address:
                 return f"{key} has {known.open} streams, as many as its max_streams_per_address"
-            if known.open >= max(SMALL, free):
+            if self._shared and known.open >= max(SMALL, free):
                 return f"{key} has {known.open} streams, and the {free} that are left are kept for others"
             if known.bucket is not None and not known.bucket.take(1, now):
                 return f"{key} comes more often than its streams_per_second_per_address"

@@ -42,6 +42,7 @@ from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
 from qanat.session.connect_rules import ConnectRules
+from qanat.session.forward_limits import traffic_of_client
 from qanat.session.limits import (
     affordable_limits,
     affordable_streams,
@@ -91,7 +92,9 @@ class Server:
         self._shared_ports = SharedPorts(self._watcher, self._application_keepalive)
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
-        self._clients = {client.name: _KnownClient(client, self._max_streams) for client in settings.clients}
+        self._clients = {
+            client.name: _KnownClient(client, self._max_streams, self._watcher) for client in settings.clients
+        }
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -212,6 +215,7 @@ class Server:
             order=order,
             keepalive=self._application_keepalive,
             measures=measures,
+            limits=client.limits,
         )
         try:
             self.registry.claim(session, deadline)
@@ -368,12 +372,13 @@ def _describe_origin(sealed: SealedPipe, address: ClientAddress) -> str:
 class _KnownClient:
     """One client of the settings with its rules parsed, and what all its sessions share."""
 
-    def __init__(self, settings: ClientAccount, max_streams: int) -> None:
+    def __init__(self, settings: ClientAccount, max_streams: int, watcher: Watcher) -> None:
         self.name = settings.name
         self.tokens = settings.tokens
         self.connect_rules = ConnectRules(settings.allow_connect)
         self.listen_rules = ListenRules(settings.allow_listen, settings.shared_listen)
         self.connecting = threading.BoundedSemaphore(max_streams)
+        self.limits = traffic_of_client(settings, watcher)
 
 
 def run_server(settings: ServerSettings, stop: threading.Event, ready: Callable[[], None]) -> None:

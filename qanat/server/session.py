@@ -17,8 +17,10 @@ from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
+from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
+from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.udp_listener import IDLE, UdpListener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
@@ -31,6 +33,7 @@ from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ListenRules
 from qanat.server.shared_ports import Membership, SharedPorts
 from qanat.session.connect_rules import ConnectRules
+from qanat.session.forward_limits import quota_of_options
 from qanat.session.joined_streams import INTERNAL_TEXT
 from qanat.session.messages import (
     Connect,
@@ -73,15 +76,16 @@ class ServerSession(Session):
         order: int = 0,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
         measures: bool = False,
+        limits: TrafficLimits = UNLIMITED,
     ) -> None:
         """Begin a session of the client `name`, with `measures` one that is for measuring alone.
 
         `instance` is its process's, `origin` says in words where it connects from.  `connecting` bounds the targets
         that are being connected to, over all sessions of this client: one that has ended gives its own up, and its
         client can be back at once for more.  Of a client's sessions, the one with the highest `order` began with the
-        latest connection.
+        latest connection.  `limits` are shared by all of them.
         """
-        super().__init__(name, parameters, new_id(), secret, resume_for, watcher, keepalive)
+        super().__init__(name, parameters, new_id(), secret, resume_for, watcher, keepalive, limits)
         self.instance = instance
         self.origin = origin
         self.order = order
@@ -99,6 +103,7 @@ class ServerSession(Session):
         self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
         self._listeners: dict[int, Listener | UdpListener | Membership] = {}
+        self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
 
     def stop_listening(self) -> None:
         """Take no new connection for the remote forwards; those that are open go on."""
@@ -195,7 +200,7 @@ class ServerSession(Session):
             if len(self._listeners) >= self._max_forwards:
                 text = f"{self._max_forwards} remote forwards are in use, as many as limits.forwards allows"
                 raise EndpointError(text, code=Reason.LIMIT)
-            listener = self._bind(message)
+            listener = self._bind(message, StreamQuota(self._room, quota_of_options(message.options)))
         except EndpointError as error:
             log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
@@ -208,10 +213,10 @@ class ServerSession(Session):
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)
 
-    def _bind(self, message: Listen) -> Listener | UdpListener | Membership:
+    def _bind(self, message: Listen, quota: StreamQuota) -> Listener | UdpListener | Membership:
         """Listen where the rules allow it.  Raises EndpointError."""
         if isinstance(message.at, TcpAddress):
-            return self._bind_tcp(message.forward, message.at.host, message.at.port)
+            return self._bind_tcp(message.forward, quota, message.at.host, message.at.port)
         if isinstance(message.at, UdpAddress):
             return self._bind_udp(message, message.at)
         raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
@@ -231,28 +236,48 @@ class ServerSession(Session):
         listener.start()
         return listener
 
-    def _bind_tcp(self, number: int, host: str, port: int) -> Listener | Membership:
+    def _bind_tcp(self, number: int, quota: StreamQuota, host: str, port: int) -> Listener | Membership:
         addresses = self._listen_rules.check(host, port)
+        accept = partial(self._accepted, number, quota)
         if self._listen_rules.is_shared(host, port):
-            return self._shared_ports.join(addresses, self, partial(self._accepted, number))
-        accept = partial(self._accepted, number)
+            return self._shared_ports.join(addresses, self, accept)
         what = f"{self.name}: remote forward {number}"
         listener = Listener(addresses, accept, what, self._watcher, keepalive=self._keepalive)
         listener.start()
         return listener
 
-    def _accepted(self, number: int, sock: socket.socket, peer: str, done: Callable[[], None] = lambda: None) -> None:
+    def _accepted(
+        self,
+        number: int,
+        quota: StreamQuota,
+        sock: socket.socket,
+        peer: str,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
         """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
         what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
+        address = address_of(peer)
+        refused = quota.enter(address)
+        if refused:
+            sock.close()  # which resets it
+            done()
+            if self._log_throttle.due(f"quota of {number}"):
+                log.warning("%s: closed the connection from %s: %s", what, peer, refused)
+            return
+
+        def over() -> None:
+            quota.leave(address)
+            done()
+
         try:
-            self.join_accepted(sock, peer, Through(number, peer).encode(), what, done)
+            self.join_accepted(sock, peer, Through(number, peer).encode(), what, over)
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
-            done()
+            over()
             if self._log_throttle.due("no thread"):
                 log.warning("%s: %s", self.name, error)
         except BaseException:
-            done()
+            over()
             raise
 
     def _release(self) -> None:

@@ -21,6 +21,7 @@ from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
 from qanat.endpoints.pump import Pump
+from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.vanished import ASKS_THE_KERNEL
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason, reason_name
@@ -47,11 +48,12 @@ class JoinedStreams:
         on_ended: Callable[[], None],
         *,
         unacknowledged: float = DEFAULT_KEEPALIVE.unacknowledged,
+        limits: TrafficLimits = UNLIMITED,
     ) -> None:
         """`name` is for logs; `on_ended`, which must not block, is called when a stream is over and its socket closed.
 
         `max_waiting` bounds the connections that wait for room at once.  `unacknowledged` is as in
-        ApplicationKeepalive.
+        ApplicationKeepalive.  `limits` are those of streams that have none of their own.
         """
         self.threads = ThreadGroup(f"session {name}", reserved=True)
         self._name = name
@@ -59,6 +61,7 @@ class JoinedStreams:
         self._max_waiting = max_waiting
         self._on_ended = on_ended
         self._unacknowledged = unacknowledged
+        self._limits = limits
         self._idle = threading.Condition()  # guards the next three
         self._pumps: WeakSet[Pump] = WeakSet()
         self._count = 0
@@ -96,6 +99,7 @@ class JoinedStreams:
         what: str,
         open_stream: Callable[[bool], Stream],
         done: Callable[[], None] = lambda: None,
+        limits: TrafficLimits | None = None,
     ) -> None:
         """Join an accepted connection to a new stream; `done` is called once, when both are over.  Does not block.
 
@@ -104,7 +108,7 @@ class JoinedStreams:
         already: then `sock` is still the caller's, and `done` is not called.
         """
         target = WakeableSocket(sock, peer)
-        joining = _Joining(self, target, f"{what} from {peer}", done)
+        joining = _Joining(self, target, f"{what} from {peer}", done, limits)
         try:
             stream = open_stream(False)
         except WouldBlock:
@@ -145,25 +149,33 @@ class JoinedStreams:
 
     # --- streams that the peer opened ---------------------------------------------------------------
 
-    def connect_now(self, stream: Stream, connect: Callable[[], WakeableSocket | None], what: str) -> bool:
+    def connect_now(
+        self,
+        stream: Stream,
+        connect: Callable[[], WakeableSocket | None],
+        what: str,
+        limits: TrafficLimits | None = None,
+    ) -> bool:
         """Join the peer's stream to what `connect` returns; False when that is None: it has to be waited for.
 
         Does not block, and neither may `connect`.  EndpointError from it refuses the stream.
         """
         self._begin()
-        connected = self._join(stream, connect, what)
+        connected = self._join(stream, connect, what, limits)
         if not connected:
             self._uncount()  # it has not ended: `on_ended` is not for it
         return connected
 
-    def connect(self, stream: Stream, connect: Callable[[], WakeableSocket], what: str) -> bool:
+    def connect(
+        self, stream: Stream, connect: Callable[[], WakeableSocket], what: str, limits: TrafficLimits | None = None
+    ) -> bool:
         """Do the same in a thread, where `connect` may block.  Does not block.
 
         Returns False when there was no thread for it: `connect` is not called then, and the stream has been refused.
         """
         self._begin()
         try:
-            self.threads.start(f"{stream.label}-connect", lambda: self._join(stream, connect, what))
+            self.threads.start(f"{stream.label}-connect", lambda: self._join(stream, connect, what, limits))
         except NoThread as error:
             self.ended()
             log.warning("%s %s: %s", self._name, what, error)
@@ -171,7 +183,13 @@ class JoinedStreams:
             return False
         return True
 
-    def _join(self, stream: Stream, connect: Callable[[], WakeableSocket | None], what: str) -> bool:
+    def _join(
+        self,
+        stream: Stream,
+        connect: Callable[[], WakeableSocket | None],
+        what: str,
+        limits: TrafficLimits | None,
+    ) -> bool:
         """Join `stream` to what `connect` returns, or refuse it; False when that is None, and nothing was done."""
         target: WakeableSocket | None = None
         try:
@@ -179,7 +197,7 @@ class JoinedStreams:
             if target is None:
                 return False
             stream.accept(target.peer)
-            self.pump(stream, target, self.ended)
+            self.pump(stream, target, self.ended, limits)
         except EndpointError as error:
             log.info("%s %s: %s", self._name, what, error.log_text)
             refuse(stream, Reason(error.code), error.message)
@@ -195,13 +213,27 @@ class JoinedStreams:
     # --- for _Joining -------------------------------------------------------------------------------
 
     def pump(
-        self, stream: Stream, target: WakeableSocket, on_over: Callable[[], None], *, read_now: bool = False
+        self,
+        stream: Stream,
+        target: WakeableSocket,
+        on_over: Callable[[], None],
+        limits: TrafficLimits | None = None,
+        *,
+        read_now: bool = False,
     ) -> None:
         """Carry bytes between them until both have ended; then `on_over` is called.  Does not block.
 
         With `read_now` what is there already is queued on the stream before this returns, and not sent.
         """
-        pump = Pump(stream, target, self._watcher, self.threads.start, on_over, crowded=self._crowded)
+        pump = Pump(
+            stream,
+            target,
+            self._watcher,
+            self.threads.start,
+            on_over,
+            limits or self._limits,
+            crowded=self._crowded,
+        )
         with self._idle:
             self._pumps.add(pump)
         pump.start(read_now=read_now)
@@ -240,18 +272,26 @@ class JoinedStreams:
 class _Joining:
     """An accepted connection on its way to a stream, and then beside it."""
 
-    def __init__(self, joined: JoinedStreams, target: WakeableSocket, what: str, done: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        joined: JoinedStreams,
+        target: WakeableSocket,
+        what: str,
+        done: Callable[[], None],
+        limits: TrafficLimits | None,
+    ) -> None:
         self._joined = joined
         self._target = target
         self._what = what
         self._done = done
+        self._limits = limits
         self._stream: Stream | None = None
 
     def begin(self, stream: Stream) -> None:
         """Join it to `stream`."""
         self._stream = stream
         try:
-            self._joined.pump(stream, self._target, self._over, read_now=True)
+            self._joined.pump(stream, self._target, self._over, self._limits, read_now=True)
         except Exception:
             log_unexpected(f"{self._what} ended")
             refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)

@@ -20,6 +20,7 @@ from qanat.base.errors import EndpointError, ProtocolError, QanatError, SessionE
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
+from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, Features
@@ -56,9 +57,11 @@ class Session(ABC):
         resume_for: float,
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
+        limits: TrafficLimits = UNLIMITED,
     ) -> None:
         """Begin a session with lane 0; `parameters` hold for each of its lanes.  `name` is the client's.
 
+        `limits` are those of streams that have none of their own.
         `watcher` watches the sockets of its streams; it is closed, by its owner, after `join`.
         """
         self.name = name
@@ -77,6 +80,7 @@ class Session(ABC):
             parameters.peer_max_streams,
             self._stream_ended,
             unacknowledged=keepalive.unacknowledged,
+            limits=limits,
         )
         self.udp_targets = UdpTargets(name, watcher, self.joined.threads)
         self._watcher = watcher
@@ -395,14 +399,20 @@ class Session(ABC):
         return UdpFlow(self.open_stream(request, wait=False), on_datagram, on_over)
 
     def join_accepted(
-        self, sock: socket.socket, peer: str, request: bytes, what: str, done: Callable[[], None] = lambda: None
+        self,
+        sock: socket.socket,
+        peer: str,
+        request: bytes,
+        what: str,
+        done: Callable[[], None] = lambda: None,
+        limits: TrafficLimits | None = None,
     ) -> None:
         """Join a connection that was accepted here to a new stream; `done` is called once, when both are over.
 
         Does not block.  Raises NoThread, and EndpointError when as many connections wait for a stream already as there
         may be streams: while no pipe carries the session, new ones wait.  Then `sock` is still the caller's.
         """
-        self.joined.accept(sock, peer, what, lambda wait: self.open_stream(request, wait=wait), done)
+        self.joined.accept(sock, peer, what, lambda wait: self.open_stream(request, wait=wait), done, limits)
 
     def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
         """Reset a stream and release it.  Idempotent; does not block."""

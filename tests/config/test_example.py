@@ -17,6 +17,7 @@ from qanat.config.settings import (
     ClientSettings,
     ClientTls,
     Forward,
+    ForwardLimits,
     RemoteServer,
     ServerLimits,
     ServerSettings,
@@ -147,6 +148,11 @@ def test_a_range_that_stands_there_is_the_declared_one() -> None:
     assert found >= 3
 
 
+def test_every_limit_of_a_forward_is_explained_there() -> None:
+    text = EXAMPLE.read_text()
+    assert all(f"{option.key}" in text for option in options_of(ForwardLimits))
+
+
 def test_only_what_has_no_default_is_commented_out() -> None:
     matches = COMMENTED_OUT.finditer(EXAMPLE.read_text())
     keys = {match[2].strip().split(":")[0] for match in matches if not match[2].strip().startswith("- ")}
@@ -171,7 +177,12 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     assert client.headers == (("User-Agent", "Mozilla/5.0"), ("CF-Access-Client-Secret", "another"))
     assert client.forwards == (
         Forward("local", TcpAddress("127.0.0.1", 5432), TcpAddress("db.internal", 5432)),
-        Forward("remote", TcpAddress("0.0.0.0", 8080), TcpAddress("127.0.0.1", 80)),
+        Forward(
+            "remote",
+            TcpAddress("0.0.0.0", 8080),
+            TcpAddress("127.0.0.1", 80),
+            ForwardLimits(rate_up=2_000_000, max_streams_per_address=50),
+        ),
         Forward("local", UdpAddress("127.0.0.1", 53), UdpAddress("10.0.0.1", 53)),
     )
 

@@ -179,7 +179,7 @@ class Tunnel:
     def __init__(
         self,
         directory: Path,
-        forwards: Sequence[Mapping[str, str]] = (),
+        forwards: Sequence[Mapping[str, Any]] = (),
         *,
         url: str | None = None,
         server: Mapping[str, Any] | None = None,

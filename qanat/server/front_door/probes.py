@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from qanat.base.addresses import bucket_key
 from qanat.base.errors import QanatError
 from qanat.measure.probes import (
     GREETING,
@@ -32,7 +33,7 @@ from qanat.measure.probes import (
     seconds_of,
 )
 from qanat.server.admission.admission import HandshakeSlot
-from qanat.server.admission.client_address import ClientAddress, bucket_key
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.http_head import RequestHead, answer
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.octet_stream import Http2Dialect

@@ -1,0 +1,74 @@
+"""The limits of the configuration, as what holds them: a client's at the server, a forward's at the client.
+
+`up` is from the client to the server and `down` the reverse, whichever side listens.  A forward's rates and idle time
+are kept by the client, for both directions; how many may come, and how often, by whoever listens: for a remote forward
+that is the server, which is told in LISTEN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qanat.base.watcher import Watcher
+from qanat.config.settings import ClientAccount, ForwardLimits
+from qanat.endpoints.rate_limit import RateLimit
+from qanat.endpoints.stream_quota import QuotaLimits
+from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
+from qanat.session.messages import ListenOption
+
+_PER_1000_SECONDS = 1000
+
+
+def traffic_of_client(account: ClientAccount, watcher: Watcher) -> TrafficLimits:
+    """Return what all sessions of a client share at the server, where what is read from a socket goes down."""
+    return _traffic(account.rate_down, account.rate_up, account.idle_timeout, watcher)
+
+
+def traffic_of_forward(limits: ForwardLimits, watcher: Watcher) -> TrafficLimits:
+    """Return what all streams of a forward share at the client, where what is read from a socket goes up."""
+    return _traffic(limits.rate_up, limits.rate_down, limits.idle_timeout, watcher)
+
+
+def quota_of_forward(limits: ForwardLimits) -> QuotaLimits:
+    """Return how many streams those who come to a forward may have."""
+    return QuotaLimits(
+        limits.max_streams,
+        limits.streams_per_second,
+        limits.max_streams_per_address,
+        limits.streams_per_second_per_address,
+    )
+
+
+def listen_options(limits: ForwardLimits) -> dict[int, int]:
+    """Return the same for LISTEN; nothing where there are no limits, so that every server understands it."""
+    options = {
+        ListenOption.MAX_STREAMS: limits.max_streams,
+        ListenOption.STREAM_RATE: _in_1000_seconds(limits.streams_per_second),
+        ListenOption.MAX_STREAMS_PER_ADDRESS: limits.max_streams_per_address,
+        ListenOption.STREAM_RATE_PER_ADDRESS: _in_1000_seconds(limits.streams_per_second_per_address),
+    }
+    return {int(option): value for option, value in options.items() if value}
+
+
+def quota_of_options(options: Mapping[int, int]) -> QuotaLimits:
+    """Return what the client asks for in the options of LISTEN."""
+    return QuotaLimits(
+        options.get(ListenOption.MAX_STREAMS, 0),
+        options.get(ListenOption.STREAM_RATE, 0) / _PER_1000_SECONDS,
+        options.get(ListenOption.MAX_STREAMS_PER_ADDRESS, 0),
+        options.get(ListenOption.STREAM_RATE_PER_ADDRESS, 0) / _PER_1000_SECONDS,
+    )
+
+
+def _in_1000_seconds(rate: float) -> int:
+    return max(1, round(rate * _PER_1000_SECONDS)) if rate else 0
+
+
+def _traffic(reading: int, writing: int, idle_timeout: float, watcher: Watcher) -> TrafficLimits:
+    if not (reading or writing or idle_timeout):
+        return UNLIMITED
+    return TrafficLimits(
+        RateLimit(reading, watcher) if reading else None,
+        RateLimit(writing, watcher) if writing else None,
+        idle_timeout,
+    )
