@@ -133,14 +133,16 @@ def _text(report: Report) -> str:
 
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 80
-    return report_text(report, Style(width, _carries_unicode(sys.stdout), terminal and _wants_color()))
+    return report_text(report, Style(width, carries_unicode(sys.stdout), terminal and wants_color()))
 
 
-def _wants_color() -> bool:
+def wants_color() -> bool:
+    """Return whether a terminal may be given colors (no-color.org)."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _carries_unicode(stream: Any) -> bool:
+def carries_unicode(stream: Any) -> bool:
+    """Return whether `stream` takes every character."""
     return (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
 
 
@@ -154,7 +156,7 @@ class _Progress:
         self._seconds = seconds
         self._terminal = stream.isatty()
         width = shutil.get_terminal_size().columns if self._terminal else 80
-        self._style = Style(width, _carries_unicode(stream), self._terminal and _wants_color())
+        self._style = Style(width, carries_unicode(stream), self._terminal and wants_color())
         self._said = ""
         self._drawn = False
 

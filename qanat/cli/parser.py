@@ -20,6 +20,7 @@ COMMANDS = {
     "server": "run the end that accepts HTTP connections",
     "client": "run the end that dials, from a file or from a URL",
     "bench": "measure latency and throughput through the tunnel, beside the running client",
+    "doctor": "find out what a path lets through, and which setting of which proxy to change",
     "wait": "block until the running client of a configuration is connected",
     "init": "write a server's and a client's configuration that fit together, a token and a key",
     "token": "print a new token",

@@ -78,6 +78,11 @@ class TlsWire(Wire):
         """For example "TLSv1.3"."""
         return self._ssl.version() or "unknown"
 
+    @property
+    def certificate(self) -> bytes | None:
+        """The other end's certificate, verified or not, as DER; None when it showed none."""
+        return self._ssl.getpeercert(binary_form=True)
+
     def recv_into(self, buffer: memoryview) -> int:
         """See `Wire.recv_into`."""
         count = self._recv(buffer, None)

@@ -43,9 +43,9 @@ from qanat.transports.pipe import Pipe, Wire
 
 log = logging.getLogger("qanat.front_door")
 
-MAX_PROBES = 64
+MAX_PROBES = 128
 """Probes at once; and as many more that are silent, which last for minutes."""
-MAX_OF_ADDRESS = 32
+MAX_OF_ADDRESS = 64
 """Of these, from one address."""
 _PATIENCE = 6.0
 """Seconds that a probe waits for a byte."""

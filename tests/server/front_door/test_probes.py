@@ -18,7 +18,7 @@ from qanat.transports.http2 import grpc, octet_stream
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket import upgrade
 from tests.support.background import DEADLINE, Background
-from tests.support.server.front_door_rig import front_door
+from tests.support.server.front_door_rig import exchange, front_door
 from tests.support.troubles.http1 import Http1Asking
 from tests.support.troubles.http2 import Http2Asking
 from tests.support.troubles.wire import Asking, Request
@@ -31,6 +31,7 @@ Kind = type[Http1Asking] | type[Http2Asking]
 @pytest.fixture(scope="module")
 def door() -> Iterator[FrontDoor]:
     with front_door() as door:
+        assert exchange(door, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")  # so that its thread runs
         yield door
 
 

@@ -1,0 +1,1 @@
+"""What a path does to a tunnel, step by step, and what to change: `tunnel.py doctor`."""
