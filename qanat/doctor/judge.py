@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 import statistics
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ PREFERENCE = ("websocket", "http2", "grpc", "websocket-h2", "split")
 """Which transport to use of those that get through: fewest limits first (docs/PROXIES.md)."""
 _SOON = 14.0  # days
 _CUTTING = {"http2", "grpc"}  # their upload is one request, so a limit on its size cuts them
+
+_REFUSES_GRPC = re.compile(r"\b(403|415|501)\b")
 
 # X509_V_ERR_… of OpenSSL's <openssl/x509_vfy.h>
 _NOT_YET, _EXPIRED, _WRONG_NAME = 9, 10, (62, 64)
@@ -297,7 +300,7 @@ class _Judge:
         held_answer = seen.answer_held.get(2) or seen.answer_held.get(1)
         is_held = held_answer is not None and held_answer.is_held
         if names == ["grpc"] or (
-            "grpc" in names and any(f"{status}" in seen.tried["grpc"].error for status in (403, 415, 501))
+            "grpc" in names and _REFUSES_GRPC.search(seen.tried["grpc"].error.replace(self._subject.url.address, ""))
         ):
             self.find("grpc-refused", f"http2 gets further than grpc: {seen.tried['grpc'].error}", severity=limit)
             names = [name for name in names if name != "grpc"]
@@ -363,7 +366,11 @@ class _Judge:
                 self.find("fingerprint-changed", message.splitlines()[0], cure=hint)
             else:
                 self.find("token-refused", message.splitlines()[0], cure=hint)
-        elif works and not any(tried.probes for tried in seen.tried.values()):
+        elif (
+            works
+            and not any(one.probed for one in seen.asked.values())
+            and not any(tried.probes for tried in seen.tried.values())
+        ):
             self.find("no-probes", "the server answers no probes: it is older, or has doctor: false")
 
 
@@ -424,8 +431,8 @@ def _figures(seen: Seen, chosen: str) -> Iterator[tuple[str, float]]:
     trips = seen.tried[chosen].round_trips if chosen in seen.tried else []
     if trips:
         yield "round_trip_s", statistics.median(trips)
-        differences = [abs(b - a) for a, b in itertools.pairwise(trips)]
-        yield "jitter_s", statistics.fmean(differences)
+    if len(trips) > 1:
+        yield "jitter_s", statistics.fmean(abs(b - a) for a, b in itertools.pairwise(trips))
     if seen.largest is not None:
         yield "largest_body_bytes", float(seen.largest)
     for name, seconds in seen.cut_after.items():

@@ -571,7 +571,8 @@ class FrontConnection:
             if kept.wait(pipe, lambda asker: pipe.welcome(asker, carriers)) is Next.REQUEST:
                 kept.leave()
             if not context.closing.is_set():
-                carry = context.on_pipe(pipe, address, slot)
+                probe = context.probes.take_pipe(head.values(PROBE_HEADER))
+                carry = (probe or context.on_pipe)(pipe, address, slot)
         finally:
             slot.release()  # before the peer can see the end, and come again at once
             if carry is None:
