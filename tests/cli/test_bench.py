@@ -153,7 +153,7 @@ def test_json_is_one_object_with_figures_of_each_step(live: Live, undisturbed: i
     assert done.stderr.splitlines() == [f"measuring {step} for 0.3 s" for step in ("idle", "download", "upload")]
 
 
-@pytest.mark.parametrize("transport", ["http2", "grpc"])
+@pytest.mark.parametrize("transport", ["http2", "grpc", "websocket-h2"])
 @pytest.mark.parametrize("load", [Measurement.SOURCE, Measurement.SINK])
 def test_it_measures_over_each_transport(live: Live, undisturbed: int, transport: str, load: Measurement) -> None:
     step = measure(replace(live.settings, transports=(transport,)), load).step

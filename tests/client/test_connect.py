@@ -39,7 +39,7 @@ def is_waiting(client: Client) -> Callable[[], bool]:
     return lambda: bool(client.servers[0]._cancel_new._wakeups)
 
 
-@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
+@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc", "websocket-h2"])
 def test_connecting_to_a_black_hole_ends_at_once(tmp_path: Path, transport: str, at_once: float) -> None:
     with ExitStack() as stack:
         url = f"ws://127.0.0.1:{silent_address(stack)[1]}/tunnel"

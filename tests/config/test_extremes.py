@@ -156,7 +156,7 @@ def test_they_do_with_all_bounds_at_once(directory: Path, bound: str) -> None:
         push(port)
 
 
-@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
+@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc", "websocket-h2"])
 def test_the_longest_names_and_path_pass_with_the_smallest_head_over_every_transport(
     directory: Path, transport: str
 ) -> None:

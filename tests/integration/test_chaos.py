@@ -18,7 +18,12 @@ from tests.support.storm import Storm, chosen_seed
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("transport", "silent"),
-    [("websocket", Fault.STALLED), ("http2", Fault.UP_DEAD), ("grpc", Fault.DOWN_DEAD)],
+    [
+        ("websocket", Fault.STALLED),
+        ("http2", Fault.UP_DEAD),
+        ("grpc", Fault.DOWN_DEAD),
+        ("websocket-h2", Fault.UP_DEAD),
+    ],
 )
 def test_streams_do_not_notice_what_happens_to_connections(directory: Path, transport: str, silent: Fault) -> None:
     # What only keepalive finds takes two seconds each time: one such fault for each transport.
@@ -29,7 +34,9 @@ def test_streams_do_not_notice_what_happens_to_connections(directory: Path, tran
 @pytest.mark.slow
 def test_a_session_moves_from_one_transport_to_another(directory: Path) -> None:
     faults = deck(2, Fault.SERVER_TOLD)
-    with Storm(directory, seed=chosen_seed(4), transports=["websocket", "http2", "grpc"], faults=faults) as storm:
+    with Storm(
+        directory, seed=chosen_seed(4), transports=["websocket", "http2", "grpc", "websocket-h2"], faults=faults
+    ) as storm:
         storm.run(9, patient=False)
 
 

@@ -26,7 +26,7 @@ from tests.support.background import Background
 from tests.support.harness import Relay, Tunnel, qanat
 from tests.support.machine.ports import unused_port
 
-over_each = pytest.mark.parametrize("transport", ["http2", "grpc"])
+over_each = pytest.mark.parametrize("transport", ["http2", "grpc", "websocket-h2"])
 
 
 @over_each
@@ -122,7 +122,7 @@ def test_either_end_stops_at_a_word_and_lets_open_streams_finish(directory: Path
 
 
 def test_all_transports_serve_at_once_on_one_server(directory: Path) -> None:
-    names = ("websocket", "http2", "grpc")
+    names = ("websocket", "http2", "grpc", "websocket-h2")
     with Target(echo) as target:
         ports = {name: unused_port() for name in names}
         first = Tunnel(directory / "first", [{"local": f"127.0.0.1:{ports['websocket']}", "to": target.address}])

@@ -183,7 +183,7 @@ def test_the_wheel_runs_a_tunnel_among_folders_of_the_same_names(
     installed: Environment, nonsense: Path, tmp_path: Path
 ) -> None:
     output = run([installed.qanat, "demo", "--once"], tmp_path, PYTHONPATH=nonsense)
-    for transport in ("websocket", "http2", "grpc"):
+    for transport in ("websocket", "http2", "grpc", "websocket-h2"):
         assert f"{transport}: a client connected" in output
 
 

@@ -43,6 +43,7 @@ from qanat.server.sessions import Registry
 from qanat.session.joined_streams import JoinedStreams
 from qanat.session.session import Session
 from qanat.transports.http2.pipe import Http2Pipe
+from qanat.transports.http2.stream_wire import StreamWire
 from qanat.transports.pipe import Pipe
 from qanat.transports.websocket.pipe import WebSocketPipe
 from tests.support.applications import Target, connection, echo, echoes, exchange
@@ -212,6 +213,8 @@ CLIENT = [
     Case(Http2Pipe, "recv", "local", thread="a-reader", transport="http2"),
     Case(Http2Pipe, "send", "cut", thread="a-writer", transport="grpc"),
     Case(Http2Pipe, "send_now", "local", transport="http2"),
+    Case(StreamWire, "recv_into", "local", thread="a-reader", transport="websocket-h2"),
+    Case(StreamWire, "send_now", "local", transport="websocket-h2"),
     Case(Client, "_choose_locked", "local"),
     Case(Session, "join_accepted", "local"),
     Case(JoinedStreams, "pump", "local"),
@@ -233,6 +236,7 @@ SERVER = [
     Case(FrontDoorContext, "enter", "start"),
     Case(FrontDoorContext, "enter", "start", transport="http2"),
     Case(Http2Connection, "_choose_route", "start", transport="http2"),
+    Case(Http2Connection, "_choose_websocket", "start", transport="websocket-h2"),
     Case(Http2Connection, "_serve_tunnel", "start", transport="grpc"),
     Case(server_module, "server_handshake", "start"),
     Case(server_module, "server_handshake", "start", transport="http2"),
@@ -284,7 +288,7 @@ def test_an_unexpected_error_while_a_session_begins_ends_that_try_and_nothing_el
     raise_once_in(case, Tunnel(place, tmp_path, stack, case.transport, case.lanes), caplog)
 
 
-@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc"])
+@pytest.mark.parametrize("transport", ["websocket", "http2", "grpc", "websocket-h2"])
 def test_an_unexpected_error_in_a_session_ends_what_it_was_raised_in_and_nothing_else(
     place: Place, tmp_path: Path, stack: ExitStack, caplog: pytest.LogCaptureFixture, transport: str
 ) -> None:

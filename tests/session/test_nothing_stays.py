@@ -139,11 +139,11 @@ class Tunnel:
             connector.connect(connector.candidates[0], Cancel()).close("the test has seen it")
 
 
-@pytest.mark.parametrize("transport", ["websocket", "http2-tls", "grpc"])
+@pytest.mark.parametrize("transport", ["websocket", "http2-tls", "grpc", "websocket-h2"])
 def test_nothing_stays_of_what_is_over(tmp_path: Path, transport: str) -> None:
-    name, _, tls = transport.partition("-")
+    name, tls = transport.removesuffix("-tls"), transport.endswith("-tls")
     with ExitStack() as stack:
-        tunnel = Tunnel(tmp_path, stack, name, tls=bool(tls))
+        tunnel = Tunnel(tmp_path, stack, name, tls=tls)
         cases = [streams, lost_and_left, failed_dials, strangers, sessions]
         if transport == "websocket":  # above the transports it is the same for all
             cases.append(refused_and_faulty_sessions)

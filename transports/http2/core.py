@@ -372,14 +372,20 @@ class Http2Core:
         if padding:
             self.credit(stream, padding)
         if part.ended:
-            self._feed_h2(empty_data(stream.id))
+            self._end_data(stream.id)
+
+    def _end_data(self, stream_id: int) -> None:
+        """Have h2 see the end of a body, of which it has seen nothing."""
+        known = self._h2.streams.get(stream_id)
+        if known is not None:
+            known._expected_content_length = None
+        self._feed_h2(empty_data(stream_id))
 
     def _stray_data(self, part: DataPart, stream: Http2Stream | None) -> None:
         """Handle DATA for a stream that is over here, or that we never kept: on its way when we ended it."""
         known = self._h2.streams.get(part.stream_id)
         if part.ended and stream is None and known is not None and not known.closed:
-            known._expected_content_length = None  # h2 has not seen the body
-            self._feed_h2(empty_data(part.stream_id))  # or the stream counts as open for ever
+            self._end_data(part.stream_id)  # or the stream counts as open for ever
         if not part.first:
             return
         self._accounts.spend(part.stream_id, FrameType.DATA)

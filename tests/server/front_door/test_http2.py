@@ -113,6 +113,48 @@ def test_whatever_is_no_tunnel_gets_a_plain_404(stack: ExitStack, path: str, hea
         peer.sock.close()
 
 
+WEBSOCKET = {"sec_websocket_version": "13", "sec_websocket_protocol": "qanat.1"}
+
+
+@pytest.mark.parametrize(
+    ("path", "protocol", "headers", "status"),
+    [
+        ("/tunnel", "websocket", WEBSOCKET, "200"),
+        ("/tunnel", "websocket", {"sec_websocket_version": "13"}, "200"),
+        ("/tunnel?a=b", "WebSocket", WEBSOCKET, "200"),
+        ("/elsewhere", "websocket", WEBSOCKET, "404"),
+        (grpc.METHOD_PATH, "websocket", WEBSOCKET, "404"),
+        ("/healthz", "websocket", WEBSOCKET, "404"),
+        ("/tunnel", "connect-udp", WEBSOCKET, "404"),
+        ("/tunnel", "websocket", {**WEBSOCKET, "sec_websocket_version": "8"}, "400"),
+        ("/tunnel", "websocket", {"sec_websocket_protocol": "qanat.1"}, "400"),
+        ("/tunnel", "websocket", {**WEBSOCKET, "sec_websocket_protocol": "chat"}, "400"),
+        ("/tunnel", "websocket", {**WEBSOCKET, "x_long": "y" * 20_000}, "431"),
+    ],
+)
+def test_extended_connect_is_answered_like_any_other_request(
+    stack: ExitStack, path: str, protocol: str, headers: dict[str, str], status: str
+) -> None:
+    with front_door() as door:
+        peer = raw(stack, door)
+        assert status_of(peer, peer.extended_connect(path, protocol, **headers)) == status
+        tunnel = peer.request(**TUNNEL)
+        assert status_of(peer, tunnel) == "200"
+        assert echoed(peer, tunnel, b"and the others go on") == b"and the others go on"
+        peer.sock.close()
+
+
+def test_a_plain_connect_opens_nothing(stack: ExitStack) -> None:
+    """Nobody gets a forward proxy."""
+    with front_door() as door:
+        peer = raw(stack, door)
+        stream_id = peer.h2.get_next_available_stream_id()
+        peer.h2.send_headers(stream_id, [(":method", "CONNECT"), (":authority", "localhost:22")])
+        peer.flush()
+        assert status_of(peer, stream_id) == "404"
+        peer.sock.close()
+
+
 def test_a_request_with_too_many_headers_is_refused_alone(stack: ExitStack) -> None:
     """A proxy's connection carries others, too."""
     with front_door() as door:
@@ -134,7 +176,7 @@ def test_no_room_for_a_handshake_is_said_in_the_words_of_the_transport(stack: Ex
     with front_door(hold, limits=ServerLimits(handshakes=1, handshake_rate=0.1)) as door:
         first = CONNECT["http2"](url_of(door), deadline=Deadline(DEADLINE))
         told = []
-        for name, words in (("http2", "503"), ("grpc", "UNAVAILABLE")):
+        for name, words in (("http2", "503"), ("grpc", "UNAVAILABLE"), ("websocket-h2", "503")):
             with pytest.raises(TransportError, match=words) as caught:
                 CONNECT[name](url_of(door), deadline=Deadline(DEADLINE))
             told.append(caught.value.retry_after or 0)

@@ -15,14 +15,19 @@ from qanat.config.settings import ServerSettings, ServerTls
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.http2 import grpc
+from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.websocket import upgrade as websocket
 from tests.support.machine.certificates import Authority, Certificate
 from tests.support.server.front_door_rig import echo, front_door
 from tests.support.transports.loopback import send_bytes
 
-CONNECT = {"websocket": websocket.connect, "http2": http2.connect, "grpc": grpc.connect}
+CONNECT = {
+    "websocket": websocket.connect,
+    "http2": http2.connect,
+    "grpc": grpc.connect,
+    "websocket-h2": extended_connect.connect,
+}
 
 
 @pytest.fixture

@@ -187,6 +187,15 @@ class RawHttp2:
         self.flush()
         return stream_id
 
+    def extended_connect(self, path: str = "/tunnel", protocol: str = "websocket", **headers: str) -> int:
+        """Open a stream as a browser opens a WebSocket (RFC 8441 §5.1)."""
+        stream_id = self.h2.get_next_available_stream_id()
+        fields = [(":method", "CONNECT"), (":protocol", protocol), (":scheme", "http"), (":path", path)]
+        fields += [(":authority", "localhost"), *((name.replace("_", "-"), value) for name, value in headers.items())]
+        self.h2.send_headers(stream_id, fields)
+        self.flush()
+        return stream_id
+
 
 def raw_client(stack: ExitStack, server: TestServer, *, small_buffers: bool = False, **settings: int) -> RawHttp2:
     """A client; with `small_buffers` the kernel keeps little of what it does not read."""
