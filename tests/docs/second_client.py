@@ -81,11 +81,15 @@ class WebSocket:
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in answer)}
 
     def send(self, message: bytes, opcode: int = 2) -> None:
+        self.sock.sendall(self.frame(message, opcode))
+
+    @staticmethod
+    def frame(message: bytes, opcode: int) -> bytes:
         size, mask = len(message), os.urandom(4)
         length = struct.pack("!B", 128 + size) if size < 126 else struct.pack("!BH", 254, size % 2**16)
         length = struct.pack("!BQ", 255, size) if size >= 2**16 else length
         masked = int.from_bytes(message) ^ int.from_bytes((mask * (size // 4 + 1))[:size])
-        self.sock.sendall(bytes([0x80 + opcode]) + length + mask + masked.to_bytes(size))
+        return bytes([0x80 + opcode]) + length + mask + masked.to_bytes(size)
 
     def recv(self) -> bytes:
         while True:
@@ -125,17 +129,22 @@ class WebSocket:
 class Http2(WebSocket):
     """Section 6.2."""
 
+    METHOD: ClassVar = {":method": "POST"}
     CONTENT: ClassVar = {"content-type": "application/octet-stream"}
 
     def ask(self, headers: dict[str, str]) -> None:
         self.http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.http.initiate_connection()
         self.over = False
-        request = {":method": "POST", ":scheme": "http", ":authority": "localhost", ":path": "/tunnel"}
+        self.await_offer()
+        request = {**self.METHOD, ":scheme": "http", ":authority": "localhost", ":path": "/tunnel"}
         self.http.send_headers(1, [*{**request, **self.CONTENT, **headers}.items()])
         while ":status" not in self.headers:
             self.read()
         self.status = int(self.headers[":status"])
+
+    def await_offer(self) -> None:
+        """A POST needs none."""
 
     def read(self) -> None:
         if self.over:
@@ -155,7 +164,7 @@ class Http2(WebSocket):
             self.sock.sendall(self.http.data_to_send())
 
     def send(self, message: bytes, opcode: int = 2) -> None:
-        content = self.wrap(message)
+        content = self.wrap(message, opcode)
         while content:
             size = min(self.http.local_flow_control_window(1), self.http.max_outbound_frame_size, len(content))
             if not size:
@@ -165,7 +174,7 @@ class Http2(WebSocket):
             content = content[size:]
             self.sock.sendall(self.http.data_to_send())
 
-    def wrap(self, message: bytes) -> bytes:
+    def wrap(self, message: bytes, opcode: int) -> bytes:
         return lp(message)
 
     def recv(self) -> bytes:
@@ -177,7 +186,7 @@ class Grpc(Http2):
 
     CONTENT: ClassVar = {"content-type": "application/grpc", "te": "trailers"}
 
-    def wrap(self, message: bytes) -> bytes:
+    def wrap(self, message: bytes, opcode: int) -> bytes:
         length, varint = len(message), b""
         while length >= 128:
             varint, length = varint + bytes([length % 128 + 128]), length // 128
@@ -188,7 +197,24 @@ class Grpc(Http2):
         return record[next(at for at in range(1, 5) if record[at] < 128) + 1 :]
 
 
-PIPES = {"websocket": WebSocket, "http2": Http2, "grpc": Grpc}
+class WebSocketOverHttp2(Http2):
+    """Section 6.4."""
+
+    METHOD: ClassVar = {":method": "CONNECT", ":protocol": "websocket"}
+    CONTENT: ClassVar = {"sec-websocket-version": "13", "sec-websocket-protocol": "qanat.1"}
+
+    def await_offer(self) -> None:
+        while not self.http.remote_settings.enable_connect_protocol:
+            self.read()
+
+    def wrap(self, message: bytes, opcode: int) -> bytes:
+        return self.frame(message, opcode)
+
+    def recv(self) -> bytes:
+        return WebSocket.recv(self)
+
+
+PIPES = {"websocket": WebSocket, "http2": Http2, "grpc": Grpc, "websocket-h2": WebSocketOverHttp2}
 
 
 # --- section 1: the handshake -----------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def test_a_busy_server_says_when_to_come_back(tmp_path: Path) -> None:
         asked = {name: pipe(busy.port, {}) for name, pipe in PIPES.items()}
         for pipe in (first, *asked.values()):
             pipe.sock.close()
-        for name in ("websocket", "http2"):
+        for name in ("websocket", "http2", "websocket-h2"):
             assert asked[name].status == 503
             assert 1 <= int(asked[name].headers["retry-after"]) <= 60
         answer = asked["grpc"].headers
