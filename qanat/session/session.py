@@ -187,7 +187,10 @@ class Session(ABC):
             finally:
                 self._count_carrying(-1)
                 self._watcher.stir()  # a connection has given its memory back
+            try:
                 on_over(result)
+            except Exception:  # or it would be called again, for what looks like a fault of `start`
+                log_unexpected(f"{lane.name}: the end of its connection was not reported")
 
         self._count_carrying(1)
         try:

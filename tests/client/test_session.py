@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
@@ -10,10 +13,27 @@ from qanat.client import session as client_session
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.config.settings import Forward
+from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import FIRST_PIPE, LaneParameters
+from qanat.mux.pipe_runner import PipeResult
 from qanat.session.messages import Listen, ListenFailed, decode_control
 from tests.support.background import wait_until
+
+
+def a_session(watcher: Watcher, *remotes: Forward) -> ClientSession:
+    return ClientSession(
+        "a",
+        LaneParameters(client=True),
+        b"s" * 16,
+        b"r" * 32,
+        300,
+        node="",
+        connect_timeout=1.0,
+        watcher=watcher,
+        remotes=dict(enumerate(remotes)),
+        required=RequiredForwards((), pytest.fail),
+    )
 
 
 @pytest.mark.parametrize(("early", "asked"), [(True, 2), (False, 3)], ids=["answered at once", "answered late"])
@@ -23,18 +43,7 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
     """The server takes a second LISTEN for a port that it has for the end of the session."""
     monkeypatch.setattr(client_session, "RETRY_IN_USE", 0.2)
     sent: list[bytes] = []
-    session = ClientSession(
-        "a",
-        LaneParameters(client=True),
-        b"s" * 16,
-        b"r" * 32,
-        300,
-        node="",
-        connect_timeout=1.0,
-        watcher=Watcher(),
-        remotes={0: Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("127.0.0.1", 1))},
-        required=RequiredForwards((), pytest.fail),
-    )
+    session = a_session(Watcher(), Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("127.0.0.1", 1)))
     monkeypatch.setattr(session, "send_control", sent.append)
     monkeypatch.setattr(session, "stop", lambda reason, text: None)  # as while a stream is open
     failed = ListenFailed(0, Reason.LIMIT, "in use").encode()
@@ -49,3 +58,28 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
     wait_until(lambda: not len(session.joined.threads), "the time to ask again has passed")
     assert sum(isinstance(decode_control(message), Listen) for message in sent) == asked
     session.end("the test is over")
+
+
+def test_whoever_hears_of_a_pipes_end_hears_of_it_once_even_when_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = Watcher()
+    session = a_session(watcher)
+    lane = session.find_lane(0)
+    assert lane is not None
+
+    def over_at_once(sealed: object, on_over: Callable[[PipeResult], None], *args: object, **more: object) -> None:
+        on_over(PipeResult("cut"))
+
+    monkeypatch.setattr(lane, "start", over_at_once)
+    heard: list[PipeResult] = []
+
+    def fail(result: PipeResult) -> None:
+        heard.append(result)
+        raise ValueError("nobody expected this")
+
+    sealed = cast(SealedPipe, None)  # never used: the lane's start is replaced
+    session.start(0, lane, sealed, FIRST_PIPE, fail, silence=1)
+    assert heard == [PipeResult("cut")]
+    assert not session.carried
+    assert not session.ended.is_set()
+    session.end("the test is over")
+    watcher.close()
