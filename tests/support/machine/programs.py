@@ -43,6 +43,8 @@ _DEBIAN_PACKAGES = {
     "fuser": "psmisc",
     "ip": "iproute2",
     "varnishd": "varnish",
+    "dnsmasq": "dnsmasq-base",
+    "dig": "bind9-dnsutils",
 }
 
 _INSTALL = " (apt install {})"
