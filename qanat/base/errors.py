@@ -146,12 +146,15 @@ class EndpointError(QanatError):
     """A stream's target could not be reached, or its socket failed; `code` names why (qanat.mux.frames.Reason).
 
     The other end is told the message.  `log_text` is for the log at this end, which may have more: by default the
-    message and the hint.
+    message and the hint.  `closer_code` is for an end that knows more reasons than those of the first version.
     """
 
-    def __init__(self, message: str, *, code: int, hint: str = "", log_text: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: int, hint: str = "", log_text: str = "", closer_code: int | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
+        self.closer_code = code if closer_code is None else closer_code
         self.log_text = log_text or str(self)
 
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Container
 from pathlib import Path
 
+from qanat.base.addresses import parse_target
+from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import UsageError
 from qanat.cli.flags import add_flags, flags_of, given_flags
 from qanat.cli.main import DONE
@@ -14,7 +16,7 @@ from qanat.cli.parser import add_config
 from qanat.cli.running import SIGNALS, run_logged
 from qanat.config.command_line import client_from_options, with_flags
 from qanat.config.load import load_config
-from qanat.config.settings import ClientSettings
+from qanat.config.settings import ClientSettings, LogSettings
 from qanat.process.daemon import take_lock
 
 DETAILS = (
@@ -22,8 +24,12 @@ DETAILS = (
 -L and -R take ssh's syntax, and may be given several times:
   -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
   -R [ADDRESS:]PORT:HOST:HOSTPORT   listen on the server, connect to HOST:HOSTPORT from here
+  -D [ADDRESS:]PORT                 a SOCKS5, SOCKS4a and HTTP proxy here that connects from the server
+  -R [ADDRESS:]PORT                 the same at the server, connecting from here to what --allow-connect allows
   -L [ADDRESS:]PORT:HOST:HOSTPORT/udp   the same over UDP, as --udp without the /udp; -R likewise
 ADDRESS is localhost (127.0.0.1 and ::1) when left out, and * is every address.
+-W HOST:PORT carries standard input and output, through the client that runs for this name and server if there
+is one: ssh -o ProxyCommand='tunnel.py client -c FILE -W %h:%p' HOST
 -N, which ssh needs for that, is taken and ignored.
 
 The token comes from the configuration file, from --token-file or from the environment variable
@@ -61,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lock", type=Path, metavar="FILE", help="exit at once and in silence when FILE is locked (cron)"
     )
+    parser.add_argument(
+        "-W",
+        dest="stdio",
+        metavar="HOST:PORT",
+        help="join standard input and output to HOST:PORT, as ssh -W, and end with it; see below",
+    )
     group = parser.add_argument_group("logs and files; these override the configuration")
     add_flags(group, ClientSettings, beside_file=True)
     parser.add_argument("-N", action="store_true", help=argparse.SUPPRESS)
@@ -77,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
     if options.lock is not None and take_lock(options.lock) is None:
         return DONE
     settings = settings_of(options)
+    if options.stdio is not None:
+        return _run_stdio(options, settings)
 
     def dial(stop: threading.Event, ready: Callable[[], None]) -> None:
         from qanat.client.client import run_client
@@ -84,6 +98,24 @@ def run(options: argparse.Namespace) -> int:
         run_client(settings, stop, ready)
 
     return run_logged(dial, settings.log, settings.pid_file)
+
+
+def _run_stdio(options: argparse.Namespace, settings: ClientSettings) -> int:
+    """Join standard input and output to a target; return the exit code.  Blocks.  Raises QanatError."""
+    try:
+        to = TcpAddress(*parse_target(options.stdio))
+    except UsageError as error:
+        raise UsageError(f"-W {options.stdio} {error.message}", hint=error.hint) from error
+    given = given_flags(options, ClientSettings)
+    # Whoever reads our output reads the log beside it, and a file that a running client logs to is its own.
+    log_settings = LogSettings(level=settings.log.level if "verbose" in given else "error", file=given.get("log_file"))
+
+    def carry(stop: threading.Event, ready: Callable[[], None]) -> None:
+        from qanat.client.stdio import run_stdio
+
+        run_stdio(settings, to, stop)
+
+    return run_logged(carry, log_settings, None, hangup_stops=True)
 
 
 def settings_of(

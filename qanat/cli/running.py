@@ -22,14 +22,16 @@ signals:
 """
 
 
-def run_logged(run: Run, log_settings: LogSettings, pid_file: Path | None) -> int:
+def run_logged(run: Run, log_settings: LogSettings, pid_file: Path | None, *, hangup_stops: bool | None = None) -> int:
     """Call `run` until a signal stops it, and return the exit code.  Blocks.
 
-    Raises QanatError for `main` to show, unless a log that somebody else reads has it already.
+    `hangup_stops` says whether SIGHUP does; by default what logs to a terminal ends with it.  Raises QanatError
+    for `main` to show, unless a log that somebody else reads has it already.
     """
     setup_logging(log_settings)
     # What logs to a terminal ends with it, as any program does; what logs to a file stays.
-    hangup_stops = log_settings.file is None and sys.stderr.isatty()
+    if hangup_stops is None:
+        hangup_stops = log_settings.file is None and sys.stderr.isatty()
     try:
         run_daemon(run, pid_file=pid_file, hangup_stops=hangup_stops)
     except QanatError as error:

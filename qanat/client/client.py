@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qanat.base.addresses import parse_address
@@ -22,6 +23,7 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.client.control import ControlSocket, control_path
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.network_watch import NetworkWatch
@@ -29,7 +31,9 @@ from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
+from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
+from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
@@ -43,6 +47,7 @@ from qanat.session.messages import Connect
 
 log = logging.getLogger("qanat.client")
 
+_NO_SESSION = "connections are reset while there is no session with the server"
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and threads get to end."""
 
@@ -70,12 +75,16 @@ class Client:
             settings.forwards,
             self._accepted,
             self._open_flow,
+            self._enter,
+            self._ask,
             self._watcher,
             application_keepalive(settings.application_keepalive),
         )
         self._limits = {forward: traffic_of_forward(forward.limits, self._watcher) for forward in settings.forwards}
         room = StreamRoom(self._max_streams)
         self._quotas = {forward: _quota(room, forward) for forward in settings.forwards}
+        path = control_path(settings)
+        self._control = None if path is None else ControlSocket(path, self._watcher, self.connect)
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
@@ -108,6 +117,8 @@ class Client:
         self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
         self._keys.start()
         self._watch.start()
+        if self._control is not None:
+            self._control.start()
         self._local.start()
         wanted = self.servers if self.settings.connect == "all" else self.servers[:1]
         for server in wanted:
@@ -123,6 +134,8 @@ class Client:
         Blocks for `drain` and about ten seconds at most.  Idempotent.
         """
         self._stopping.set()
+        if self._control is not None:
+            self._control.stop_listening()
         for server in self.servers:
             server.stop_connecting()
         self._local.close()
@@ -144,9 +157,16 @@ class Client:
         if self._failover is not None:
             self._failover.join(JOIN_TIMEOUT)
         self._watch.close()
+        if self._control is not None:
+            self._control.close()
         self._watcher.close()
         self._keys.close()
         self._status.close()
+
+    def wait_unshared(self) -> None:
+        """Block until no other process has a stream of this client, or it is stopped."""
+        if self._control is not None:
+            self._control.wait_unused()
 
     @property
     def local_ports(self) -> list[int]:
@@ -181,43 +201,71 @@ class Client:
 
     def _accepted(self, forward: Forward, sock: socket.socket, peer: str) -> None:
         assert isinstance(forward.to, TcpAddress)
-        request, limits = Connect(forward.to, peer).encode(), self._limits[forward]
-        quota, address = self._quotas[forward], address_of(peer)
-        refused = quota.enter(address)
-        if refused:
-            sock.close()  # which resets it
-            if self._log_throttle.due(f"quota of {forward}"):
-                log.warning("%s: closed the connection from %s: %s", forward, peer, refused)
+        limits, what = self._limits[forward], str(forward)
+        request, over = Connect(forward.to, peer).encode(), self._enter(forward, sock, peer)
+        if over is None:
             return
 
-        def over() -> None:
-            quota.leave(address)
-
-        def carry_when_connected() -> None:
-            session = self._wait_for_session()
-            if session is not None:
-                session.join_accepted(sock, peer, request, str(forward), over, limits)
-                return
+        def give_up(error: QanatError) -> None:
             WakeableSocket(sock, peer).close(orderly=False)
             over()
-            if self._log_throttle.due("no session"):
-                log.warning("%s: connections are reset while there is no session with the server", forward)
+            if self._log_throttle.due(type(error).__name__ + error.message):
+                log.warning("%s: %s", what, error)
+
+        self._join(peer, lambda session: session.join_accepted(sock, peer, request, what, over, limits), give_up)
+
+    def _enter(self, forward: Forward, sock: socket.socket, peer: str) -> Callable[[], None] | None:
+        """Count a connection to a forward; return what has to be called when it is over, None when it may not come."""
+        quota, address = self._quotas[forward], address_of(peer)
+        refused = quota.enter(address)
+        if not refused:
+            return partial(quota.leave, address)
+        sock.close()  # which resets it
+        if self._log_throttle.due(f"quota of {forward}"):
+            log.warning("%s: closed the connection from %s: %s", forward, peer, refused)
+        return None
+
+    def _ask(self, forward: Forward, pending: PendingConnection, to: TcpAddress) -> None:
+        self.connect(pending, to, f"{forward}, to {to}", self._limits[forward])
+
+    def connect(
+        self, pending: PendingConnection, to: TcpAddress, what: str, limits: TrafficLimits | None = None
+    ) -> None:
+        """Open a stream to `to` for a connection whose user waits for word of it.  Does not block.
+
+        Whatever fails is told to `pending`.
+        """
+        request = Connect(to, pending.origin).encode()
+
+        def give_up(error: QanatError) -> None:
+            code = error.code if isinstance(error, EndpointError) else Reason.LIMIT
+            pending.refused(Reason(code), error.message)
+
+        self._join(pending.origin, lambda session: session.join_pending(pending, request, what, limits), give_up)
+
+    def _join(self, who: str, join: Callable[[ClientSession], None], give_up: Callable[[QanatError], None]) -> None:
+        """Call `join` with the session for a new stream, as soon as there is one, else `give_up`.  Does not block."""
+
+        def join_when_connected() -> None:
+            session = self._wait_for_session()
+            try:
+                if session is None:
+                    raise EndpointError(_NO_SESSION, code=Reason.SESSION_ENDED)
+                join(session)
+            except (NoThread, EndpointError) as error:
+                give_up(error)
 
         with self._changed:
             session = self._choose_locked()
         try:
-            if session is None:
-                if len(self._waiting) >= self._max_streams:
-                    waiting = f"{self._max_streams} connections wait for a session already"
-                    raise EndpointError(waiting, code=Reason.LIMIT)
-                self._waiting.start(f"{peer}-down", carry_when_connected)
-            else:
-                session.join_accepted(sock, peer, request, str(forward), over, limits)
+            if session is not None:
+                join(session)
+                return
+            if len(self._waiting) >= self._max_streams:
+                raise EndpointError(f"{self._max_streams} connections wait for a session already", code=Reason.LIMIT)
+            self._waiting.start(f"{who}-down", join_when_connected)
         except (NoThread, EndpointError) as error:
-            WakeableSocket(sock, peer).close(orderly=False)
-            over()
-            if self._log_throttle.due("no thread"):
-                log.warning("%s: %s", forward, error)
+            give_up(error)
 
     def _open_flow(
         self,

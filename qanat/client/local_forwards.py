@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from qanat.base.addresses import listen_addresses
-from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
@@ -24,6 +24,10 @@ from qanat.base.watcher import Watcher
 from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
+from qanat.endpoints.dynamic.asked import Asked
+from qanat.endpoints.dynamic.listener import DynamicListener
+from qanat.endpoints.dynamic.port import DynamicPort
+from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.udp_listener import UdpListener
@@ -33,13 +37,15 @@ log = logging.getLogger("qanat.client")
 
 Accepted = Callable[[Forward, socket.socket, str], None]
 OpenFlow = Callable[[Forward, str, Callable[[bytes], None], Callable[[int, str], None]], UdpFlow]
+Enter = Callable[[Forward, socket.socket, str], Callable[[], None] | None]
+Ask = Callable[[Forward, PendingConnection, TcpAddress], None]
 
 
 @dataclass(eq=False)
 class _LocalForward:
     number: int
     forward: Forward
-    listener: Listener | UdpListener | None = None
+    listener: Listener | UdpListener | DynamicListener | None = None
     failure: EndpointError | None = None  # of the last try
     retry_at: float = 0.0
 
@@ -52,15 +58,21 @@ class LocalForwards:
         forwards: Sequence[Forward],
         accepted: Accepted,
         open_flow: OpenFlow,
+        enter: Enter,
+        ask: Ask,
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
         """`accepted(forward, socket, peer)` and `open_flow(forward, …)` are called by `watcher`, and must not block.
 
-        `open_flow` is otherwise as `qanat.endpoints.udp_listener.OpenFlow`.
+        `open_flow` is otherwise as `qanat.endpoints.udp_listener.OpenFlow`.  For connections whose users say
+        where to, `enter(forward, socket, peer)` returns what to call when one is over, None when it may not come, and
+        `ask(forward, pending, to)` opens its stream.  Neither blocks.
         """
         self._accepted = accepted
         self._open_flow = open_flow
+        self._enter = enter
+        self._ask = ask
         self._watcher = watcher
         self._keepalive = keepalive
         self._all = [_LocalForward(n, forward) for n, forward in enumerate(forwards) if forward.kind == "local"]
@@ -152,7 +164,7 @@ class LocalForwards:
             extra={"event": "listening"},
         )
 
-    def _listener(self, forward: Forward) -> Listener | UdpListener:
+    def _listener(self, forward: Forward) -> Listener | UdpListener | DynamicListener:
         """Bind where `forward` listens.  Raises EndpointError."""
         at = forward.listen
         if isinstance(at, UdpAddress):
@@ -160,15 +172,27 @@ class LocalForwards:
                 listen_addresses(at.host, at.port), partial(self._open_flow, forward), str(forward), self._watcher
             )
         assert isinstance(at, TcpAddress)
-        return Listener(
+        proxy: DynamicPort | None = None
+        if isinstance(forward.to, Anywhere):
+            proxy = DynamicPort(str(forward), self._watcher, partial(self._asked, forward), passwords=forward.passwords)
+        listener = Listener(
             listen_addresses(at.host, at.port),
-            lambda sock, peer: self._accepted(forward, sock, peer),
+            partial(self._accepted, forward) if proxy is None else partial(self._take, forward, proxy),
             str(forward),
             self._watcher,
             keepalive=self._keepalive,
         )
+        return listener if proxy is None else DynamicListener(listener, proxy, listener.start)
 
-    def _start(self, one: _LocalForward, listener: Listener | UdpListener) -> None:
+    def _asked(self, forward: Forward, pending: PendingConnection, asked: Asked) -> None:
+        self._ask(forward, pending, TcpAddress(asked.host, asked.port))
+
+    def _take(self, forward: Forward, proxy: DynamicPort, sock: socket.socket, peer: str) -> None:
+        over = self._enter(forward, sock, peer)
+        if over is not None:
+            proxy.take(sock, peer, over)
+
+    def _start(self, one: _LocalForward, listener: Listener | UdpListener | DynamicListener) -> None:
         try:
             listener.start()
         except EndpointError as error:  # no thread or descriptor; its port is free again

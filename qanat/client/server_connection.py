@@ -41,6 +41,7 @@ from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Ready
 from qanat.handshake.key_pool import ClientKeyPool
+from qanat.session.connect_rules import ConnectRules
 from qanat.session.limits import application_keepalive, hello_parameters, lane_parameters, share
 from qanat.session.session import new_id
 
@@ -102,6 +103,9 @@ class ServerConnection:
         )
         self._remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
         required = self._remotes if settings.exit_on_forward_failure else ()
+        self._connect_rules = ConnectRules(
+            settings.allow_connect, key="allow_connect", place=" in the client's configuration"
+        )
         self._required = RequiredForwards(required, self._forwards_failed)
         self._candidates = itertools.cycle(self._context.connector.candidates)
         self._wanted = threading.Event()
@@ -309,6 +313,7 @@ class ServerConnection:
             watcher=self._watcher,
             keepalive=application_keepalive(settings.application_keepalive),
             limits=self._limits,
+            connect_rules=self._connect_rules,
         )
 
     def _keep_session(self, candidate: Candidate, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:

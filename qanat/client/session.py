@@ -7,11 +7,13 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from qanat.base.addresses import BOTH_FAMILIES
-from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
+from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
-from qanat.base.resolve import LookupShare
+from qanat.base.resolve import Address, LookupShare
 from qanat.base.watcher import Watcher
 from qanat.client.required_forwards import RequiredForwards
 from qanat.config.settings import Forward
@@ -23,11 +25,13 @@ from qanat.handshake.hello import CloseReason
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
+from qanat.session.connect_rules import ConnectRules
 from qanat.session.forward_limits import listen_options
 from qanat.session.messages import (
     Listen,
     ListenFailed,
     Listening,
+    ListenOption,
     StreamRequest,
     Through,
     Unlisten,
@@ -62,11 +66,12 @@ class ClientSession(Session):
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
         limits: Mapping[Forward, TrafficLimits] | None = None,
+        connect_rules: ConnectRules | None = None,
     ) -> None:
         """Begin a session.  `remotes` has the remote forwards by the ids that the server gets for them.
 
         `required` hears what became of each; `connect_timeout` is the number of seconds to reach one's target.
-        `limits` are those of forwards that have any.
+        `limits` are those of forwards that have any; `connect_rules` judge what users of a dynamic one ask for.
         """
         super().__init__(name, parameters, session_id, secret, resume_for, watcher, keepalive)
         self.node = node
@@ -80,6 +85,7 @@ class ClientSession(Session):
         self._keepalive = keepalive
         self._limits = limits or {}
         self._peer_features = parameters.peer_features
+        self._connect_rules = connect_rules or ConnectRules(())
         self._share = LookupShare()
         self._asked = Counter[int]()  # by forward, how many LISTENs have no answer yet; guarded by the next
         self._by_literal: set[int] = set()  # those asked for by an IPv4 literal, the only way that old servers know
@@ -123,9 +129,13 @@ class ClientSession(Session):
             self._asked[number] += 1
             if number in self._by_literal and isinstance(at, TcpAddress):
                 at = TcpAddress(BOTH_FAMILIES[at.host][0], at.port)
-        message = Listen(number, at, listen_options(self._remotes[number].limits)).encode()
+        forward = self._remotes[number]
+        options = listen_options(forward.limits)
+        if isinstance(forward.to, Anywhere):
+            options = {**options, ListenOption.DYNAMIC: 1}
+        message = Listen(number, at, options).encode()
         try:
-            check_known(message, self._peer_features, str(self._remotes[number]))
+            check_known(message, self._peer_features, str(forward))
         except EndpointError as error:
             self._not_asked(number, error)
             return
@@ -209,33 +219,39 @@ class ClientSession(Session):
             log.warning("the server opened a stream that is for none of our forwards; it was refused")
             self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
             return
+        is_dynamic = isinstance(forward.to, Anywhere)
         to = forward.to if request.to is None else request.to
-        if isinstance(to, UdpAddress) and request.to in (None, forward.to):
-            self.udp_targets.join(
-                stream,
-                to,
-                lambda deadline: resolve(to.host, to.port, deadline, self._share, self._stopping),
-                timeout=self._connect_timeout,
-            )
+        if isinstance(to, UdpAddress) and (is_dynamic or to == forward.to):
+            look_up = partial(self._judge if is_dynamic else self._look_up, to.host, to.port)
+            self.udp_targets.join(stream, to, look_up, timeout=self._connect_timeout)
             return
-        if not isinstance(to, TcpAddress) or request.to not in (None, forward.to):
+        if not isinstance(to, TcpAddress) or not (is_dynamic or to == forward.to):
             self.refuse(stream, Reason.NOT_ALLOWED, f"this forward does not lead to {to}")
             return
         host, port = to.host, to.port
         target = Target(
             host,
             port,
-            lambda deadline: resolve(host, port, deadline, self._share, self._stopping),
+            partial(self._judge if is_dynamic else self._look_up, host, port),
             timeout=self._connect_timeout,
             cancel=self._stopping,
             keepalive=self._keepalive,
         )
-        what, limits = f"from {request.origin} for {forward}", self._limits.get(forward)
+        what = f"from {request.origin} for {forward}" + (f", to {to}" if is_dynamic else "")
+        limits = self._limits.get(forward)
         joined = self.joined
         if not joined.connect_now(stream, target.connect_now, what, limits) and not joined.connect(
             stream, target.connect, what, limits
         ):
             target.give_up()
+
+    def _look_up(self, host: str, port: int, deadline: Deadline) -> list[Address]:
+        """Return the addresses of a target that is our own configuration's."""
+        return resolve(host, port, deadline, self._share, self._stopping)
+
+    def _judge(self, host: str, port: int, deadline: Deadline) -> list[Address]:
+        """Return those addresses of a target that somebody at the server's end has named that our rules allow."""
+        return self._connect_rules.resolve(host, port, deadline, self._stopping)
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

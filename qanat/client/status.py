@@ -28,12 +28,20 @@ _CONNECTED, _CONNECTING = b"connected \n", b"connecting\n"
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def status_file(settings: ClientSettings) -> Path | None:
-    """Return where a client with these settings says whether it is connected; None when it keeps nothing.  Pure."""
+def state_file(settings: ClientSettings, ending: str) -> Path | None:
+    """Return the file that a client of this name for these servers has for one purpose; None when it keeps nothing.
+
+    Pure.
+    """
     if settings.state_dir is None:
         return None
     which = repr((settings.name, [server.urls for server in settings.servers])).encode()
-    return settings.state_dir / f"{settings.name}-{hashlib.sha256(which).hexdigest()[:8]}.status"
+    return settings.state_dir / f"{settings.name}-{hashlib.sha256(which).hexdigest()[:8]}.{ending}"
+
+
+def status_file(settings: ClientSettings) -> Path | None:
+    """Return where a client with these settings says whether it is connected; None when it keeps nothing.  Pure."""
+    return state_file(settings, "status")
 
 
 def is_connected(file: Path) -> bool:

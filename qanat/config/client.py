@@ -13,7 +13,7 @@ from qanat.config.servers import check_order, read_servers
 from qanat.config.settings import ClientSettings
 from qanat.config.state import read_state_dir
 
-_ELSEWHERE = dict.fromkeys(("local", "remote", "to", "udp"), "an entry of `forwards:`")
+_ELSEWHERE = dict.fromkeys(("local", "remote", "dynamic", "password_file", "to", "udp"), "an entry of `forwards:`")
 
 
 def read_client(s: Section) -> ClientSettings:

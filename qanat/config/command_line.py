@@ -60,7 +60,7 @@ def client_from_options(
     settings = ClientSettings(
         name=named("the client's name", check_name, name),
         servers=(server,),
-        forwards=parse_ssh_forwards(given.get("local", ()), given.get("remote", ()), given.get("udp", ())),
+        forwards=parse_ssh_forwards(*(given.get(flag, ()) for flag in ("local", "remote", "udp", "dynamic"))),
         proxy=_proxy(urls, given.get("proxy"), given.get("proxy_password_file"), environ),
         headers=_headers(given.get("header", ()), given.get("header_file", ())),
         state_dir=state_dir or environment_state_dir(environ) or user_state_dir(environ, needed=kept),

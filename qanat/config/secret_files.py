@@ -18,6 +18,8 @@ from qanat.handshake.tokens import PREFIX, parse_token
 
 MAX_SECRET = 4096
 """Bytes in a token's file at most."""
+MAX_LINES_BYTES = 1 << 20
+"""Bytes in a file of several secrets at most."""
 
 _ALONE = "the token stands alone there: qanat1-… and nothing else"
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"
@@ -56,6 +58,18 @@ def read_secret_file(path: Path) -> str:
             f"names {path}, which has more than one line, or a control character", hint="keep the one line that counts"
         )
     return text
+
+
+def read_private_text(path: Path) -> str:
+    """Return the lines of text in `path`, MAX_LINES_BYTES bytes at most; a byte order mark is ignored."""
+    with _open_private(path) as file:
+        content = file.read(MAX_LINES_BYTES + 1)
+    if len(content) > MAX_LINES_BYTES:
+        raise UsageError(f"names {path}, which is longer than {MAX_LINES_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"names {path}, which is not text in UTF-8", hint="save it as UTF-8") from None
 
 
 def token_secret(text: str, problem: str) -> bytes:

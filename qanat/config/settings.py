@@ -36,6 +36,7 @@ from qanat.config.texts import (
     parse_transport,
 )
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
+from qanat.endpoints.dynamic.passwords import Passwords
 from qanat.handshake.hello import MAX_INITIAL_WINDOW
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
 
@@ -50,6 +51,9 @@ MAX_IDLE = 7 * 86_400
 _RATE = "bytes a second"
 _NO_LIMIT = "0 is no limit."
 _IDLE = "Time without a byte either way after which a stream is reset."
+
+ANY_ORDINARY = ("0.0.0.0/0:*", "[::/0]:*")
+"""Rules for all that needs no rule of its own (`qanat.config.address_ranges`)."""
 
 _TOKEN = "The token, as ${NAME} from the environment, or written out in a file that only you can read."
 _TOKEN_FILE = "The file that holds the token, which only you can read."
@@ -403,6 +407,8 @@ class Forward:
     listen: ListenPlace
     to: TargetPlace  # a name in it is resolved at the connecting end
     limits: ForwardLimits = ForwardLimits()
+    passwords: Passwords | None = None
+    """Whom a dynamic forward lets in; None for everybody who reaches it."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.listen} to {self.to}"
@@ -490,6 +496,12 @@ class RemoteServer:
 
 _FORWARD = closed(
     {
+        "dynamic": one_or_several(
+            text(),
+            least=1,
+            doc="Listen here for SOCKS and HTTP proxy, at ADDRESS:PORT or a list of them, as ssh -D.",
+        ),
+        "password_file": text(doc="USER:PASSWORD lines, for `dynamic`; a file that only you can read."),
         "local": one_or_several(
             text(),
             least=1,
@@ -500,12 +512,14 @@ _FORWARD = closed(
             least=1,
             doc="Listen on the server, at ADDRESS:PORT or a list of them, and connect from here, as ssh -R.",
         ),
-        "to": text(doc="HOST:PORT to connect to; the name is looked up where the connection is made."),
+        "to": text(
+            doc="HOST:PORT to connect to; the name is looked up where the connection is made. With `remote`, `dynamic` "
+            "leaves it to whoever connects, in SOCKS or as to an HTTP proxy."
+        ),
         "udp": described({"type": "boolean"}, "Carry UDP, in place of TCP. Default: false."),
         **value_schemas(ForwardLimits),
     },
-    required=("to",),
-)
+) | {"type": "object", "anyOf": [{"required": ["to"]}, {"required": ["dynamic"]}]}
 _HEADERS = {
     "type": ["object", "null"],
     "additionalProperties": {
@@ -547,6 +561,22 @@ class ClientSettings:
             Flag("-L", dest="local", metavar="FORWARD", help="as ssh -L; see below", repeated=True),
             Flag("--udp", dest="udp", metavar="FORWARD", help="the same over UDP; see below", repeated=True),
             Flag("-R", dest="remote", metavar="FORWARD", help="as ssh -R; see below", repeated=True),
+            Flag(
+                "-D", dest="dynamic", metavar="FORWARD", help="as ssh -D, and an HTTP proxy; see below", repeated=True
+            ),
+        ),
+    )
+    allow_connect: tuple[str, ...] = option(
+        ANY_ORDINARY,
+        doc="What users of a remote forward with `to: dynamic` may reach from here: NETWORK:PORTS, ADDRESS:PORTS or "
+        "NAME:PORTS.",
+        parse=check_connect_rule,
+        unset="everything but this machine itself, link-local addresses and clouds' metadata",
+        flag=Flag(
+            "--allow-connect",
+            metavar="RULES",
+            help="what users of -R PORT may reach from here: NETWORK:PORTS or NAME:PORTS, with commas",
+            repeated=True,
         ),
     )
     exit_on_forward_failure: bool = option(

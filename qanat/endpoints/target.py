@@ -5,6 +5,7 @@ Which addresses may be reached is decided elsewhere (`qanat.session.connect_rule
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from qanat.base.addresses import format_host_port, parse_address
@@ -18,6 +19,9 @@ from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKee
 from qanat.endpoints.tcp import REASONS
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
+
+_CLOSER_REASONS = {errno.ETIMEDOUT: Reason.TIMED_OUT, errno.ENETUNREACH: Reason.NO_ROUTE}
+"""What `tcp.REASONS` has no word for, for an end that knows these."""
 
 
 class Target:
@@ -76,8 +80,10 @@ class Target:
             if connected is None and wait:
                 connected = connecting.wait(self._deadline, self._cancel)
         except ConnectError as error:
-            reason = REASONS.get(error.last.errno or 0, Reason.UNREACHABLE)
-            raise EndpointError(describe_os_error(error.last), code=reason) from error
+            number = error.last.errno or 0
+            reason = REASONS.get(number, Reason.UNREACHABLE)
+            closer = _CLOSER_REASONS.get(number, reason)
+            raise EndpointError(describe_os_error(error.last), code=reason, closer_code=closer) from error
         except Canceled as error:
             raise EndpointError(error.message, code=Reason.CANCELED) from error
         if connected is None:

@@ -49,6 +49,8 @@ class Reason(IntEnum):
     LIMIT = 5
     SESSION_ENDED = 6
     INTERNAL = 7
+    TIMED_OUT = 8
+    NO_ROUTE = 9
 
 
 def reason_name(code: int) -> str:

@@ -17,6 +17,10 @@ from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
+from qanat.endpoints.dynamic.asked import Asked
+from qanat.endpoints.dynamic.listener import DynamicListener
+from qanat.endpoints.dynamic.port import DynamicPort
+from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
@@ -31,7 +35,7 @@ from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ListenRules
-from qanat.server.shared_ports import Membership, SharedPorts
+from qanat.server.shared_ports import Accept, Membership, SharedPorts
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.forward_limits import quota_of_options
 from qanat.session.joined_streams import INTERNAL_TEXT
@@ -51,6 +55,8 @@ from qanat.session.messages import (
 from qanat.session.session import Session, new_id
 
 log = logging.getLogger("qanat.session")
+
+_Listener = Listener | UdpListener | Membership | DynamicListener
 
 
 class ServerSession(Session):
@@ -102,7 +108,7 @@ class ServerSession(Session):
         self._max_lanes = max_lanes
         self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
-        self._listeners: dict[int, Listener | UdpListener | Membership] = {}
+        self._listeners: dict[int, _Listener] = {}
         self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
 
     def stop_listening(self) -> None:
@@ -213,10 +219,12 @@ class ServerSession(Session):
         log.info("%s: listening on %s", self.name, listener.address)
         return Listening(number, listener.port)
 
-    def _bind(self, message: Listen, quota: StreamQuota) -> Listener | UdpListener | Membership:
+    def _bind(self, message: Listen, quota: StreamQuota) -> _Listener:
         """Listen where the rules allow it.  Raises EndpointError."""
         if isinstance(message.at, TcpAddress):
-            return self._bind_tcp(message.forward, quota, message.at.host, message.at.port)
+            if message.options.get(ListenOption.DYNAMIC):
+                return self._bind_dynamic(message.forward, quota, message.at)
+            return self._bind_tcp(message.forward, message.at, partial(self._accepted, message.forward, quota))
         if isinstance(message.at, UdpAddress):
             return self._bind_udp(message, message.at)
         raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
@@ -236,26 +244,38 @@ class ServerSession(Session):
         listener.start()
         return listener
 
-    def _bind_tcp(self, number: int, quota: StreamQuota, host: str, port: int) -> Listener | Membership:
-        addresses = self._listen_rules.check(host, port)
-        accept = partial(self._accepted, number, quota)
-        if self._listen_rules.is_shared(host, port):
+    def _bind_tcp(self, number: int, at: TcpAddress, accept: Accept) -> Listener | Membership:
+        addresses = self._listen_rules.check(at.host, at.port)
+        if self._listen_rules.is_shared(at.host, at.port):
             return self._shared_ports.join(addresses, self, accept)
         what = f"{self.name}: remote forward {number}"
-        listener = Listener(addresses, accept, what, self._watcher, keepalive=self._keepalive)
+        listener = Listener(addresses, partial(_take, accept), what, self._watcher, keepalive=self._keepalive)
         listener.start()
         return listener
 
-    def _accepted(
-        self,
-        number: int,
-        quota: StreamQuota,
-        sock: socket.socket,
-        peer: str,
-        done: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
-        what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
+    def _bind_dynamic(self, number: int, quota: StreamQuota, at: TcpAddress) -> DynamicListener:
+        """Listen likewise, and ask the client for what each connection asks for.  Raises EndpointError."""
+        name = f"{self.name}: remote forward {at}"
+
+        def ask(pending: PendingConnection, asked: Asked) -> None:
+            to = TcpAddress(asked.host, asked.port)
+            self.join_pending(pending, Through(number, pending.origin, to).encode(), f"{name}, to {to}")
+
+        def take(sock: socket.socket, peer: str, done: Callable[[], None]) -> None:
+            over = self._enter(number, quota, name, sock, peer, done)
+            if over is not None:
+                proxy.take(sock, peer, over)
+
+        proxy = DynamicPort(name, self._watcher, ask)
+        return DynamicListener(self._bind_tcp(number, at, take), proxy)
+
+    def _enter(
+        self, number: int, quota: StreamQuota, what: str, sock: socket.socket, peer: str, done: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        """Count a connection to a forward; return what has to be called when it is over, None when it may not come.
+
+        That calls `done` then, and so does this where it may not come.
+        """
         address = address_of(peer)
         refused = quota.enter(address)
         if refused:
@@ -263,12 +283,22 @@ class ServerSession(Session):
             done()
             if self._log_throttle.due(f"quota of {number}"):
                 log.warning("%s: closed the connection from %s: %s", what, peer, refused)
-            return
+            return None
 
         def over() -> None:
             quota.leave(address)
             done()
 
+        return over
+
+    def _accepted(
+        self, number: int, quota: StreamQuota, sock: socket.socket, peer: str, done: Callable[[], None]
+    ) -> None:
+        """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
+        what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
+        over = self._enter(number, quota, what, sock, peer, done)
+        if over is None:
+            return
         try:
             self.join_accepted(sock, peer, Through(number, peer).encode(), what, over)
         except (NoThread, EndpointError) as error:
@@ -298,3 +328,12 @@ class ServerSession(Session):
             if lane is not None or hello.intent is not Intent.JOIN or len(self.lanes) >= self._max_lanes:
                 return lane
             return self.add_lane(hello.lane)
+
+
+def _take(accept: Accept, sock: socket.socket, peer: str) -> None:
+    """Give `accept` a connection of a port that nobody counts."""
+    accept(sock, peer, _nothing)
+
+
+def _nothing() -> None:
+    """Nobody asks when it has ended."""

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from weakref import WeakSet
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
+from qanat.base.errors import EndpointError, NoThread, QanatError, StreamReset, WouldBlock
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
+from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.pump import Pump
 from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.vanished import ASKS_THE_KERNEL
@@ -29,6 +30,7 @@ from qanat.mux.stream import Stream
 
 log = logging.getLogger("qanat.session")
 
+_REASONS = frozenset(Reason)
 MOST_BULK_THREADS = 96
 """Threads of one session from which on the watcher and the lanes' readers carry what else is bulk: a thread's turn
 costs more than they need for the same bytes, and of a thousand that wait for one each is late by seconds."""
@@ -49,11 +51,13 @@ class JoinedStreams:
         *,
         unacknowledged: float = DEFAULT_KEEPALIVE.unacknowledged,
         limits: TrafficLimits = UNLIMITED,
+        closer_reasons: bool = False,
     ) -> None:
         """`name` is for logs; `on_ended`, which must not block, is called when a stream is over and its socket closed.
 
         `max_waiting` bounds the connections that wait for room at once.  `unacknowledged` is as in
-        ApplicationKeepalive.  `limits` are those of streams that have none of their own.
+        ApplicationKeepalive.  `limits` are those of streams that have none of their own.  `closer_reasons` says whether
+        the peer knows more reasons than those of the first version.
         """
         self.threads = ThreadGroup(f"session {name}", reserved=True)
         self._name = name
@@ -62,6 +66,7 @@ class JoinedStreams:
         self._on_ended = on_ended
         self._unacknowledged = unacknowledged
         self._limits = limits
+        self._closer_reasons = closer_reasons
         self._idle = threading.Condition()  # guards the next three
         self._pumps: WeakSet[Pump] = WeakSet()
         self._count = 0
@@ -121,7 +126,37 @@ class JoinedStreams:
             joining.begin(stream)
             stream.lane.flush()
 
-    def _open_later(self, joining: _Joining, thread: str, open_stream: Callable[[bool], Stream]) -> None:
+    def accept_pending(
+        self,
+        pending: PendingConnection,
+        what: str,
+        open_stream: Callable[[bool], Stream],
+        limits: TrafficLimits | None = None,
+    ) -> None:
+        """Open a stream for a connection whose user waits for word of its target, and join them once that was reached.
+
+        Does not block.  `open_stream` is as for `accept`.  Whatever fails is told to `pending`.
+        """
+        joining = _PendingJoining(self, pending, f"{what} from {pending.origin}", limits)
+        try:
+            stream = open_stream(False)
+        except WouldBlock:
+            try:
+                self._open_later(joining, f"{self._name} {pending.origin}-open", open_stream)
+            except (NoThread, EndpointError) as error:
+                self._begin()
+                joining.failed(error)
+        except QanatError as error:
+            self._begin()
+            joining.failed(error)
+        else:
+            self._begin()
+            joining.begin(stream)
+            stream.lane.flush()
+
+    def _open_later(
+        self, joining: _Joining | _PendingJoining, thread: str, open_stream: Callable[[bool], Stream]
+    ) -> None:
         with self._idle:
             if self._waiting >= self._max_waiting:
                 raise EndpointError(f"{self._max_waiting} connections wait for a stream already", code=Reason.LIMIT)
@@ -135,7 +170,7 @@ class JoinedStreams:
             self._uncount()
             raise
 
-    def _wait_and_open(self, joining: _Joining, open_stream: Callable[[bool], Stream]) -> None:
+    def _wait_and_open(self, joining: _Joining | _PendingJoining, open_stream: Callable[[bool], Stream]) -> None:
         try:
             stream = open_stream(True)
         except QanatError as error:
@@ -200,7 +235,8 @@ class JoinedStreams:
             self.pump(stream, target, self.ended, limits)
         except EndpointError as error:
             log.info("%s %s: %s", self._name, what, error.log_text)
-            refuse(stream, Reason(error.code), error.message)
+            code = error.closer_code if self._closer_reasons else error.code
+            refuse(stream, Reason(code), error.message)
             self.ended()
         except Exception:
             log_unexpected(f"{stream.label} {what} ended")
@@ -312,6 +348,120 @@ class _Joining:
             self._done()
         finally:
             self._joined.ended()
+
+
+class _PendingJoining:
+    """A connection whose user waits for word of its target, on the way to its stream, and then beside it."""
+
+    def __init__(
+        self, joined: JoinedStreams, pending: PendingConnection, what: str, limits: TrafficLimits | None
+    ) -> None:
+        self._joined = joined
+        self._limits = limits
+        self._pending = pending
+        self._what = what
+        self._stream: Stream | None = None
+        self._lock = threading.Lock()  # guards the next three
+        self._early = pending.early
+        self._accepted = False
+        self._decided = False
+
+    def begin(self, stream: Stream) -> None:
+        """Wait for what becomes of `stream`; what has come for the target already goes out with the next flush."""
+        self._stream = stream
+        try:
+            self._pending.opened(stream)
+            stream.on_failure(self._refused)
+            self._queue_early()
+            stream.when_accepted(self._reached)
+        except Exception:
+            self._fault()
+
+    def failed(self, error: QanatError) -> None:
+        """Tell the user that there is no stream for him."""
+        with self._lock:
+            self._decided = True
+        self._tell(getattr(error, "code", Reason.SESSION_ENDED), error.message)
+        self._joined.ended()
+
+    def _queue_early(self) -> None:
+        """Queue what has come already, as far as there is room; the rest when there is some."""
+        stream = self._stream
+        assert stream is not None
+        try:
+            while self._early:
+                room = stream.room()
+                if not room:
+                    stream.when_writable(self._queue_more)
+                    return
+                stream.queue(self._early[:room])
+                with self._lock:
+                    self._early = self._early[room:]
+        except StreamReset:
+            return  # which `_refused` hears of
+
+    def _queue_more(self) -> None:
+        stream = self._stream
+        assert stream is not None
+        self._queue_early()
+        stream.lane.flush()
+        self._join_when_ready()
+
+    def _reached(self) -> None:
+        with self._lock:
+            self._accepted = True
+        self._join_when_ready()
+
+    def _join_when_ready(self) -> None:
+        with self._lock:
+            if self._decided or self._early or not self._accepted:
+                return
+            self._decided = True
+        stream, pending = self._stream, self._pending
+        assert stream is not None
+        try:
+            sock = pending.accepted(stream.accepted or "")
+            if sock is None:
+                refuse(stream, Reason.CANCELED, "")
+                self._joined.ended()
+                return
+            self._joined.pump(stream, WakeableSocket(sock, pending.origin), self._over, self._limits)
+        except Exception:
+            self._fault()
+
+    def _refused(self) -> None:
+        """Tell the user why the target was not reached, unless it was."""
+        stream = self._stream
+        assert stream is not None
+        with self._lock:
+            if self._decided:
+                return
+            self._decided = True
+        code, text = stream.failure or (Reason.CANCELED, "")
+        self._tell(code, text or reason_name(code))
+        stream.release()
+        self._joined.ended()
+
+    def _tell(self, code: int, text: str) -> None:
+        text = printable(text)
+        log.info("%s: %s: %s", self._what, reason_name(code), text)
+        reason = Reason(code) if code in _REASONS else Reason.UNREACHABLE
+        self._pending.refused(reason, text)
+
+    def _over(self) -> None:
+        try:
+            self._pending.ended()
+        finally:
+            self._joined.ended()
+
+    def _fault(self) -> None:
+        log_unexpected(f"{self._what} ended")
+        with self._lock:
+            self._decided = True
+        if self._stream is not None:
+            refuse(self._stream, Reason.INTERNAL, INTERNAL_TEXT)
+        self._pending.refused(Reason.INTERNAL, "a fault of this program")
+        self._joined.ended()
 
 
 def _nothing() -> None:

@@ -20,6 +20,7 @@ from qanat.base.errors import EndpointError, ProtocolError, QanatError, SessionE
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
+from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.handshake.exchange import SealedPipe
@@ -81,6 +82,7 @@ class Session(ABC):
             self._stream_ended,
             unacknowledged=keepalive.unacknowledged,
             limits=limits,
+            closer_reasons=bool(parameters.peer_features & Features.KINDS),
         )
         self.udp_targets = UdpTargets(name, watcher, self.joined.threads)
         self._watcher = watcher
@@ -416,6 +418,15 @@ class Session(ABC):
         may be streams: while no pipe carries the session, new ones wait.  Then `sock` is still the caller's.
         """
         self.joined.accept(sock, peer, what, lambda wait: self.open_stream(request, wait=wait), done, limits)
+
+    def join_pending(
+        self, pending: PendingConnection, request: bytes, what: str, limits: TrafficLimits | None = None
+    ) -> None:
+        """Open a stream for a connection whose user waits for word of its target, and join them once that was reached.
+
+        Does not block.  Whatever fails is told to `pending`.
+        """
+        self.joined.accept_pending(pending, what, lambda wait: self.open_stream(request, wait=wait), limits)
 
     def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
         """Reset a stream and release it.  Idempotent; does not block."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from qanat.base.endpoint_addresses import TcpAddress
+from qanat.base.endpoint_addresses import ANYWHERE, TcpAddress
 from qanat.base.errors import UsageError
 from qanat.config.command_line import client_from_options
 from qanat.config.forwards import parse_ssh_forward
-from qanat.config.settings import Forward, RemoteServer
+from qanat.config.settings import ANY_ORDINARY, Forward, RemoteServer
 from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.config_rig import ENVIRON, FINGERPRINT, TOKEN, URL
 
@@ -44,9 +44,7 @@ def test_forwards_are_read_as_ssh_reads_them(text: str, listen: tuple[str, int],
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a dynamic forward is not available in this version"),
-        ("1080", "a dynamic forward is not available in this version"),
-        ("127.0.0.1:1080", "a dynamic forward is not available in this version"),
+        ("", "has no target"),
         ("/run/a.sock:db:80", "a Unix socket, which is not available in this version"),
         ("80:/run/a.sock", "a Unix socket, which is not available in this version"),
         ("[::1]:80:/run/a.sock", "a Unix socket, which is not available in this version"),
@@ -76,6 +74,39 @@ def test_a_forward_that_cannot_be_is_refused_with_its_option_and_text(text: str,
     for option, error in (("-L", local.value), ("-R", remote.value)):
         assert message in error.message
         assert error.message.startswith(f"{option} {text} ")
+
+
+@pytest.mark.parametrize(
+    ("text", "listen"),
+    [
+        ("1080", ("localhost", 1080)),
+        ("127.0.0.1:1080", ("127.0.0.1", 1080)),
+        ("[::1]:1080", ("::1", 1080)),
+        ("*:1080", ("*", 1080)),
+        (":0", ("*", 0)),
+    ],
+)
+def test_who_connects_says_where_to_at_either_end(text: str, listen: tuple[str, int]) -> None:
+    settings = client_from_options(urls=[URL], dynamic=[text], remote=[text], environ=ENVIRON)
+    where = TcpAddress(*listen)
+    assert settings.forwards == (Forward("remote", where, ANYWHERE), Forward("local", where, ANYWHERE))
+    assert settings.allow_connect == ANY_ORDINARY
+    with pytest.raises(UsageError, match=r"-L .* has no target"):
+        client_from_options(urls=[URL], local=[text], environ=ENVIRON)
+
+
+@pytest.mark.parametrize("text", ["", "1080:a:1", "a:1080", "65536", "x", "[::1]", "1:2:3"])
+def test_a_dynamic_forward_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^-D "):
+        client_from_options(urls=[URL], dynamic=[text], environ=ENVIRON)
+
+
+def test_rules_for_what_others_may_reach_from_here() -> None:
+    rules = ["10.0.0.0/8:*,*.example.com:443", "127.0.0.1:80"]
+    settings = client_from_options(urls=[URL], remote=["1080"], allow_connect=rules, environ=ENVIRON)
+    assert settings.allow_connect == ("10.0.0.0/8:*", "*.example.com:443", "127.0.0.1:80")
+    with pytest.raises(UsageError, match="--allow-connect"):
+        client_from_options(urls=[URL], remote=["1080"], allow_connect=["10.0.0.0/8"], environ=ENVIRON)
 
 
 def test_two_forwards_of_a_kind_cannot_listen_in_one_place() -> None:

@@ -304,7 +304,18 @@ def test_a_third_token_is_refused(directory: ConfigDirectory) -> None:
 @pytest.mark.parametrize(
     ("lines", "place", "text"),
     [
-        ("forwards: [{dynamic: 127.0.0.1:1080}]", "5:15", "`dynamic` is not available in this version"),
+        ("forwards: [{dynamic: 127.0.0.1:1, to: a:1}]", "5:37", "leave one of the two out"),
+        ("forwards: [{dynamic: 127.0.0.1:1, remote: 127.0.0.1:2}]", "5:15", "are both in one forward"),
+        ("forwards: [{local: 127.0.0.1:1, to: dynamic}]", "5:15", "are written `dynamic: ADDRESS:PORT`"),
+        ("forwards: [{dynamic: 1080}]", "5:24", 'put it in quotes, with its address: "127.0.0.1:1080"'),
+        ("forwards: [{dynamic: 127.0.0.1:1, password_file: none}]", "5:52", "cannot be read"),
+        (
+            "forwards: [{remote: 127.0.0.1:1, to: dynamic, password_file: private.pem}]",
+            "5:49",
+            "goes with `dynamic` alone",
+        ),
+        ("forwards: [{local: 127.0.0.1:1, to: a:1}, {dynamic: 127.0.0.1:1}]", "5:46", "listens on already"),
+        ("allow_connect: '127.0.0.1'", "5:18", "has no port"),
         ("forwards: [{local: 127.0.0.1:1, remote: 127.0.0.1:2, to: a:1}]", "5:35", "are both in one forward"),
         ("forwards: [{to: a:1}]", "5:14", "a forward needs `local` or `remote`"),
         ("forwards: [{local: 127.0.0.1:1}]", "5:14", "`forwards` has no `to`"),

@@ -39,6 +39,7 @@ _DEBIAN_PACKAGES = {
     "initdb": "postgresql",
     "postgres": "postgresql",
     "setpriv": "util-linux",
+    "apt-get": "apt",
     "ps": "procps",
     "fuser": "psmisc",
     "ip": "iproute2",
