@@ -40,7 +40,7 @@ the proxy are found as `client --help` explains.  The server must be as new as t
 
 """
 
-_NOT_HERE = frozenset({"local", "remote", "dynamic", "allow_connect", "exit_on_forward_failure", "lanes"})
+_NOT_HERE = frozenset({"local", "udp", "remote", "dynamic", "allow_connect", "exit_on_forward_failure", "lanes"})
 """The `dest` of flags of a client that mean nothing to a measurement."""
 _BESIDE_FILE = frozenset({"transport"})
 

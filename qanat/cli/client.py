@@ -24,12 +24,12 @@ DETAILS = (
 -L and -R take ssh's syntax, and may be given several times:
   -L [ADDRESS:]PORT:HOST:HOSTPORT   listen here, connect to HOST:HOSTPORT from the server
   -R [ADDRESS:]PORT:HOST:HOSTPORT   listen on the server, connect to HOST:HOSTPORT from here
-  -D [ADDRESS:]PORT                 a SOCKS5, SOCKS4a and HTTP proxy here that connects from the server
-  -R [ADDRESS:]PORT                 the same at the server, connecting from here to what --allow-connect allows
+  -D [ADDRESS:]PORT                 a SOCKS and HTTP proxy here, connecting from the server
+  -R [ADDRESS:]PORT                 one at the server, connecting from here as --allow-connect says
   -L [ADDRESS:]PORT:HOST:HOSTPORT/udp   the same over UDP, as --udp without the /udp; -R likewise
 ADDRESS is localhost (127.0.0.1 and ::1) when left out, and * is every address.
--W HOST:PORT carries standard input and output, through the client that runs for this name and server if there
-is one: ssh -o ProxyCommand='tunnel.py client -c FILE -W %h:%p' HOST
+-W HOST:PORT carries standard input and output, through the client that runs for this name and
+server where one does: ssh -o ProxyCommand='tunnel.py client -c FILE -W %h:%p' HOST
 -N, which ssh needs for that, is taken and ignored.
 
 The token comes from the configuration file, from --token-file or from the environment variable
