@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qanat.base.errors import UsageError
@@ -34,7 +35,7 @@ clock, HTTP/1.1 and HTTP/2, Upgrade, every transport, what is held back, limits,
 it shakes hands too, and says whether token and fingerprint are right.  Nothing is changed anywhere.
 
 With a URL no token is needed; with -c FILE all of its servers and URLs are examined, and what its running client
-remembers is read.
+remembers is read.  --proxy-config FILE reads a proxy's configuration, and needs no URL.
 
 exit codes of doctor:
   0    it gets through, and nothing has to be changed
@@ -52,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("urls", nargs="*", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
     add_config(parser, required=False)
     parser.add_argument("--idle", action="store_true", help="find out how long silence survives, too (2.5 minutes)")
+    parser.add_argument(
+        "--proxy-config",
+        type=Path,
+        metavar="FILE",
+        help="read this configuration of nginx, HAProxy, Apache, Caddy, nghttpx or Squid, and print a patch for it",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each URL instead of text")
     parser.add_argument("-v", "--verbose", dest="details", action="store_true", help="show settings for every proxy")
     add_flags(parser.add_argument_group("with a URL"), ClientSettings, beside_file=False, without=_NOT_HERE)
@@ -59,9 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Examine, print what was found, and return the exit code.  Blocks.  Raises QanatError before there is anything."""
-    settings, has_token = _settings(options)
+    if options.proxy_config is None or options.urls or options.config is not None:
+        settings, has_token = _settings(options)
+    else:
+        settings, has_token = None, False
     setup_logging(LogSettings(level="error"))
-    return _examine_paths(options, settings, has_token)
+    code = DONE
+    if options.proxy_config is not None:
+        code = _examine_proxy_config(options, settings)
+    if settings is not None:
+        code = max(code, _examine_paths(options, settings, has_token), key=_BADNESS.index)
+    return code
 
 
 _BADNESS = (DONE, FLAWED, FAILED, REFUSED)
@@ -124,6 +139,19 @@ def _text(report: Report, details: bool) -> str:
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 100
     return report_text(report, Style(width, carries_unicode(sys.stdout), terminal and wants_color()), details=details)
+
+
+def _examine_proxy_config(options: argparse.Namespace, settings: ClientSettings | None) -> int:
+    from qanat.doctor.proxy_config.read import examine_file
+
+    path = "/tunnel"
+    if settings is not None:
+        from qanat.transports.dial.urls import TunnelUrl
+
+        path = TunnelUrl.parse(settings.servers[0].urls[0]).path.partition("?")[0]
+    result = examine_file(options.proxy_config, path)
+    write_out(result.to_json() if options.json else result.to_text())
+    return FLAWED if result.faults else DONE
 
 
 class _Progress:

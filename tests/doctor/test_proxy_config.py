@@ -1,0 +1,120 @@
+"""What `doctor --proxy-config` finds in files, and that its patch cures them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qanat.base.errors import UsageError
+from qanat.doctor.proxy_config.read import Examined, examine_file
+from tests.support.machine.deployed import DEPLOY
+from tests.support.machine.processes import run_qanat
+from tests.support.machine.programs import require_program
+
+RECIPES = {
+    "nginx.conf": "nginx",
+    "haproxy.cfg": "HAProxy",
+    "haproxy-two-servers.cfg": "HAProxy",
+    "apache.conf": "Apache",
+    "Caddyfile": "Caddy",
+    "nghttpx-websocket.conf": "nghttpx",
+    "nghttpx-http2.conf": "nghttpx",
+}
+
+BROKEN = [  # the recipe, what is made wrong in it, the code, and what stands in the line that is named
+    ("nginx.conf", [("        proxy_set_header Upgrade $http_upgrade;", "")], "upgrade-dropped", "proxy_pass"),
+    ("nginx.conf", [("        proxy_http_version 1.1;", "")], "upgrade-dropped", "proxy_pass"),
+    ("nginx.conf", [('Connection "upgrade"', "Connection close")], "upgrade-dropped", "proxy_pass"),
+    ("nginx.conf", [("listen 443 ssl http2;", "listen 443 ssl;")], "http2-off", "listen 443 ssl"),
+    ("nginx.conf", [("client_max_body_size 0;", "client_max_body_size 8m;")], "body-limit", "client_max_body_size"),
+    ("nginx.conf", [("        client_max_body_size 0;", "")], "body-limit", "proxy_pass"),
+    ("nginx.conf", [("proxy_read_timeout 60s;", "proxy_read_timeout 10s;")], "idle-cut", "proxy_read_timeout"),
+    ("nginx.conf", [("grpc_read_timeout 60s;", "grpc_read_timeout 5s;")], "idle-cut", "grpc_read_timeout"),
+    (
+        "nginx.conf",
+        [("proxy_pass http://127.0.0.1:8443;", "proxy_pass http://127.0.0.1:8443/;")],
+        "wrong-path",
+        "8443/",
+    ),
+    ("nginx.conf", [("location = /tunnel", "location = /tunel")], "wrong-path", "server {"),
+    ("haproxy.cfg", [(" alpn h2,http/1.1", "")], "http2-off", "bind"),
+    ("haproxy.cfg", [(" proto h2 ws h1", "")], "http2-not-to-server", "server qanat"),
+    ("haproxy.cfg", [(" ws h1", "")], "upgrade-dropped", "server qanat"),
+    ("haproxy.cfg", [("    option forwardfor", "    option http-buffer-request")], "request-held", "buffer-request"),
+    ("haproxy.cfg", [("    option forwardfor", "    timeout tunnel 10s")], "idle-cut", "timeout tunnel"),
+    ("haproxy.cfg", [("path /tunnel", "path /other")], "wrong-path", "use_backend"),
+    ("apache.conf", [("ProxyPass /tunnel h2c://", "ProxyPass /tunnel http://")], "request-held", "ProxyPass"),
+    ("apache.conf", [("    RewriteRule ^/tunnel$ ws://127.0.0.1:8443/tunnel [P]", "")], "upgrade-dropped", "ProxyPass"),
+    ("apache.conf", [("    RequestReadTimeout body=0", "")], "idle-cut", "ProxyPass"),
+    ("apache.conf", [("    Protocols h2 http/1.1", "")], "http2-off", "<VirtualHost"),
+    ("apache.conf", [("    SSLEngine on", "    SSLEngine on\n    LimitRequestBody 1000000")], "body-limit", "LimitReq"),
+    ("Caddyfile", [("\t\treverse_proxy h2c://127.0.0.1:8443", "")], "http2-not-to-server", "reverse_proxy"),
+    ("Caddyfile", [("\t\treverse_proxy @websocket 127.0.0.1:8443", "")], "upgrade-dropped", "reverse_proxy"),
+    ("nghttpx-http2.conf", [("add-x-forwarded-for=yes", "backend-read-timeout=10s")], "idle-cut", "read-timeout"),
+    ("nghttpx-websocket.conf", [("8443;;proto", "8443;/other;proto")], "wrong-path", "backend="),
+]
+
+
+def broken(directory: Path, recipe: str, changes: list[tuple[str, str]]) -> Path:
+    text = (DEPLOY / recipe).read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    file = directory / recipe
+    file.write_text(text)
+    return file
+
+
+def patched(found: Examined, directory: Path) -> Examined:
+    """The same file once more, after patch(1) has applied what was printed."""
+    require_program("patch")
+    subprocess.run(["patch", "-p0", "-s", found.file], input=found.patch, text=True, check=True, cwd=directory)
+    return examine_file(Path(found.file), "/tunnel")
+
+
+@pytest.mark.parametrize(("name", "product"), RECIPES.items())
+def test_nothing_is_wrong_with_what_we_ship(name: str, product: str) -> None:
+    found = examine_file(DEPLOY / name, "/tunnel")
+    assert (found.product, found.faults, found.patch) == (product, (), "")
+
+
+@pytest.mark.parametrize(("recipe", "changes", "code", "where"), BROKEN)
+def test_a_fault_is_named_with_its_line_and_the_patch_cures_it(
+    recipe: str, changes: list[tuple[str, str]], code: str, where: str, tmp_path: Path
+) -> None:
+    file = broken(tmp_path, recipe, changes)
+    found = examine_file(file, "/tunnel")
+    lines = file.read_text().splitlines()
+    assert [where in lines[fault.line - 1] for fault in found.faults if fault.code == code] == [True]
+    assert not patched(found, tmp_path).faults
+
+
+def test_everything_at_once_is_cured_in_one_patch(tmp_path: Path) -> None:
+    file = tmp_path / "site.conf"
+    file.write_text(
+        "server {\n    listen 443 ssl;\n    server_name a;\n    client_max_body_size 1m;\n"
+        "    location / {\n        proxy_pass http://127.0.0.1:8443;\n        proxy_read_timeout 10s;\n    }\n}\n"
+    )
+    found = examine_file(file, "/tunnel")
+    codes = {fault.code for fault in found.faults}
+    assert codes == {"http2-off", "upgrade-dropped", "http2-not-to-server", "body-limit", "idle-cut"}
+    assert not patched(found, tmp_path).faults
+
+
+def test_the_command_prints_file_line_and_patch_and_changes_nothing(tmp_path: Path) -> None:
+    file = broken(tmp_path, "haproxy.cfg", [(" alpn h2,http/1.1", "")])
+    before = file.read_text()
+    done = run_qanat("doctor", "--proxy-config", file)
+    assert done.returncode == 4
+    assert f"{file}:13: http2-off: " in done.stdout
+    assert "+    bind :443 ssl crt /etc/haproxy/tunnel.example.com.pem alpn h2,http/1.1" in done.stdout
+    assert file.read_text() == before
+
+
+def test_what_is_no_proxy_configuration_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    file.write_text("buy milk\n")
+    with pytest.raises(UsageError, match="is not known as a configuration"):
+        examine_file(file, "/tunnel")
