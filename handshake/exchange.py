@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -28,6 +28,14 @@ LAST_TIMEOUT: Final = 2.0
 """Seconds that a peer which was told the last word gets to end the pipe."""
 REFUSAL_DELAY: Final = 0.1
 """Seconds from M3 to the refusal, so that its time tells nothing."""
+PROBE_SIZE: Final = 16 * 1024
+"""Bytes that a probe moves in each direction at once."""
+PROBE_PART: Final = 4 * 1024
+"""Bytes of it in one record."""
+MAX_PROBES: Final = 32
+"""PROBE records that a server answers on one pipe."""
+MAX_PROBE_BYTES: Final = 64 * 1024
+"""The same, in bytes of their content."""
 
 
 class SealedPipe:
@@ -37,8 +45,13 @@ class SealedPipe:
     can be; an end of the pipe before the peer's CLOSE is a cut and shows as PipeEnded.
     """
 
-    def __init__(self, pipe: Pipe, result: HandshakeResult, sealer: Sealer, opener: Opener) -> None:
+    def __init__(
+        self, pipe: Pipe, result: HandshakeResult, sealer: Sealer, opener: Opener, *, answers_probes: bool = False
+    ) -> None:
+        """With `answers_probes`, as a server does, PROBE records are answered and not returned by `recv_record`."""
         self.pipe = pipe
+        self._answers_probes = answers_probes
+        self._probes = self._probed = 0  # records, and bytes
         self.result = result
         self._sealer = sealer
         self._opener = opener
@@ -136,8 +149,19 @@ class SealedPipe:
                 raise
             first = plaintext[0]
             kind = RecordKind.FRAMES if first == FRAMES_KIND else RecordKind(first)
-            if kind is not RecordKind.KEY_UPDATE:
+            if kind is RecordKind.PROBE and self._answers_probes:
+                self._answer_probe(len(plaintext) - 1)
+            elif kind is not RecordKind.KEY_UPDATE:
                 return kind, memoryview(plaintext)[1:]
+
+    def _answer_probe(self, size: int) -> None:
+        """Send a PROBE as long as the client's.  Before HELLO the thread that receives is the one that sends, too."""
+        self._probes += 1
+        self._probed += size
+        if self._probes > MAX_PROBES or self._probed > MAX_PROBE_BYTES:
+            self.pipe.close("more is probed than the protocol allows")
+            raise ProtocolError("more is probed than the protocol allows")
+        self.send_record(bytes((RecordKind.PROBE,)) + bytes(size))
 
     def trim_reading(self) -> None:
         """Give memory back that receiving much has needed; by the thread that receives."""
@@ -218,6 +242,27 @@ def client_handshake(pipe: Pipe, handshake: ClientHandshake, deadline: Deadline)
     )
 
 
+def probe(sealed: SealedPipe, deadline: Deadline, came_back: Callable[[int], None]) -> None:
+    """Have PROBE_SIZE bytes move in both directions at once, and then one byte; blocks until `deadline` at most.
+
+    A path that holds back, loses or cuts what is large, or goes only one way at a time, is found by that; the single
+    byte tells whether the last of what is sent waits for more.  To be called after `client_handshake`, before HELLO,
+    where the server takes probes.  `came_back` is told the bytes that have come back so far.  Raises as
+    `client_handshake`; the pipe is closed then.
+    """
+    sizes = [*[PROBE_PART] * (PROBE_SIZE // PROBE_PART), 1]
+    came = 0
+    with _closed_on_error(sealed.pipe), closed_at(deadline, sealed.pipe):
+        for size in sizes:
+            sealed.send_record(bytes((RecordKind.PROBE,)) + bytes(size))
+        for size in sizes:
+            kind, content = sealed.recv_record()
+            if kind is not RecordKind.PROBE or len(content) != size:
+                raise ProtocolError(f"a {kind.name} record of {len(content)} bytes where a PROBE of {size} was due")
+            came += size
+            came_back(came)
+
+
 def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline) -> SealedPipe:
     """Prove each other over `pipe` as the end that was dialed; blocks until M4 was sent or `deadline`.
 
@@ -246,6 +291,7 @@ def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline)
         result,
         Sealer(result.s2c, time.monotonic, opening=RecordKind.READY),
         Opener(result.c2s, opening=RecordKind.HELLO),
+        answers_probes=True,
     )
 
 

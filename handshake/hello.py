@@ -33,6 +33,7 @@ class RecordKind(IntEnum):
     FRAMES = 3
     KEY_UPDATE = 4
     CLOSE = 5
+    PROBE = 7
 
 
 class CloseReason(IntEnum):

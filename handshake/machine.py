@@ -41,6 +41,8 @@ from qanat.handshake.messages import (
 
 VERSIONS: Final = (1,)
 """What this program speaks."""
+TAKES_PROBES: Final = 0xF001
+"""In the list of versions, where no version can be: this server takes PROBE records before HELLO."""
 MAX_TOKENS: Final = 2
 """Tokens a client may have at a server, for rotation; each refusal costs as much as this many."""
 
@@ -110,6 +112,8 @@ class HandshakeResult:
     split: bytes = field(repr=False)
     transcript: bytes = field(repr=False)
     server_spki: bytes = field(repr=False)
+    takes_probes: bool = False
+    """Whether the server takes PROBE records before HELLO."""
 
 
 class _Machine(ABC):
@@ -160,7 +164,14 @@ class _Machine(ABC):
         """Handle a message that was legal in `state`; return what to send."""
 
     def _finish(
-        self, name: str, version: int, secrets: key_schedule.SessionSecrets, transcript: bytes, spki: bytes
+        self,
+        name: str,
+        version: int,
+        secrets: key_schedule.SessionSecrets,
+        transcript: bytes,
+        spki: bytes,
+        *,
+        takes_probes: bool,
     ) -> None:
         self._result = HandshakeResult(
             name=name,
@@ -171,6 +182,7 @@ class _Machine(ABC):
             split=secrets.split,
             transcript=transcript,
             server_spki=spki,
+            takes_probes=takes_probes,
         )
 
 
@@ -199,6 +211,7 @@ class ClientHandshake(_Machine):
         self._check_server = check_server
         self._versions = versions
         self._version = 0
+        self._takes_probes = False
         self._server_spki = b""
         self._k_tok = b""
         self._client_secret = b""
@@ -222,6 +235,7 @@ class ClientHandshake(_Machine):
                 hint="update the older of the two ends",
             )
         self._version = max(common)
+        self._takes_probes = TAKES_PROBES in offer.versions
         self._server_spki = offer.spki
         self._client_secret = os.urandom(SECRET_SIZE)
         self._m1 = message
@@ -247,7 +261,14 @@ class ClientHandshake(_Machine):
                 hint="something on the path may be posing as the server",
             )
         self._advance(Event.PROVEN)
-        self._finish(self._name, self._version, secrets, transcript, self._server_spki)
+        self._finish(
+            self._name,
+            self._version,
+            secrets,
+            transcript,
+            self._server_spki,
+            takes_probes=self._takes_probes,
+        )
         return []
 
     def _on_refusal(self, message: bytes) -> list[bytes]:
@@ -281,8 +302,8 @@ class ServerHandshake(_Machine):
         versions: tuple[int, ...] = VERSIONS,
     ) -> None:
         super().__init__(State.SERVER_NEW)
-        if not 1 <= len(versions) <= MAX_VERSIONS:
-            raise LocalError(f"a server offers 1 to {MAX_VERSIONS} versions")
+        if not 1 <= len(versions) < MAX_VERSIONS:
+            raise LocalError(f"a server offers 1 to {MAX_VERSIONS - 1} versions")
         self._identity = identity
         self._find_tokens = find_tokens
         self._rsa_gate = rsa_gate if rsa_gate is not None else nullcontext()
@@ -301,7 +322,8 @@ class ServerHandshake(_Machine):
         if self.state is not State.SERVER_NEW:
             raise LocalError("this handshake has been started before")
         self._advance(Event.START)
-        self._m1 = ServerKey(self._versions, os.urandom(RANDOM_SIZE), self._identity.spki).encode()
+        offer = (*self._versions, TAKES_PROBES)
+        self._m1 = ServerKey(offer, os.urandom(RANDOM_SIZE), self._identity.spki).encode()
         return self._m1
 
     def _react(self, state: State, message: bytes) -> list[bytes]:
@@ -361,7 +383,7 @@ class ServerHandshake(_Machine):
         transcript = key_schedule.transcript_hash(self._m1, self._m2, m3, unproven.encode_before_proof())
         secrets = key_schedule.session_secrets(k_tok, transcript, auth.client_secret, server_secret)
         self._advance(Event.PROVEN)
-        self._finish(auth.name, auth.version, secrets, transcript, self._identity.spki)
+        self._finish(auth.name, auth.version, secrets, transcript, self._identity.spki, takes_probes=True)
         return SessionKey(ciphertext, secrets.server_proof).encode()
 
     @staticmethod

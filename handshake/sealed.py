@@ -45,6 +45,7 @@ ORDER: Final[Mapping[tuple[Phase, RecordKind], Phase]] = {
     (Phase.FIRST, RecordKind.HELLO): Phase.RUNNING,
     (Phase.FIRST, RecordKind.READY): Phase.RUNNING,
     (Phase.FIRST, RecordKind.CLOSE): Phase.ENDED,
+    (Phase.FIRST, RecordKind.PROBE): Phase.FIRST,
     (Phase.RUNNING, RecordKind.FRAMES): Phase.RUNNING,
     (Phase.RUNNING, RecordKind.KEY_UPDATE): Phase.RUNNING,
     (Phase.RUNNING, RecordKind.CLOSE): Phase.ENDED,

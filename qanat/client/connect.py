@@ -1,14 +1,19 @@
 """One connection to one server, as far as READY: dial, authenticate, exchange HELLO.  Every wait can be canceled.
 
-`Connector` knows a server's candidates (each URL over each transport) and its key.  `qanat.client.server_connection`
-uses it for a session's first connection, `qanat.client.reconnector` for all others; both handle failures themselves.
+`Connector` knows a server's candidates (each URL over each transport) and its key.  With `transport: auto` there is one
+candidate, which stands for all ways to the server: `qanat.client.race` finds the one that works.
+`qanat.client.server_connection` uses it for a session's first connection, `qanat.client.reconnector` for all others;
+both handle failures themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from qanat.base.addresses import parse_address
 from qanat.base.cancel import Cancel
@@ -16,16 +21,23 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import NameLookupError, ProtocolError, QanatError, RefusedError, TransportError
 from qanat.base.resolve import SockAddr, numeric_address
 from qanat.base.text import printable
+from qanat.base.threads import ThreadGroup
+from qanat.client.backoff import MAX_SERVER_DELAYS
 from qanat.client.known_hosts import KnownHosts
+from qanat.client.race import PATIENCE, Attempt, Failure, Race, RaceLost, Step
+from qanat.client.remembered_ways import RememberedWays
+from qanat.client.ways import Candidate, Ways
 from qanat.config.settings import ClientSettings, RemoteServer
-from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at
+from qanat.config.texts import AUTO
+from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at, probe
 from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
 from qanat.handshake.machine import ClientHandshake
+from qanat.transports.dial import tcp
 from qanat.transports.dial.answer_fields import with_newer
 from qanat.transports.dial.proxies import Proxy
-from qanat.transports.dial.route import Route
+from qanat.transports.dial.route import DialStep, Route
 from qanat.transports.dial.tcp import learn_failure, learn_success
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import extended_connect, grpc
@@ -34,24 +46,25 @@ from qanat.transports.pipe import Pipe
 from qanat.transports.split import client as split
 from qanat.transports.websocket import upgrade as websocket
 
-_CONNECT: dict[str, Callable[..., Pipe]] = {
-    "websocket": websocket.connect,
-    "http2": http2.connect,
-    "grpc": grpc.connect,
-    "split": split.connect,
-    "websocket-h2": extended_connect.connect,
-}
+log = logging.getLogger("qanat.client")
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to reach a server, tried when its turn comes: a URL, and the transport to use for it."""
+class _Transport:
+    """How to make a pipe, and what goes out first for it, in words for the log."""
 
-    url: TunnelUrl
-    transport: str
+    connect: Callable[..., Pipe]
+    sends: str
 
-    def __str__(self) -> str:
-        return f"{self.url} over {self.transport}"
+
+_CONNECT: dict[str, _Transport] = {
+    "websocket": _Transport(websocket.connect, "a GET with Upgrade: websocket"),
+    "websocket-h2": _Transport(extended_connect.connect, "an extended CONNECT (RFC 8441)"),
+    "http2": _Transport(http2.connect, "a POST over HTTP/2 whose body stays open"),
+    "grpc": _Transport(grpc.connect, "a gRPC call"),
+    "split": _Transport(split.connect, "a GET for what comes down, and POSTs for what goes up"),
+}
+"""All transports, in the order in which `transport: auto` starts them (docs/DECISIONS.md)."""
 
 
 class SessionOver(QanatError):
@@ -68,13 +81,27 @@ class Connector:
     def __init__(self, settings: ClientSettings, server: RemoteServer, keys: ClientKeyPool, known: KnownHosts) -> None:
         """Read URLs and TLS files.  Raises UsageError for one that cannot be used, or a file that could not be kept."""
         urls = [TunnelUrl.parse(url) for url in server.urls]
+        self._urls = urls
         self.candidates = tuple(Candidate(url, transport) for transport in settings.transports for url in urls)
+        self.ways: Ways | None = None
+        """With `transport: auto`, what is known of the ways to the server, for which one candidate stands."""
+        if AUTO in settings.transports:
+            whichever = Candidate(urls[0], AUTO)
+            self.candidates = tuple(c for c in self.candidates if c.transport != AUTO or c == whichever)
+            directory = settings.state_dir
+            remembered = RememberedWays(None if directory is None else directory / "ways")
+            self.ways = Ways([Candidate(url, transport) for transport in _CONNECT for url in urls], remembered)
         self._settings = settings
         self._server = server
         self._keys = keys
         self._known_hosts = known
         self._route = route_of(settings)
         self._cookies: dict[str, Mapping[str, str]] = {}  # by host; a load balancer's, each replaced as a whole
+        self._dialing = ThreadGroup("ways")
+        self._told: dict[Candidate, Hashable] = {}  # what the log said last of a way that failed
+        self._told_to_wait = Counter[Candidate]()  # how often in a row
+        self._patience = PATIENCE
+        self._dead: set[SockAddr] = set()  # where nothing was said, while there are others
         # Files that cannot be used end the start, not each try.
         if any(url.tls for url in urls):
             self._route.tls_context(())
@@ -84,7 +111,7 @@ class Connector:
     @property
     def literal_addresses(self) -> tuple[SockAddr, ...]:
         """The addresses of servers and proxies that are written as such, and that this machine's networks have."""
-        hosts = [self._route.target(candidate.url) for candidate in self.candidates]
+        hosts = [self._route.target(url) for url in self._urls]
         if isinstance(self._route.proxy, Proxy):
             hosts.append((self._route.proxy.host, self._route.proxy.port))
         found: dict[SockAddr, None] = {}
@@ -94,31 +121,147 @@ class Connector:
                     found[numeric_address(host, port)[1]] = None
         return tuple(found)
 
-    def connect(self, candidate: Candidate, cancel: Cancel, node: str | None = None) -> SealedPipe:
+    def reach(self, candidate: Candidate, cancel: Cancel, node: str | None = None) -> tuple[Candidate, SealedPipe]:
+        """Dial and authenticate; return the way that it went, which is `candidate` unless that is `auto`.
+
+        Blocks and raises as `connect`; with `auto` for one race, which ends when nothing more can be expected of it.
+        """
+        if self.ways is None or candidate.transport != AUTO:
+            return candidate, self.connect(candidate, cancel, node)
+        return self._race(self.ways, cancel, node)
+
+    def connect(
+        self, candidate: Candidate, cancel: Cancel, node: str | None = None, attempt: Attempt | None = None
+    ) -> SealedPipe:
         """Dial and authenticate.  `node` names the server to reach, when several are behind one URL.
 
-        Blocks for `connect_timeout` and `handshake_timeout` at most, or until `cancel` is canceled.
-        Raises RefusedError, TransportError, ProtocolError, and UsageError for files that can no longer be used.
+        With an `attempt`, one of a race, each step is noted there, and the path is probed at the end.  Blocks for
+        `connect_timeout` and `handshake_timeout` at most, or until `cancel` is canceled.  Raises RefusedError,
+        TransportError, ProtocolError, and UsageError for files that can no longer be used.
         """
+        if candidate.transport == AUTO:
+            return self.reach(candidate, cancel, node)[1]
         settings = self._settings
+        note = _nobody_notes if attempt is None else attempt.step
         route = replace(self._route, node=node)
         if node is not None:
             route = replace(route, cookies=tuple(self._cookies.get(candidate.url.host, {}).items()))
-        pipe = _CONNECT[candidate.transport](
+        if attempt is not None:
+            route = replace(route, on_step=partial(_note_dialing, attempt), one_of_several=True)
+        pipe = _CONNECT[candidate.transport].connect(
             candidate.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
         deadline = Deadline(settings.handshake_timeout)
+
+        def check_server(spki: bytes) -> None:
+            note(Step.HEARD)
+            self._check_server(candidate.url, spki)
+
         try:
             with cancel.waking(lambda: pipe.close("the client is stopping")):
-                key = self._keys.take(deadline.remaining() or 0.0)
-                handshake = ClientHandshake(
-                    settings.name, self._server.token, key, lambda spki: self._check_server(candidate.url, spki)
-                )
-                return client_handshake(pipe, handshake, deadline)
+                note(Step.ANSWERED)
+                with contextlib.nullcontext() if attempt is None else attempt.waiting_for_us():
+                    key = self._keys.take(deadline.remaining() or 0.0)
+                handshake = ClientHandshake(settings.name, self._server.token, key, check_server)
+                sealed = client_handshake(pipe, handshake, deadline)
+                if attempt is not None:
+                    note(Step.PROVEN)
+                    if sealed.result.takes_probes:
+                        probe(sealed, deadline, lambda came: note(Step.PROVEN))
+                return sealed
         except BaseException as error:
             pipe.close("the handshake failed")
             self._learn_failure(pipe, error, deadline, cancel)
             raise
+
+    def prove(self, way: Candidate, cancel: Cancel, node: str | None) -> SealedPipe:
+        """Return a pipe over this one way, if it works as a race demands; blocks and raises as `connect`."""
+        race = Race(
+            (way,),
+            lambda attempt: self.connect(way, attempt.cancel, node, attempt),
+            lambda candidate: self._route.target(candidate.url),
+            self._dialing,
+            elsewhere=lambda address: False,
+        )
+        try:
+            return race.run(cancel)[1]
+        except RaceLost as lost:
+            self._tell_failures(lost.failures)
+            raise _no_way(way.url, lost.failures) from None
+
+    def join(self, timeout: float) -> list[str]:
+        """Block at most `timeout` seconds until nothing is dialed any more; return the names of threads that still do.
+
+        What was canceled ends soon.
+        """
+        return self._dialing.join(timeout)
+
+    def _race(self, ways: Ways, cancel: Cancel, node: str | None) -> tuple[Candidate, SealedPipe]:
+        """Return the way that works, and its pipe.
+
+        What was not tried, since the server was reached too often, or an address did nothing though there are others,
+        comes first the next time.
+        """
+        race = Race(
+            ways.order(),
+            lambda attempt: self.connect(attempt.candidate, attempt.cancel, node, attempt),
+            lambda candidate: self._route.target(candidate.url),
+            self._dialing,
+            elsewhere=lambda address: tcp.has_others(address, self._dead),
+            obeys=self._obeys,
+            known=ways.current,
+            patience=self._patience,
+        )
+        try:
+            winner, sealed = race.run(cancel)
+        except RaceLost as lost:
+            self._tell_failures(lost.failures)
+            if any(failure.silent for failure in lost.failures):
+                self._patience = min(2 * self._patience, self._settings.connect_timeout)
+            if not self._give_up_addresses(lost.failures):
+                self._mark_failures(ways, lost.failures)
+            raise _no_way(self._urls[0], lost.failures, lost.untried) from None
+        self._patience = PATIENCE
+        self._told_to_wait.clear()
+        self._dead.clear()
+        self._tell_failures(race.failures)
+        self._mark_failures(ways, race.failures)
+        self._told.pop(winner, None)
+        return winner, sealed
+
+    def _give_up_addresses(self, failures: Sequence[Failure]) -> bool:
+        """Have other addresses tried first where nothing was said at one; return whether there are any.
+
+        Then what failed there says nothing of the transports.
+        """
+        alive = {failure.address for failure in failures if not failure.silent or failure.step >= Step.ANSWERED}
+        dead = {failure.address for failure in failures if failure.address is not None} - alive
+        self._dead |= dead
+        elsewhere = [address for address in dead if tcp.has_others(address, self._dead)]
+        for address in elsewhere:
+            tcp.learn_failure(address, stalled=True)
+        if dead and not elsewhere:
+            self._dead.clear()  # all of them: begin anew
+        return bool(elsewhere)
+
+    def _obeys(self, way: Candidate) -> bool:
+        """Whether to come back when that is said on this way; not for ever, since it may be a proxy's word for it."""
+        self._told_to_wait[way] += 1
+        return self._told_to_wait[way] <= MAX_SERVER_DELAYS
+
+    def _mark_failures(self, ways: Ways, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            if failure.step > Step.STARTED:  # else it is the address that does not answer, for all of them
+                ways.failed(failure.candidate)
+
+    def _tell_failures(self, failures: Sequence[Failure]) -> None:
+        """Log each way that failed, unless that was the latest news of it already."""
+        for failure in failures:
+            known = self._told.get(failure.candidate) == failure.key
+            self._told[failure.candidate] = failure.key
+            text = failure.describe(_CONNECT[failure.candidate.transport].sends)
+            extra = {"event": "way_failed", "url": str(failure.candidate.url)}
+            log.log(logging.DEBUG if known else logging.INFO, "%s", text, extra=extra)
 
     def exchange_hello(
         self, candidate: Candidate, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel
@@ -135,6 +278,8 @@ class Connector:
                     kind, content = sealed.recv_record()
             except BaseException as error:
                 self._learn_failure(sealed.pipe, error, deadline, cancel)
+                if self.ways is not None and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
+                    self.ways.failed(candidate)
                 raise
             if sealed.pipe.addresses is not None:
                 learn_success(sealed.pipe.addresses[1])
@@ -147,6 +292,8 @@ class Connector:
             ready = Ready.decode(content)
             if self._server.fingerprint is None:
                 self._known_hosts.remember(candidate.url.address, fingerprint_of(sealed.result.server_spki))
+            if self.ways is not None:
+                self.ways.worked(candidate)
         except BaseException:
             sealed.close("the session did not begin")
             raise
@@ -196,6 +343,32 @@ def describe_server(sealed: SealedPipe, ready: Ready) -> str:
     """Return the server's name, program and key, for the log."""
     node, agent = printable(ready.node), printable(ready.parameters.agent)
     return f"the server is {node}, {agent}, with key {fingerprint_of(sealed.result.server_spki)}"
+
+
+def _nobody_notes(step: Step) -> None:
+    """Do nothing."""
+
+
+def _note_dialing(attempt: Attempt, step: DialStep, address: SockAddr | None) -> None:
+    attempt.step(Step.CONNECTED if step is DialStep.CONNECTED else Step.OPEN, address)
+
+
+def _no_way(url: TunnelUrl, failures: Sequence[Failure], untried: Sequence[Candidate] = ()) -> QanatError:
+    """Return one error for a race in which nothing worked."""
+    first = failures[0].error
+    if len({failure.said for failure in failures}) == 1 and all(failure.step < Step.OPEN for failure in failures):
+        return first
+    refused = next((failure.error for failure in failures if isinstance(failure.error, RefusedError)), None)
+    if refused is not None:
+        return refused
+    said: dict[str, list[str]] = {}
+    for failure in failures:
+        said.setdefault(failure.said, []).append(failure.candidate.transport)
+    tried = "; ".join(f"{', '.join(transports)}: {text}" for text, transports in said.items())
+    if not untried:
+        return TransportError(f"no transport gets through to {url}: {tried}", hint=first.hint)
+    others = ", ".join(dict.fromkeys(candidate.transport for candidate in untried))
+    return TransportError(f"none of these gets through to {url}: {tried}", hint=f"{others} will be tried next")
 
 
 def _turned_away(close: Close) -> QanatError:

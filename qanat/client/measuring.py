@@ -19,10 +19,11 @@ from qanat.base.errors import ProtocolError, QanatError, RefusedError, Transport
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.watcher import Watcher
-from qanat.client.connect import Candidate, Connector, NameInUse, describe_failure
+from qanat.client.connect import Connector, NameInUse, describe_failure
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
+from qanat.client.ways import Candidate
 from qanat.config.settings import ClientSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
@@ -119,6 +120,8 @@ def measuring_session(settings: ClientSettings) -> Iterator[MeasuringSession]:
             session.joined.join(JOIN_TIMEOUT)
             threads.join(JOIN_TIMEOUT)
     finally:
+        for connector in connectors:
+            connector.join(JOIN_TIMEOUT)
         watcher.close()
         keys.close()
 
@@ -132,9 +135,9 @@ def _connect(
     for connector in connectors:
         for candidate in connector.candidates:
             try:
-                sealed = connector.connect(candidate, cancel)
+                reached, sealed = connector.reach(candidate, cancel)
                 hello, deadline = Hello(new_id(), parameters), Deadline(settings.handshake_timeout)
-                return sealed, connector.exchange_hello(candidate, sealed, hello, deadline, cancel), candidate
+                return sealed, connector.exchange_hello(reached, sealed, hello, deadline, cancel), reached
             except NameInUse as error:  # which one that knows of measuring never says to it
                 failure = RefusedError(f"this server is too old to be measured: {error.message}", hint=_TOO_OLD)
             except RefusedError as error:

@@ -25,9 +25,10 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.client.backoff import Backoff
-from qanat.client.connect import Candidate, Connector, SessionOver, describe_failure
+from qanat.client.connect import Connector, SessionOver, describe_failure
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from qanat.client.session import ClientSession
+from qanat.client.ways import Candidate
 from qanat.config.settings import ClientSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
@@ -56,6 +57,7 @@ NETWORK_SETTLES = 60.0
 """Seconds during which a pipe is not replaced for the change of the network for which it was made."""
 LOGGED_DELAY = 0.5
 """Seconds of delay from which on the log says when the next try comes."""
+BETTER = "a way that comes first was due"
 SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
 
 
@@ -96,7 +98,7 @@ class Reconnector:
         candidate: Candidate,
         backoff: Backoff,
     ) -> None:
-        """`candidate` is tried first: another lane uses it, or this one's first pipe does."""
+        """`candidate`, is tried first."""
         self.logged_the_end = False
         """Whether the log says why the session is over; if not, it was not a pipe that ended it."""
         self._context = context
@@ -113,6 +115,10 @@ class Reconnector:
         self._server_has_lane = False  # for certain
         self._pipes = ThreadGroup(f"pipes of {lane.name}")
         self._dial = Cancel()  # canceled when no pipe is needed any more
+        self._ways = context.connector.ways
+        self._looking = (
+            Cancel()
+        )  # canceled when the pipe is lost, and there is more to do than to look for a better way
         self._watched: Watched | None = None
         self._changed = threading.Condition()  # guards the rest
         self._running: _RunningPipe | None = None
@@ -126,10 +132,12 @@ class Reconnector:
     def run(self, candidate: Candidate, sealed: SealedPipe | None) -> None:
         """Keep the lane on a pipe until it is over, or the client ends; blocks.
 
-        `sealed` is the pipe on which the session began, when this is its first lane.  Raises NoThread; the lane is over
-        when this raises anything.
+        `sealed` is the pipe on which the session began, over `candidate`, when this is its first lane.  Raises
+        NoThread; the lane is over when this raises anything.
         """
         self._session.on_end(self._on_session_end)
+        if self._ways is not None:
+            self._ways.follow(self._way_found)
         try:
             with self._context.cancel.waking(self._cancel):
                 if sealed is not None:
@@ -142,6 +150,8 @@ class Reconnector:
             raise
         finally:
             self._session.off_end(self._on_session_end)
+            if self._ways is not None:
+                self._ways.unfollow(self._way_found)
             if self._watched is not None:
                 self._context.watch.remove(self._watched)
                 self._watched = None
@@ -168,6 +178,9 @@ class Reconnector:
                     until = None  # the session ends with this pipe, and would with its replacement
                 elif self._replace_because is not None:
                     cause, until = self._replace_because, self._retry_at
+                better_at = self._better_at_locked()
+                if better_at is not None and (until is None or better_at < until):
+                    cause, until = BETTER, better_at
                 if until is not None and now >= until:
                     return cause
                 self._changed.wait(None if until is None else until - now)
@@ -176,14 +189,33 @@ class Reconnector:
         self._session.lane_expired(self._number, self._lane)
         return None
 
+    def _better_at_locked(self) -> float | None:
+        """Return when to look for a better way than the present one; None when there is none, or it cannot be taken."""
+        if self._ways is None or self._running is None or not self._session.resume_for:
+            return None
+        return self._ways.better_at(self._running.candidate)
+
+    def _way_found(self, candidate: Candidate) -> None:
+        """Follow another lane that has found a better way.  Does not block."""
+        with self._changed:
+            running = self._running
+        if running is not None and self._ways is not None and self._ways.is_better(candidate, running.candidate):
+            within = self._context.settings.reconnect.min
+            self._replace_soon(running, f"{candidate.transport} comes first, and works", within)
+
     def _is_over_locked(self) -> bool:
         session = self._session
         return self._canceled or session.ended.is_set() or session.find_lane(self._number) is not self._lane
 
     def _on_session_end(self) -> None:
         self._dial.cancel()
+        self._looking.cancel()
         with self._changed:
             self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        with self._changed:
+            return self._is_over_locked()
 
     def _cancel(self) -> None:
         with self._changed:
@@ -221,11 +253,43 @@ class Reconnector:
 
     def _replace_pipe(self, why: str) -> None:
         """Try once to make a pipe and move the lane to it.  Whatever goes wrong is this try's failure."""
+        if why == BETTER:
+            self._try_better()
+            return
         candidate = self._candidates[self._next_candidate]
-        sealed: SealedPipe | None = None
         try:
-            sealed = self._context.connector.connect(candidate, self._dial, self._session.node)
-            self._move_lane(candidate, sealed, why)
+            reached, sealed = self._context.connector.reach(candidate, self._dial, self._session.node)
+        except Exception as error:
+            self._failed(candidate, error)
+            return
+        self._take_pipe(candidate, reached, sealed, why)
+
+    def _try_better(self) -> None:
+        """Try once whether a way that comes before the present one works now, and move the lane there if it does.
+
+        Nothing is at stake: the present pipe goes on meanwhile, and when this fails.
+        """
+        assert self._ways is not None
+        with self._changed:
+            running, self._looking = self._running, Cancel()
+            looking = self._looking
+        better = None if running is None else self._ways.next_better(running.candidate)
+        if better is None or self._is_over():
+            return
+        try:
+            sealed = self._context.connector.prove(better, looking, self._session.node)
+        except QanatError as error:
+            log.debug("%s is no better way yet: %s", better, error)
+            return
+        except Exception:
+            log_unexpected(f"looking for a better way than {running} failed")
+            return
+        self._take_pipe(better, better, sealed, f"{better.transport} comes first, and works")
+
+    def _take_pipe(self, candidate: Candidate, reached: Candidate, sealed: SealedPipe, why: str) -> None:
+        """Move the lane to a pipe over `reached`.  What goes wrong is the failure of `candidate`, whose turn it is."""
+        try:
+            self._move_lane(reached, sealed, why)
         except SessionOver as error:
             self._session.end(error.message)
         except _LaneOver:
@@ -237,8 +301,7 @@ class Reconnector:
                 self._backoff.succeeded()  # it answers, so what failed while it was away says nothing any more
             self._session.end_lane(self._number, self._lane, SESSION_UNKNOWN)
         except Exception as error:
-            if sealed is not None:
-                sealed.close("it could not take the lane over")
+            sealed.close("it could not take the lane over")
             self._failed(candidate, error)
 
     def _move_lane(self, candidate: Candidate, sealed: SealedPipe, why: str) -> None:
@@ -391,17 +454,24 @@ class Reconnector:
             self._backoff.ended_early()
             self._next_candidate = (self._next_candidate + 1) % len(self._candidates)
         pipe = running.sealed.pipe
-        if pipe.addresses is not None and is_stall(pipe.cause):
+        stalled = is_stall(pipe.cause)
+        if pipe.addresses is not None and stalled:
             learn_stall(pipe.addresses[1])
         over = self._session.ended.is_set()
+        cut = result.close is None and not running.being_replaced and not over and not self._context.cancel.canceled
+        if self._ways is not None and cut:
+            self._ways.lost(running.candidate, lived - (self._context.settings.keepalive.timeout if stalled else 0.0))
         with self._changed:
             current = self._running is running
+            looking = self._looking
             if current:
                 self._running = None
                 self._lost_at = now
                 if not running.being_replaced:
                     self._retry_at = now + self._backoff.delay()
                 self._changed.notify_all()
+        if current:
+            looking.cancel()
         self._context.changed()
         quiet = self._context.cancel.canceled or self._session.stopped or (not current and not over)
         if not quiet and not running.being_replaced:

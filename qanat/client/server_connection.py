@@ -30,12 +30,13 @@ from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.client.backoff import Backoff
-from qanat.client.connect import Candidate, Connector, describe_failure, describe_server
+from qanat.client.connect import Connector, describe_failure, describe_server
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
+from qanat.client.ways import Candidate
 from qanat.config.settings import ClientSettings, Forward, RemoteServer
 from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.handshake.exchange import SealedPipe
@@ -166,6 +167,7 @@ class ServerConnection:
         stuck = self._threads.join(2 * JOIN_TIMEOUT)
         for former in self._former:
             stuck += former.joined.join(JOIN_TIMEOUT)
+        stuck += self.connector.join(JOIN_TIMEOUT)
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
@@ -232,7 +234,7 @@ class ServerConnection:
         Never raises: whatever goes wrong is this connection's failure.
         """
         try:
-            session, sealed, lanes = self._begin_session(candidate)
+            session, reached, sealed, lanes = self._begin_session(candidate)
         except RefusedError as error:
             self._log_refusal(candidate, error)
             return None
@@ -247,7 +249,7 @@ class ServerConnection:
             log_unexpected(f"connecting to {candidate.url} failed")
             return None
         try:
-            self._keep_session(candidate, session, sealed, lanes)
+            self._keep_session(candidate, session, reached, sealed, lanes)
         except NoThread as error:
             self._backoff.failed()
             log.error("%s", error)
@@ -264,10 +266,10 @@ class ServerConnection:
             self._former = [former for former in (*self._former, session) if former.joined.busy]
         return None
 
-    def _begin_session(self, candidate: Candidate) -> tuple[ClientSession, SealedPipe, int]:
-        """Return a new session, its first pipe, and how many lanes the server grants.  Blocks."""
+    def _begin_session(self, turn: Candidate) -> tuple[ClientSession, Candidate, SealedPipe, int]:
+        """Return a new session, its first pipe and the way that goes, and how many lanes the server grants.  Blocks."""
         settings, context = self._settings, self._context
-        sealed = context.connector.connect(candidate, self._cancel_new)
+        candidate, sealed = context.connector.reach(turn, self._cancel_new)
         try:
             hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
             ready = context.connector.exchange_hello(candidate, sealed, hello, deadline, self._cancel_new)
@@ -283,7 +285,7 @@ class ServerConnection:
             describe_server(sealed, ready),
             extra={"event": "connected", "url": str(candidate.url)},
         )
-        return session, sealed, min(settings.lanes, ready.parameters.lanes)
+        return session, candidate, sealed, min(settings.lanes, ready.parameters.lanes)
 
     def _make_session(self, sealed: SealedPipe, ready: Ready) -> ClientSession:
         settings = self._settings
@@ -316,8 +318,10 @@ class ServerConnection:
             connect_rules=self._connect_rules,
         )
 
-    def _keep_session(self, candidate: Candidate, session: ClientSession, sealed: SealedPipe, lanes: int) -> None:
-        """Keep the session until it is over; blocks."""
+    def _keep_session(
+        self, candidate: Candidate, session: ClientSession, reached: Candidate, sealed: SealedPipe, lanes: int
+    ) -> None:
+        """Keep the session, which began on a pipe over `reached`, until it is over; blocks."""
         self._watch_no_ways()
         session.request_forwards()
         self.succeeded, self.refused = True, None
@@ -327,7 +331,7 @@ class ServerConnection:
             run = partial(self._lane_loop, candidate, session, number)
             self._threads.start(f"{self._name} lane {number}", run)
         reconnector = Reconnector(self._context, session, 0, session.add_lane(0), candidate, self._backoff)
-        reconnector.run(candidate, sealed)
+        reconnector.run(reached, sealed)
         if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.canceled:
             log.warning(
                 "the session with %s is over: %s; its streams were reset",

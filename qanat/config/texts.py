@@ -21,15 +21,10 @@ from qanat.transports.dial.urls import TunnelUrl
 
 NO_PROXY, FROM_ENVIRONMENT = "none", "environment"
 
-TRANSPORTS = {
-    "websocket": "websocket",
-    "http2": "http2",
-    "grpc": "grpc",
-    "websocket-h2": "websocket-h2",
-    "split": "split",
-    "auto": "websocket",
-}
-"""What each name in a configuration means."""
+AUTO = "auto"
+"""The transport that stands for all of them: the client finds out which one works."""
+TRANSPORTS = ("websocket", "http2", "grpc", "websocket-h2", "split", AUTO)
+"""What can stand in a configuration."""
 MAX_PATH = 512
 """Characters; with the rest of a request's head they fit into the least that `limits.header_bytes` can be."""
 PATH_PATTERN = rf"/[A-Za-z0-9/%:@!$&'()*+,=~._-]{{0,{MAX_PATH - 1}}}"
@@ -124,11 +119,9 @@ def parse_transport(text: str, before: Collection[str]) -> str:
     """Return the transport that `text` means, when it is not one of those `before` it."""
     if text not in TRANSPORTS:
         raise UsageError(f"must be {any_of(TRANSPORTS)}", hint=did_you_mean(text, TRANSPORTS))
-    transport = TRANSPORTS[text]
-    if transport in before:
-        hint = "auto is websocket in this version" if transport == TRANSPORTS["auto"] else ""
-        raise UsageError(f"names {transport} twice", hint=hint)
-    return transport
+    if text in before:
+        raise UsageError(f"names {text} twice")
+    return text
 
 
 def parse_proxy(text: str, environment: EnvironmentProxies, *, password_follows: bool = False) -> AnyProxy:

@@ -219,7 +219,7 @@ def test_known_hosts_are_kept_where_the_user_keeps_such_things(tmp_path: Path, m
     [
         ([], ("websocket",)),
         (["http2"], ("http2",)),
-        (["auto"], ("websocket",)),
+        (["auto"], ("auto",)),
         (["grpc, http2"], ("grpc", "http2")),
         (["grpc", "http2,websocket"], ("grpc", "http2", "websocket")),
     ],

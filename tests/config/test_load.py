@@ -103,7 +103,7 @@ def test_a_whole_client_is_read_as_written(directory: ConfigDirectory) -> None:
     assert settings.name == "office"
     urls = ("wss://a.example.com/tunnel", "https://[2001:db8::1]:8443/tunnel")
     assert settings.servers == (RemoteServer(urls, directory.secrets["office"], FINGERPRINT),)
-    assert settings.transports == ("websocket",)
+    assert settings.transports == ("auto",)
     assert settings.tls.ca_file == directory.path / "full.pem"
     assert settings.forwards == (
         Forward("local", TcpAddress("127.0.0.1", 5432), TcpAddress("db.internal", 5432)),

@@ -17,7 +17,7 @@ from qanat.base.endpoint_addresses import TcpAddress, UnixAddress
 from qanat.base.errors import LocalError
 from qanat.base.untrusted import MAX_RETRY_AFTER
 from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
-from qanat.handshake import hello, keys, machine, messages, sealed
+from qanat.handshake import exchange, hello, keys, machine, messages, sealed
 from qanat.handshake import key_schedule as schedule
 from qanat.handshake.exchange import REFUSAL_DELAY
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, ParameterId, Parameters, Ready, RecordKind
@@ -178,6 +178,11 @@ def test_the_sealed_channel_s_numbers_in_the_text_are_the_code_s() -> None:
         f"ciphertext ‖ tag[{sealed.TAG_SIZE}]",
         f"{sealed.REKEY_BYTES // 2**30} GiB, 2^{sealed.REKEY_RECORDS.bit_length() - 1} records or 1 hour",
         f"more than 2^{sealed.RECEIVE_RECORDS.bit_length() - 1} records under one key",
+        "Numbers from 0xf000 on in that list are no versions",
+        f"{machine.TAKES_PROBES:#x} says that the server takes PROBE records",
+        f"up to {exchange.MAX_PROBES} on a pipe and {exchange.MAX_PROBE_BYTES:,} bytes of content in all",
+        f"sends {exchange.PROBE_SIZE // exchange.PROBE_PART} with {exchange.PROBE_PART:,} bytes each and 1 with a",
+        f"{exchange.PROBE_SIZE // 1024} KiB have gone each way",
         f"lp16(text, UTF-8, at most {hello.MAX_CLOSE_TEXT} bytes)",
         f"one above {MAX_MESSAGE:,} bytes",
     )

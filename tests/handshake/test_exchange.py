@@ -32,7 +32,7 @@ from tests.support.transports.memory import memory_pair
 
 LIMIT = 20.0
 SHORT = 0.3
-HELLO, READY, FRAMES, KEY_UPDATE, CLOSE = (bytes([kind]) for kind in RecordKind)
+HELLO, READY, FRAMES, KEY_UPDATE, CLOSE, PROBE = (bytes([kind]) for kind in RecordKind)
 
 
 @dataclass

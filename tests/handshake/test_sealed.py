@@ -27,7 +27,7 @@ from qanat.handshake.sealed import (
 from tests.support.handshake.scenario import FakeClock, seal
 
 SECRET = bytes(range(32))
-HELLO, READY, FRAMES, KEY_UPDATE, CLOSE = (bytes([kind]) for kind in RecordKind)
+HELLO, READY, FRAMES, KEY_UPDATE, CLOSE, PROBE = (bytes([kind]) for kind in RecordKind)
 
 
 def make_sealer(

@@ -18,10 +18,10 @@ from qanat.base.errors import TransportError
 from qanat.base.sockets import format_address
 from qanat.transports.dial import http_connect, socks5, tcp
 from qanat.transports.dial.proxies import Proxy
-from qanat.transports.dial.route import DIRECT, Route
+from qanat.transports.dial.route import DIRECT, DialStep, Route
 from qanat.transports.dial.tcp import Destination
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.pipe import Wire
+from qanat.transports.pipe import SockAddr, Wire
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
 from qanat.transports.wire.tls_contexts import client_tls_context
@@ -49,10 +49,12 @@ def dial(
             wire = _connect_directly(url, route, deadline, cancel)
         else:
             wire = _connect_through(proxy, url, route, deadline, cancel)
-        if context is None:
+        with opening(wire, deadline, cancel):
+            if context is not None:
+                with cancel.waking(wire.close):
+                    wire = TlsWire(wire, context, server_hostname=route.tls_name(url), deadline=deadline)
+            route.on_step(DialStep.OPEN, _remote_of(wire))
             return wire
-        with opening(wire, deadline, cancel), cancel.waking(wire.close):
-            return TlsWire(wire, context, server_hostname=route.tls_name(url), deadline=deadline)
     except TransportError as error:
         if cancel.canceled:
             raise TransportError(f"connecting to {url.address} was stopped") from error
@@ -70,8 +72,10 @@ def opening(wire: Wire, deadline: Deadline, cancel: Cancel, route: Route | None 
     except BaseException as error:
         wire.close()
         if isinstance(error, TransportError) and not cancel.canceled:
-            if wire.addresses is not None and error.retry_after is None:
-                tcp.learn_failure(wire.addresses[1], stalled=deadline.passed)
+            address = _remote_of(wire)
+            lenient = route is not None and route.one_of_several and not deadline.passed
+            if address is not None and error.retry_after is None and not lenient:
+                tcp.learn_failure(address, stalled=deadline.passed)
             size = sum(len(name) + len(value) + 4 for name, value in route.headers) if route is not None else 0
             if size >= _LARGE_HEADERS:
                 large = (
@@ -82,10 +86,22 @@ def opening(wire: Wire, deadline: Deadline, cancel: Cancel, route: Route | None 
         raise
 
 
+def _remote_of(wire: Wire) -> SockAddr | None:
+    """Return the address that a wire is connected to, where that is known."""
+    return None if wire.addresses is None else wire.addresses[1]
+
+
 def _connect_directly(url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
     host, port = route.target(url)
     destination = Destination(host, port, where="the URL" if route.connect_to is None else "`connect_to`")
-    return TcpWire(tcp.connect(destination, deadline, cancel), url.address)
+    return _connect(destination, url, route, deadline, cancel)
+
+
+def _connect(destination: Destination, url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
+    wire = TcpWire(tcp.connect(destination, deadline, cancel), url.address)
+    with opening(wire, deadline, cancel):
+        route.on_step(DialStep.CONNECTED, _remote_of(wire))
+    return wire
 
 
 def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadline, cancel: Cancel) -> Wire:
@@ -93,7 +109,7 @@ def _connect_through(proxy: Proxy, url: TunnelUrl, route: Route, deadline: Deadl
     host = host.removesuffix(".").partition("%")[0]  # The proxy's rules know names without it; a zone is ours alone.
     log.debug("reaching %s through %s, which %s names", format_address((host, port)), proxy, proxy.origin)
     destination = Destination(proxy.host, proxy.port, what="proxy", where=proxy.origin)
-    wire: Wire = TcpWire(tcp.connect(destination, deadline, cancel), url.address)
+    wire = _connect(destination, url, route, deadline, cancel)
     with opening(wire, deadline, cancel), cancel.waking(wire.close):
         if proxy.scheme == "https":
             wire = _tls_to_proxy(proxy, wire, route, deadline)

@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 
 from qanat.base.text import NAME
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
+from qanat.transports.pipe import SockAddr
 from qanat.transports.wire.tls_contexts import client_tls_context
 
 _FINAL_DOT = re.compile(r"\.(?=(:[0-9]*)?$)")  # of the host, which a port may follow
 
 NODE_COOKIE = "qanat-node"
 """The cookie's name, for the load balancer's configuration."""
+
+
+class DialStep(Enum):
+    """How far a connection has come, for who waits for it."""
+
+    CONNECTED = auto()  # TCP, to the server or to the proxy on the way
+    OPEN = auto()  # the proxy has let it through, and TLS is up: now the request goes out
+
+
+def _nobody_waits(step: DialStep, address: SockAddr | None) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,11 @@ class Route:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # further ones; may be secrets
     cookies: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # that a load balancer set
     node: str | None = None  # of several servers behind one address, the one that a load balancer should choose
+    on_step: Callable[[DialStep, SockAddr | None], None] = field(default=_nobody_waits, repr=False, compare=False)
+    """Called by the thread that dials when it has come so far, with the address connected to; it may block, and raise
+    TransportError."""
+    one_of_several: bool = False
+    """Whether other transports are tried beside this one, so that what it fails with says nothing of the address."""
 
     def proxy_for(self, url: TunnelUrl) -> Proxy | None:
         """Return the proxy that leads to `url`.  Raises UsageError for a variable that names none that can be used."""

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,7 @@ def connect(destination: Destination, deadline: Deadline, cancel: Cancel) -> soc
     """Return a connected, blocking socket.  Blocks until `deadline`, or until `cancel`.  Raises TransportError."""
     try:
         addresses = resolve(destination.host, destination.port, deadline, _share, cancel)
+        _experience.found([address for _, address in addresses])
         configure = _ask_for_small_segments if any(map(_experience.has_stalled, addresses)) else None
         return connect_to_first(addresses, deadline, cancel, configure=configure)[0]
     except NameLookupError as error:
@@ -86,6 +88,7 @@ class _Experience:
         self._lock = threading.Lock()
         self._failures: OrderedDict[SockAddr, int] = OrderedDict()  # in a row
         self._stalled: OrderedDict[SockAddr, float] = OrderedDict()  # when the last one did
+        self._siblings: OrderedDict[SockAddr, Sequence[SockAddr]] = OrderedDict()
 
     def failed(self, address: SockAddr) -> bool:
         """Count a failure; return whether it was one too many, from which on they are counted anew."""
@@ -111,10 +114,22 @@ class _Experience:
             since = self._stalled.get(address[1])
         return since is not None and time.monotonic() - since < REMEMBERED_FOR
 
+    def found(self, addresses: Sequence[SockAddr]) -> None:
+        """Remember that one name has these addresses."""
+        with self._lock:
+            for address in addresses:
+                _keep(self._siblings, address, addresses)
+
+    def siblings(self, address: SockAddr) -> Sequence[SockAddr]:
+        """Return the addresses that its name had last, itself among them."""
+        with self._lock:
+            return self._siblings.get(address, ())
+
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
             self._failures.clear()
+            self._siblings.clear()
             self._stalled.clear()
 
 
@@ -143,12 +158,17 @@ def learn_stall(address: SockAddr) -> None:
     _experience.stalled(address)
 
 
+def has_others(address: SockAddr, given_up: Collection[SockAddr]) -> bool:
+    """Return whether the name that led to `address` has another one that is not among those `given_up`."""
+    return any(other != address and other not in given_up for other in _experience.siblings(address))
+
+
 def learn_success(address: SockAddr) -> None:
     """Forget the failures of `address`: a connection to it is what it should be.  Does not block."""
     _experience.worked(address)
 
 
-def _keep(memory: OrderedDict[SockAddr, Any], address: SockAddr, value: float) -> None:
+def _keep(memory: OrderedDict[SockAddr, Any], address: SockAddr, value: Any) -> None:
     memory[address] = value
     memory.move_to_end(address)
     while len(memory) > _MAX_REMEMBERED:
