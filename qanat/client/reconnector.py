@@ -274,17 +274,17 @@ class Reconnector:
             running, self._looking = self._running, Cancel()
             looking = self._looking
         better = None if running is None else self._ways.next_better(running.candidate)
-        if better is None or self._is_over():
+        if better is None:
             return
         try:
             sealed = self._context.connector.prove(better, looking, self._session.node)
+            self._take_pipe(better, better, sealed, f"{better.transport} comes first, and works")
         except QanatError as error:
             log.debug("%s is no better way yet: %s", better, error)
-            return
         except Exception:
-            log_unexpected(f"looking for a better way than {running} failed")
-            return
-        self._take_pipe(better, better, sealed, f"{better.transport} comes first, and works")
+            log_unexpected(f"trying {better}, which would be better, failed")
+        finally:
+            self._ways.looked()
 
     def _take_pipe(self, candidate: Candidate, reached: Candidate, sealed: SealedPipe, why: str) -> None:
         """Move the lane to a pipe over `reached`.  What goes wrong is the failure of `candidate`, whose turn it is."""

@@ -82,6 +82,7 @@ class Ways:
         self._look_at = 0.0  # when a better one is tried
         self._look_after = LOOK_AFTER
         self._looked_at = 0  # how many of the better ones were tried since then
+        self._looking = False
         self._followers: list[Callable[[Candidate], None]] = []
 
     @property
@@ -126,7 +127,7 @@ class Ways:
             moved = candidate != self._current
             self._current = candidate
             if moved:
-                self._look_after = LOOK_AFTER
+                self._look_after, self._looked_at = LOOK_AFTER, 0
                 self._set_look_locked()
             network, followers = self._network, list(self._followers) if moved else []
         self._memory.remember(network, candidate)
@@ -167,20 +168,35 @@ class Ways:
                 return None
             if not self._look_at:
                 self._set_look_locked()
-            return self._look_at
+            return self._clock() + self._look_after if self._looking else self._look_at
 
     def next_better(self, running: Candidate) -> Candidate | None:
-        """Return the better way that is due, the best one first, and book the time for the next."""
+        """Return the better way that is due, the best one first, and book the time for the next.
+
+        Whoever gets one says `looked` afterwards: one lane looks at a time.
+        """
         with self._lock:
             now = self._clock()
-            due = [c for c in self._better_locked(running) if self._record_locked(c).avoided_until <= now]
+            if self._looking or self._look_at > now:
+                return None
+            better = self._better_locked(running)
+            due = [c for c in better if self._record_locked(c).avoided_until <= now]
+            if better and not due:
+                self._set_look_locked(min(self._record_locked(c).avoided_until for c in better) - now)
+                return None
             if self._looked_at >= len(due):
                 self._looked_at = 0
                 self._look_after = min(LONGEST, 2 * self._look_after)
                 self._set_look_locked()
                 return None
             self._looked_at += 1
+            self._looking = True
             return due[self._looked_at - 1]
+
+    def looked(self) -> None:
+        """Note that the look at a better way is over."""
+        with self._lock:
+            self._looking = False
 
     def is_better(self, candidate: Candidate, running: Candidate) -> bool:
         """Return whether `candidate` comes before `running` by its transport."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError, RefusedError, TransportError, UsageError
 from qanat.client import connect as client_connect
-from qanat.client.connect import Candidate, Connector
+from qanat.client.connect import Connector
 from qanat.client.known_hosts import KnownHosts
+from qanat.client.ways import Candidate
 from qanat.doctor.report import Outcome, Step
 from qanat.doctor.subject import Seen, Subject, Tried
 from qanat.handshake.key_pool import ClientKeyPool
@@ -33,7 +34,7 @@ Connect = Callable[..., Pipe]
 
 def transports() -> dict[str, Connect]:
     """Return how each transport that there is opens a pipe, by its name."""
-    return {name: getattr(made, "connect", made) for name, made in client_connect._CONNECT.items()}
+    return {name: made.connect for name, made in client_connect._CONNECT.items()}
 
 
 def check_transport(subject: Subject, seen: Seen, name: str, connect: Connect) -> None:

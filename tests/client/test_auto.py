@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from qanat.base import connect as base_connect
 from qanat.base.endpoint_addresses import TcpAddress
-from qanat.client import race
+from qanat.base.sockets import close_socket
+from qanat.client import connect as connect_module
+from qanat.client import race, remembered_ways, ways
 from qanat.client.client import Client
 from qanat.config.settings import ClientTls, Forward
 from qanat.handshake.keys import ServerIdentity
 from qanat.server import server as server_module
 from qanat.server.server import Server
 from qanat.transports.dial import tcp
-from tests.support.applications import Target, connection, echo, exchange
+from tests.support.applications import Conversation, Target, connection, echo, exchange
+from tests.support.background import wait_until
 from tests.support.harness import SECONDS
+from tests.support.logs import wait_for_log
+from tests.support.machine.ports import silent_address
 from tests.support.server.raw_sessions import client_to, real_server
-from tests.support.troubles import RELAYS, Relay, Rules, Trouble
+from tests.support.troubles import RELAYS, Relay, Rules, Trouble, trouble
 
 MOVED = "moved to a fresh connection to"
 SLOW = {"answer-held-2s"}
@@ -148,7 +155,221 @@ def test_one_line_says_of_each_way_that_failed_what_was_sent_what_came_back_and_
     ):
         assert answers(client)
     told = [record.message for record in caplog.records if "does not work here" in record.message]
-    assert len(told) == 2
     (websocket,) = [line for line in told if "over websocket does" in line]
     for part in ("sent a GET with Upgrade: websocket", "came back: 400", "meaning: ", "proxy_set_header Upgrade"):
         assert part in websocket
+
+
+# --- it is remembered ---------------------------------------------------------------------------------
+
+
+def test_what_worked_is_started_first_the_next_time_and_for_each_network(
+    place: Place, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    networks = ["gateway:192.0.2.1"]
+    monkeypatch.setattr(remembered_ways, "name_network", lambda: networks[-1])
+    with trouble("no-upgrade").start(place.port, tmp_path / "path") as path:
+        with client_at(place, tmp_path, path.url) as client:
+            assert answers(client)
+            found = chosen(client)
+        assert found != "websocket"
+        assert "over websocket does not work here" in caplog.text
+        for network, failed in (("gateway:192.0.2.1", False), ("gateway:198.51.100.1", True)):
+            networks.append(network)
+            caplog.clear()
+            reached = counted.connections
+            with client_at(place, tmp_path, path.url) as client:
+                assert answers(client)
+                assert chosen(client) == found
+            assert ("over websocket does not work here" in caplog.text) is failed
+            if not failed:
+                assert counted.connections == reached + 1
+    lines = (tmp_path / "ways").read_text().splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["gateway:192.0.2.1", "gateway:198.51.100.1"]
+
+
+def test_what_is_remembered_and_no_longer_works_costs_a_moment(place: Place, tmp_path: Path) -> None:
+    with Relay(("127.0.0.1", place.port), Rules(upgrade=False, extended_connect=False)) as relay:
+        port = relay.port
+        with client_at(place, tmp_path, url(port)) as client:
+            assert answers(client)
+    with (
+        Relay(("127.0.0.1", place.port), Rules(http2=False), port=port),
+        client_at(place, tmp_path, url(port)) as client,
+    ):
+        assert answers(client)
+        assert chosen(client) == "websocket"
+
+
+# --- what is blocked in every way ---------------------------------------------------------------------
+
+
+def test_no_more_than_three_of_one_try_reach_the_server_though_nobody_hears_of_it(
+    place: Place, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path that opens everything, and carries nothing after that."""
+    monkeypatch.setattr(connect_module, "PATIENCE", 0.5)
+    with Deaf(place.port) as deaf, client_at(place, tmp_path, url(deaf.port)):
+        wait_until(lambda: bool(said(caplog, "cannot connect")), "it gives up")
+        assert counted.connections <= race.MAX_HANDSHAKES * (1 + len(said(caplog, "cannot connect")))
+    assert counted.private == 0
+
+
+# --- it moves -----------------------------------------------------------------------------------------
+
+
+def test_a_better_way_that_works_again_takes_over_and_open_streams_notice_nothing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ways, "LOOK_AFTER", 0.2)
+    monkeypatch.setattr(ways, "LONGEST", 0.2)
+    with ExitStack() as stack:
+        relay = stack.enter_context(Fickle(place.port, Rules(upgrade=False, extended_connect=False)))
+        client = stack.enter_context(client_at(place, tmp_path, url(relay.port)))
+        sock = stack.enter_context(connection(client.local_ports[0]))
+        talk = Conversation(sock)
+        assert talk.flowing.wait(SECONDS)
+        assert chosen(client) == "http2"
+        relay.become(Rules())
+        wait_for_log(caplog, f"{MOVED} ws://127.0.0.1:{relay.port}/tunnel over websocket")
+        assert chosen(client) == "websocket"
+        talk.flowing.clear()
+        assert talk.flowing.wait(SECONDS), talk.ending
+        sock.shutdown(socket.SHUT_WR)
+        talk.join(SECONDS)
+    assert "was lost" not in caplog.text
+
+
+def test_a_way_that_keeps_losing_its_connections_is_left_and_returned_to_without_losing_a_byte(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ways, "AVOIDED_FOR", 3.0)
+    monkeypatch.setattr(ways, "LOOK_AFTER", 0.2)
+    with ExitStack() as stack:
+        relay = stack.enter_context(Fickle(place.port, Rules(extended_connect=False)))
+        client = stack.enter_context(client_at(place, tmp_path, url(relay.port)))
+        sock = stack.enter_context(connection(client.local_ports[0]))
+        talk = Conversation(sock)
+        assert talk.flowing.wait(SECONDS)
+        assert chosen(client) == "websocket"
+        for lost in range(1, ways.LOSSES + 1):
+            relay.cut()
+            wait_until(lambda: len(said(caplog, "was lost after")) >= lost, "the cut is seen")  # noqa: B023
+            wait_until(lambda: len(said(caplog, "resumed by")) >= lost, "it has resumed")  # noqa: B023
+        assert chosen(client) == "http2"
+        assert said(caplog, "3 connections in a row did not last")
+        wait_for_log(caplog, f"{MOVED} ws://127.0.0.1:{relay.port}/tunnel over websocket")
+        assert chosen(client) == "websocket"
+        talk.flowing.clear()
+        assert talk.flowing.wait(SECONDS), talk.ending
+        sock.shutdown(socket.SHUT_WR)
+        talk.join(SECONDS)
+
+
+def test_further_lanes_follow_to_the_better_way(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ways, "LOOK_AFTER", 0.2)
+    monkeypatch.setattr(ways, "LONGEST", 0.2)
+    with ExitStack() as stack:
+        relay = stack.enter_context(Fickle(place.port, Rules(upgrade=False, extended_connect=False)))
+        client = stack.enter_context(client_at(place, tmp_path, url(relay.port), lanes=2))
+        assert answers(client)
+        wait_for_log(caplog, "joined by")
+        relay.become(Rules())
+        wait_until(lambda: len(said(caplog, MOVED)) >= 2, "both lanes have moved")
+        assert all("over websocket, since" in line for line in said(caplog, MOVED))
+        assert answers(client)
+
+
+# --- addresses and URLs -------------------------------------------------------------------------------
+
+
+def test_a_dead_url_does_not_hold_up_another_one(place: Place, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        dead, alive = silent_address(stack)[1], place.port
+        client = stack.enter_context(client_at(place, tmp_path, url(dead), url(alive)))
+        began = time.monotonic()
+        assert answers(client)
+        assert time.monotonic() - began < SECONDS / 2, "the first URL's connect_timeout"
+
+
+def test_an_address_that_takes_connections_and_says_nothing_leaves_its_place_to_the_next_of_its_name(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect_module, "PATIENCE", 0.3)
+    with ExitStack() as stack:
+        mute = stack.enter_context(socket.create_server(("127.0.0.2", place.port)))
+        known = [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, place.port))
+            for host in ("127.0.0.2", "127.0.0.1")
+        ]
+        real = socket.getaddrinfo
+
+        def look_up(host: Any, *more: Any, **named: Any) -> Any:
+            return known if host == "twohomed.example" else real(host, *more, **named)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        client = stack.enter_context(client_at(place, tmp_path, f"ws://twohomed.example:{place.port}/tunnel"))
+        assert answers(client)
+        assert mute.fileno() >= 0
+
+
+def said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    """The lines that have been logged with this in them."""
+    return [record.message for record in caplog.records if text in record.message]
+
+
+class Fickle(Relay):
+    """A relay that changes its mind."""
+
+    def __init__(self, port: int, rules: Rules) -> None:
+        super().__init__(("127.0.0.1", port), rules)
+
+    def become(self, rules: Rules) -> None:
+        """Treat what comes from now on by other rules."""
+        self.rules = self._front._rules = rules
+
+
+class Deaf:
+    """A path on which all reaches the server, and nothing comes back."""
+
+    def __init__(self, to: int) -> None:
+        self._to = ("127.0.0.1", to)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept_loop, name="deaf")]
+        self._threads[0].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in (self._listener, *self._sockets):
+            close_socket(sock)
+        for thread in self._threads:
+            thread.join(SECONDS)
+
+    def _accept_loop(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._to, SECONDS)
+            server.settimeout(None)
+            self._sockets += [client, server]
+            for loop in (lambda c=client, s=server: _pass_on(c, s), lambda s=server: _pass_on(s, None)):
+                self._threads.append(threading.Thread(target=loop, name="deaf"))
+                self._threads[-1].start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket | None) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            if target is not None:
+                target.sendall(data)
+    if target is not None:
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)

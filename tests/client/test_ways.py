@@ -128,6 +128,8 @@ def test_better_ways_are_looked_for_less_and_less_often_the_best_first() -> None
         looked_at = []
         while (better := place.ways.next_better(C)) is not None:
             looked_at.append(better)
+            assert place.ways.next_better(C) is None  # one at a time
+            place.ways.looked()
             assert place.ways.better_at(C) == place.now  # the other one, at once
         assert looked_at == [A, B]
         after = min(LONGEST, 2 * after)
