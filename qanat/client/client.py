@@ -290,10 +290,23 @@ class Client:
             session = self._choose_locked()
         if session is None:
             raise WouldBlock
+        quota, address = self._quotas[forward], address_of(origin)
+        refused = quota.enter(address)
         try:
-            return session.open_flow(Connect(forward.to, origin).encode(), on_datagram, over)
-        except EndpointError as error:
-            warn(str(error))
+            if refused:
+                raise EndpointError(refused, code=Reason.LIMIT)
+            return session.open_flow(
+                Connect(forward.to, origin).encode(),
+                on_datagram,
+                over,
+                limits=self._limits[forward],
+                done=lambda: quota.leave(address),
+            )
+        except QanatError as error:
+            if not refused:
+                quota.leave(address)
+            if isinstance(error, EndpointError):
+                warn(str(error))
             raise
 
     def _wait_for_session(self) -> ClientSession | None:

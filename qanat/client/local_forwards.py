@@ -30,7 +30,7 @@ from qanat.endpoints.dynamic.port import DynamicPort
 from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.udp import UdpFlow
-from qanat.endpoints.udp_listener import UdpListener
+from qanat.endpoints.udp_listener import IDLE, UdpListener
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.client")
@@ -169,7 +169,11 @@ class LocalForwards:
         at = forward.listen
         if isinstance(at, UdpAddress):
             return UdpListener(
-                listen_addresses(at.host, at.port), partial(self._open_flow, forward), str(forward), self._watcher
+                listen_addresses(at.host, at.port),
+                partial(self._open_flow, forward),
+                str(forward),
+                self._watcher,
+                idle=forward.limits.idle_timeout or IDLE,
             )
         assert isinstance(at, TcpAddress)
         proxy: DynamicPort | None = None

@@ -130,7 +130,7 @@ class ClientSession(Session):
             if number in self._by_literal and isinstance(at, TcpAddress):
                 at = TcpAddress(BOTH_FAMILIES[at.host][0], at.port)
         forward = self._remotes[number]
-        options = listen_options(forward.limits)
+        options = listen_options(forward.limits, udp=isinstance(at, UdpAddress))
         if isinstance(forward.to, Anywhere):
             options = {**options, ListenOption.DYNAMIC: 1}
         message = Listen(number, at, options).encode()
@@ -222,8 +222,9 @@ class ClientSession(Session):
         is_dynamic = isinstance(forward.to, Anywhere)
         to = forward.to if request.to is None else request.to
         if isinstance(to, UdpAddress) and (is_dynamic or to == forward.to):
-            look_up = partial(self._judge if is_dynamic else self._look_up, to.host, to.port)
-            self.udp_targets.join(stream, to, look_up, timeout=self._connect_timeout)
+            look_up = partial(partial(self._judge, udp=True) if is_dynamic else self._look_up, to.host, to.port)
+            limits = self._limits.get(forward)
+            self.udp_targets.join(stream, to, look_up, timeout=self._connect_timeout, limits=limits)
             return
         if not isinstance(to, TcpAddress) or not (is_dynamic or to == forward.to):
             self.refuse(stream, Reason.NOT_ALLOWED, f"this forward does not lead to {to}")
@@ -249,9 +250,9 @@ class ClientSession(Session):
         """Return the addresses of a target that is our own configuration's."""
         return resolve(host, port, deadline, self._share, self._stopping)
 
-    def _judge(self, host: str, port: int, deadline: Deadline) -> list[Address]:
+    def _judge(self, host: str, port: int, deadline: Deadline, *, udp: bool = False) -> list[Address]:
         """Return those addresses of a target that somebody at the server's end has named that our rules allow."""
-        return self._connect_rules.resolve(host, port, deadline, self._stopping)
+        return self._connect_rules.resolve(host, port, deadline, self._stopping, udp=udp)
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

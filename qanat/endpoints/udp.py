@@ -22,6 +22,7 @@ from qanat.base.resolve import Address
 from qanat.base.sockets import describe_os_error, format_address
 from qanat.base.watcher import Flushable, Watcher
 from qanat.endpoints.tcp import REASONS
+from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.mux.frames import Reason
 from qanat.mux.stream import LaneOfStream, Stream
 
@@ -120,17 +121,24 @@ class UdpFlow:
         stream: Stream,
         on_datagram: Callable[[bytes], None],
         on_over: Callable[[int, str], None],
+        *,
+        limits: TrafficLimits = UNLIMITED,
+        done: Callable[[], None] | None = None,
     ) -> None:
         """Take charge of `stream`: only this is used from now on.
 
         `on_datagram` is called with each datagram that comes.  `on_over(reason, text)` is called once when the other
-        end ends the flow, or its session ends (qanat.mux.frames.Reason), and not after `close`.  Threads of the lane
-        call both, perhaps before this returns; they must neither block nor raise.
+        end ends the flow, or its session ends (qanat.mux.frames.Reason), and not after `close`; `done` once, whoever
+        ends it.  Threads of the lane call these, perhaps before this returns; they must neither block nor raise.  What
+        is beyond the rates of `limits` is dropped; its idle time is not heeded here.
         """
         self._stream = stream
+        self._limits = limits
+        self._on_datagram = on_datagram
+        self._lock = threading.Lock()  # guards the next two
         self._on_over: Callable[[int, str], None] | None = on_over
-        self._lock = threading.Lock()  # guards `_on_over`
-        stream.datagrams_to(on_datagram)
+        self._done = done
+        stream.datagrams_to(on_datagram if limits.writing is None else self._received)
         stream.on_failure(self._failed)
 
     @property
@@ -140,7 +148,9 @@ class UdpFlow:
 
     def queue(self, payload: bytes) -> LaneOfStream:
         """Queue one datagram; return the lane, which has to be flushed.  Dropped where it would wait for long."""
-        self._stream.queue_datagram(payload)
+        rate = self._limits.reading
+        if rate is None or rate.take_all(len(payload)):
+            self._stream.queue_datagram(payload)
         return self._stream.lane
 
     def send(self, payload: bytes) -> None:
@@ -149,18 +159,30 @@ class UdpFlow:
 
     def close(self, reason: Reason = Reason.CANCELED, text: str = "") -> None:
         """End the flow, at the other end too.  Idempotent."""
-        with self._lock:
-            self._on_over = None
+        self._end()
         self._stream.reset(reason, text)
         self._stream.release()
 
+    def _received(self, payload: bytes) -> None:
+        rate = self._limits.writing
+        if rate is None or rate.take_all(len(payload)):
+            self._on_datagram(payload)
+
     def _failed(self) -> None:
-        with self._lock:
-            on_over, self._on_over = self._on_over, None
         reason, text = self._stream.failure or (Reason.CANCELED, "")
+        on_over = self._end()
         self._stream.release()
         if on_over is not None:
             on_over(reason, text)
+
+    def _end(self) -> Callable[[int, str], None] | None:
+        """Say that it is over to `done`; return who else has to be told, unless that was told already."""
+        with self._lock:
+            on_over, done = self._on_over, self._done
+            self._on_over = self._done = None
+        if done is not None:
+            done()
+        return on_over
 
 
 def connect(addresses: Sequence[Address]) -> socket.socket:
@@ -186,9 +208,12 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
 class UdpTarget:
     """The socket of one flow at its target, until the flow is over.  It owns both."""
 
-    def __init__(self, stream: Stream, sock: socket.socket, watcher: Watcher) -> None:
+    def __init__(
+        self, stream: Stream, sock: socket.socket, watcher: Watcher, limits: TrafficLimits = UNLIMITED
+    ) -> None:
         """Own `stream`, which the peer opened, and `sock`, which is connected.  Nothing is carried before `start`."""
         self._stream = stream
+        self._limits = limits
         self._socket = DatagramSocket(sock)
         self._watcher = watcher
         self._peer = format_address(sock.getpeername())
@@ -197,7 +222,7 @@ class UdpTarget:
 
     def start(self) -> None:
         """Accept the stream, and carry its datagrams from now on.  Does not block."""
-        flow = self._flow = UdpFlow(self._stream, self._to_target, self._over)
+        flow = self._flow = UdpFlow(self._stream, self._to_target, self._over, limits=self._limits)
         self._stream.accept(self._peer)
         try:
             self._watcher.add(self._socket.fd, self._readable)

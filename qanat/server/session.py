@@ -25,6 +25,7 @@ from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
+from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.udp_listener import IDLE, UdpListener
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Hello, Intent
@@ -226,21 +227,32 @@ class ServerSession(Session):
                 return self._bind_dynamic(message.forward, quota, message.at)
             return self._bind_tcp(message.forward, message.at, partial(self._accepted, message.forward, quota))
         if isinstance(message.at, UdpAddress):
-            return self._bind_udp(message, message.at)
+            return self._bind_udp(message, quota, message.at)
         raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
 
-    def _bind_udp(self, message: Listen, at: UdpAddress) -> UdpListener:
+    def _bind_udp(self, message: Listen, quota: StreamQuota, at: UdpAddress) -> UdpListener:
         addresses = self._listen_rules.check(at.host, at.port, udp=True)
-        name = f"{self.name}: remote forward {message.forward}"
-        listener = UdpListener(
-            addresses,
-            lambda origin, on_datagram, on_over: self.open_flow(
-                Through(message.forward, origin).encode(), on_datagram, on_over
-            ),
-            name,
-            self._watcher,
-            idle=message.options.get(ListenOption.UDP_IDLE) or IDLE,
-        )
+        number = message.forward
+
+        def open_flow(
+            origin: str, on_datagram: Callable[[bytes], None], on_over: Callable[[int, str], None]
+        ) -> UdpFlow:
+            address = address_of(origin)
+            refused = quota.enter(address)
+            if refused:
+                if self._log_throttle.due(f"quota of {number}"):
+                    log.warning("%s: remote forward %s: dropped what came from %s: %s", self.name, at, origin, refused)
+                raise EndpointError(refused, code=Reason.LIMIT)
+            request = Through(number, origin).encode()
+            try:
+                return self.open_flow(request, on_datagram, on_over, done=lambda: quota.leave(address))
+            except BaseException:
+                quota.leave(address)
+                raise
+
+        name = f"{self.name}: remote forward {number}"
+        idle = message.options.get(ListenOption.UDP_IDLE) or IDLE
+        listener = UdpListener(addresses, open_flow, name, self._watcher, idle=idle)
         listener.start()
         return listener
 

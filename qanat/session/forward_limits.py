@@ -7,6 +7,7 @@ that is the server, which is told in LISTEN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from qanat.base.watcher import Watcher
@@ -39,9 +40,13 @@ def quota_of_forward(limits: ForwardLimits) -> QuotaLimits:
     )
 
 
-def listen_options(limits: ForwardLimits) -> dict[int, int]:
-    """Return the same for LISTEN; nothing where there are no limits, so that every server understands it."""
+def listen_options(limits: ForwardLimits, *, udp: bool = False) -> dict[int, int]:
+    """Return the same for LISTEN; nothing where there are no limits, so that every server understands it.
+
+    With `udp` also the idle time, which whoever listens keeps for flows.
+    """
     options = {
+        ListenOption.UDP_IDLE: math.ceil(limits.idle_timeout) if udp else 0,
         ListenOption.MAX_STREAMS: limits.max_streams,
         ListenOption.STREAM_RATE: _in_1000_seconds(limits.streams_per_second),
         ListenOption.MAX_STREAMS_PER_ADDRESS: limits.max_streams_per_address,

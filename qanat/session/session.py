@@ -84,7 +84,8 @@ class Session(ABC):
             limits=limits,
             closer_reasons=bool(parameters.peer_features & Features.KINDS),
         )
-        self.udp_targets = UdpTargets(name, watcher, self.joined.threads)
+        self.udp_targets = UdpTargets(name, watcher, self.joined.threads, limits)
+        self._stream_limits = limits
         self._watcher = watcher
         self._parameters = parameters
         self._lock = threading.Lock()  # guards the next four
@@ -390,18 +391,26 @@ class Session(ABC):
                     raise  # otherwise only this lane is over
 
     def open_flow(
-        self, request: bytes, on_datagram: Callable[[bytes], None], on_over: Callable[[int, str], None]
+        self,
+        request: bytes,
+        on_datagram: Callable[[bytes], None],
+        on_over: Callable[[int, str], None],
+        *,
+        limits: TrafficLimits | None = None,
+        done: Callable[[], None] | None = None,
     ) -> UdpFlow:
         """Open a UDP flow on the least loaded lane, when that is flushed: the first datagram goes out with it.
 
-        Parameters as for UdpFlow.  Does not block.  Raises WouldBlock while no pipe carries the session, SessionEnded,
-        StreamReset(LIMIT), and EndpointError when the peer carries no UDP.
+        Parameters as for UdpFlow; `limits` are by default the session's.  Does not block.  Raises WouldBlock while no
+        pipe carries the session, SessionEnded, StreamReset(LIMIT), and EndpointError when the peer carries no UDP.
         """
         if not self._parameters.peer_features & Features.DATAGRAMS:
             raise EndpointError("the other end carries no UDP", code=Reason.NOT_ALLOWED, hint=UPGRADE)
         if not self.attached:
             raise WouldBlock
-        return UdpFlow(self.open_stream(request, wait=False), on_datagram, on_over)
+        stream = self.open_stream(request, wait=False)
+        limits = self._stream_limits if limits is None else limits
+        return UdpFlow(stream, on_datagram, on_over, limits=limits, done=done)
 
     def join_accepted(
         self,

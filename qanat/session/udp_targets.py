@@ -18,6 +18,7 @@ from qanat.base.resolve import Address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.endpoints.udp import UdpTarget, connect
 from qanat.mux.frames import Reason
 from qanat.mux.stream import Stream
@@ -29,11 +30,12 @@ log = logging.getLogger("qanat.session")
 class UdpTargets:
     """See the module's docstring.  Safe to use from any thread."""
 
-    def __init__(self, name: str, watcher: Watcher, threads: ThreadGroup) -> None:
-        """`name` is for logs; `threads` are those of the session, which look names up."""
+    def __init__(self, name: str, watcher: Watcher, threads: ThreadGroup, limits: TrafficLimits) -> None:
+        """`name` is for logs; `threads` are those of the session, which look names up, `limits` its streams'."""
         self._name = name
         self._watcher = watcher
         self._threads = threads
+        self._limits = limits
 
     def join(
         self,
@@ -43,15 +45,18 @@ class UdpTargets:
         *,
         timeout: float,
         places: threading.Semaphore | None = None,
+        limits: TrafficLimits | None = None,
     ) -> None:
         """Join a flow that the peer opened to a socket for `to`, or refuse it.  Does not block.
 
         `look_up` returns the addresses to try, or raises EndpointError; it does not block where the host is a literal
-        address, and otherwise has `timeout` seconds, in a thread that takes one of `places`.
+        address, and otherwise has `timeout` seconds, in a thread that takes one of `places`.  `limits` are by default
+        the session's.
         """
+        limits = self._limits if limits is None else limits
         look_up_in_time = partial(look_up, Deadline(timeout))
         if parse_address(to.host) is not None:
-            self._join(stream, to, look_up_in_time)
+            self._join(stream, to, look_up_in_time, limits)
             return
         if places is not None and not places.acquire(blocking=False):
             refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
@@ -59,7 +64,7 @@ class UdpTargets:
 
         def look_up_and_join() -> None:
             try:
-                self._join(stream, to, look_up_in_time)
+                self._join(stream, to, look_up_in_time, limits)
             finally:
                 if places is not None:
                     places.release()
@@ -72,9 +77,11 @@ class UdpTargets:
             log.warning("%s: to %s: %s", self._name, to, error)
             refuse(stream, Reason.LIMIT, "no more threads at the other end")
 
-    def _join(self, stream: Stream, to: UdpAddress, look_up: Callable[[], list[Address]]) -> None:
+    def _join(
+        self, stream: Stream, to: UdpAddress, look_up: Callable[[], list[Address]], limits: TrafficLimits
+    ) -> None:
         try:
-            UdpTarget(stream, connect(look_up()), self._watcher).start()
+            UdpTarget(stream, connect(look_up()), self._watcher, limits).start()
         except EndpointError as error:
             log.info("%s to %s: %s", self._name, to, error.log_text)
             refuse(stream, Reason(error.code), error.message)

@@ -62,4 +62,5 @@ def test_what_cannot_be_is_refused(directory: ConfigDirectory, entry: str, said:
 def test_the_server_is_told_the_same_quota() -> None:
     assert quota_of_options(listen_options(ALL)) == quota_of_forward(ALL)
     assert listen_options(ForwardLimits(rate_up=1, idle_timeout=1)) == {}
+    assert listen_options(ForwardLimits(idle_timeout=1.5), udp=True) == {ListenOption.UDP_IDLE: 2}
     assert listen_options(ForwardLimits(streams_per_second=1e-5)) == {ListenOption.STREAM_RATE: 1}

@@ -14,6 +14,8 @@ import pytest
 from qanat.base.addresses import listen_addresses
 from qanat.base.errors import EndpointError, WouldBlock
 from qanat.base.watcher import Watcher
+from qanat.endpoints.rate_limit import RateLimit
+from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.endpoints.udp import MAX_PAYLOAD, UdpFlow, UdpTarget, connect
 from qanat.endpoints.udp_listener import IN_USE, UdpListener
 from qanat.mux.frames import Reason
@@ -395,3 +397,45 @@ def test_a_datagram_that_the_target_s_network_does_not_take_is_dropped(
         client.send(b"small")
         assert target.recv(MAX_PAYLOAD) == b"small"
         assert not ends.over
+
+
+def test_what_is_beyond_a_rate_is_dropped(pair: Pair, watcher: Watcher) -> None:
+    """Either way: a datagram that would wait for its turn is worth nothing then."""
+    limits = TrafficLimits(RateLimit(64 * 1024, watcher), RateLimit(64 * 1024, watcher))
+    came: list[bytes] = []
+    ours, theirs = pair.open()
+    flow = UdpFlow(ours, came.append, lambda reason, text: None, limits=limits)
+    there: list[bytes] = []
+    theirs.datagrams_to(there.append)
+    for _ in range(200):
+        flow.send(bytes(1000))
+        theirs.queue_datagram(bytes(1000))
+        theirs.lane.flush()
+    wait_until(lambda: bool(there) and bool(came), "some have come")
+    assert len(there) < 200
+    assert len(came) < 200
+    flow.close()
+    theirs.release()
+
+
+def test_the_end_of_a_flow_is_told_once_whoever_ends_it(pair: Pair) -> None:
+    ends: list[str] = []
+    ours, theirs = pair.open()
+    flow = UdpFlow(
+        ours, lambda payload: None, lambda reason, text: ends.append("over"), done=lambda: ends.append("done")
+    )
+    theirs.reset(Reason.CANCELED, "")
+    theirs.release()
+    wait_until(lambda: len(ends) == 2, "both were called")
+    flow.close()
+    assert sorted(ends) == ["done", "over"]
+    ends.clear()
+    ours, theirs = pair.open()
+    flow = UdpFlow(
+        ours, lambda payload: None, lambda reason, text: ends.append("over"), done=lambda: ends.append("done")
+    )
+    flow.close()
+    flow.close()
+    wait_until(lambda: theirs.failure is not None, "the other end knows")
+    theirs.release()
+    assert ends == ["done"]
