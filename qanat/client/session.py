@@ -11,7 +11,7 @@ from functools import partial
 
 from qanat.base.addresses import BOTH_FAMILIES
 from qanat.base.deadline import Deadline
-from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import Anywhere, ListenPlace, PublishedName, TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.resolve import Address, LookupShare
 from qanat.base.watcher import Watcher
@@ -32,6 +32,7 @@ from qanat.session.messages import (
     ListenFailed,
     Listening,
     ListenOption,
+    Published,
     StreamRequest,
     Through,
     Unlisten,
@@ -153,7 +154,7 @@ class ClientSession(Session):
 
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
-        if not isinstance(message, Listening | ListenFailed):
+        if not isinstance(message, Listening | Published | ListenFailed):
             raise ProtocolError(f"a server may not send {type(message).__name__}")
         forward = self._remotes.get(message.forward)
         if forward is None:
@@ -164,10 +165,13 @@ class ClientSession(Session):
                 raise ProtocolError(f"the server answers for forward {message.forward}, for which nothing was asked")
             self._asked[message.forward] -= 1
             asked_again = self._asked[message.forward] > 0
-        if isinstance(message, Listening):
+        if isinstance(message, Listening | Published):
             at = forward.listen
-            where = replace(at, port=message.port) if isinstance(at, TcpAddress | UdpAddress) else at
-            log.info("the server listens on %s for %s", where, forward.to, extra={"event": "listening"})
+            if isinstance(message, Published):
+                log.info("the server publishes %s for %s", message.name, forward.to, extra={"event": "listening"})
+            else:
+                where = replace(at, port=message.port) if isinstance(at, TcpAddress | UdpAddress) else at
+                log.info("the server listens on %s for %s", where, forward.to, extra={"event": "listening"})
             self._told.pop(message.forward, None)
             self._required.listens(message.forward)
             return
@@ -189,7 +193,7 @@ class ClientSession(Session):
         error = EndpointError(
             f"the server cannot listen for {forward}: {reason_name(answer.reason)}: {answer.text}",
             code=answer.reason,
-            hint="add it to this client's allow_listen, or shared_listen, on the server"
+            hint=f"add it to this client's {_rules_for(forward.listen)}, on the server"
             if refused
             else "stop what holds that port on the server, choose another, or raise the limit that is named",
         )
@@ -256,3 +260,7 @@ class ClientSession(Session):
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""
+
+
+def _rules_for(place: ListenPlace) -> str:
+    return "allow_publish" if isinstance(place, PublishedName) else "allow_listen, or shared_listen"

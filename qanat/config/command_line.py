@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qanat.base.errors import UsageError
-from qanat.config.forwards import parse_ssh_forwards
+from qanat.config.forwards import parse_publishes, parse_ssh_forwards
 from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
 from qanat.config.secret_files import read_secret_file, read_token_file, token_secret
@@ -60,7 +60,10 @@ def client_from_options(
     settings = ClientSettings(
         name=named("the client's name", check_name, name),
         servers=(server,),
-        forwards=parse_ssh_forwards(*(given.get(flag, ()) for flag in ("local", "remote", "udp", "dynamic"))),
+        forwards=(
+            *parse_ssh_forwards(*(given.get(flag, ()) for flag in ("local", "remote", "udp", "dynamic"))),
+            *parse_publishes(given.get("publish", ())),
+        ),
         proxy=_proxy(urls, given.get("proxy"), given.get("proxy_password_file"), environ),
         headers=_headers(given.get("header", ()), given.get("header_file", ())),
         state_dir=state_dir or environment_state_dir(environ) or user_state_dir(environ, needed=kept),

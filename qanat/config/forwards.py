@@ -18,9 +18,17 @@ from qanat.base.addresses import (
     parse_port,
     parse_target,
 )
-from qanat.base.endpoint_addresses import ANYWHERE, Anywhere, TcpAddress, UdpAddress, listen_in_one_place
+from qanat.base.endpoint_addresses import (
+    ANYWHERE,
+    Anywhere,
+    ListenPlace,
+    TcpAddress,
+    UdpAddress,
+    listen_in_one_place,
+)
 from qanat.base.errors import UsageError
 from qanat.config.options import options_of
+from qanat.config.published_names import parse_publish, parse_published_name
 from qanat.config.reader import read_option
 from qanat.config.secret_files import read_private_text
 from qanat.config.section import Section
@@ -41,15 +49,19 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
     forwards: list[Forward] = []
     lines: list[int] = []  # of each in `forwards`
     for f in s.sections("forwards"):
-        keys = [key for key in _SIDES if key in f]
+        keys = [key for key in (*_SIDES, "publish") if key in f]
         listens = {key: f.tuple_of(key, (), parse_forward_listen, port_alone="127.0.0.1:{}") for key in _SIDES}
+        name = f.text("publish", None, parse_published_name)
         address: type[TcpAddress | UdpAddress] = UdpAddress if f.switch("udp", False) else TcpAddress
         limits = ForwardLimits(**{option.field: read_option(f, option) for option in options_of(ForwardLimits)})
         to = f.text("to", None, partial(_parse_to, address), port_alone="HOST:{}")
         if len(keys) > 1:
             f.refuse(keys[1], f"and `{keys[0]}` are both in one forward; make two of it")
         elif not keys:
-            f.lacks("a forward needs `local` or `remote`, or `dynamic`: on which side, and where, to listen")
+            f.lacks(
+                "a forward needs `local` or `remote`, or `dynamic`: on which side, and where, to listen; or `publish`: "
+                "a name"
+            )
         passwords = None
         if "dynamic" in keys:
             passwords = f.text("password_file", None, partial(_read_passwords, f))
@@ -66,12 +78,17 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
             f.not_empty(key, "is empty, so nothing would listen; give one address at least")
             if to is None:
                 continue
-            kind = "remote" if key == "remote" else "local"
-            if to is ANYWHERE and key == "local":
+            kind = "remote" if key in ("remote", "publish") else "local"
+            if to is ANYWHERE and key in ("local", "publish"):
                 f.refuse(key, "and `to: dynamic` are written `dynamic: ADDRESS:PORT`")
             if to is ANYWHERE and address is UdpAddress:
                 f.refuse("udp", "is asked for by who uses the proxy (UDP ASSOCIATE); leave it out")
-            for listen in (address(*where) for where in listens[key]):
+            if key == "publish" and address is UdpAddress:
+                f.refuse("udp", "cannot be with `publish`: a web service is reached over TCP")
+            places: list[ListenPlace] = [address(*where) for where in listens.get(key, ())]
+            if key == "publish" and name is not None:
+                places.append(name)
+            for listen in places:
                 for known, line in zip(forwards, lines, strict=True):
                     if known.kind == kind and listen_in_one_place(known.listen, listen):
                         f.refuse(key, f"is what the forward in line {line} listens on already")
@@ -113,6 +130,17 @@ def parse_ssh_forwards(
 
 def _parse_ssh_udp(text: str) -> Forward:
     return parse_ssh_forward("local", text.removesuffix(_UDP) + _UDP)
+
+
+def parse_publishes(texts: Sequence[str]) -> tuple[Forward, ...]:
+    """Return the forwards of every --publish.  Raises UsageError for the first that is wrong."""
+    forwards: list[Forward] = []
+    for text in texts:
+        name, to = named(f"--publish {text}", parse_publish, text.strip())
+        if any(forward.listen == name for forward in forwards):
+            raise UsageError(f"--publish {text} has a name that another --publish has", hint="choose another name")
+        forwards.append(Forward("remote", name, to))
+    return tuple(forwards)
 
 
 def parse_ssh_forward(kind: str, text: str) -> Forward:

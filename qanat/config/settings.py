@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qanat.base.addresses import parse_target
-from qanat.base.endpoint_addresses import ListenPlace, TargetPlace
+from qanat.base.endpoint_addresses import ListenPlace, PublishedName, TargetPlace
 from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
 from qanat.config.option_schemas import value_schemas
 from qanat.config.options import Conflict, Flag, declared, option
+from qanat.config.published_names import MODE_PATTERN, check_mode, check_publish_rule
 from qanat.config.request_headers import HOST_PATTERN, check_host_header
 from qanat.config.schema_forms import closed, described, list_of, one_or_several, text
 from qanat.config.secret_files import check_private, check_readable
@@ -122,6 +123,12 @@ class ClientAccount:
         doc="Where they may listen together with those of other clients: ADDRESS:PORTS.",
         parse=check_shared_rule,
         unset="nowhere",
+    )
+    allow_publish: tuple[str, ...] = option(
+        (),
+        doc="Names under which it may publish web services: NAME, or *.NAME for all names below it.",
+        parse=check_publish_rule,
+        unset="none",
     )
     rate_up: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from the client to this server. {_NO_LIMIT}")
     rate_down: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from this server to it. {_NO_LIMIT}")
@@ -320,6 +327,17 @@ class ServerSettings:
     tls: ServerTls | None = option(
         None, doc="Certificates, for a server that does TLS itself.", unset="plain HTTP, as behind a proxy"
     )
+    publish_dir: Path | None = option(
+        None,
+        doc="A directory with a Unix socket for each published name, which a proxy in front connects to.",
+        unset="none: by TLS alone, where this server does it",
+    )
+    publish_mode: str = option(
+        "0660", doc="Permission bits of these sockets, in octal.", parse=check_mode, pattern=MODE_PATTERN
+    )
+    publish_group: str | None = option(
+        None, doc="The group of these sockets, as www-data: the proxy's.", unset="this user's"
+    )
     trusted_proxies: tuple[str, ...] = option(
         (),
         doc="Networks of proxies whose X-Forwarded-For header is believed, in logs and for the limits on one address.",
@@ -411,7 +429,8 @@ class Forward:
     """Whom a dynamic forward lets in; None for everybody who reaches it."""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.listen} to {self.to}"
+        kind = "publish" if isinstance(self.listen, PublishedName) else self.kind
+        return f"{kind} {self.listen} to {self.to}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,6 +531,7 @@ _FORWARD = closed(
             least=1,
             doc="Listen on the server, at ADDRESS:PORT or a list of them, and connect from here, as ssh -R.",
         ),
+        "publish": text(doc="Publish the web service under this name at the server, as app.example.com or app."),
         "to": text(
             doc="HOST:PORT to connect to; the name is looked up where the connection is made. With `remote`, `dynamic` "
             "leaves it to whoever connects, in SOCKS or as to an HTTP proxy."
@@ -560,6 +580,7 @@ class ClientSettings:
         flag=(
             Flag("-L", dest="local", metavar="FORWARD", help="as ssh -L; see below", repeated=True),
             Flag("--udp", dest="udp", metavar="FORWARD", help="the same over UDP; see below", repeated=True),
+            Flag("--publish", dest="publish", metavar="NAME:PORT", help="publish a web service by name", repeated=True),
             Flag("-R", dest="remote", metavar="FORWARD", help="as ssh -R; see below", repeated=True),
             Flag(
                 "-D", dest="dynamic", metavar="FORWARD", help="as ssh -D, and an HTTP proxy; see below", repeated=True

@@ -22,6 +22,7 @@ from qanat.base.errors import HandshakeError, ProtocolError, QanatError, Refused
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.base.watcher import Watcher
+from qanat.config.published_names import PublishRules
 from qanat.config.settings import ClientAccount, ServerSettings
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
@@ -37,6 +38,8 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.connection import Carry
 from qanat.server.front_door.front_door import FrontDoor
+from qanat.server.own_names import certificate_names
+from qanat.server.published_names import PublishedNames
 from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry, Stale
@@ -84,8 +87,6 @@ class Server:
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._watcher = Watcher()
         self._watcher.add_chore(MemoryReturn().look)
-        self.front_door = FrontDoor(settings, self._serve_pipe, self._watcher.stir, watcher=self._watcher)
-        """Where connections come in; it knows how near each limit was."""
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts(settings.resume_for)
         self._application_keepalive = application_keepalive(settings.application_keepalive)
@@ -95,6 +96,30 @@ class Server:
         self._clients = {
             client.name: _KnownClient(client, self._max_streams, self._watcher) for client in settings.clients
         }
+        self._published = self._make_published()
+        publishes = any(client.allow_publish for client in settings.clients)
+        self.front_door = FrontDoor(
+            settings,
+            self._serve_pipe,
+            self._watcher.stir,
+            watcher=self._watcher,
+            names=self._published if publishes and settings.tls is not None else None,
+        )
+        """Where connections come in; it knows how near each limit was."""
+
+    def _make_published(self) -> PublishedNames:
+        settings, clients = self.settings, tuple(self._clients.values())
+        return PublishedNames(
+            self._shared_ports,
+            self._watcher,
+            settings.publish_dir,
+            mode=int(settings.publish_mode, 8),
+            group=settings.publish_group,
+            by_tls=settings.tls is not None,
+            own_names=() if settings.tls is None else certificate_names(settings.tls.certificate),
+            may_be_published=lambda name: any(client.publish_rules.allows(name) for client in clients),
+            keepalive=self._application_keepalive,
+        )
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -216,6 +241,8 @@ class Server:
             keepalive=self._application_keepalive,
             measures=measures,
             limits=client.limits,
+            publish_rules=client.publish_rules,
+            published=self._published,
         )
         try:
             self.registry.claim(session, deadline)
@@ -379,6 +406,7 @@ class _KnownClient:
         self.listen_rules = ListenRules(settings.allow_listen, settings.shared_listen)
         self.connecting = threading.BoundedSemaphore(max_streams)
         self.limits = traffic_of_client(settings, watcher)
+        self.publish_rules = PublishRules(settings.allow_publish)
 
 
 def run_server(settings: ServerSettings, stop: threading.Event, ready: Callable[[], None]) -> None:

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import format_address
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.config.published_names import NO_NAMES, PublishRules
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.dynamic.asked import Asked
 from qanat.endpoints.dynamic.listener import DynamicListener
@@ -36,6 +37,7 @@ from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ListenRules
+from qanat.server.published_names import PublishedNames
 from qanat.server.shared_ports import Accept, Membership, SharedPorts
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.forward_limits import quota_of_options
@@ -48,6 +50,7 @@ from qanat.session.messages import (
     ListenOption,
     MalformedListen,
     Measure,
+    Published,
     StreamRequest,
     Through,
     Unlisten,
@@ -58,6 +61,9 @@ from qanat.session.session import Session, new_id
 log = logging.getLogger("qanat.session")
 
 _Listener = Listener | UdpListener | Membership | DynamicListener
+
+LEFT_SECONDS = 5.0
+"""Seconds without its client after which a session takes no visitors for a published name."""
 
 
 class ServerSession(Session):
@@ -84,6 +90,8 @@ class ServerSession(Session):
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
         measures: bool = False,
         limits: TrafficLimits = UNLIMITED,
+        publish_rules: PublishRules = NO_NAMES,
+        published: PublishedNames | None = None,
     ) -> None:
         """Begin a session of the client `name`, with `measures` one that is for measuring alone.
 
@@ -109,6 +117,8 @@ class ServerSession(Session):
         self._max_lanes = max_lanes
         self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
+        self._publish_rules = publish_rules
+        self._published = published
         self._listeners: dict[int, _Listener] = {}
         self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
 
@@ -196,7 +206,7 @@ class ServerSession(Session):
         else:
             raise ProtocolError(f"a client may not send {type(message).__name__}")
 
-    def _listen(self, message: Listen) -> Listening | ListenFailed:
+    def _listen(self, message: Listen) -> Listening | Published | ListenFailed:
         """Bind at once: none of this blocks, since the address is a literal.  Whatever fails is the answer."""
         number = message.forward
         try:
@@ -218,6 +228,8 @@ class ServerSession(Session):
         if self._stopping.canceled:  # perhaps since `_release` went through them
             listener.close()
         log.info("%s: listening on %s", self.name, listener.address)
+        if isinstance(message.at, PublishedName):
+            return Published(number, listener.address)
         return Listening(number, listener.port)
 
     def _bind(self, message: Listen, quota: StreamQuota) -> _Listener:
@@ -228,6 +240,8 @@ class ServerSession(Session):
             return self._bind_tcp(message.forward, message.at, partial(self._accepted, message.forward, quota))
         if isinstance(message.at, UdpAddress):
             return self._bind_udp(message, quota, message.at)
+        if isinstance(message.at, PublishedName):
+            return self._publish(message.forward, quota, message.at.name)
         raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
 
     def _bind_udp(self, message: Listen, quota: StreamQuota, at: UdpAddress) -> UdpListener:
@@ -255,6 +269,24 @@ class ServerSession(Session):
         listener = UdpListener(addresses, open_flow, name, self._watcher, idle=idle)
         listener.start()
         return listener
+
+    def _publish(self, number: int, quota: StreamQuota, asked: str) -> Membership:
+        name = self._publish_rules.full_name(asked)
+        if name is None or self._published is None:
+            raise EndpointError(
+                f"publishing {asked} is not allowed by any rule",
+                code=Reason.NOT_ALLOWED,
+                hint=f"add {asked} to this client's allow_publish",
+            )
+
+        def accept(sock: socket.socket, peer: str, done: Callable[[], None]) -> None:
+            if self.away >= LEFT_SECONDS:  # a proxy answers 502 at once then
+                sock.close()
+                done()
+            else:
+                self._accepted(number, quota, sock, peer, done, place=name)
+
+        return self._published.join(name, self, accept)
 
     def _bind_tcp(self, number: int, at: TcpAddress, accept: Accept) -> Listener | Membership:
         addresses = self._listen_rules.check(at.host, at.port)
@@ -304,10 +336,17 @@ class ServerSession(Session):
         return over
 
     def _accepted(
-        self, number: int, quota: StreamQuota, sock: socket.socket, peer: str, done: Callable[[], None]
+        self,
+        number: int,
+        quota: StreamQuota,
+        sock: socket.socket,
+        peer: str,
+        done: Callable[[], None],
+        *,
+        place: str = "",
     ) -> None:
-        """Serve a connection that came for a remote forward; call `done` once, when it has ended."""
-        what = f"{self.name}: remote forward {format_address(sock.getsockname())}"
+        """Serve a connection that came for a remote forward at `place`; call `done` once, when it has ended."""
+        what = f"{self.name}: remote forward {place or format_address(sock.getsockname())}"
         over = self._enter(number, quota, what, sock, peer, done)
         if over is None:
             return

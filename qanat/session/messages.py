@@ -153,6 +153,18 @@ class Listening:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """Server to client: it is published, under this name; the answer where a name was asked for."""
+
+    forward: int
+    name: str
+
+    def encode(self) -> bytes:
+        """Return the control message."""
+        return struct.pack("!BI", 6, self.forward) + lp16(self.name.encode())
+
+
+@dataclass(frozen=True, slots=True)
 class ListenFailed:
     """Server to client: it cannot listen there; `reason` is a qanat.mux.frames.Reason."""
 
@@ -177,7 +189,7 @@ class Unlisten:
 
 
 StreamRequest = Connect | Through | Measure
-ControlMessage = Listen | Listening | ListenFailed | Unlisten
+ControlMessage = Listen | Listening | Published | ListenFailed | Unlisten
 
 
 def check_known(message: bytes, peer_features: int, what: str) -> None:
@@ -232,6 +244,8 @@ def decode_control(content: bytes) -> ControlMessage:
         message = ListenFailed(forward, reader.u16(), _readable(reader.lp16()))
     elif kind == 4:
         message = Unlisten(forward)
+    elif kind == 6:
+        message = Published(forward, _text(reader))
     else:
         raise ProtocolError(f"unknown control message {kind}")
     reader.end()

@@ -140,6 +140,11 @@ class Session(ABC):
         return any(lane.attached for lane in self.lanes.values())
 
     @property
+    def away(self) -> float:
+        """For how many seconds no pipe has carried any lane of it; 0 while one does."""
+        return min((lane.away for lane in self.lanes.values()), default=0.0)
+
+    @property
     def open_streams(self) -> int:
         """How many streams are open, over all lanes."""
         return sum(lane.open_streams for lane in self.lanes.values())

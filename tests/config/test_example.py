@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress
 from qanat.config.load import check_config, load_config
 from qanat.config.options import Kind, options_of
 from qanat.config.settings import (
@@ -48,6 +48,8 @@ WITHOUT_DEFAULT = {
     "servers",
     "max_pipe_age",
     "failover_after",
+    "publish_dir",
+    "publish_group",
 }
 """Keys that may be commented out, the last since it may not stand beside one server; every other one must stand there
 with its default."""
@@ -184,6 +186,7 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
             ForwardLimits(rate_up=2_000_000, max_streams_per_address=50),
         ),
         Forward("local", UdpAddress("127.0.0.1", 53), UdpAddress("10.0.0.1", 53)),
+        Forward("remote", PublishedName("app.office.example.com"), TcpAddress("127.0.0.1", 3000)),
     )
 
 

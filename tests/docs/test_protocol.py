@@ -42,6 +42,7 @@ from qanat.session.messages import (
     Listening,
     Measure,
     Measurement,
+    Published,
     StreamRequest,
     Through,
     Unlisten,
@@ -393,6 +394,7 @@ CONTROLS: dict[str, ControlMessage] = {
     "LISTENING": Listening(2, 8080),
     "LISTEN_FAILED": ListenFailed(2, wire.Reason.NOT_ALLOWED, "not allowed"),
     "UNLISTEN": Unlisten(2),
+    "PUBLISHED": Published(2, "app.example.com"),
     "LISTEN_AT": Listen(2, UnixAddress("/run/web")),
 }
 

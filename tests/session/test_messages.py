@@ -22,6 +22,7 @@ from qanat.session.messages import (
     MalformedListen,
     Measure,
     Measurement,
+    Published,
     StreamRequest,
     Through,
     Unlisten,
@@ -66,6 +67,7 @@ CONTROL: list[tuple[ControlMessage, str]] = [
     (Listening(3, 8080), "02 00000003 1f90"),
     (ListenFailed(3, 5, "in use"), "03 00000003 0005 0006 696e20757365"),
     (Unlisten(3), "04 00000003"),
+    (Published(3, "a.b"), "06 00000003 0003 612e62"),
 ]
 
 

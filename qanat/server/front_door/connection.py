@@ -37,9 +37,11 @@ from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress, client_address, is_internal
 from qanat.server.front_door import refusals
 from qanat.server.front_door.address_budgets import AddressBudgets
+from qanat.server.front_door.client_hello import MAX_BYTES, UNRECOGNIZED_NAME, find_server_name
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
 from qanat.server.front_door.kept_connection import KeptConnection, KeptConnections, Next
 from qanat.server.front_door.probes import Probes
+from qanat.server.published_names import PublishedNames
 from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.http2.dialect import Dialect
@@ -102,6 +104,7 @@ class FrontDoorContext:
     probes: Probes
     split: SplitPipes
     kept: KeptConnections
+    names: PublishedNames | None
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
@@ -316,6 +319,8 @@ class FrontConnection:
             self._slow_down_connection()
         first = self._sock.recv(_PEEKED, socket.MSG_PEEK)  # left where it is, for TLS to read
         if first.startswith(_TLS_FIRST_BYTE):
+            if self._context.names is not None:
+                self._leave_to_published_name(self._context.names)
             context = self._context.tls.context()
             try:
                 self._wire = TlsWire(self._wire, context, server_side=True, deadline=self.deadline)
@@ -332,6 +337,45 @@ class FrontConnection:
             raise _NotServed
         else:
             raise _NotServed
+
+    def _leave_to_published_name(self, names: PublishedNames) -> None:
+        """Hand the connection as it came to the client that publishes the name it asks for; raise _NotServed then.
+
+        Blocks until the name has come, or there is none, at most until the deadline.
+        """
+        name = self._peek_server_name()
+        if names.is_away(name):
+            self._sock.send(UNRECOGNIZED_NAME)
+            raise _NotServed
+        if not names.is_published(name):
+            return
+        self._context.admission.unfinished.forget(self)
+        with self._lock:
+            if not self._ours:
+                raise _NotServed
+            self._ours = False
+            sock = socket.socket(fileno=self._sock.detach())
+        names.hand_over(name, sock, self.peer)
+        raise _NotServed
+
+    def _peek_server_name(self) -> str:
+        """Return the name in the ClientHello, "" without one; all bytes are left where they are.
+
+        Raises _NotServed at the end.
+        """
+        seen = 0
+        try:
+            while True:
+                data = self._sock.recv(MAX_BYTES, socket.MSG_PEEK)
+                name = find_server_name(data)
+                if name is not None:
+                    return name
+                if len(data) <= seen:
+                    raise _NotServed
+                seen = len(data)
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)  # block until there is more
+        finally:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _serve_wire(self) -> Next:
         """Tell the protocol from the first bytes, and serve it.

@@ -33,6 +33,7 @@ from qanat.server.admission.admission import Admission
 from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, OnPipe
 from qanat.server.front_door.kept_connection import KeptConnections
 from qanat.server.front_door.probes import Probes
+from qanat.server.published_names import PublishedNames
 from qanat.transports.split.server import SplitPipes
 from qanat.transports.wire.tls_contexts import ReloadingServerContext
 
@@ -68,11 +69,12 @@ class FrontDoor:
         on_end: Callable[[], object] = lambda: None,
         *,
         watcher: Watcher | None = None,
+        names: PublishedNames | None = None,
     ) -> None:
         """Load the certificate, if there is one; raises UsageError when it cannot be used.
 
         `on_end` is called when a connection is over, and must not block.  `watcher` waits for what split pipes' clients
-        send; without one, the front door has its own.
+        send; without one, the front door has its own.  A TLS connection that asks for one of `names` is theirs.
         """
         self._settings = settings
         self._on_end = on_end
@@ -99,6 +101,7 @@ class FrontDoor:
             threads=self._threads,
             probes=Probes(settings.path, enabled=settings.doctor, closing=self._closing),
             split=self._split,
+            names=names,
             kept=self._kept,
         )
         self._deadlines = DeadlineWatch("front door deadlines")
