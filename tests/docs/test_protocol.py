@@ -33,6 +33,7 @@ from qanat.mux.pending_control import ACK_DELAY
 from qanat.mux.sender import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM, FRAMES_KIND
 from qanat.mux.stream_state import TRANSITIONS, StreamPhase, StreamStep
 from qanat.server.admission import handshake_rate
+from qanat.server.front_door import kept_connection
 from qanat.session import messages as session_messages
 from qanat.session.messages import (
     Connect,
@@ -51,6 +52,10 @@ from qanat.session.messages import (
 )
 from qanat.transports.dial.route import NODE_COOKIE
 from qanat.transports.pipe import MAX_MESSAGE
+from qanat.transports.split import client as split_client
+from qanat.transports.split import connections, segments
+from qanat.transports.split import server as split_server
+from qanat.transports.split import token as split_token
 from tests.support.protocol_page import load_page, number
 
 PAGE = load_page()
@@ -467,6 +472,38 @@ def test_every_example_of_a_frame_is_read() -> None:
             assert decode_request(frame.request) in REQUESTS.values()
         elif isinstance(frame, wire.Control):
             assert decode_control(frame.message) == CONTROLS[name.split()[1]]
+
+
+# --- section 6.5: split ---------------------------------------------------------------------------------------------
+
+
+def test_split_s_tokens_and_segments_have_the_sizes_and_codes_of_the_page() -> None:
+    assert split_token.TOKEN_SIZE == 90
+    assert segments.HEADER_SIZE == 33
+    assert segments.WELCOME_SIZE == split_token.ID_SIZE + split_token.SECRET_SIZE + 1
+    kinds = {row["name"]: number(row["kind"]) for row in PAGE.table("kind", "name", "method").rows}
+    assert kinds == {kind.name: int(kind) for kind in split_token.Kind}
+    text = split_token.Token(bytes(16), split_token.Kind.UP, 1, 0, 0, early=True, ended=True, streams=True).encode(b"")
+    assert len(text) == 120
+    raw = split_token.parse(text)
+    assert raw is not None
+    assert raw.raw[17] == 7
+    assert (split_token.Carrier.HEADER, split_token.Carrier.COOKIE, split_token.Carrier.QUERY) == (1, 2, 4)
+    assert split_token.OPENING == b"qanat/1 split"
+
+
+def test_split_s_limits_are_those_of_the_page() -> None:
+    limits = {row["of a split pipe"]: row["number"] for row in PAGE.table("of a split pipe", "number").rows}
+    assert limits == {
+        "bytes of a direction beyond those that were taken": f"{split_server.WINDOW >> 20} MiB",
+        "the same towards the server, before that knows the client": f"{split_server.UNAUTHENTICATED_WINDOW >> 10} KiB",
+        "bytes of a request's body": f"{kept_connection.MAX_BODY >> 20} MiB",
+        "requests that wait at once": str(split_server.MAX_ASKERS),
+        "requests on one connection, by our client": str(connections.MAX_REQUESTS),
+        "seconds that an idle connection is kept by the server": f"{kept_connection.IDLE:g}",
+    }
+    assert split_client.WINDOW == split_server.WINDOW
+    assert split_server.LINGER == 10
 
 
 # --- section 5: limits ----------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class Dialect(ABC):
     """Whether a client may ask only once the other end has offered that (RFC 8441 §3)."""
     half_closes: bool = False
     """Whether a server's answer goes on when the request has ended, in place of ending with it."""
+    needs_no_thread: bool = False
+    """Whether a server's handler returns at once, and calls `Exchange.finish` whenever the answer has been given."""
 
     @abstractmethod
     def request_headers(self) -> Headers:

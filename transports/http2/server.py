@@ -18,22 +18,26 @@ from functools import partial
 
 from h2.errors import ErrorCodes
 
-from qanat.base.errors import NoThread, QanatError
+from qanat.base.errors import LocalError, NoThread, QanatError
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.usage import Usage
-from qanat.transports.http2.dialect import Headers
+from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.engine import Http2Engine
+from qanat.transports.http2.frames import HEADER_SIZE
+from qanat.transports.http2.inbox import Inbox
 from qanat.transports.http2.limits import IDLE, MAX_PLAIN, MAX_STREAMS, UNAUTHENTICATED_WINDOW, StreamBudget
 from qanat.transports.http2.pipes import server_pipe
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, no_budget
 from qanat.transports.http2.stream import Http2Stream
-from qanat.transports.pipe import Pipe, Wire
+from qanat.transports.pipe import Pipe, SockAddr, Wire
 
 log = logging.getLogger("qanat.http2")
 
 _RETRY_AFTER = 5
 """Seconds that a client is asked to stay away when there is no room."""
 
+WRITE_TIMEOUT = 30.0
+"""Seconds without a window after which an answer without a pipe is given up."""
 _STUCK = 0.5
 """Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended."""
 
@@ -164,7 +168,16 @@ class Http2Server:
                 if self.requests >= MAX_PLAIN:
                     self._go_away()
         else:
-            exchange = Exchange(engine, request, decision, self._threads)
+            exchange = Exchange(engine, request, decision, self._threads, self._finish)
+            if decision.dialect.needs_no_thread:
+                with engine.lock:
+                    self._running += 1
+                try:
+                    self._handle(exchange)
+                except BaseException:
+                    exchange.finish()
+                    raise
+                return
             if not self._has_room():
                 exchange.refuse(503, retry_after=_RETRY_AFTER)
                 exchange.charge()
@@ -186,9 +199,12 @@ class Http2Server:
         except (QanatError, OSError) as error:
             log.debug("a request from %s ended: %s", self._peer, error)
         finally:
-            exchange.close("the server has ended this stream")
-            exchange.charge()
-            self._handled()
+            exchange.finish()
+
+    def _finish(self, exchange: Exchange) -> None:
+        exchange.close("the server has ended this stream")
+        exchange.charge()
+        self._handled()
 
     def _handled(self) -> None:
         with self._engine.lock:
@@ -203,11 +219,87 @@ class Http2Server:
 class Exchange:
     """A request that may become a pipe, in the hands of its handler."""
 
-    def __init__(self, engine: Http2Engine, request: Http2Request, stream: Http2Stream, threads: ThreadGroup) -> None:
+    def __init__(
+        self,
+        engine: Http2Engine,
+        request: Http2Request,
+        stream: Http2Stream,
+        threads: ThreadGroup,
+        finish: Callable[[Exchange], None],
+    ) -> None:
         self.request = request
         self._engine = engine
         self._stream = stream
         self._threads = threads
+        self._finish: Callable[[Exchange], None] | None = finish
+
+    @property
+    def dialect(self) -> Dialect:
+        """What the router has decided."""
+        return self._stream.dialect
+
+    @property
+    def addresses(self) -> tuple[SockAddr, SockAddr] | None:
+        """Those of the connection, see `Wire.addresses`."""
+        return self._engine.wire.addresses
+
+    def finish(self) -> None:
+        """End the stream, and count the request as over.  Idempotent; does not block."""
+        with self._engine.lock:
+            finish, self._finish = self._finish, None
+        if finish is not None:
+            finish(self)
+
+    def trust(self) -> None:
+        """Take the request's client for authenticated, and open its whole window."""
+        with self._engine.lock:
+            self._engine.core.widen(self._stream)
+        self._engine.tell()
+
+    def body(self, seconds: float) -> memoryview | None:
+        """Return the request's one message; None when the stream ended, or `seconds` have passed, before it was whole.
+
+        Blocks.  Raises ProtocolError as `Inbox.take` does.
+        """
+        engine, stream = self._engine, self._stream
+        inbox = stream.inbox
+        if not isinstance(inbox, Inbox):
+            raise LocalError("a dialect without messages has no body that is one")
+        with engine.lock:
+            engine.wait_locked(stream, stream.readable, lambda: inbox.waiting or stream.over, seconds)
+            return inbox.take()
+
+    def answer(self, headers: Headers, body: bytes) -> None:
+        """Give a whole answer, which is small.  Does not block."""
+        engine, stream = self._engine, self._stream
+        with engine.lock:
+            stream.answered = stream.ended_here = True
+            if not engine.over and not stream.over:
+                engine.core.answer(stream.id, headers, body)
+        engine.tell()
+
+    def open_answer(self, headers: Headers) -> None:
+        """Give the head of an answer, whose body `send_now` and `send` have.  Does not block."""
+        stream = self._stream
+        stream.write_timeout = WRITE_TIMEOUT
+        with self._engine.lock:
+            stream.answered = True
+        self._engine.answer_head(self.request, headers)
+
+    def send_now(self, buffer: memoryview) -> bool | None:
+        """Send what is behind HEADER_SIZE bytes as DATA without blocking: True when all of it is on its way.
+
+        False when `send` has to follow for what is left, which is kept; None when nothing was taken.  Raises PipeEnded.
+        """
+        if not self._engine.can_send_now(self._stream):
+            return None
+        return self._engine.send_now(self._stream, buffer, HEADER_SIZE)
+
+    def send(self, buffer: memoryview) -> None:
+        """Send what is left of earlier data, and what is behind HEADER_SIZE bytes.  Blocks.  Raises PipeEnded."""
+        self._engine.flush_stream(self._stream)
+        if len(buffer) > HEADER_SIZE:
+            self._engine.send(self._stream, buffer, HEADER_SIZE)
 
     def accept(self) -> Pipe:
         """Answer 200, at once, though the request's body is open; return the pipe.  Does not block."""

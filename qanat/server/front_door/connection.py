@@ -39,7 +39,7 @@ from qanat.server.front_door import refusals
 from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.client_hello import MAX_BYTES, UNRECOGNIZED_NAME, find_server_name
 from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
-from qanat.server.front_door.kept_connection import KeptConnection, KeptConnections, Next
+from qanat.server.front_door.kept_connection import BODY_TIMEOUT, KeptConnection, KeptConnections, Next
 from qanat.server.front_door.probes import Probes
 from qanat.server.published_names import PublishedNames
 from qanat.transports.http2 import extended_connect, grpc
@@ -50,6 +50,7 @@ from qanat.transports.http2.request import Http2Request, PlainAnswer
 from qanat.transports.http2.server import Exchange, Http2Server
 from qanat.transports.pipe import Pipe, Wire
 from qanat.transports.split import token as split_token
+from qanat.transports.split.over_http2 import Http2Asker, SplitRequest, answer_up
 from qanat.transports.split.server import ServerPipe, SplitPipes
 from qanat.transports.split.token import Kind, Token
 from qanat.transports.websocket.upgrade import UpgradeRefused, UpgradeRequest, accept, is_upgrade
@@ -530,11 +531,7 @@ class FrontConnection:
         """Return the split pipe that a request belongs to, and what it says, if its client made it."""
         if head.path != self._context.settings.path or head.method not in ("GET", "POST"):
             return None
-        unverified = split_token.request_token(head.headers, head.query)
-        found = None if unverified is None else self._context.split.find(unverified)
-        if found is None or (found[1].kind is Kind.UP) is not (head.method == "POST"):
-            return None
-        return found
+        return find_split(self._context.split, head.method, head.headers, head.query)
 
     def _asks_for_split(self, head: RequestHead) -> bool:
         """Return whether this may be a request for a split pipe; its body tells."""
@@ -709,6 +706,21 @@ class FrontConnection:
             taken += count
 
 
+def find_split(
+    pipes: SplitPipes, method: str, headers: tuple[tuple[str, str], ...], query: str
+) -> tuple[ServerPipe, Token] | None:
+    """Return the split pipe that a request belongs to, and what it says, if its client made it."""
+    unverified = split_token.request_token(headers, query)
+    found = None if unverified is None else pipes.find(unverified)
+    if found is None or (found[1].kind is Kind.UP) is not (method == "POST"):
+        return None
+    return found
+
+
+def _query_of(request: Http2Request) -> str:
+    return request.value(":path").partition("?")[2]
+
+
 def _nothing() -> None:
     """Do nothing: a split pipe's end is not that of a connection."""
 
@@ -746,6 +758,7 @@ class Http2Connection:
         self._lock = threading.Lock()  # guards the two below
         self._streams = 0  # tunnel streams that have come
         self._pipes = 0  # that the server has now
+        self._carries_split = False  # requests of an authenticated client's split pipe
 
     def serve_on(self, wire: Wire, first: bytes) -> Http2Server:
         """Return what serves the requests that come on `wire` after `first`, which begins with the preface."""
@@ -789,6 +802,8 @@ class Http2Connection:
             return PlainAnswer(200, "ok\n")
         if (probe := self._context.probes.route(request)) is not None:
             return probe
+        if request.path == settings.path and (split := self._choose_split(request)) is not None:
+            return split
         if request.path == settings.path and extended_connect.is_request(request) and not request.ended:
             return self._choose_websocket(request)
         if request.method == "POST" and not request.ended and not request.values("content-length"):
@@ -802,6 +817,72 @@ class Http2Connection:
         self._context.tell_of_404(self._peer, request.path, request.headers)
         return PlainAnswer(404, "Not Found\n")
 
+    def _choose_split(self, request: Http2Request) -> PlainAnswer | Dialect | None:
+        """Return what to do with a request of a split pipe, or for one; None when it is neither."""
+        if request.method not in ("GET", "POST"):
+            return None
+        found = find_split(self._context.split, request.method, request.headers, _query_of(request))
+        if found is not None:
+            pipe, token = found
+            size = token.size if token.kind is Kind.UP else 0
+            if size > pipe.takes or (size and request.ended):
+                return PlainAnswer(413, "Content Too Large\n")
+            return SplitRequest(size, found)
+        if (
+            request.method == "POST"
+            and not request.ended
+            and request.values("content-type") == (http2.CONTENT_TYPE,)
+            and request.values("content-length") == (str(split_token.OPENING_SIZE),)
+        ):
+            return SplitRequest(split_token.OPENING_SIZE, None)
+        return None
+
+    def _serve_split(self, exchange: Exchange, pipe: ServerPipe, token: Token) -> None:
+        """Serve a request of a client's split pipe; without blocking, unless it has a body."""
+        if pipe.authenticated:
+            exchange.trust()
+            self._trust_split(pipe)
+        if token.kind is not Kind.UP:
+            pipe.ask(token, Http2Asker(exchange, self._context.threads, pipe, exchange.finish))
+            return
+        body = exchange.body(BODY_TIMEOUT) if token.size else b""
+        taken = None if body is None else pipe.take_up(token, bytearray(body))
+        if taken is None:
+            exchange.refuse(400)
+        else:
+            answer_up(exchange, taken)
+        if not token.size:
+            exchange.finish()
+
+    def _trust_split(self, pipe: ServerPipe) -> None:
+        """Keep a connection that has brought an authenticated client's requests: it does not give way to others."""
+        with self._lock:
+            known, self._carries_split = self._carries_split, True
+        if not known:
+            pipe.note_address(self._ip)
+            self._count_pipe(+1)
+
+    def _open_split(self, exchange: Exchange, address: ClientAddress, slot: HandshakeSlot) -> None:
+        """Make a split pipe, and give it to `on_pipe` in this thread; its further requests come on any connection."""
+        context, request = self._context, exchange.request
+        body = exchange.body(context.settings.limits.header_timeout)
+        nonce = None if body is None else split_token.opening_nonce(bytes(body))
+        if nonce is None:
+            exchange.refuse(404, "Not Found\n")
+            return
+        pipe = context.split.create(self._peer, exchange.addresses)
+        carriers = split_token.carriers_of(request.headers, _query_of(request), nonce)
+        carry: Carry | None = None
+        pipe.welcome(Http2Asker(exchange, context.threads, pipe, exchange.finish), carriers)
+        try:
+            carry = context.on_pipe(pipe, address, slot)
+        finally:
+            slot.release()
+            if carry is None:
+                pipe.close("the server has ended this connection")
+        if carry is not None:
+            carry(_nothing)
+
     def _choose_websocket(self, request: Http2Request) -> PlainAnswer | Dialect:
         try:
             return extended_connect.dialect_of(request)
@@ -812,6 +893,10 @@ class Http2Connection:
 
     def _serve_tunnel(self, exchange: Exchange) -> None:
         context = self._context
+        dialect = exchange.dialect
+        if isinstance(dialect, SplitRequest) and dialect.found is not None:
+            self._serve_split(exchange, *dialect.found)
+            return
         client, via_proxy = context.client_of(self._ip, exchange.request.values("x-forwarded-for"))
         if context.probes.serve_stream(exchange, client):
             return
@@ -832,6 +917,9 @@ class Http2Connection:
             if not context.closing.is_set():
                 self._count_pipe(+1)
                 try:
+                    if isinstance(dialect, SplitRequest):
+                        self._open_split(exchange, address, slot)
+                        return
                     probe = context.probes.take_pipe(exchange.request.values(PROBE_HEADER))
                     carry = (probe or context.on_pipe)(exchange.accept(), address, slot)
                     if carry is not None:

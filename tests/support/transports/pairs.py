@@ -49,6 +49,10 @@ def _split(stack: ExitStack, authority: Authority, certificate: Certificate) -> 
     return split_pair(stack)
 
 
+def _split_packets(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return split_pair(stack, streams=False)
+
+
 def _split_tls(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
     return split_pair(stack, certificate, authority.ca_file)
 
@@ -75,6 +79,8 @@ PAIRS: dict[str, PairMaker] = {
     "grpc reversed": _reversed(_http2(grpc.DIALECT)),
     "split": _split,
     "split reversed": _reversed(_split),
+    "split packets": _split_packets,
+    "split packets reversed": _reversed(_split_packets),
     "split tls": _split_tls,
     "split tls reversed": _reversed(_split_tls),
     "websocket-h2": _http2(extended_connect.DIALECT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import unittest.mock
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qanat.server.admission.client_address import ClientAddress
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe
+from qanat.transports.split import client as client_module
 from qanat.transports.split.client import connect
 from tests.support.background import DEADLINE
 from tests.support.machine.certificates import Certificate
@@ -24,9 +26,9 @@ SECRET = bytes(range(32))
 
 
 def split_pair(
-    stack: ExitStack, certificate: Certificate | None = None, ca_file: Path | None = None
+    stack: ExitStack, certificate: Certificate | None = None, ca_file: Path | None = None, *, streams: bool = True
 ) -> tuple[Pipe, Pipe]:
-    """The client's and the server's pipe, bound to a secret as after a handshake."""
+    """The client's and the server's pipe, bound to a secret as after a handshake; `streams` is as on the path."""
     pipes: queue.SimpleQueue[Pipe] = queue.SimpleQueue()
     over = threading.Event()
 
@@ -48,5 +50,6 @@ def split_pair(
     server = pipes.get(timeout=DEADLINE)
     stack.callback(server.close, "the test is over")
     assert client.recv() == b"first"
-    client.bind(SECRET)
+    with unittest.mock.patch.object(client_module, "STREAMS", streams):
+        client.bind(SECRET)
     return client, server
