@@ -31,11 +31,11 @@ from tests.support.applications import (
 from tests.support.harness import ROOT, Program, Tunnel, qanat
 from tests.support.machine.certificates import Authority
 from tests.support.machine.ports import unused_port
-from tests.support.machine.proxies import ALL, DEPLOYMENTS, Place
+from tests.support.machine.proxies import ALL, DEPLOYMENTS, SPLIT, Place
 from tests.support.machine.web import HOST
 from tests.support.scenarios import Bulk
 
-TRANSPORTS = ALL
+TRANSPORTS = (*ALL, SPLIT)
 DIRECT_TLS, DIRECT_PLAIN = "direct TLS", "direct plain"
 PATHS = (DIRECT_TLS, DIRECT_PLAIN, *dict.fromkeys(deployment.proxy for deployment in DEPLOYMENTS))
 CELLS = tuple(

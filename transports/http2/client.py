@@ -59,7 +59,7 @@ def _request(url: TunnelUrl, route: Route, dialect: Dialect, wire: Wire, deadlin
             _await_offer(url, engine, deadline)
         with engine.lock:
             stream = engine.core.request(headers, dialect)
-        status, answer = _await_answer(url, engine, stream, deadline)
+        status, answer = await_answer(url, engine, stream, deadline)
         problem = dialect.check_response(status, answer, url)
         if problem is not None:
             raise problem
@@ -103,10 +103,13 @@ def _await_offer(url: TunnelUrl, engine: Http2Engine, deadline: Deadline) -> Non
         )
 
 
-def _await_answer(
+def await_answer(
     url: TunnelUrl, engine: Http2Engine, stream: Http2Stream, deadline: Deadline
 ) -> tuple[int, dict[str, str]]:
-    """Return the head of the answer.  This thread reads and writes: so little was sent that neither is full."""
+    """Return the head of the answer; blocks until `deadline`.  Raises TransportError.
+
+    This thread reads and writes: so little was sent that neither is full.
+    """
 
     def something_to_do() -> bool:
         return stream.response is not None or stream.over or bool(engine.core.pending_control)

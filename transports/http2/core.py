@@ -137,12 +137,18 @@ class Http2Core:
 
     # --- streams
 
-    def request(self, headers: Headers, dialect: Dialect) -> Http2Stream:
-        """As a client: open a stream; its HEADERS wait in `pending_control`."""
+    def request(self, headers: Headers, dialect: Dialect, *, ended: bool = False) -> Http2Stream:
+        """As a client: open a stream; its HEADERS wait in `pending_control`.  With `ended` there is no body."""
         stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
+        self._h2.send_headers(stream_id, headers, end_stream=ended)
         self._collect()
         return self._add_stream(stream_id, dialect)
+
+    def end_request(self, stream: Http2Stream) -> None:
+        """As a client: queue the end of a request's body; the answer goes on."""
+        with contextlib.suppress(H2ProtocolError):  # the peer has ended it meanwhile
+            self._h2.end_stream(stream.id)
+        self._collect()
 
     def _add_stream(self, stream_id: int, dialect: Dialect) -> Http2Stream:
         """From now on, DATA for this stream is kept for its pipe; without one, it is ignored."""

@@ -18,7 +18,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 
 from qanat.base.cancel import Cancel
@@ -29,12 +29,11 @@ from qanat.base.workers import WORKERS
 from qanat.transports.cause import FirstCause
 from qanat.transports.dial.answer_fields import cookies
 from qanat.transports.dial.errors import explain_status
-from qanat.transports.dial.http_answer import AnswerReader
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe, stuck_for
-from qanat.transports.split import http1
-from qanat.transports.split.connections import CONTENT_TYPE, Connection, Connections
+from qanat.transports.split.connections import CONTENT_TYPE, Answer, Connections, FirstAnswer, Requests
+from qanat.transports.split.http2_requests import Http2Requests
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving
 from qanat.transports.split.segments import WELCOME_SIZE, Segment, SegmentReader, Welcome, decode_welcome
 from qanat.transports.split.sequence import PREFIX, Incoming, Outgoing
@@ -79,10 +78,10 @@ MOMENT = 0.5
 """Seconds that a thread waits for something to send before it is given back."""
 ACTIVE = 1.0
 """Seconds since something came during which one request more waits, so that the next bytes find one there."""
-CONNECT_TIMEOUT = 10.0
-"""Seconds that a further connection may take to be made."""
 SLACK = 5.0
 """Seconds beyond what an answer should take until the request has failed."""
+WRITE_TIMEOUT = 15.0
+"""Seconds after which a connection that takes nothing is given up."""
 PATIENCE = 15.0
 """Seconds that every request may fail until the pipe has ended."""
 STREAMS = True
@@ -119,10 +118,10 @@ class ClientPipe(Pipe):
     transport = "split"
     headroom = PREFIX.size
 
-    def __init__(self, connections: Connections, first: Connection, welcome: Welcome, carrier: Carrier) -> None:
+    def __init__(self, connections: Requests, first: FirstAnswer, welcome: Welcome, carrier: Carrier) -> None:
         """Go on with the pipe that the server has made."""
-        self.peer = first.wire.peer
-        self.addresses = first.wire.addresses
+        self.peer = first.peer
+        self.addresses = first.addresses
         self._connections = connections
         self._id = welcome.id
         self._early_key = welcome.secret
@@ -261,10 +260,9 @@ class ClientPipe(Pipe):
         return self._receiving.peer_gone is not None or failing
 
     def _post(self, token: Token, key: bytes, data: bytes) -> None:
-        with self._connections.connection(CONNECT_TIMEOUT) as connection:
-            connection.send(self._head("POST", token, key, len(data)), data)
-            timeout = min(15.0, 0.7 + 4 * self._round_trip) * (1 + self._failures)
-            self._read_answer(connection, token, timeout)
+        timeout = min(15.0, 0.7 + 4 * self._round_trip) * (1 + self._failures)
+        with self._connections.request("POST", self._carried(token, key), data, timeout) as answer:
+            self._read_answer(answer, token)
 
     def _in_flight_over(self, token: Token, began: float, error: Exception | None) -> None:
         took = time.monotonic() - began
@@ -341,9 +339,9 @@ class ClientPipe(Pipe):
             return True
 
     def _ask(self, token: Token, key: bytes) -> int:
-        with self._connections.connection(CONNECT_TIMEOUT) as connection:
-            connection.send(self._head("GET", token, key))
-            return self._read_answer(connection, token, token.wait / 1000 + SLACK + 4 * self._round_trip)
+        timeout = token.wait / 1000 + SLACK + 4 * self._round_trip
+        with self._connections.request("GET", self._carried(token, key), None, timeout) as answer:
+            return self._read_answer(answer, token)
 
     def _adapt_locked(self, came: int, size: int) -> None:
         """Have as many requests wait, and for as much, as what comes demands."""
@@ -378,9 +376,10 @@ class ClientPipe(Pipe):
         stream = _StreamRead(self, token)
         error: Exception | None = None
         try:
-            with self._connections.connection(CONNECT_TIMEOUT) as connection:
-                connection.send(self._head("GET", token, key))
-                self._read_answer(connection, token, SOON + 4 * self._round_trip, stream.heard)
+            timeout = SOON + 4 * self._round_trip
+            with self._connections.request("GET", self._carried(token, key), None, timeout) as answer:
+                answer.set_timeout(timeout)
+                self._read_answer(answer, token, stream.heard)
         except (_Failed, QanatError) as failure:
             error = failure
         except Exception:
@@ -457,32 +456,21 @@ class ClientPipe(Pipe):
     def _key_locked(self) -> bytes:
         return self._early_key if self._key is None else self._key
 
-    def _head(self, method: str, token: Token, key: bytes, size: int | None = None) -> bytes:
-        return self._connections.head(method, [(self._carrier, token.encode(key))], size)
+    def _carried(self, token: Token, key: bytes) -> list[tuple[Carrier, str]]:
+        return [(self._carrier, token.encode(key))]
 
-    def _read_answer(
-        self, connection: Connection, token: Token, timeout: float, heard: Callable[[], None] | None = None
-    ) -> int:
+    def _read_answer(self, answer: Answer, token: Token, heard: Callable[[], None] | None = None) -> int:
         """Take in the answer to a request; return how many bytes of the server's it has brought.
 
         `heard` is called for each piece, of an answer that goes on.
         """
-        wire, source = connection.wire, connection.source
-        deadline = Deadline(timeout)
-        wire.set_read_timeout(timeout)
-        status, headers, http10 = http1.read_answer_head(source)
-        while 100 <= status < 200:
-            wire.set_read_timeout(deadline.remaining() or 0.001)
-            status, headers, http10 = http1.read_answer_head(source)
-        if status != 200 or headers.get("content-type", "") != CONTENT_TYPE:
-            raise _Failed(_describe(status, headers), status=status)
+        if answer.status != 200 or answer.headers.get("content-type", "") != CONTENT_TYPE:
+            raise _Failed(_describe(answer.status), status=answer.status)
         if heard is None:
-            wire.set_read_timeout(SLACK + 4 * self._round_trip)
-        else:
-            wire.set_read_timeout(deadline.remaining() or 0.001)
+            answer.set_timeout(SLACK + 4 * self._round_trip)
         reader = SegmentReader()
         came = 0
-        for piece in http1.body_pieces(source, headers, of_answer=True):
+        for piece in answer.pieces():
             for segment, at, content in reader.feed(memoryview(piece)):
                 if segment.number != token.number:
                     raise _Failed("an answer to another request came: something on the path keeps answers")
@@ -491,13 +479,10 @@ class ClientPipe(Pipe):
                 self._take(segment, at, content)
                 came += len(content)
             if heard is not None:
-                if not came:
-                    wire.set_read_timeout(self._filler + SLACK + 4 * self._round_trip)
+                answer.set_timeout(self._filler + SLACK + 4 * self._round_trip)
                 heard()
         if reader.in_the_middle:
             raise _Failed("an answer was cut")
-        if not http1.keeps_alive(headers, http10=http10):
-            connection.reusable = False
         return came
 
     def _take(self, segment: Segment, at: int, content: memoryview) -> None:
@@ -711,62 +696,63 @@ class _StreamRead:
 def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel: Cancel | None = None) -> Pipe:
     """Dial `url` by `route`, have the server make a pipe, and return it.
 
-    Blocks until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and
-    UsageError for files that `route` names and that cannot be used.
+    HTTP/1.1 first, since each request has a connection of its own there, and HTTP/2 where nothing answers that.  Blocks
+    until `deadline`, or until `cancel` is canceled.  Raises TransportError whose hint says what to do, and UsageError
+    for files that `route` names and that cannot be used.
     """
     cancel = cancel or Cancel()
-    connections = Connections(url, route, SLACK + CONNECT_TIMEOUT)
+    requests: Requests = Connections(url, route, WRITE_TIMEOUT)
     try:
-        first = connections.open(deadline, cancel)
-        with cancel.waking(first.close):
-            pipe = _open_pipe(url, connections, first, deadline)
+        return _open_pipe(requests, deadline, cancel)
+    except TransportError as error:
+        if requests.answered or cancel.canceled or deadline.passed:
+            raise
+        failure = error
+    requests = Http2Requests(url, route, WRITE_TIMEOUT)
+    try:
+        return _open_pipe(requests, deadline, cancel)
+    except TransportError:
+        if requests.answered:
+            raise
+    raise failure
+
+
+def _open_pipe(requests: Requests, deadline: Deadline, cancel: Cancel) -> ClientPipe:
+    """Ask for a pipe, and take in the answer.  Raises TransportError."""
+    url, nonce = requests.url, os.urandom(NONCE_SIZE)
+    carriers = [Carrier.COOKIE] if requests.has_authorization else [Carrier.HEADER, Carrier.COOKIE]
+    carried = [(carrier, nonce_text(nonce)) for carrier in carriers]
+    try:
+        with requests.first(carried, OPENING + nonce, deadline, cancel) as first:
+            pipe = _take_first(requests, first, deadline)
+        found = cookies(first.answer.headers)
+        requests.add_cookies(found)
+        pipe.cookies = found
         pipe.start()
+    except ProtocolError as error:
+        requests.close()
+        raise TransportError(
+            f"{url} answered, but not as a Qanat server: {error.message}", hint="check the path in the URL"
+        ) from error
     except BaseException:
-        connections.close()
+        requests.close()
         raise
     return pipe
 
 
-def _open_pipe(url: TunnelUrl, connections: Connections, first: Connection, deadline: Deadline) -> ClientPipe:
-    """Ask for a pipe, and take in the answer.  Raises TransportError."""
-    nonce = os.urandom(NONCE_SIZE)
-    carriers = [Carrier.COOKIE] if connections.has_authorization else [Carrier.HEADER, Carrier.COOKIE]
-    body = OPENING + nonce
-    head = connections.head("POST", [(carrier, nonce_text(nonce)) for carrier in carriers], len(body))
-    with suppress(TransportError):  # what reading says is better: a server may refuse us and close
-        first.send(head, body)
-    no_answer = "check the port, and the log of the server or the proxy in front of it"
-    if not url.tls:
-        no_answer = "if the server speaks TLS, write https:// instead of http://; otherwise check the port"
-    reader = AnswerReader(
-        first.wire,
-        deadline,
-        str(url),
-        check="check host and port in the URL",
-        no_answer=no_answer,
-        use_tls="write https:// instead of http:// in the URL",
-    )
-    status, headers = reader.read()
-    while 100 <= status < 200:
-        status, headers = reader.read()
-    if status != 200 or headers.get("content-type", "") != CONTENT_TYPE:
-        reason = reader.read_reason(headers) if status == 400 else ""
-        raise explain_status(status, headers, "split", url, reason=reason)
-    first.source.rest += reader.rest
-    first.wire.set_read_timeout(deadline.remaining())
-    try:
-        answer = http1.read_body(first.source, headers, MAX_ANSWER, of_answer=True) or bytearray()
-        welcome = decode_welcome(answer)
-        pipe = ClientPipe(connections, first, welcome, _best_carrier(welcome))
-        pipe.take_first(memoryview(answer)[WELCOME_SIZE:])
-    except ProtocolError as error:
-        raise TransportError(
-            f"{url} answered, but not as a Qanat server: {error.message}", hint="check the path in the URL"
-        ) from error
-    found = cookies(headers)
-    connections.add_cookies(found)
-    pipe.cookies = found
-    connections.give_back(first, reusable=http1.keeps_alive(headers, http10=False))
+def _take_first(requests: Requests, first: FirstAnswer, deadline: Deadline) -> ClientPipe:
+    answer = first.answer
+    if answer.status != 200 or answer.headers.get("content-type", "") != CONTENT_TYPE:
+        raise explain_status(answer.status, answer.headers, "split", requests.url, reason=first.reason)
+    body = bytearray()
+    answer.set_timeout(deadline.remaining() or 0.001)
+    for piece in answer.pieces():
+        body += piece
+        if len(body) > MAX_ANSWER:
+            raise ProtocolError("an answer that is too long")
+    welcome = decode_welcome(body)
+    pipe = ClientPipe(requests, first, welcome, _best_carrier(welcome))
+    pipe.take_first(memoryview(body)[WELCOME_SIZE:])
     return pipe
 
 
@@ -774,7 +760,7 @@ def _best_carrier(welcome: Welcome) -> Carrier:
     return next((carrier for carrier in (Carrier.HEADER, Carrier.COOKIE) if welcome.carriers & carrier), Carrier.QUERY)
 
 
-def _describe(status: int, headers: Mapping[str, str]) -> str:
+def _describe(status: int) -> str:
     if status == 200:
         return "something else than the server answered, with a page of its own"
     return f"status {status} came instead of an answer"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from h2.events import DataReceived, StreamEnded
 
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
@@ -24,6 +27,7 @@ from tests.support.server.front_door_rig import (
     request,
     without_date,
 )
+from tests.support.transports.http2_loopback import RawHttp2
 from tests.support.transports.loopback import send_bytes
 
 
@@ -128,3 +132,44 @@ def test_a_body_larger_than_a_stranger_may_send_is_not_read(door: FrontDoor) -> 
         token = Token(welcome.id, Kind.UP, 1, 0, 8000, 1, size=1 << 20, early=True).encode(welcome.secret)
         sock.sendall(request("POST /tunnel HTTP/1.1", f"Authorization: Bearer {token}", f"Content-Length: {1 << 20}"))
         assert read_to_end(sock).startswith(b"HTTP/1.1 413")
+
+
+class Http2Client:
+    """Makes requests over one connection of HTTP/2."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.raw = RawHttp2(sock, client=True)
+
+    def ask(self, method: str, text: str = "", body: bytes = b"") -> int:
+        fields = {"authorization": f"Bearer {text}"} if text else {"content_type": "application/octet-stream"}
+        if method == "POST":
+            fields["content_length"] = str(len(body))
+        stream_id = self.raw.request(method=method, **fields)
+        if method == "POST":
+            self.raw.h2.send_data(stream_id, body, end_stream=True)
+            self.raw.flush()
+        return stream_id
+
+    def body(self, stream_id: int) -> bytes:
+        self.raw.read_until(lambda event: isinstance(event, StreamEnded) and event.stream_id == stream_id)
+        parts = [event for event in self.raw.events if isinstance(event, DataReceived) and event.stream_id == stream_id]
+        return b"".join(part.data for part in parts)
+
+
+def test_over_http2_a_request_waits_without_a_thread_while_others_are_served(door: FrontDoor) -> None:
+    with connect(door) as sock:
+        client = Http2Client(sock)
+        welcome = decode_welcome(client.body(client.ask("POST", body=OPENING + bytes(16))))
+        token = Token(welcome.id, Kind.PACKET, 1, 9, 8000, 1, size=8000, wait=60_000, early=True)
+        before = threading.active_count()
+        waiting = [client.ask("GET", replace(token, number=number).encode(welcome.secret)) for number in range(1, 6)]
+        message = PREFIX.pack(3) + b"abc"
+        up = Token(welcome.id, Kind.UP, 9, 9, 8000, 1, size=7, digest=digest_of(message), early=True)
+        answer = client.body(client.ask("POST", up.encode(welcome.secret), message))
+        (segment, _, _), *_ = SegmentReader().feed(memoryview(answer))
+        assert segment.acknowledged == len(message)
+        assert threading.active_count() <= before + 2, "the watcher's, and one that has just served the POST"
+        (_, at, content), *_ = SegmentReader().feed(memoryview(client.body(waiting[0])))
+        assert (at, bytes(content)) == (9, message)
+        unknown = client.ask("GET", replace(token, id=bytes(16)).encode(welcome.secret))
+        assert client.body(unknown) == b"Not Found\n"

@@ -238,13 +238,16 @@ ALL = ("websocket", "http2", "grpc", "websocket-h2")
 WITHOUT_EXTENDED_CONNECT = ALL[:3]
 """What passes proxies that do not offer RFC 8441."""
 
+SPLIT = "split"
+"""What passes all of them, and is no pipe of one connection."""
+
 DEPLOYMENTS = (
-    Deployment("nginx", WITHOUT_EXTENDED_CONNECT, start_nginx),
-    Deployment("HAProxy", ALL, start_haproxy),
-    Deployment("Apache", ALL, start_apache),
-    Deployment("Caddy", WITHOUT_EXTENDED_CONNECT, start_caddy),
+    Deployment("nginx", (*WITHOUT_EXTENDED_CONNECT, SPLIT), start_nginx),
+    Deployment("HAProxy", (*ALL, SPLIT), start_haproxy),
+    Deployment("Apache", (*ALL, SPLIT), start_apache),
+    Deployment("Caddy", (*WITHOUT_EXTENDED_CONNECT, SPLIT), start_caddy),
     Deployment("nghttpx", ("websocket",), lambda place: start_nghttpx(place, "nghttpx-websocket.conf")),
-    Deployment("nghttpx", ALL[1:], lambda place: start_nghttpx(place, "nghttpx-http2.conf")),
+    Deployment("nghttpx", (*ALL[1:], SPLIT), lambda place: start_nghttpx(place, "nghttpx-http2.conf")),
 )
 
 

@@ -53,6 +53,10 @@ def _split_packets(stack: ExitStack, authority: Authority, certificate: Certific
     return split_pair(stack, streams=False)
 
 
+def _split_http2(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
+    return split_pair(stack, certificate, authority.ca_file, http2=True)
+
+
 def _split_tls(stack: ExitStack, authority: Authority, certificate: Certificate) -> Pair:
     return split_pair(stack, certificate, authority.ca_file)
 
@@ -81,6 +85,8 @@ PAIRS: dict[str, PairMaker] = {
     "split reversed": _reversed(_split),
     "split packets": _split_packets,
     "split packets reversed": _reversed(_split_packets),
+    "split http2": _split_http2,
+    "split http2 reversed": _reversed(_split_http2),
     "split tls": _split_tls,
     "split tls reversed": _reversed(_split_tls),
     "websocket-h2": _http2(extended_connect.DIALECT),

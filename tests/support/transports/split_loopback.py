@@ -17,6 +17,8 @@ from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe
 from qanat.transports.split import client as client_module
 from qanat.transports.split.client import connect
+from qanat.transports.split.connections import Connections
+from qanat.transports.split.http2_requests import Http2Requests
 from tests.support.background import DEADLINE
 from tests.support.machine.certificates import Certificate
 from tests.support.server.front_door_rig import front_door
@@ -26,9 +28,17 @@ SECRET = bytes(range(32))
 
 
 def split_pair(
-    stack: ExitStack, certificate: Certificate | None = None, ca_file: Path | None = None, *, streams: bool = True
+    stack: ExitStack,
+    certificate: Certificate | None = None,
+    ca_file: Path | None = None,
+    *,
+    streams: bool = True,
+    http2: bool = False,
 ) -> tuple[Pipe, Pipe]:
-    """The client's and the server's pipe, bound to a secret as after a handshake; `streams` is as on the path."""
+    """The client's and the server's pipe, bound to a secret as after a handshake; `streams` is as on the path.
+
+    With `http2` the client does not try HTTP/1.1.
+    """
     pipes: queue.SimpleQueue[Pipe] = queue.SimpleQueue()
     over = threading.Event()
 
@@ -45,7 +55,9 @@ def split_pair(
     stack.callback(over.set)
     scheme = "http" if certificate is None else "https"
     url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{door.addresses[0][1]}/tunnel")
-    client = connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))
+    first = Http2Requests if http2 else Connections
+    with unittest.mock.patch.object(client_module, "Connections", first):
+        client = connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))
     stack.callback(client.close, "the test is over")
     server = pipes.get(timeout=DEADLINE)
     stack.callback(server.close, "the test is over")
