@@ -23,6 +23,7 @@ from tests.support.storm import Storm, chosen_seed
         ("http2", Fault.UP_DEAD),
         ("grpc", Fault.DOWN_DEAD),
         ("websocket-h2", Fault.UP_DEAD),
+        ("split", Fault.STALLED),
     ],
 )
 def test_streams_do_not_notice_what_happens_to_connections(directory: Path, transport: str, silent: Fault) -> None:

@@ -34,6 +34,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds that a further connection may take to be made."""
 MAX_IDLE = 60.0
 """Seconds after which an idle connection is not used again."""
+MAX_SPARE = 10.0
+"""The same for those beyond the one that is used most."""
 CONTENT_TYPE = "application/octet-stream"
 
 _DEFAULTS = (("User-Agent", f"qanat/{__version__}"), ("Accept", "*/*"))
@@ -315,7 +317,7 @@ class Connections(Requests):
             else:
                 self._used.discard(connection)
                 self._idle.append(connection)
-                oldest = connection.idle_since - MAX_IDLE
+                oldest = connection.idle_since - MAX_SPARE
                 stale += [idle for idle in self._idle if idle.idle_since < oldest]
                 self._idle = [idle for idle in self._idle if idle.idle_since >= oldest]
         for each in stale:
