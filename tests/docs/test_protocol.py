@@ -481,7 +481,7 @@ def test_split_s_tokens_and_segments_have_the_sizes_and_codes_of_the_page() -> N
     assert split_token.TOKEN_SIZE == 90
     assert segments.HEADER_SIZE == 33
     assert segments.WELCOME_SIZE == split_token.ID_SIZE + split_token.SECRET_SIZE + 1
-    kinds = {row["name"]: number(row["kind"]) for row in PAGE.table("kind", "name", "method").rows}
+    kinds = {row["name"]: number(row["request"]) for row in PAGE.table("request", "name", "method").rows}
     assert kinds == {kind.name: int(kind) for kind in split_token.Kind}
     text = split_token.Token(bytes(16), split_token.Kind.UP, 1, 0, 0, early=True, ended=True, streams=True).encode(b"")
     assert len(text) == 120
