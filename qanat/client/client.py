@@ -270,12 +270,12 @@ class Client:
     def _open_flow(
         self,
         forward: Forward,
+        to: UdpAddress,
         origin: str,
         on_datagram: Callable[[bytes], None],
         on_over: Callable[[int, str], None],
     ) -> UdpFlow:
         """Open a flow for who sent to a local forward.  Does not block.  Raises as `Session.open_flow`."""
-        assert isinstance(forward.to, UdpAddress)
 
         def warn(why: str) -> None:
             if self._log_throttle.due(f"{forward}: {why}"):
@@ -296,7 +296,7 @@ class Client:
             if refused:
                 raise EndpointError(refused, code=Reason.LIMIT)
             return session.open_flow(
-                Connect(forward.to, origin).encode(),
+                Connect(to, origin).encode(),
                 on_datagram,
                 over,
                 limits=self._limits[forward],

@@ -36,7 +36,7 @@ from qanat.mux.frames import Reason
 log = logging.getLogger("qanat.client")
 
 Accepted = Callable[[Forward, socket.socket, str], None]
-OpenFlow = Callable[[Forward, str, Callable[[bytes], None], Callable[[int, str], None]], UdpFlow]
+OpenFlow = Callable[[Forward, UdpAddress, str, Callable[[bytes], None], Callable[[int, str], None]], UdpFlow]
 Enter = Callable[[Forward, socket.socket, str], Callable[[], None] | None]
 Ask = Callable[[Forward, PendingConnection, TcpAddress], None]
 
@@ -63,7 +63,7 @@ class LocalForwards:
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
     ) -> None:
-        """`accepted(forward, socket, peer)` and `open_flow(forward, …)` are called by `watcher`, and must not block.
+        """`watcher` calls `accepted(forward, socket, peer)` and `open_flow(forward, to, …)`, which must not block.
 
         `open_flow` is otherwise as `qanat.endpoints.udp_listener.OpenFlow`.  For connections whose users say
         where to, `enter(forward, socket, peer)` returns what to call when one is over, None when it may not come, and
@@ -168,9 +168,10 @@ class LocalForwards:
         """Bind where `forward` listens.  Raises EndpointError."""
         at = forward.listen
         if isinstance(at, UdpAddress):
+            assert isinstance(forward.to, UdpAddress)
             return UdpListener(
                 listen_addresses(at.host, at.port),
-                partial(self._open_flow, forward),
+                partial(self._open_flow, forward, forward.to),
                 str(forward),
                 self._watcher,
                 idle=forward.limits.idle_timeout or IDLE,
@@ -178,7 +179,13 @@ class LocalForwards:
         assert isinstance(at, TcpAddress)
         proxy: DynamicPort | None = None
         if isinstance(forward.to, Anywhere):
-            proxy = DynamicPort(str(forward), self._watcher, partial(self._asked, forward), passwords=forward.passwords)
+            proxy = DynamicPort(
+                str(forward),
+                self._watcher,
+                partial(self._asked, forward),
+                partial(self._open_flow, forward),
+                passwords=forward.passwords,
+            )
         listener = Listener(
             listen_addresses(at.host, at.port),
             partial(self._accepted, forward) if proxy is None else partial(self._take, forward, proxy),

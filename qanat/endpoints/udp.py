@@ -146,6 +146,11 @@ class UdpFlow:
         """Its name in logs."""
         return self._stream.label
 
+    @property
+    def target(self) -> str:
+        """The target's address, as the other end has told it; "" before that."""
+        return self._stream.accepted or ""
+
     def queue(self, payload: bytes) -> LaneOfStream:
         """Queue one datagram; return the lane, which has to be flushed.  Dropped where it would wait for long."""
         rate = self._limits.reading

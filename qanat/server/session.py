@@ -310,7 +310,12 @@ class ServerSession(Session):
             if over is not None:
                 proxy.take(sock, peer, over)
 
-        proxy = DynamicPort(name, self._watcher, ask)
+        def open_flow(
+            to: UdpAddress, origin: str, on_datagram: Callable[[bytes], None], on_over: Callable[[int, str], None]
+        ) -> UdpFlow:
+            return self.open_flow(Through(number, origin, to).encode(), on_datagram, on_over)
+
+        proxy = DynamicPort(name, self._watcher, ask, open_flow)
         return DynamicListener(self._bind_tcp(number, at, take), proxy)
 
     def _enter(

@@ -45,13 +45,15 @@ class ProxyPort(Protocol):
     name: str
     watcher: Watcher
     passwords: Passwords | None
-    carries_udp: bool
 
     def ask(self, pending: PendingConnection, asked: Asked) -> None:
         """Open a stream to what is asked for."""
 
     def forward(self, connection: DynamicConnection, machine: HttpProxy, asked: Asked) -> None:
         """Take over the socket of `connection`, whose requests go through `machine`, and forget the connection."""
+
+    def associate(self, connection: DynamicConnection, machine: ProxyMachine) -> None:
+        """Take over the socket of `connection`, whose user sends datagrams, and forget the connection."""
 
     def forget(self, connection: DynamicConnection) -> None:
         """Note that the connection is over, or has its stream."""
@@ -192,6 +194,8 @@ class DynamicConnection:
         if asked.command is Command.REQUEST:
             assert isinstance(machine, HttpProxy)
             self._port.forward(self, machine, asked)
+        elif asked.command is Command.ASSOCIATE:
+            self._port.associate(self, machine)
         else:
             self.ask(asked)
 

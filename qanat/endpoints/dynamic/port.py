@@ -6,15 +6,18 @@ tunnel it stands.  It owns the connections that have no stream yet, and those wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
 from collections.abc import Callable
 
+from qanat.base.sockets import set_reset_on_close
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.watcher import Watcher
-from qanat.endpoints.dynamic.asked import Asked, Command
+from qanat.endpoints.dynamic.asked import Asked, ProxyMachine
+from qanat.endpoints.dynamic.association import Association, OpenFlow
 from qanat.endpoints.dynamic.connection import DynamicConnection
 from qanat.endpoints.dynamic.forwarding import HttpForwarding
 from qanat.endpoints.dynamic.http_proxy import HttpProxy
@@ -24,6 +27,7 @@ from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.dynamic")
 
+_OfPort = DynamicConnection | HttpForwarding | Association
 MAX_CONNECTIONS = 2048
 """Connections at once that have no stream yet, or whose HTTP requests go through."""
 JOIN_TIMEOUT = 5.0
@@ -38,21 +42,24 @@ class DynamicPort:
         name: str,
         watcher: Watcher,
         ask: Callable[[PendingConnection, Asked], None],
+        open_flow: OpenFlow,
         *,
         passwords: Passwords | None = None,
-        carries_udp: bool = False,
     ) -> None:
-        """`name` is for logs.  `ask` opens a stream to a target; it must not block, and not raise."""
+        """`name` is for logs.  `ask` opens a stream to a target, `open_flow` a flow; they must not block.
+
+        `ask` must not raise either.
+        """
         self.name = name
         self.watcher = watcher
         self.passwords = passwords
-        self.carries_udp = carries_udp
         self._ask = ask
+        self._open_flow = open_flow
         self._threads = ThreadGroup(name)
         self._lock = threading.Lock()  # guards the next three
         self._closed = False
         self._crowded = False
-        self._all: set[DynamicConnection | HttpForwarding] = set()
+        self._all: set[_OfPort] = set()
 
     def take(self, sock: socket.socket, origin: str, done: Callable[[], None] = lambda: None) -> None:
         """Serve a connection that was accepted; `done` is called once, when it is over."""
@@ -90,10 +97,36 @@ class DynamicPort:
 
     def ask(self, pending: PendingConnection, asked: Asked) -> None:
         """Open a stream to what is asked for."""
-        if asked.command is Command.ASSOCIATE and not self.carries_udp:
-            pending.refused(Reason.NOT_ALLOWED, "this port carries no UDP")
-        else:
-            self._ask(pending, asked)
+        self._ask(pending, asked)
+
+    def associate(self, connection: DynamicConnection, machine: ProxyMachine) -> None:
+        """Take over a connection whose user sends datagrams."""
+        sock = connection.hand_over()
+        if sock is None:
+            return
+
+        def over(association: Association) -> None:
+            self.forget(association)
+            connection.done()
+
+        self.forget(connection)
+        try:
+            association = Association(sock, connection.origin, self.watcher, self._open_flow, over)
+            sock.send(machine.accepted(association.address))
+        except OSError as error:
+            self.tell(connection.origin, f"gets no socket for its datagrams: {error.strerror}")
+            with contextlib.suppress(OSError):
+                sock.send(machine.refused(Reason.LIMIT, ""))
+            set_reset_on_close(sock, False)
+            sock.close()
+            connection.done()
+            return
+        with self._lock:
+            self._all.add(association)
+            closed = self._closed
+        association.start()
+        if closed:
+            association.close()
 
     def forward(self, connection: DynamicConnection, machine: HttpProxy, asked: Asked) -> None:
         """Take over a connection whose requests go through."""
@@ -111,7 +144,7 @@ class DynamicPort:
         if closed:
             forwarding.finish()
 
-    def forget(self, connection: DynamicConnection | HttpForwarding) -> None:
+    def forget(self, connection: _OfPort) -> None:
         """Note that a connection is over, or has its stream."""
         with self._lock:
             self._all.discard(connection)

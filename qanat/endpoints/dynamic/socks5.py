@@ -119,7 +119,7 @@ class Socks5:
         if len(buffer) < 5:
             return False
         address_type = buffer[3]
-        size = {_IPV4: 4, _NAME: 1 + buffer[4], _IPV6: 16}.get(address_type)
+        size = _size_of(address_type, buffer[4])
         if size is None:
             return self._fail(ADDRESS_TYPE_NOT_SUPPORTED, "names an address of a type that is not known")
         if len(buffer) < 6 + size:
@@ -151,6 +151,23 @@ def read_host(address_type: int, address: bytes) -> str:
         return address[1:].decode()
     except UnicodeDecodeError:
         return ""
+
+
+def split_datagram(datagram: bytes) -> tuple[str, int, bytes] | None:
+    """Return host, port and payload of a user's datagram; None for a fragment, and for what is no such datagram."""
+    if len(datagram) < 5 or datagram[:3] != b"\0\0\0":
+        return None
+    size = _size_of(datagram[3], datagram[4])
+    if size is None or len(datagram) < 6 + size:
+        return None
+    host = read_host(datagram[3], datagram[4 : 4 + size])
+    (port,) = struct.unpack_from("!H", datagram, 4 + size)
+    return (host, port, datagram[6 + size :]) if host else None
+
+
+def _size_of(address_type: int, first_byte: int) -> int | None:
+    """Return the bytes of an address field that begins with this byte; None for a type that is not known."""
+    return {_IPV4: 4, _NAME: 1 + first_byte, _IPV6: 16}.get(address_type)
 
 
 def reply(code: int, address: str = "") -> bytes:
