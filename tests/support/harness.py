@@ -278,11 +278,16 @@ class Tunnel:
 
     def start_client(self, *, wait: bool = True) -> Program:
         """Start the client, anew if need be; with `wait` it returns when it has all that it asked for."""
-        self._write("client.yaml", {"client": self.client_settings})
+        self.write_client()
         self._client = self._start("client")
         if wait:
             self.wait_connected()
         return self._client
+
+    def write_client(self) -> None:
+        """Write the client's file, for a client that the test starts in its own way."""
+        (self.directory / "state").mkdir(exist_ok=True)
+        self._write("client.yaml", {"client": self.client_settings})
 
     def wait_connected(self, count: int = 1, *, seconds: float = SECONDS) -> None:
         """Block until the client has connected `count` times, and its remote forwards listened as often."""
