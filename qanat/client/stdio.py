@@ -73,6 +73,9 @@ def _run_client(settings: ClientSettings, to: TcpAddress, stop: threading.Event)
     """Do it with a client of our own, which stays for those who share it."""
     from qanat.client.client import Client  # half of the time that a start takes, when a running client does the rest
 
+    if settings.state_dir is not None:
+        with contextlib.suppress(OSError):  # then others cannot share it
+            settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     client = Client(replace(settings, forwards=(), exit_on_forward_failure=False))
     words: Words = queue.SimpleQueue()
     ours, theirs = socket.socketpair()

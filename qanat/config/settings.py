@@ -53,7 +53,7 @@ _RATE = "bytes a second"
 _NO_LIMIT = "0 is no limit."
 _IDLE = "Time without a byte either way after which a stream is reset."
 
-ANY_ORDINARY = ("0.0.0.0/0:*", "[::/0]:*")
+ANY_ORDINARY = ("0.0.0.0/0:*", "[::/0]:*", "0.0.0.0/0:*/udp", "[::/0]:*/udp")
 """Rules for all that needs no rule of its own (`qanat.config.address_ranges`)."""
 
 _TOKEN = "The token, as ${NAME} from the environment, or written out in a file that only you can read."

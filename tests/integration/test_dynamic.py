@@ -73,8 +73,8 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxies]:
             {"remote": f"127.0.0.1:{ports['remote']}", "to": "dynamic"},
             {"dynamic": f"127.0.0.1:{ports['guarded']}", "password_file": "users"},
         ]
-        client = {"allow_connect": ["127.0.0.1:*", "[::1]:*"]}
-        tunnel = stack.enter_context(Tunnel(directory / "tunnel", forwards, client=client))
+        rules = {"allow_connect": ["127.0.0.1:*", "[::1]:*", "127.0.0.1:*/udp", "[::1]:*/udp"]}
+        tunnel = stack.enter_context(Tunnel(directory / "tunnel", forwards, client=rules, account=rules))
         yield Proxies(tunnel.start(), ports, web, *targets, files, unused_port())
 
 
