@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qanat.base.addresses import listen_addresses
-from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
+from qanat.base.addresses import listen_addresses, parse_address
+from qanat.base.endpoint_addresses import Anywhere, ListenPlace, TcpAddress, UdpAddress
 from qanat.base.errors import EndpointError
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
@@ -163,6 +163,11 @@ class LocalForwards:
             forward.to,
             extra={"event": "listening"},
         )
+        if isinstance(forward.to, Anywhere) and forward.passwords is None and not _is_ours_alone(forward.listen):
+            log.warning(
+                "whoever reaches %s can go through this proxy: give it a password_file, or listen on 127.0.0.1",
+                one.listener.address,
+            )
 
     def _listener(self, forward: Forward) -> Listener | UdpListener | DynamicListener:
         """Bind where `forward` listens.  Raises EndpointError."""
@@ -221,3 +226,11 @@ class LocalForwards:
     @staticmethod
     def _report(one: _LocalForward, error: EndpointError) -> None:
         log.error("%s: %s; asking again in %.0f s", one.forward, error, max(0.0, one.retry_at - time.monotonic()))
+
+
+def _is_ours_alone(at: ListenPlace) -> bool:
+    """Return whether nobody but this machine reaches what is listened on there."""
+    if not isinstance(at, TcpAddress):
+        return True
+    literals = [parse_address(address.host) for address in listen_addresses(at.host, at.port)]
+    return all(literal is not None and literal.is_loopback for literal in literals)
