@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, TransportError
 from qanat.base.untrusted import header_text, http_status, number
 from qanat.transports.dial.answer_fields import mapping
@@ -35,13 +36,15 @@ class ByteSource:
         self._wire = wire
         self.rest = bytearray(first)
         """What was read and not yet returned."""
+        self.deadline: Deadline | None = None
+        """When reading has to be done; without one the wire's read timeout holds."""
         self._buffer: memoryview | None = None
 
     def more(self) -> bool:
         """Read more into `rest`; return False at the end of the connection."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(_READ))
-        count = self._wire.recv_into(self._buffer)
+        count = self._receive(self._buffer)
         self.rest += self._buffer[:count]
         return count > 0
 
@@ -53,7 +56,7 @@ class ByteSource:
         view[:filled] = self.rest[:filled]
         del self.rest[:filled]
         while filled < size:
-            count = self._wire.recv_into(view[filled:])
+            count = self._receive(view[filled:])
             if not count:
                 raise TransportError(CUT)
             filled += count
@@ -66,6 +69,13 @@ class ByteSource:
         data = self.rest[:most]
         del self.rest[:most]
         return data
+
+    def _receive(self, buffer: memoryview) -> int:
+        if self.deadline is not None:
+            if self.deadline.passed:
+                raise TransportError("a body did not come to its end in time")
+            self._wire.set_read_timeout(self.deadline.remaining())
+        return self._wire.recv_into(buffer)
 
     def line(self) -> bytes:
         """Return the next line without its end.  Raises ProtocolError for one that is too long, and TransportError."""

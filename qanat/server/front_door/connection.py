@@ -562,7 +562,7 @@ class FrontConnection:
         if token.kind is not Kind.UP:
             self._note_split(pipe)
             return kept.wait(pipe, partial(pipe.ask, token))
-        body = kept.body(head, pipe.takes)
+        body = kept.body(head, pipe.takes, None if pipe.authenticated else self.deadline)
         if body is None:
             self._answer(answer(413), linger=True)
             return Next.END
@@ -593,7 +593,7 @@ class FrontConnection:
         """Make a split pipe, and give it to `on_pipe` in this thread; the connection goes on without it."""
         context = self._context
         kept = self._keep(head)
-        body = kept.body(head, split_token.OPENING_SIZE)
+        body = kept.body(head, split_token.OPENING_SIZE, self.deadline)
         nonce = None if body is None else split_token.opening_nonce(body)
         if nonce is None:
             self._serve_other(head)

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, TransportError
 from qanat.base.threads import ThreadGroup
 from qanat.base.untrusted import number
@@ -209,12 +210,17 @@ class KeptConnection:
         except (TransportError, BadRequest):
             return Next.END
 
-    def body(self, head: RequestHead, most: int) -> bytearray | None:
-        """Return a request's body, None for one that is too large.  Blocks.  Raises TransportError, ProtocolError."""
+    def body(self, head: RequestHead, most: int, deadline: Deadline | None = None) -> bytearray | None:
+        """Return a request's body, None for one that is too large.  Blocks.  Raises TransportError, ProtocolError.
+
+        All of it has to come until the deadline; without one only silence ends it.
+        """
         if not head.has_body:
             return bytearray()
         self._wire.set_read_timeout(BODY_TIMEOUT)
+        self._source.deadline = deadline
         body = http1.read_body(self._source, mapping(head.headers), min(most, MAX_BODY), of_answer=False)
+        self._source.deadline = None
         self._wire.set_read_timeout(None)
         return body
 
