@@ -190,7 +190,9 @@ def _inode(path: Path) -> int | None:
 def _clear(directory: Path) -> None:
     """Make the directory, and remove the sockets that an earlier process has left there, for whoever has it alone."""
     try:
-        directory.mkdir(mode=0o755, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir()
+            directory.chmod(0o755)  # whatever the umask: the sockets have a mode of their own
         for path in directory.iterdir():
             if stat.S_ISSOCK(path.lstat().st_mode) and not _is_live(path):
                 path.unlink()

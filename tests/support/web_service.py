@@ -1,6 +1,7 @@
 """A web service as people run them: pages, an upload, server-sent events and a WebSocket, with or without TLS.
 
-Used by the tests of published names and by `benchmarks.soak`.
+Used by the tests of published names.  As a program (`python -m tests.support.web_service`) it says its port, and
+serves until it is killed, so that connections which a proxy keeps are not the test's.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ def resource(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest() * (1 + 37 * number)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 512
+    daemon_threads = True
+
+
 class WebService:
     """Serves in threads of its own, on loopback, until it is left.  `tls` has the certificate and the key."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self.port: int = self._server.server_address[1]
         self.address = f"127.0.0.1:{self.port}"
         if tls is not None:
@@ -104,3 +109,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 socket.send(socket.receive())
         except simple_websocket.ConnectionClosed:
             pass
+
+
+def main() -> None:
+    with WebService() as service:
+        print(f"serves on {service.port}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
