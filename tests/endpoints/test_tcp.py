@@ -87,6 +87,11 @@ def test_a_target_that_never_answers_is_unreachable_at_the_deadline(silent: tupl
     assert 0.15 < time.monotonic() - started < SECONDS / 2
 
 
+def test_an_end_that_knows_more_reasons_is_told_which(silent: tuple[str, int], closed_port: int) -> None:
+    assert failure((socket.AF_INET, silent), seconds=0.2).closer_code == Reason.TIMED_OUT
+    assert failure((socket.AF_INET, ("127.0.0.1", closed_port))).closer_code == Reason.REFUSED
+
+
 def test_a_deadline_that_has_passed_tries_nothing(closed_port: int) -> None:
     assert failure((socket.AF_INET, ("127.0.0.1", closed_port)), seconds=0).code == Reason.UNREACHABLE
 
