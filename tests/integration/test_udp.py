@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qanat.config.texts import TRANSPORTS
+from qanat.config.texts import AUTO, TRANSPORTS
 from tests.support.applications import Target, connection, discard, echo, exchange
 from tests.support.background import Background
 from tests.support.datagrams import LARGEST, Numbered, UdpEcho, ask, dig, name_server, quic_echo, udp_client
@@ -21,7 +21,7 @@ from tests.support.harness import SECONDS, Program, Relay, Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.machine.programs import require_program
 
-CARRIERS = [name for name, meaning in TRANSPORTS.items() if name == meaning]
+CARRIERS = [name for name in TRANSPORTS if name != AUTO]
 RULES = ["127.0.0.1:*/udp", "127.0.0.1:*"]
 LISTEN = ["127.0.0.1:1-65535/udp", "127.0.0.1:1-65535"]
 CUTS = 6
