@@ -33,6 +33,7 @@ pyz: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(IN) -m benchmarks.soak $(ARGS)
+	$(IN) -m benchmarks.doctor
 
 bench: $(VENV)/.bench
 	$(IN) -m benchmarks $(ARGS)

@@ -161,7 +161,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "backend-down": {
         NGINX: "in the `location` of {path}, with the address that server.yaml has in `listen`:\n"
         "    proxy_pass http://127.0.0.1:8443;",
-        HAPROXY: f"{_HAPROXY_SERVER}\nwith the address that server.yaml has in `listen`",
+        HAPROXY: f"{_HAPROXY_SERVER}\nwith the address that server.yaml has in `listen`, and in the frontend:\n"
+        "    use_backend qanat if {{ path {path} }}",
         APACHE: "ProxyPass {path} h2c://127.0.0.1:8443{path}\nwith the address that server.yaml has in `listen`",
         CADDY: f"{_CADDY}\nwith the address that server.yaml has in `listen`",
         NGHTTPX: "backend=127.0.0.1,8443;;proto=http/1.1\nwith the address that server.yaml has in `listen`",
@@ -176,6 +177,33 @@ SETTINGS: dict[str, dict[str, str]] = {
         NGHTTPX: "take {path} out of the rules of its mruby script",
         SQUID: "http_access allow all",
         CLOUDFLARE: "Security, WAF: a rule that skips {path}; no Access there",
+    },
+    "login-wanted": {
+        NGINX: "in the `location` of {path}:\n    auth_basic off;",
+        HAPROXY: "take {path} out of the `http-request auth` rule",
+        APACHE: "<Location {path}>\n    AuthType None\n    Require all granted\n</Location>",
+        CADDY: "take {path} out of basic_auth and forward_auth",
+        NGHTTPX: "take {path} out of the rules of its mruby script",
+        SQUID: "above the rule that wants a login:\n    http_access allow all",
+        CLOUDFLARE: "Access: no application that covers {path}; or a service token under `headers` in client.yaml",
+    },
+    "redirect": {
+        NGINX: "a `location = {path}` of its own, without `return` and `rewrite`",
+        HAPROXY: "take {path} out of the `http-request redirect` rules: unless {{ path {path} }}",
+        APACHE: "above the rule that redirects:\n    RewriteRule ^{path}$ - [END]",
+        CADDY: "take {path} out of the `redir` directive",
+        NGHTTPX: "backend=...;{path};... without redirect-if-not-tls",
+        SQUID: "take {path} out of url_rewrite_program and deny_info",
+        CLOUDFLARE: "Rules: no redirect for {path}; SSL/TLS: Full (strict), which ends redirects in a circle",
+    },
+    "limited": {
+        NGINX: "take `limit_req` and `limit_conn` out of the `location` of {path}",
+        HAPROXY: "take {path} out of the `http-request deny deny_status 429` rule",
+        APACHE: "switch mod_ratelimit, mod_evasive and mod_qos off for {path}",
+        CADDY: "take {path} out of `rate_limit`",
+        NGHTTPX: "it limits nothing: look at what stands before or behind it",
+        SQUID: "take its address out of `acl ... maxconn`",
+        CLOUDFLARE: "Security, WAF, rate limiting rules: none for {path}",
     },
     "proxy-forbids": {
         SQUID: "acl SSL_ports port {port}\nacl Safe_ports port {port}\nhttp_access allow CONNECT SSL_ports",

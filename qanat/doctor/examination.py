@@ -82,6 +82,9 @@ def _run(subject: Subject, seen: Seen, progress: Progress) -> None:
     ]
     _all(first, seen, progress, ends, subject.cancel)
     works = _working(seen)
+    silent = not works and not any(asked.head for asked in seen.asked.values())
+    if silent and not subject.url.tls and any(one.seconds is not None for one in seen.connected):
+        _all([("TLS", partial(reach.check_tls_on_plain, subject, seen))], seen, progress, ends, subject.cancel)
     if subject.has_token and works and not subject.cancel.canceled:
         handshake = partial(pipes.check_token, subject, seen, works[0])
         _all([("the handshake", handshake)], seen, progress, ends, subject.cancel)

@@ -143,7 +143,7 @@ class _Judge:
                 self.find("tls-intercepted", text)
             else:
                 self.find("certificate-unknown-authority", f"{tls.error}{about}")
-        elif "does not speak TLS" in tls.error:
+        elif "does not speak TLS" in tls.error or tls.plain_answers:
             self.find("port-without-tls", tls.error)
         elif "client certificate" in tls.hint and "demands" in tls.hint and "CERTIFICATE_REQUIRED" in tls.error.upper():
             self.find("client-certificate", tls.error, cure=tls.hint)
@@ -175,6 +175,9 @@ class _Judge:
         return self._judge_statuses(answers)
 
     def _judge_port(self) -> bool:
+        if self._seen.speaks_tls:
+            self.find("port-with-tls", f"{self._subject.url.address} speaks TLS")
+            return True
         errors = " ".join(
             [tried.error for tried in self._seen.tried.values()] + [a.error for a in self._seen.asked.values()]
         )
@@ -230,8 +233,10 @@ class _Judge:
         elif 520 <= status <= 530:
             self._product = products.CLOUDFLARE
             self.find("backend-down", f"{answered}: CloudFlare cannot reach the origin")
-        elif status in (400, 426, 501) or status == 200:
+        elif status in (400, 426, 501):
             return True  # a server may be behind what takes the Upgrade away
+        elif 200 <= status < 300:  # Qanat's own server would answer 400 or 404
+            self.find("wrong-path", f"{answered}: a web server answers, and it is no tunnel")
         else:
             self.find("unexpected-answer", answered)
         return False
@@ -343,7 +348,11 @@ class _Judge:
         if "answer-held" not in known and len(held) == len(seen.answer_held) and held:
             severity = Severity.FLAW if chosen in _CUTTING or chosen.startswith("split") else Severity.LIMIT
             self._judge_answer_held(severity)
-        if "request-held" not in known and seen.request_held and all(seen.request_held.values()):
+        if (
+            not known & {"request-held", "http2-off", "http2-not-to-server"}
+            and seen.request_held
+            and all(seen.request_held.values())
+        ):
             severity = Severity.FLAW if chosen in _CUTTING else Severity.LIMIT
             self.find("request-held", "a request reaches the server only when it has ended", severity=severity)
         if seen.refused_size is not None:
@@ -351,6 +360,11 @@ class _Judge:
             below = f", {seen.largest:,} not" if seen.largest and seen.largest < seen.refused_size else ""
             text = f"a request of {seen.refused_size:,} bytes is refused (413){below}"
             self.find("body-limit", text, severity=severity)
+        elif seen.cut_upload is not None:
+            severity = Severity.FLAW if chosen in _CUTTING else Severity.LIMIT
+            self.find(
+                "body-limit", f"an open request is cut after {seen.cut_upload:,} bytes or less", severity=severity
+            )
         for name, seconds in seen.cut_after.items():
             severity = Severity.FLAW if seconds <= KEEPALIVE and name == chosen else Severity.NOTE
             text = f"over {name} a connection is cut after {seconds:.0f} s of silence"

@@ -29,6 +29,11 @@ SLOW = 1.0
 BULK = 16
 """Messages of MAX_MESSAGE bytes each way at once: about 16 KiB, what a transport has to carry to count."""
 
+UPLOAD = 4.0
+"""Seconds that the upload may take."""
+MAX_UPLOAD = 1_300_000
+"""Bytes of it."""
+
 Connect = Callable[..., Pipe]
 
 
@@ -53,6 +58,8 @@ def check_transport(subject: Subject, seen: Seen, name: str, connect: Connect) -
             tried.seconds = time.monotonic() - began
             if tried.probes:
                 _exchange(pipe, tried)
+                if name == "http2":
+                    _upload(pipe, seen)
     except UsageError as error:
         tried.error, tried.hint = error.message, error.hint
     except QanatError as error:
@@ -79,6 +86,20 @@ def _exchange(pipe: Pipe, tried: Tried) -> None:
         if bytes(pipe.recv()) != message[1:]:
             raise TransportError("what came back is not what was sent", hint="something on the path rewrites it")
     tried.echoed = True
+
+
+def _upload(pipe: Pipe, seen: Seen) -> None:
+    """Send more than 1 MiB in one request, which some proxies cut only then; give up where the path is slow."""
+    sent, until = 0, time.monotonic() + UPLOAD
+    message = bytes((Order.SINK,)) + bytes(MAX_MESSAGE - 1)
+    try:
+        while sent < MAX_UPLOAD and time.monotonic() < until:
+            send(pipe, message)
+            sent += len(message)
+        send(pipe, bytes((Order.ECHO,)) + b"end")
+        pipe.recv()
+    except TransportError:
+        seen.cut_upload = sent
 
 
 def send(pipe: Pipe, message: bytes) -> None:

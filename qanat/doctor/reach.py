@@ -20,6 +20,7 @@ from qanat.base.resolve import Address, LookupShare, resolve
 from qanat.base.sockets import describe_os_error, format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.untrusted import words
+from qanat.doctor.conversation import ask
 from qanat.doctor.report import Outcome, Step
 from qanat.doctor.subject import Connected, Seen, Subject, TlsSeen
 from qanat.transports.dial.dialer import dial
@@ -119,6 +120,8 @@ def check_tls(subject: Subject, seen: Seen) -> None:
     seconds = time.monotonic() - began
     if found.verify_code:
         _look_anyway(subject, found, name)
+    elif found.error:
+        found.plain_answers = _answers_without_tls(subject)
     tried = f"TLS to {subject.url.address} as {name}, offering h2 and http/1.1"
     if found.error:
         seen.add(20, Step("tls", tried, f"{found.error}{_described(found)}", Outcome.BAD, seconds))
@@ -126,6 +129,36 @@ def check_tls(subject: Subject, seen: Seen) -> None:
         result = f"{found.version}, chose {found.alpn or 'no protocol'}{_described(found)}"
         seen.add(20, Step("tls", tried, result, Outcome.OK, seconds))
     seen.tls = found
+
+
+def _answers_without_tls(subject: Subject) -> bool:
+    deadline = Deadline(TLS / 2)
+    try:
+        talk = ask(replace(subject.url, tls=False), subject.route, 1, deadline, subject.cancel, target="/healthz")
+        try:
+            talk.head(deadline)
+        finally:
+            talk.close()
+    except TransportError:
+        return False
+    return True
+
+
+def check_tls_on_plain(subject: Subject, seen: Seen) -> None:
+    """Where nothing is answered without TLS, see whether the port speaks it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    began = time.monotonic()
+    try:
+        _tls(subject, context, subject.route.tls_name(subject.url)).close()
+        seen.speaks_tls = True
+        seen.add(
+            20,
+            Step("tls", "TLS, since nothing answers without", "it speaks TLS", Outcome.BAD, time.monotonic() - began),
+        )
+    except TransportError:
+        pass
 
 
 def _tls(subject: Subject, context: ssl.SSLContext, name: str) -> TlsWire:

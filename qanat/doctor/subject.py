@@ -79,6 +79,8 @@ class TlsSeen:
     days_left: float | None = None
     not_before: str = ""
     not_after: str = ""
+    plain_answers: bool = False
+    """Whether HTTP without TLS is answered on this port."""
     forged: bool = False
     """Whether a name that nobody has got a certificate too: somebody makes them as they are asked for."""
 
@@ -143,6 +145,7 @@ class Seen:
     connected: list[Connected] = field(default_factory=list)
     proxy_error: tuple[str, str] | None = None
     tls: TlsSeen | None = None
+    speaks_tls: bool = False  # though the URL says that it does not
     asked: dict[int, Asked] = field(default_factory=dict)  # by version of HTTP
     upgrade: Asked | None = None
     settings: dict[str, int] | None = None  # of HTTP/2
@@ -153,6 +156,7 @@ class Seen:
     answer_held: dict[int, Held] = field(default_factory=dict)
     largest: int | None = None  # bytes of a body that nobody refused
     refused_size: int | None = None  # and the smallest that somebody did
+    cut_upload: int | None = None  # bytes after which an open request was cut, about
     one_at_a_time: bool | None = None
     tried: dict[str, Tried] = field(default_factory=dict)
     fingerprint: str = ""

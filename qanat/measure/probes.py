@@ -48,12 +48,15 @@ class Order(enum.IntEnum):
 
     ECHO = 1  # the rest comes back
     SILENCE = 2  # u16 seconds: say nothing for so long, then send the message back
+    SINK = 3  # drop the rest
 
 
 MAX_MESSAGE = 1000
 """Bytes of a message on a PIPE: what an unauthenticated one may carry, and room for framing."""
 MAX_MESSAGES = 64
 """Messages of ECHO on one PIPE."""
+MAX_SUNK = 1600
+"""Messages of SINK on one PIPE: more than 1 MiB, at which nginx's default cuts a request."""
 MAX_SILENCE = 150
 """Seconds."""
 

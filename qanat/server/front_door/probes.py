@@ -24,6 +24,7 @@ from qanat.measure.probes import (
     HEADER,
     MAX_MESSAGE,
     MAX_MESSAGES,
+    MAX_SUNK,
     TRICKLE_SIZES,
     TRICKLE_STEP,
     VERSION,
@@ -206,15 +207,18 @@ class Probes:
     def _echo_messages(self, pipe: Pipe) -> bytes | None:
         """Send back what comes, until it asks for silence, which is returned."""
         _send(pipe, GREETING)
-        for _ in range(MAX_MESSAGES):
-            pipe.set_read_timeout(_PATIENCE)
+        left: dict[int, int] = {Order.ECHO: MAX_MESSAGES, Order.SINK: MAX_SUNK, Order.SILENCE: 1}
+        pipe.set_read_timeout(_PATIENCE)
+        while True:
             message = bytes(pipe.recv())
-            if not 0 < len(message) <= MAX_MESSAGE:
-                break
-            if message[0] == Order.SILENCE:
+            order = message[0] if 0 < len(message) <= MAX_MESSAGE else 0
+            if not left.get(order, 0):
+                return None
+            left[order] -= 1
+            if order == Order.SILENCE:
                 return message
-            _send(pipe, message[1:])
-        return None
+            if order == Order.ECHO:
+                _send(pipe, message[1:])
 
     # --- small things
 
