@@ -2,7 +2,7 @@
 
 A probe is a request to the tunnel's path with the header `Qanat-Probe`.  PLAIN, TRICKLE, ECHO and SIZE are answered as
 HTTP; PIPE opens a pipe of the request's transport on which the server does what it is told instead of shaking hands.
-A server without probes ignores the header (docs/PROTOCOL.md §6.6).
+A server without probes ignores the header (docs/PROTOCOL.md §6.7).
 """
 
 from __future__ import annotations
