@@ -344,6 +344,12 @@ class ServerSettings:
         parse=check_network,
         unset="none",
     )
+    accept_proxy_protocol: bool = option(
+        False,
+        doc="Whether each connection of `trusted_proxies` begins with a PROXY protocol header (version 1 or 2), which "
+        "says who came; from others it is refused.",
+        unset="false",
+    )
     node: str = option(
         "",
         doc="What this server calls itself to clients and in logs.",
@@ -388,6 +394,13 @@ class ServerSettings:
         doc="Where the server keeps what it must remember.",
         unset="$STATE_DIRECTORY, else this file's directory",
     )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        if self.accept_proxy_protocol and not self.trusted_proxies:
+            yield Conflict(
+                ("accept_proxy_protocol",), "needs `trusted_proxies`: from nobody else is the PROXY protocol believed"
+            )
 
 
 @dataclass(frozen=True, slots=True)

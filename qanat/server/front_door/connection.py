@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import QanatError, TransportError
+from qanat.base.errors import ProtocolError, QanatError, TransportError
+from qanat.base.proxy_protocol import HeaderReader
 from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
@@ -80,6 +81,11 @@ _TLS_ON_PLAIN = (
 _UNTRUSTED_PROXY = (
     "%s sends X-Forwarded-For and is not in `trusted_proxies`: all who come through it count as one address, so one of "
     "them can slow all others down.  If it is your proxy, set trusted_proxies: [%s]"
+)
+
+_NO_PROXY_PROTOCOL = (
+    "refused %s, which is in `trusted_proxies`: %s.  Have it send the PROXY protocol (HAProxy: send-proxy-v2, nginx: "
+    "proxy_protocol on in a stream server), or set accept_proxy_protocol: false"
 )
 
 _FIRST_READ = 4096
@@ -308,12 +314,15 @@ class FrontConnection:
     # --- from the socket to a request head
 
     def _open_wire(self) -> None:
-        """Finish the TLS handshake, if this server speaks TLS.
+        """Read a trusted proxy's PROXY protocol header, if it has to send one, and finish the TLS handshake, if this
+        server speaks TLS.
 
         An address that comes too often is slowed down here, before TLS costs anything; those behind a trusted
         proxy are known, and slowed down, only when their request has been read, and so is whoever comes without TLS, or
         from where a split pipe's client is, which needs many connections.
         """
+        if self._context.settings.accept_proxy_protocol and self._context.client_of(self.ip)[1]:
+            self._read_proxy_header()
         if self._context.tls is None:
             return
         if not self._context.split.has_client_at(self.ip):
@@ -377,6 +386,28 @@ class FrontConnection:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)  # block until there is more
         finally:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def _read_proxy_header(self) -> None:
+        """Block for the header in which a proxy says who came, and take that for the connection's other end.
+
+        A header that names nobody, as a health check's, leaves the proxy itself.
+        """
+        reader = HeaderReader()
+        try:
+            while reader.endpoints is None:
+                first = self._sock.recv(_FIRST_READ, socket.MSG_PEEK)  # what follows it is for TLS or HTTP to read
+                if not first:
+                    raise _NotServed
+                self._sock.recv(reader.feed(first))
+        except ProtocolError as error:
+            if self._context.log_throttle.due("no PROXY protocol"):
+                log.warning(_NO_PROXY_PROTOCOL, self.peer, error.message)
+            raise _NotServed from error
+        if reader.endpoints.ip:
+            self.ip, self.peer = reader.endpoints.ip, f"{reader.endpoints.source} via {self.peer}"
+            unfinished = self._context.admission.unfinished
+            unfinished.forget(self)
+            unfinished.add(self, self.ip, self.give_way)
 
     def _serve_wire(self) -> Next:
         """Tell the protocol from the first bytes, and serve it.
@@ -663,8 +694,11 @@ class FrontConnection:
     # --- small things
 
     def _refuse_proxy_protocol(self) -> None:
-        self._context.tell_of(refusals.PROXY_PROTOCOL, self.peer, "")
-        self._answer(answer(400, refusals.PROXY_PROTOCOL.body), linger=True)
+        """Refuse a header that nobody expects here, or not from this address."""
+        accepted = self._context.settings.accept_proxy_protocol
+        refusal = refusals.UNTRUSTED_PROXY_PROTOCOL if accepted else refusals.PROXY_PROTOCOL
+        self._context.tell_of(refusal, self.peer, "")
+        self._answer(answer(400, refusal.body), linger=True)
 
     def _slow_down_connection(self) -> None:
         """Do as `_slow_down`, for the connection itself, unless a trusted proxy made it."""

@@ -46,8 +46,14 @@ class Refusal:
 PROXY_PROTOCOL = Refusal(
     "PROXY protocol",
     "a PROXY protocol header came before the request",
-    "switch the PROXY protocol off in the proxy (nginx: proxy_protocol, HAProxy: send-proxy), and have it send "
-    "X-Forwarded-For, with its address in trusted_proxies",
+    "if it is your proxy, set accept_proxy_protocol: true, with its address in trusted_proxies; or switch the PROXY "
+    "protocol off in it (nginx: proxy_protocol, HAProxy: send-proxy), and have it send X-Forwarded-For",
+)
+UNTRUSTED_PROXY_PROTOCOL = Refusal(
+    "untrusted PROXY protocol",
+    "a PROXY protocol header came before the request",
+    "only the addresses in trusted_proxies may send it (accept_proxy_protocol); if it is your proxy, add its address, "
+    "and if it is one of them already, have it send one header only",
 )
 LOST_UPGRADE = Refusal(
     "lost upgrade",

@@ -74,6 +74,14 @@ def require_program(name: str) -> Path:
     return found
 
 
+def require_nginx_stream() -> str:
+    """The line that loads nginx's stream module; otherwise as `require_program`."""
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    if not module.exists():
+        unavailable(f"nginx's stream module is not installed{_INSTALL.format('libnginx-mod-stream')}")
+    return f"load_module {module};"
+
+
 def unavailable(reason: str) -> NoReturn:
     """Skip the calling test for `reason`, or fail it where programs are required."""
     if programs_are_required():
