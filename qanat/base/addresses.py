@@ -8,6 +8,8 @@ text itself, since that may have come from the environment; whoever asked knows 
 from __future__ import annotations
 
 import encodings.idna
+import os
+import posixpath
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +23,9 @@ IpNetwork = IPv4Network | IPv6Network
 MAX_NAME = 253
 """Bytes in a host name at most (RFC 1035 §2.3.4, without the final dot)."""
 
+MAX_UNIX_PATH = 107
+"""Bytes in a Unix socket's path at most: `sun_path` has 108, with a zero byte at the end (unix(7))."""
+
 BOTH_FAMILIES = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}
 """What is listened on over IPv4 and, where there is that, over IPv6."""
 
@@ -28,6 +33,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _NOT_IN_A_NAME = re.compile(r"""[\x00-\x20\x7f/\\@\[\]:*?#%,;"'<>|{}$]""")
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 §3.1
 _DEVIATIONS = re.compile("([\u00df\u03c2\u200c\u200d])")  # ß, ς and the two joiners: UTS #46 §4
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 _MAX_LABEL = 63
 _LOOKS_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
@@ -186,6 +192,28 @@ def check_target_host(host: str) -> str:
     if _NOT_IN_A_NAME.search(host):
         raise UsageError("has a character in its host that no host name can have")
     return host
+
+
+def check_unix_path(text: str) -> str:
+    """Return the path of a Unix socket, without doubled slashes, or @NAME of an abstract one.  Raises UsageError."""
+    if len(os.fsencode(text)) > MAX_UNIX_PATH:
+        raise UsageError(
+            f"is {len(os.fsencode(text))} bytes long, and a Unix socket's path has {MAX_UNIX_PATH} at most",
+            hint="the system's own limit; choose a shorter directory, such as one below /run",
+        )
+    if _CONTROL.search(text):
+        raise UsageError("has a control character in a Unix socket's path")
+    if text.startswith("@"):
+        if len(text) == 1:
+            raise UsageError("names no abstract socket", hint="write @NAME")
+        return text
+    if not text.startswith("/"):
+        raise UsageError("is not the absolute path of a Unix socket", hint="write it from the root on: /run/app.sock")
+    if ".." in text.split("/"):
+        raise UsageError("has .. in a Unix socket's path", hint="write where that leads")
+    if text.endswith("/"):
+        raise UsageError("is a directory, not a Unix socket", hint="add the socket's name")
+    return "/" + posixpath.normpath(text).lstrip("/")
 
 
 def split_zone(literal: str) -> tuple[str, str]:

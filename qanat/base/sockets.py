@@ -58,9 +58,11 @@ def unacknowledged(sock: socket.socket) -> int | None:
 
 
 def format_address(address: object) -> str:
-    """Return `host:port` of a socket's address, with IPv6 in brackets, for people and logs."""
+    """Return `host:port` of a socket's address, with IPv6 in brackets, or a Unix socket's path, for people and logs."""
     if isinstance(address, tuple) and len(address) >= 2:
         return format_host_port(str(address[0]), address[1])
+    if isinstance(address, bytes):  # as Python has Linux's abstract names
+        address = address.decode(errors="replace").replace("\0", "@", 1)
     return str(address) or "unknown"
 
 
@@ -70,6 +72,14 @@ def peer_of(sock: socket.socket) -> str:
         return format_address(sock.getpeername())
     except OSError:
         return "unknown"
+
+
+def local_of(sock: socket.socket) -> str:
+    """Return this end's address, "" when it is gone."""
+    try:
+        return format_address(sock.getsockname())
+    except OSError:
+        return ""
 
 
 def describe_os_error(error: OSError) -> str:

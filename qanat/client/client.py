@@ -17,8 +17,10 @@ from pathlib import Path
 
 from qanat.base.addresses import parse_address
 from qanat.base.deadline import Deadline
-from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
+from qanat.base.proxy_protocol import encode
+from qanat.base.sockets import local_of
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
@@ -80,9 +82,13 @@ class Client:
             self._watcher,
             application_keepalive(settings.application_keepalive),
         )
-        self._limits = {forward: traffic_of_forward(forward.limits, self._watcher) for forward in settings.forwards}
+        self._limits: dict[Forward, TrafficLimits] = {}  # of each port; those of one forward share theirs
+        self._quotas: dict[Forward, StreamQuota] = {}
         room = StreamRoom(self._max_streams)
-        self._quotas = {forward: _quota(room, forward) for forward in settings.forwards}
+        for forward in settings.forwards:
+            parts = forward.parts()
+            self._limits |= dict.fromkeys(parts, traffic_of_forward(forward.limits, self._watcher))
+            self._quotas |= dict.fromkeys(parts, _quota(room, forward))
         path = control_path(settings)
         self._control = None if path is None else ControlSocket(path, self._watcher, self.connect)
         self._waiting = ThreadGroup("client")
@@ -200,11 +206,12 @@ class Client:
     # --- local forwards -------------------------------------------------------------------------
 
     def _accepted(self, forward: Forward, sock: socket.socket, peer: str) -> None:
-        assert isinstance(forward.to, TcpAddress)
+        assert isinstance(forward.to, TcpAddress | UnixAddress)
         limits, what = self._limits[forward], str(forward)
         request, over = Connect(forward.to, peer).encode(), self._enter(forward, sock, peer)
         if over is None:
             return
+        first = encode(forward.proxy_protocol, peer, local_of(sock)) if forward.proxy_protocol else b""
 
         def give_up(error: QanatError) -> None:
             WakeableSocket(sock, peer).close(orderly=False)
@@ -212,7 +219,10 @@ class Client:
             if self._log_throttle.due(type(error).__name__ + error.message):
                 log.warning("%s: %s", what, error)
 
-        self._join(peer, lambda session: session.join_accepted(sock, peer, request, what, over, limits), give_up)
+        def join(session: ClientSession) -> None:
+            session.join_accepted(sock, peer, request, what, over, limits, first=first)
+
+        self._join(peer, join, give_up)
 
     def _enter(self, forward: Forward, sock: socket.socket, peer: str) -> Callable[[], None] | None:
         """Count a connection to a forward; return what has to be called when it is over, None when it may not come."""

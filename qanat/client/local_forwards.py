@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from qanat.base.addresses import listen_addresses, parse_address
-from qanat.base.endpoint_addresses import Anywhere, ListenPlace, TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import Anywhere, ListenPlace, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError
 from qanat.base.threads import start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.client.port_lists import describe_failures, describe_place
 from qanat.client.session import RETRY_IN_USE, RETRY_NOT_ALLOWED
 from qanat.config.settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
@@ -31,9 +32,13 @@ from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.udp_listener import IDLE, UdpListener
+from qanat.endpoints.unix import UnixListener
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.client")
+
+Listens = Listener | UdpListener | UnixListener | DynamicListener
+"""What listens for a local forward."""
 
 Accepted = Callable[[Forward, socket.socket, str], None]
 OpenFlow = Callable[[Forward, UdpAddress, str, Callable[[bytes], None], Callable[[int, str], None]], UdpFlow]
@@ -43,11 +48,34 @@ Ask = Callable[[Forward, PendingConnection, TcpAddress], None]
 
 @dataclass(eq=False)
 class _LocalForward:
-    number: int
+    """One that listens in one place."""
+
     forward: Forward
-    listener: Listener | UdpListener | DynamicListener | None = None
+    listener: Listens | None = None
     failure: EndpointError | None = None  # of the last try
     retry_at: float = 0.0
+
+
+@dataclass(eq=False)
+class _Range:
+    """One as it was written, which may have many ports; messages are about all of them."""
+
+    forward: Forward
+    parts: tuple[_LocalForward, ...]
+    told: str = ""  # what was last said of those that failed
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Why, by port, those failed that did in the last try."""
+        return {_port_of(one.forward): one.failure.message for one in self.parts if one.failure is not None}
+
+    @property
+    def failure(self) -> EndpointError | None:
+        """Return what to say of all that failed, None when none did."""
+        errors = [one.failure for one in self.parts if one.failure is not None]
+        if not errors:
+            return None
+        return EndpointError(describe_failures(self.forward, self.failed), code=errors[0].code, hint=errors[0].hint)
 
 
 class LocalForwards:
@@ -75,7 +103,12 @@ class LocalForwards:
         self._ask = ask
         self._watcher = watcher
         self._keepalive = keepalive
-        self._all = [_LocalForward(n, forward) for n, forward in enumerate(forwards) if forward.kind == "local"]
+        self._ranges = [
+            _Range(forward, tuple(map(_LocalForward, forward.parts())))
+            for forward in forwards
+            if forward.kind == "local"
+        ]
+        self._all = [one for each in self._ranges for one in each.parts]
         self._closed = threading.Event()
         self._binding = threading.Lock()  # so that nothing is bound after `close`
         self._thread: threading.Thread | None = None
@@ -91,21 +124,21 @@ class LocalForwards:
         except BaseException:
             self.close()
             raise
-        failures = [one.failure for one in self._all if one.failure is not None]
+        failures = [error for each in self._ranges if (error := each.failure) is not None]
         if failures and all_or_nothing:
             self.close()
             raise EndpointError(
                 "; ".join(failure.message for failure in failures), code=failures[0].code, hint=failures[0].hint
             )
-        for one in self._all:
-            if one.failure is not None:
-                self._report(one, one.failure)
+        for each in self._ranges:
+            self._tell(each, each.parts)
 
     def start(self) -> None:
         """Accept connections from now on, and ask again for what could not be bound.  Does not block."""
-        for one in self._all:
-            if one.listener is not None:
-                self._start(one, one.listener)
+        for each in self._ranges:
+            for one in each.parts:
+                self._start(one)
+            self._tell(each)
         if any(one.listener is None for one in self._all):
             self._thread = start_thread("forwards", self._forwards_loop)
 
@@ -128,77 +161,73 @@ class LocalForwards:
         while missing := [one for one in self._all if one.listener is None]:
             if self._closed.wait(max(0.0, min(one.retry_at for one in missing) - time.monotonic())):
                 return
-            for one in missing:
-                if one.retry_at <= time.monotonic():
-                    self._try_again(one)
+            for each in self._ranges:
+                self._try_again([one for one in each.parts if one.listener is None], each)
 
-    def _try_again(self, one: _LocalForward) -> None:
-        before = one.failure
-        try:
-            self._bind(one)
-            if one.listener is not None:
-                self._start(one, one.listener)
-        except Exception:
-            log_unexpected(f"listening for {one.forward} failed")
-            one.listener, one.retry_at = None, time.monotonic() + RETRY_NOT_ALLOWED
-            return
-        if one.failure is not None and (before is None or before.message != one.failure.message):
-            self._report(one, one.failure)
+    def _try_again(self, missing: Sequence[_LocalForward], each: _Range) -> None:
+        """Try those of one range whose time has come, and say what came of it."""
+        tried = [one for one in missing if one.retry_at <= time.monotonic()]
+        for one in tried:
+            try:
+                self._bind(one)
+                self._start(one)
+            except Exception:
+                log_unexpected(f"listening for {one.forward} failed")
+                one.listener, one.retry_at = None, time.monotonic() + RETRY_NOT_ALLOWED
+        if tried:
+            self._tell(each, tried)
 
     def _bind(self, one: _LocalForward) -> None:
         """Try once to bind; note what happened."""
-        forward = one.forward
         with self._binding:
             if self._closed.is_set():
                 return
             try:
-                one.listener = self._listener(forward)
+                one.listener = self._listener_for(one.forward)
             except EndpointError as error:
                 self._failed(one, error)
                 return
             one.failure = None
-        log.info(
-            "listening on %s for %s at the server's end",
-            one.listener.address,
-            forward.to,
-            extra={"event": "listening"},
-        )
-        if isinstance(forward.to, Anywhere) and forward.passwords is None and not _is_ours_alone(forward.listen):
-            log.warning(
-                "whoever reaches %s can go through this proxy: give it a password_file, or listen on 127.0.0.1",
-                one.listener.address,
-            )
+            forward = one.forward
+            if isinstance(forward.to, Anywhere) and forward.passwords is None and not _is_ours_alone(forward.listen):
+                log.warning(
+                    "whoever reaches %s can go through this proxy: give it a password_file, or listen on 127.0.0.1",
+                    one.listener.address,
+                )
 
-    def _listener(self, forward: Forward) -> Listener | UdpListener | DynamicListener:
+    def _listener_for(self, forward: Forward) -> Listens:
         """Bind where `forward` listens.  Raises EndpointError."""
-        at = forward.listen
+        at, name = forward.listen, str(forward)
         if isinstance(at, UdpAddress):
             assert isinstance(forward.to, UdpAddress)
             return UdpListener(
                 listen_addresses(at.host, at.port),
                 partial(self._open_flow, forward, forward.to),
-                str(forward),
+                name,
                 self._watcher,
                 idle=forward.limits.idle_timeout or IDLE,
             )
-        assert isinstance(at, TcpAddress)
-        proxy: DynamicPort | None = None
-        if isinstance(forward.to, Anywhere):
-            proxy = DynamicPort(
-                str(forward),
-                self._watcher,
-                partial(self._asked, forward),
-                partial(self._open_flow, forward),
-                passwords=forward.passwords,
-            )
-        listener = Listener(
-            listen_addresses(at.host, at.port),
-            partial(self._accepted, forward) if proxy is None else partial(self._take, forward, proxy),
-            str(forward),
+        if not isinstance(forward.to, Anywhere):
+            return self._stream_listener(forward, partial(self._accepted, forward))
+        proxy = DynamicPort(
+            name,
             self._watcher,
-            keepalive=self._keepalive,
+            partial(self._asked, forward),
+            partial(self._open_flow, forward),
+            passwords=forward.passwords,
         )
-        return listener if proxy is None else DynamicListener(listener, proxy, listener.start)
+        listener = self._stream_listener(forward, partial(self._take, forward, proxy))
+        return DynamicListener(listener, proxy, listener.start)
+
+    def _stream_listener(
+        self, forward: Forward, accepted: Callable[[socket.socket, str], None]
+    ) -> Listener | UnixListener:
+        at, name = forward.listen, str(forward)
+        if isinstance(at, UnixAddress):
+            return UnixListener(at.path, accepted, name, self._watcher, permissions=forward.permissions)
+        assert isinstance(at, TcpAddress)
+        addresses = listen_addresses(at.host, at.port)
+        return Listener(addresses, accepted, name, self._watcher, keepalive=self._keepalive)
 
     def _asked(self, forward: Forward, pending: PendingConnection, asked: Asked) -> None:
         self._ask(forward, pending, TcpAddress(asked.host, asked.port))
@@ -208,13 +237,14 @@ class LocalForwards:
         if over is not None:
             proxy.take(sock, peer, over)
 
-    def _start(self, one: _LocalForward, listener: Listener | UdpListener | DynamicListener) -> None:
+    def _start(self, one: _LocalForward) -> None:
+        if one.listener is None:
+            return
         try:
-            listener.start()
+            one.listener.start()
         except EndpointError as error:  # no thread or descriptor; its port is free again
             one.listener = None
             self._failed(one, error)
-            self._report(one, error)
 
     @staticmethod
     def _failed(one: _LocalForward, error: EndpointError) -> None:
@@ -224,8 +254,27 @@ class LocalForwards:
         one.retry_at = time.monotonic() + wait
 
     @staticmethod
-    def _report(one: _LocalForward, error: EndpointError) -> None:
-        log.error("%s: %s; asking again in %.0f s", one.forward, error, max(0.0, one.retry_at - time.monotonic()))
+    def _tell(each: _Range, tried: Sequence[_LocalForward] = ()) -> None:
+        """Say which of those that were just tried listen, and what has failed, unless that was said already."""
+        bound = [one.listener for one in tried if one.listener is not None]
+        if bound:
+            ports = (listener.port for listener in bound)
+            where = bound[0].address if each.forward.ports == 1 else describe_place(each.forward, ports)
+            log.info(
+                "listening on %s for %s at the server's end",
+                where,
+                each.forward.target,
+                extra={"event": "listening"},
+            )
+        error = each.failure
+        if error is not None and error.message != each.told:
+            wait = min(one.retry_at for one in each.parts if one.failure is not None) - time.monotonic()
+            log.error("%s: %s; asking again in %.0f s", each.forward, error, max(0.0, wait))
+        each.told = "" if error is None else error.message
+
+
+def _port_of(forward: Forward) -> int:
+    return forward.listen.port if isinstance(forward.listen, TcpAddress | UdpAddress) else 0
 
 
 def _is_ours_alone(at: ListenPlace) -> bool:

@@ -102,7 +102,9 @@ class ServerConnection:
             watch,
             self._pipe_changed,
         )
-        self._remotes = {n: forward for n, forward in enumerate(settings.forwards) if forward.kind == "remote"}
+        firsts = itertools.accumulate((forward.ports for forward in settings.forwards[:-1]), initial=0)
+        numbered = zip(firsts, settings.forwards, strict=False)  # no number is for no forward
+        self._remotes = {first: forward for first, forward in numbered if forward.kind == "remote"}
         required = self._remotes if settings.exit_on_forward_failure else ()
         self._connect_rules = ConnectRules(
             settings.allow_connect, key="allow_connect", place=" in the client's configuration"

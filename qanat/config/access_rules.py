@@ -1,7 +1,7 @@
-"""Access rules as people write them: `CIDR:PORTS`, `name:PORTS`, and where one may listen.
+"""Access rules as people write them: `CIDR:PORTS`, `name:PORTS`, `unix:PATH`, and where one may listen.
 
 Rules for connecting are `CIDR:PORTS`, `ADDRESS:PORTS` and `name:PORTS`, IPv6 in brackets; PORTS is
-a number, `LOW-HIGH` or `*`.  Any rule is for TCP, or with `/udp` behind it for UDP, never for both.  Parsing
+a number, `LOW-HIGH` or `*`.  Any such rule is for TCP, or with `/udp` behind it for UDP, never for both.  Parsing
 alone: the configuration uses these parsers to find faults, and
 `qanat.session.connect_rules` and `qanat.server.access.rules` judge with what they return.  Pure.
 """
@@ -15,6 +15,7 @@ from qanat.base.addresses import (
     IpAddress,
     IpNetwork,
     check_bind_host,
+    check_unix_path,
     looks_numeric,
     normalize_name,
     parse_address,
@@ -80,7 +81,21 @@ class NameRule:
         return name.endswith("." + self.name) if self.below else name == self.name
 
 
-ConnectRule = NetworkRule | NameRule
+@dataclass(frozen=True, slots=True)
+class UnixRule:
+    """Allows Unix sockets of one directory, or abstract ones, whose directory is `@`."""
+
+    directory: str
+    pattern: str
+    """The name in there; each `*` stands for any characters, a dot at the beginning included."""
+
+    def matches(self, name: str) -> bool:
+        """Return whether the rule is about a socket of this name in its directory."""
+        parts = map(re.escape, self.pattern.split("*"))
+        return re.fullmatch(".*".join(parts), name, re.DOTALL) is not None
+
+
+ConnectRule = NetworkRule | NameRule | UnixRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +107,28 @@ class ListenRule:
     udp: bool = False
 
 
+def parse_unix_rule(text: str) -> UnixRule | None:
+    """Return the rule in `unix:PATH` or `unix:@NAME`, None when `text` is about something else.  Raises UsageError.
+
+    The last part may have `*` in it.
+    """
+    kind, _, path = text.partition(":")
+    if kind != "unix" or not path.startswith(("/", "@")):
+        return None
+    path = check_unix_path(path)
+    if path.startswith("@"):
+        return UnixRule("@", path[1:])
+    directory, _, name = path.rpartition("/")
+    if "*" in directory:
+        raise UsageError("has * in a directory", hint="write one rule for each: unix:/run/app/*")
+    return UnixRule(directory or "/", name)
+
+
 def parse_connect_rule(text: str) -> ConnectRule:
     """Return one rule of `allow_connect`.  Raises UsageError."""
+    unix = parse_unix_rule(text)
+    if unix is not None:
+        return unix
     text, udp = _split_network(text)
     host, port_text = split_host_port(text)
     ports = Ports.parse(port_text)
@@ -136,7 +171,7 @@ def _parse_name_rule(text: str, ports: Ports, udp: bool) -> NameRule:
 
 
 def parse_listen_rule(text: str) -> ListenRule:
-    """Return one rule of `allow_listen`: a literal address, and ports.  Raises UsageError."""
+    """Return one rule for ports of `allow_listen`: a literal address, and ports.  Raises UsageError."""
     text, udp = _split_network(text)
     host, port_text = split_host_port(text)
     ports = Ports.parse(port_text)

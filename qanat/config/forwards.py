@@ -10,23 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from qanat.base.addresses import (
     check_listen_host,
     check_target_host,
-    parse_forward_listen,
+    check_unix_path,
     parse_port,
-    parse_target,
+    split_host_port,
 )
 from qanat.base.endpoint_addresses import (
     ANYWHERE,
     Anywhere,
-    ListenPlace,
+    PublishedName,
     TcpAddress,
     UdpAddress,
-    listen_in_one_place,
+    UnixAddress,
 )
 from qanat.base.errors import UsageError
+from qanat.base.proxy_protocol import VERSIONS
 from qanat.config.options import options_of
 from qanat.config.published_names import parse_publish, parse_published_name
 from qanat.config.reader import read_option
@@ -35,13 +37,27 @@ from qanat.config.section import Section
 from qanat.config.settings import Forward, ForwardLimits
 from qanat.config.texts import named
 from qanat.endpoints.dynamic.passwords import Passwords
+from qanat.endpoints.unix import OURS_ALONE, Permissions
 
+MAX_PORTS = 1024
+"""Ports of one range at most."""
 DYNAMIC = "dynamic"
 """What `to` says where whoever connects says where to."""
 _SIDES = ("local", "remote", "dynamic")
-_FORM = "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets"
+_FORM = (
+    "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets, LOW-HIGH for several ports, "
+    "and the absolute path of a Unix socket in place of either end"
+)
 _UDP = "/udp"
 _FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
+_PORTS_ALONE = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?")
+_MODE = re.compile(r"0?[0-7]{3}")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")
+
+Place = TcpAddress | UdpAddress | UnixAddress
+Several = tuple[Place, int]
+Target = tuple[Place | Anywhere, int]
+"""A place, and the number of ports that begin with it: 1 for a single one, and for a Unix socket."""
 
 
 def read_forwards(s: Section) -> tuple[Forward, ...]:
@@ -50,11 +66,12 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
     lines: list[int] = []  # of each in `forwards`
     for f in s.sections("forwards"):
         keys = [key for key in (*_SIDES, "publish") if key in f]
-        listens = {key: f.tuple_of(key, (), parse_forward_listen, port_alone="127.0.0.1:{}") for key in _SIDES}
+        listens = {key: f.tuple_of(key, (), parse_listen, port_alone="127.0.0.1:{}") for key in _SIDES}
         name = f.text("publish", None, parse_published_name)
-        address: type[TcpAddress | UdpAddress] = UdpAddress if f.switch("udp", False) else TcpAddress
+        to = f.text("to", None, parse_to, port_alone="HOST:{}")
+        extras = _read_extras(f, keys, [place for key in keys for place, _ in listens.get(key, ())])
         limits = ForwardLimits(**{option.field: read_option(f, option) for option in options_of(ForwardLimits)})
-        to = f.text("to", None, partial(_parse_to, address), port_alone="HOST:{}")
+        over_udp = f.switch("udp", False)
         if len(keys) > 1:
             f.refuse(keys[1], f"and `{keys[0]}` are both in one forward; make two of it")
         elif not keys:
@@ -62,44 +79,48 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
                 "a forward needs `local` or `remote`, or `dynamic`: on which side, and where, to listen; or `publish`: "
                 "a name"
             )
-        passwords = None
         if "dynamic" in keys:
-            passwords = f.text("password_file", None, partial(_read_passwords, f))
+            extras["passwords"] = f.text("password_file", None, partial(_read_passwords, f))
             if "to" in f:
                 f.refuse("to", "is what whoever connects to a `dynamic` forward says; leave one of the two out")
-            to = ANYWHERE
+            to = ANYWHERE, 0
         else:
             f.knows("password_file")
             f.require("to", "it is where to connect: HOST:PORT")
             if "password_file" in f:
                 f.refuse("password_file", "goes with `dynamic` alone: at other ports nobody is asked for a password")
         f.finish()
+        if over_udp and to is not None and not isinstance(to[0], Anywhere):
+            listens, to = _over_udp(f, keys, listens, to)
         for key in keys:
             f.not_empty(key, "is empty, so nothing would listen; give one address at least")
             if to is None:
                 continue
             kind = "remote" if key in ("remote", "publish") else "local"
-            if to is ANYWHERE and key in ("local", "publish"):
+            anywhere = isinstance(to[0], Anywhere)
+            if anywhere and key in ("local", "publish"):
                 f.refuse(key, "and `to: dynamic` are written `dynamic: ADDRESS:PORT`")
-            if to is ANYWHERE and address is UdpAddress:
+            if anywhere and over_udp:
                 f.refuse("udp", "is asked for by who uses the proxy (UDP ASSOCIATE); leave it out")
-            if key == "publish" and address is UdpAddress:
+            if key == "publish" and over_udp:
                 f.refuse("udp", "cannot be with `publish`: a web service is reached over TCP")
-            places: list[ListenPlace] = [address(*where) for where in listens.get(key, ())]
+            if anywhere and extras["proxy_protocol"]:
+                f.refuse("proxy_protocol", "is for a forward with a target")
+            places: list[tuple[Place | PublishedName, int]] = [*listens.get(key, ())]
             if key == "publish" and name is not None:
-                places.append(name)
-            for listen in places:
+                places.append((name, 1))
+            for listen, ports in places:
+                if not anywhere and ports != to[1]:
+                    f.refuse(key, _mismatch(ports, to[1]))
+                    continue
+                forward = Forward(kind, listen, to[0], limits=limits, ports=ports, **extras)
                 for known, line in zip(forwards, lines, strict=True):
-                    if known.kind == kind and listen_in_one_place(known.listen, listen):
+                    if known.meets(forward):
                         f.refuse(key, f"is what the forward in line {line} listens on already")
                         break
-                forwards.append(Forward(kind, listen, to, limits, passwords))
+                forwards.append(forward)
                 lines.append(f.place_of(key).line)
     return tuple(forwards)
-
-
-def _parse_to(address: type[TcpAddress | UdpAddress], text: str) -> TcpAddress | UdpAddress | Anywhere:
-    return ANYWHERE if text == DYNAMIC else address(*parse_target(text))
 
 
 def _read_passwords(f: Section, text: str) -> Passwords:
@@ -108,21 +129,135 @@ def _read_passwords(f: Section, text: str) -> Passwords:
     return named(f"names {path}, which", Passwords.parse, content)
 
 
+def _over_udp(
+    f: Section, kinds: Sequence[str], listens: dict[str, tuple[Several, ...]], to: Target
+) -> tuple[dict[str, tuple[Several, ...]], Target]:
+    """Return the same places over UDP, which Unix sockets do not know."""
+    places = [*(one for kind in kinds for one in listens.get(kind, ())), to]
+    if any(isinstance(place, UnixAddress) for place, _ in places):
+        f.refuse("udp", "is for ports, and this forward has a Unix socket")
+        return dict.fromkeys(listens, ()), to
+    for key in ("proxy_protocol", "accept_proxy_protocol"):
+        if key in f:
+            f.refuse(key, "is for TCP, and this forward is for `udp`")
+    return {kind: tuple(map(_udp, several)) for kind, several in listens.items()}, _udp(to)
+
+
+def _udp(several: Target) -> Several:
+    place, ports = several
+    assert isinstance(place, TcpAddress)
+    return UdpAddress(place.host, place.port), ports
+
+
+def _read_extras(f: Section, kinds: Sequence[str], listens: Sequence[Place]) -> dict[str, Any]:
+    """Return what a forward may have beside its two ends, by the fields of Forward."""
+    permissions = Permissions(
+        mode=f.text("mode", OURS_ALONE.mode, _parse_mode),
+        owner=f.text("owner", "", _parse_account),
+        group=f.text("group", "", _parse_account),
+    )
+    has_file = any(isinstance(place, UnixAddress) and not place.is_abstract for place in listens)
+    for key in ("mode", "owner", "group"):
+        if key in f and listens and not has_file:
+            f.refuse(key, "is for the file of a Unix socket that the forward listens on, and it listens on none")
+        elif key in f and kinds == ["remote"] and not f"0{getattr(permissions, key)}".isdecimal():
+            f.refuse(key, "must be a number for `remote`: names are those of the server's machine")
+    expected = f.switch("accept_proxy_protocol", False)
+    if expected and kinds == ["local"]:
+        f.refuse("accept_proxy_protocol", "is for `remote`: it is the server that has `trusted_proxies`")
+    return {
+        "permissions": permissions,
+        "proxy_protocol": f.text("proxy_protocol", "", _parse_version),
+        "accept_proxy_protocol": expected,
+    }
+
+
+def parse_listen(text: str) -> Several:
+    """Return where a forward in a file listens: ADDRESS:PORTS, PORTS, the path of a Unix socket or @NAME.
+
+    PORTS are a port or LOW-HIGH; without an address they are those of `localhost`.  Raises UsageError.
+    """
+    if text.startswith(("/", "@")):
+        return UnixAddress(check_unix_path(text)), 1
+    host, ports = ("localhost", text) if _PORTS_ALONE.fullmatch(text) else split_host_port(text)
+    return _listen(host, ports)
+
+
+def parse_to(text: str) -> Target:
+    """Return where a forward in a file leads: HOST:PORTS, a Unix socket's path, @NAME or `dynamic`.
+
+    Raises UsageError.
+    """
+    if text == DYNAMIC:
+        return ANYWHERE, 0
+    if text.startswith(("/", "@")):
+        return UnixAddress(check_unix_path(text)), 1
+    return _to(*split_host_port(text))
+
+
+def _listen(host: str, ports: str) -> Several:
+    port, count = _parse_ports(ports, lowest=0)
+    return TcpAddress(check_listen_host(host, port), port), count
+
+
+def _to(host: str, ports: str) -> Several:
+    port, count = _parse_ports(ports, lowest=1)
+    return TcpAddress(check_target_host(host), port), count
+
+
+def _parse_ports(text: str, *, lowest: int) -> tuple[int, int]:
+    """Return the first of the ports in `PORT` or `LOW-HIGH`, and how many they are.  Raises UsageError."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return parse_port(first, lowest=lowest), 1
+    low, high = parse_port(first), parse_port(last)
+    if low > high:
+        raise UsageError("has a range of ports that ends before it begins")
+    if high - low >= MAX_PORTS:
+        raise UsageError(f"has a range of {high - low + 1} ports", hint=f"one forward has {MAX_PORTS} at most")
+    return low, high - low + 1
+
+
+def _mismatch(listening: int, leading: int) -> str:
+    return f"has {listening} ports, and `to` has {leading}: each port leads to one of its own"
+
+
+def _parse_mode(text: str) -> int:
+    if not _MODE.fullmatch(text):
+        raise UsageError("is not a file's mode in octal digits", hint='for example "0660"')
+    return int(text, 8)
+
+
+def _parse_account(text: str) -> str:
+    if not _ACCOUNT.fullmatch(text):
+        raise UsageError("is neither a name nor a number of the system's accounts")
+    return text
+
+
+def _parse_version(text: str) -> str:
+    if text not in VERSIONS:
+        raise UsageError(f"must be {' or '.join(VERSIONS)}")
+    return text
+
+
+# --- as ssh has them
+
+
 def parse_ssh_forwards(
     local: Sequence[str], remote: Sequence[str], udp: Sequence[str] = (), dynamic: Sequence[str] = ()
 ) -> tuple[Forward, ...]:
     """Return the forwards of every -L, --udp, -R and -D.  Raises UsageError for the first that is wrong."""
     forwards: list[Forward] = []
-    for kind, option, texts, parse in (
-        ("local", "-L", local, partial(parse_ssh_forward, "local")),
-        ("local", "--udp", udp, _parse_ssh_udp),
-        ("remote", "-R", remote, partial(parse_ssh_forward, "remote")),
-        ("local", "-D", dynamic, partial(parse_ssh_dynamic, "local")),
+    for option, texts, parse in (
+        ("-L", local, partial(parse_ssh_forward, "local")),
+        ("--udp", udp, _parse_ssh_udp),
+        ("-R", remote, partial(parse_ssh_forward, "remote")),
+        ("-D", dynamic, partial(parse_ssh_dynamic, "local")),
     ):
         for text in texts:
             what = f"{option} {text}"
             forward = named(what, parse, text.strip())
-            if any(f.kind == kind and listen_in_one_place(f.listen, forward.listen) for f in forwards):
+            if any(f.meets(forward) for f in forwards):
                 raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
             forwards.append(forward)
     return tuple(forwards)
@@ -147,25 +282,37 @@ def parse_ssh_forward(kind: str, text: str) -> Forward:
     """Return the forward in `[ADDRESS:]PORT:HOST:HOSTPORT` of -L (`kind` "local") or -R ("remote").  Raises UsageError.
 
     It is for TCP, or with `/udp` behind it for UDP.  ADDRESS is `localhost` when left out, and every address when `*`
-    or empty, over IPv4 and IPv6 as ssh has it.  PORT 0 lets the system choose.
+    or empty, over IPv4 and IPv6 as ssh has it.  PORT 0 lets the system choose.  A Unix socket's path, or @NAME, may
+    stand for [ADDRESS:]PORT and for HOST:HOSTPORT, and LOW-HIGH for both ports.
     """
-    address = UdpAddress if text.endswith(_UDP) else TcpAddress
-    text = text.removesuffix(_UDP)
-    if "/" in text:
-        raise UsageError("has a Unix socket, which is not available in this version", hint=_FORM)
     fields = _split_fields(text)
-    if len(fields) in (1, 2):
+    to_path = len(fields) > 1 and fields[-1].startswith(("/", "@"))
+    over_udp = fields[-1].endswith(_UDP) and not to_path
+    if over_udp:
+        fields[-1] = fields[-1].removesuffix(_UDP)
+    listening = fields[: -1 if to_path else -2]
+    if not listening or (len(fields) == 2 and not to_path):
         if kind == "remote" and text:
             return parse_ssh_dynamic(kind, text)
         raise UsageError("has no target", hint=f"{_FORM}; -D listens for whoever says where to")
-    if len(fields) == 3:
-        fields = ["localhost", *fields]
-    if len(fields) != 4:
-        raise UsageError("has too many parts" if len(fields) > 4 else "is empty", hint=_FORM)
-    bind, port_text, host, host_port = fields
-    port = parse_port(port_text, lowest=0)
-    listen = address(check_listen_host(bind, port), port)
-    return Forward(kind, listen, address(check_target_host(host), parse_port(host_port)))
+    listen = _parse_ssh_listen(listening)
+    to = (UnixAddress(check_unix_path(fields[-1])), 1) if to_path else _to(*fields[-2:])
+    if listen[1] != to[1]:
+        raise UsageError(f"has {listen[1]} ports, and its target {to[1]}", hint="each port leads to one of its own")
+    if over_udp:
+        if isinstance(listen[0], UnixAddress):
+            raise UsageError("is for UDP, which Unix sockets do not know", hint=_FORM)
+        listen, to = _udp(listen), _udp(to)
+    return Forward(kind, listen[0], to[0], ports=listen[1])
+
+
+def _parse_ssh_listen(fields: Sequence[str]) -> Several:
+    if len(fields) == 1 and fields[0].startswith(("/", "@")):
+        return UnixAddress(check_unix_path(fields[0])), 1
+    if len(fields) > 2:
+        raise UsageError("has too many parts", hint=_FORM)
+    host, ports = ["localhost", *fields][-2:]
+    return _listen(host, ports)
 
 
 def parse_ssh_dynamic(kind: str, text: str) -> Forward:

@@ -8,11 +8,20 @@ client and server read nothing else.  config.example.yaml documents each key at 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from qanat.base.addresses import parse_target
-from qanat.base.endpoint_addresses import ListenPlace, PublishedName, TargetPlace
+from qanat.base.endpoint_addresses import (
+    ListenPlace,
+    PublishedName,
+    TargetPlace,
+    TcpAddress,
+    UdpAddress,
+    listen_in_one_place,
+)
+from qanat.base.proxy_protocol import VERSIONS
 from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
 from qanat.config.option_schemas import value_schemas
@@ -38,8 +47,11 @@ from qanat.config.texts import (
 )
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE
 from qanat.endpoints.dynamic.passwords import Passwords
+from qanat.endpoints.unix import OURS_ALONE, Permissions
 from qanat.handshake.hello import MAX_INITIAL_WINDOW
 from qanat.transports.dial.proxies import NO_PROXIES, EnvironmentProxies, Proxy
+
+P = TypeVar("P")
 
 MAX_LANES = 16
 """Connections side by side that a client may ask for, and a server grant."""
@@ -344,7 +356,7 @@ class ServerSettings:
         parse=check_network,
         unset="none",
     )
-    accept_proxy_protocol: bool = option(
+    proxy_protocol: bool = option(
         False,
         doc="Whether each connection of `trusted_proxies` begins with a PROXY protocol header (version 1 or 2), which "
         "says who came; from others it is refused.",
@@ -397,9 +409,9 @@ class ServerSettings:
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
-        if self.accept_proxy_protocol and not self.trusted_proxies:
+        if self.proxy_protocol and not self.trusted_proxies:
             yield Conflict(
-                ("accept_proxy_protocol",), "needs `trusted_proxies`: from nobody else is the PROXY protocol believed"
+                ("proxy_protocol",), "needs `trusted_proxies`: from nobody else is the PROXY protocol believed"
             )
 
 
@@ -440,10 +452,60 @@ class Forward:
     limits: ForwardLimits = ForwardLimits()
     passwords: Passwords | None = None
     """Whom a dynamic forward lets in; None for everybody who reaches it."""
+    ports: int = 1
+    """How many ports in turn, from that of `listen` on, lead to as many from that of `to` on."""
+    permissions: Permissions = OURS_ALONE
+    """Of the file of a Unix socket that is listened on."""
+    proxy_protocol: str = ""
+    """The version in which the target is told who came, by the PROXY protocol: v1, v2, or "" for not at all."""
+    accept_proxy_protocol: bool = False
+    """Whether each connection of a trusted proxy begins with a PROXY protocol header, where a remote one listens."""
 
     def __str__(self) -> str:
         kind = "publish" if isinstance(self.listen, PublishedName) else self.kind
-        return f"{kind} {self.listen} to {self.to}"
+        return f"{kind} {_ports_of(self.listen, self.ports)} to {self.target}"
+
+    @property
+    def target(self) -> str:
+        """Where it leads, with all its ports, for people."""
+        return _ports_of(self.to, self.ports)
+
+    def meets(self, other: Forward) -> bool:
+        """Return whether both listen in one place, as far as that is known: not where the system chooses the port."""
+        one, two = self.listen, other.listen
+        ports = TcpAddress | UdpAddress
+        if isinstance(one, ports) and isinstance(two, ports) and one.port and two.port:
+            port = max(one.port, two.port)
+            if port >= min(one.port + self.ports, two.port + other.ports):
+                return False
+            one, two = replace(one, port=port), replace(two, port=port)
+        return self.kind == other.kind and listen_in_one_place(one, two)
+
+    def parts(self) -> tuple[Forward, ...]:
+        """Return a forward for each of its ports; itself when it has one."""
+        if self.ports == 1:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                listen=_port_at(self.listen, n),
+                to=_port_at(self.to, n),
+                ports=1,
+            )
+            for n in range(self.ports)
+        )
+
+
+def _port_at(place: P, n: int) -> P:
+    """Return the place whose port is the `n`th after that of `place`; itself where there are no ports."""
+    return replace(place, port=place.port + n) if isinstance(place, TcpAddress | UdpAddress) else place
+
+
+def _ports_of(place: ListenPlace | TargetPlace, ports: int) -> str:
+    if ports == 1 or not isinstance(place, TcpAddress | UdpAddress):
+        return str(place)
+    first, dash, network = str(place).partition("/")
+    return f"{first}-{place.port + ports - 1}{dash}{network}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,20 +599,33 @@ _FORWARD = closed(
         "local": one_or_several(
             text(),
             least=1,
-            doc="Listen here, at ADDRESS:PORT or a list of them, and connect from the server, as ssh -L.",
+            doc="Listen here, at ADDRESS:PORT, at the path of a Unix socket or at a list of them, and connect from the "
+            "server, as ssh -L.  LOW-HIGH are several ports, and a port alone is that of localhost.",
         ),
         "remote": one_or_several(
             text(),
             least=1,
-            doc="Listen on the server, at ADDRESS:PORT or a list of them, and connect from here, as ssh -R.",
+            doc="Listen on the server, likewise, and connect from here, as ssh -R.",
         ),
         "publish": text(doc="Publish the web service under this name at the server, as app.example.com or app."),
         "to": text(
-            doc="HOST:PORT to connect to; the name is looked up where the connection is made. With `remote`, `dynamic` "
-            "leaves it to whoever connects, in SOCKS or as to an HTTP proxy."
+            doc="HOST:PORT to connect to, or the path of a Unix socket; a name is looked up where the connection is "
+            "made, and LOW-HIGH are as many ports as are listened on. With `remote`, `dynamic` leaves it to whoever "
+            "connects, in SOCKS or as to an HTTP proxy."
         ),
         "udp": described({"type": "boolean"}, "Carry UDP, in place of TCP. Default: false."),
         **value_schemas(ForwardLimits),
+        "mode": text(doc='Permissions of the Unix socket that is listened on; "0600" by default.'),
+        "owner": text(doc="The user who gets that; for `remote` a number."),
+        "group": text(doc="Its group, likewise."),
+        "proxy_protocol": {
+            "enum": [*VERSIONS],
+            "description": "Tell the target who came, in a PROXY protocol header of this version.",
+        },
+        "accept_proxy_protocol": {
+            "type": "boolean",
+            "description": "Whether the server's `trusted_proxies` say, by the PROXY protocol, who came to `remote`.",
+        },
     },
 ) | {"type": "object", "anyOf": [{"required": ["to"]}, {"required": ["dynamic"]}]}
 _HEADERS = {

@@ -15,7 +15,7 @@ from typing import TypeVar
 from qanat.base.addresses import check_target_host, normalize_name, parse_address, parse_listen, parse_network
 from qanat.base.errors import UsageError
 from qanat.base.text import NAME
-from qanat.config.access_rules import parse_connect_rule, parse_listen_rule
+from qanat.config.access_rules import parse_connect_rule, parse_listen_rule, parse_unix_rule
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 
@@ -85,12 +85,15 @@ def check_server_name(text: str) -> str:
 
 def check_listen_rule(text: str) -> str:
     """Return `text`, when it says where one may listen."""
-    parse_listen_rule(text)
+    if parse_unix_rule(text) is None:
+        parse_listen_rule(text)
     return text
 
 
 def check_shared_rule(text: str) -> str:
     """Return `text`, when it says where several may listen together."""
+    if parse_unix_rule(text) is not None:
+        raise UsageError("names Unix sockets, which several clients cannot share", hint="put it into `allow_listen`")
     rule = parse_listen_rule(text)
     if rule.udp:
         raise UsageError("is for UDP, whose ports are not shared", hint="put it into `allow_listen`")

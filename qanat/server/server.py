@@ -243,6 +243,7 @@ class Server:
             limits=client.limits,
             publish_rules=client.publish_rules,
             published=self._published,
+            trusted_proxies=settings.trusted_proxies,
         )
         try:
             self.registry.claim(session, deadline)

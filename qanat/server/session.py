@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress
+from qanat.base.addresses import split_host_port
+from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
-from qanat.base.sockets import format_address
+from qanat.base.sockets import local_of
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.config.published_names import NO_NAMES, PublishRules
@@ -22,14 +23,16 @@ from qanat.endpoints.dynamic.asked import Asked
 from qanat.endpoints.dynamic.listener import DynamicListener
 from qanat.endpoints.dynamic.port import DynamicPort
 from qanat.endpoints.pending import PendingConnection
+from qanat.endpoints.proxy_protocol import HeaderListener, OnConnection, ProxyHeaders
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
 from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.udp_listener import IDLE, UdpListener
+from qanat.endpoints.unix import DEFAULT_MODE, Permissions, UnixListener, UnixTarget
 from qanat.endpoints.wakeable import WakeableSocket
-from qanat.handshake.hello import Close, CloseReason, Hello, Intent
+from qanat.handshake.hello import Close, CloseReason, Features, Hello, Intent
 from qanat.measure.far_end import FarEnds
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
@@ -37,6 +40,7 @@ from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.access.rules import ListenRules
+from qanat.server.admission.client_address import client_address
 from qanat.server.published_names import PublishedNames
 from qanat.server.shared_ports import Accept, Membership, SharedPorts
 from qanat.session.connect_rules import ConnectRules
@@ -60,7 +64,9 @@ from qanat.session.session import Session, new_id
 
 log = logging.getLogger("qanat.session")
 
-_Listener = Listener | UdpListener | Membership | DynamicListener
+
+Listens = Listener | UdpListener | Membership | UnixListener | HeaderListener | DynamicListener
+"""What listens for a remote forward."""
 
 LEFT_SECONDS = 5.0
 """Seconds without its client after which a session takes no visitors for a published name."""
@@ -92,13 +98,15 @@ class ServerSession(Session):
         limits: TrafficLimits = UNLIMITED,
         publish_rules: PublishRules = NO_NAMES,
         published: PublishedNames | None = None,
+        trusted_proxies: Sequence[str] = (),
     ) -> None:
         """Begin a session of the client `name`, with `measures` one that is for measuring alone.
 
         `instance` is its process's, `origin` says in words where it connects from.  `connecting` bounds the targets
         that are being connected to, over all sessions of this client: one that has ended gives its own up, and its
         client can be back at once for more.  Of a client's sessions, the one with the highest `order` began with the
-        latest connection.  `limits` are shared by all of them.
+        latest connection.  `limits` are shared by all of them.  `trusted_proxies` are the networks whose PROXY protocol
+        headers are believed where a remote forward listens.
         """
         super().__init__(name, parameters, new_id(), secret, resume_for, watcher, keepalive, limits)
         self.instance = instance
@@ -117,9 +125,10 @@ class ServerSession(Session):
         self._max_lanes = max_lanes
         self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
+        self._proxies = trusted_proxies
         self._publish_rules = publish_rules
         self._published = published
-        self._listeners: dict[int, _Listener] = {}
+        self._listeners: dict[int, Listens] = {}
         self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
 
     def stop_listening(self) -> None:
@@ -146,18 +155,7 @@ class ServerSession(Session):
                 places=self._connecting,
             )
             return
-        if not isinstance(to, TcpAddress):
-            self.refuse(stream, Reason.NOT_ALLOWED, f"no rule allows {to}")
-            return
-        host, port = to.host, to.port
-        target = Target(
-            host,
-            port,
-            lambda deadline: self._connect_rules.resolve(host, port, deadline, self._stopping),
-            timeout=self._connect_timeout,
-            cancel=self._stopping,
-            keepalive=self._keepalive,
-        )
+        target = self._target_for(to)
         if self.joined.connect_now(stream, target.connect_now, f"to {target.name}"):
             return
         started = False
@@ -172,6 +170,22 @@ class ServerSession(Session):
             if not started:
                 target.give_up()
 
+    def _target_for(self, to: TcpAddress | UnixAddress) -> Target | UnixTarget:
+        """Return what connects to `to`, as the rules allow it."""
+        timeout, rules = self._connect_timeout, self._connect_rules
+        if isinstance(to, UnixAddress):
+            path = to.path
+            return UnixTarget(lambda: rules.unix.connectable(path), path, timeout=timeout, cancel=self._stopping)
+        host, port = to.host, to.port
+        return Target(
+            host,
+            port,
+            lambda deadline: rules.resolve(host, port, deadline, self._stopping),
+            timeout=timeout,
+            cancel=self._stopping,
+            keepalive=self._keepalive,
+        )
+
     def _measure(self, stream: Stream, request: StreamRequest) -> None:
         if not self.measures:
             self.refuse(stream, Reason.NOT_ALLOWED, "only a session that is for measuring may measure")
@@ -181,7 +195,7 @@ class ServerSession(Session):
             what, threads = request.what, self.joined.threads
             self.joined.connect_now(stream, lambda: self._far_ends.connect(what, threads), f"to measure {what.name}")
 
-    def _connect(self, target: Target) -> WakeableSocket:
+    def _connect(self, target: Target | UnixTarget) -> WakeableSocket:
         try:
             return target.connect()
         finally:
@@ -232,17 +246,39 @@ class ServerSession(Session):
             return Published(number, listener.address)
         return Listening(number, listener.port)
 
-    def _bind(self, message: Listen, quota: StreamQuota) -> _Listener:
+    def _bind(self, message: Listen, quota: StreamQuota) -> Listens:
         """Listen where the rules allow it.  Raises EndpointError."""
-        if isinstance(message.at, TcpAddress):
-            if message.options.get(ListenOption.DYNAMIC):
-                return self._bind_dynamic(message.forward, quota, message.at)
-            return self._bind_tcp(message.forward, message.at, partial(self._accepted, message.forward, quota))
-        if isinstance(message.at, UdpAddress):
-            return self._bind_udp(message, quota, message.at)
-        if isinstance(message.at, PublishedName):
-            return self._publish(message.forward, quota, message.at.name)
-        raise EndpointError(f"listening on {message.at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
+        at = message.at
+        if isinstance(at, UdpAddress):
+            return self._bind_udp(message, quota, at)
+        if isinstance(at, PublishedName):
+            return self._publish(message.forward, quota, at.name)
+        if not isinstance(at, TcpAddress | UnixAddress):
+            raise EndpointError(f"listening on {at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
+        if message.options.get(ListenOption.DYNAMIC):
+            return self._bind_dynamic(message, quota, at)
+        return self._bind_streams(message, at, partial(self._accepted, message.forward, quota))
+
+    def _bind_streams(
+        self, message: Listen, at: TcpAddress | UnixAddress, accept: OnConnection
+    ) -> Listener | Membership | UnixListener | HeaderListener:
+        """Listen on a TCP port or a Unix socket, with what the client asks for beside that."""
+        what = f"{self.name}: remote forward {message.forward}"
+        if isinstance(at, UnixAddress):
+            path = self._listen_rules.unix.bindable(at.path)
+            permissions = _permissions(message.options)
+            unix = UnixListener(path, partial(_take, accept), what, self._watcher, permissions=permissions)
+            unix.start()
+            return unix
+        if not message.options.get(ListenOption.PROXY_PROTOCOL):
+            return self._bind_tcp(message.forward, at, accept)
+        if not self._proxies:
+            raise EndpointError("accept_proxy_protocol needs `trusted_proxies` on the server", code=Reason.NOT_ALLOWED)
+        headers = ProxyHeaders(accept, self._is_trusted, what, self._watcher)
+        return HeaderListener(self._bind_tcp(message.forward, at, headers.take), headers)
+
+    def _is_trusted(self, peer: str) -> bool:
+        return client_address(split_host_port(peer)[0].partition("%")[0], (), self._proxies)[1]
 
     def _bind_udp(self, message: Listen, quota: StreamQuota, at: UdpAddress) -> UdpListener:
         addresses = self._listen_rules.check(at.host, at.port, udp=True)
@@ -297,15 +333,15 @@ class ServerSession(Session):
         listener.start()
         return listener
 
-    def _bind_dynamic(self, number: int, quota: StreamQuota, at: TcpAddress) -> DynamicListener:
+    def _bind_dynamic(self, message: Listen, quota: StreamQuota, at: TcpAddress | UnixAddress) -> DynamicListener:
         """Listen likewise, and ask the client for what each connection asks for.  Raises EndpointError."""
-        name = f"{self.name}: remote forward {at}"
+        number, name = message.forward, f"{self.name}: remote forward {at}"
 
         def ask(pending: PendingConnection, asked: Asked) -> None:
             to = TcpAddress(asked.host, asked.port)
             self.join_pending(pending, Through(number, pending.origin, to).encode(), f"{name}, to {to}")
 
-        def take(sock: socket.socket, peer: str, done: Callable[[], None]) -> None:
+        def take(sock: socket.socket, peer: str, done: Callable[[], None], local: str = "") -> None:
             over = self._enter(number, quota, name, sock, peer, done)
             if over is not None:
                 proxy.take(sock, peer, over)
@@ -316,7 +352,7 @@ class ServerSession(Session):
             return self.open_flow(Through(number, origin, to).encode(), on_datagram, on_over)
 
         proxy = DynamicPort(name, self._watcher, ask, open_flow)
-        return DynamicListener(self._bind_tcp(number, at, take), proxy)
+        return DynamicListener(self._bind_streams(message, at, take), proxy)
 
     def _enter(
         self, number: int, quota: StreamQuota, what: str, sock: socket.socket, peer: str, done: Callable[[], None]
@@ -347,16 +383,24 @@ class ServerSession(Session):
         sock: socket.socket,
         peer: str,
         done: Callable[[], None],
+        local: str = "",
         *,
         place: str = "",
     ) -> None:
-        """Serve a connection that came for a remote forward at `place`; call `done` once, when it has ended."""
-        what = f"{self.name}: remote forward {place or format_address(sock.getsockname())}"
+        """Serve a connection that came for a remote forward; call `done` once, when it has ended.
+
+        `local` is what it was made to, as a balancer says that made it, by default what was connected to here; `place`
+        is what people know that by.
+        """
+        here = local_of(sock)
+        what = f"{self.name}: remote forward {place or here}"
         over = self._enter(number, quota, what, sock, peer, done)
         if over is None:
             return
+        known = self._parameters.peer_features & Features.KINDS
+        request = Through(number, peer, local=(local or here) if known else "")
         try:
-            self.join_accepted(sock, peer, Through(number, peer).encode(), what, over)
+            self.join_accepted(sock, peer, request.encode(), what, over)
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             over()
@@ -393,3 +437,12 @@ def _take(accept: Accept, sock: socket.socket, peer: str) -> None:
 
 def _nothing() -> None:
     """Nobody asks when it has ended."""
+
+
+def _permissions(options: Mapping[int, int]) -> Permissions:
+    """Return what the client wants for the file of a Unix socket."""
+    return Permissions(
+        options.get(ListenOption.MODE, DEFAULT_MODE) & 0o777,
+        str(options.get(ListenOption.OWNER, "")),
+        str(options.get(ListenOption.GROUP, "")),
+    )

@@ -28,10 +28,11 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, UsageError
 from qanat.base.resolve import Address, LookupShare
-from qanat.config.access_rules import UDP, NameRule, NetworkRule, parse_connect_rule
+from qanat.config.access_rules import UDP, NameRule, NetworkRule, UnixRule, parse_connect_rule
 from qanat.config.address_ranges import is_inside, is_never, special_ranges
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
+from qanat.session.unix_rules import UnixRules
 
 SERVER_KEY = "this client's allow_connect"
 """Where a server has the rules of each client."""
@@ -51,6 +52,8 @@ class ConnectRules:
         parsed = [parse_connect_rule(rule) for rule in rules]
         self._networks = [rule for rule in parsed if isinstance(rule, NetworkRule)]
         self._names = [rule for rule in parsed if isinstance(rule, NameRule)]
+        self.unix = UnixRules([rule for rule in parsed if isinstance(rule, UnixRule)], key)
+        """Which Unix sockets may be reached."""
         self._share = LookupShare()
         self._resolve_literal = lru_cache(REMEMBERED)(self._resolve_allowed)
 

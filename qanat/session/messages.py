@@ -64,6 +64,10 @@ class ListenOption(IntEnum):
     """Permission bits of a Unix socket."""
     UDP_IDLE = 8
     """Seconds without a datagram until a UDP flow ends."""
+    OWNER = 9
+    """The number of the user who gets the file of a Unix socket, on the server's machine."""
+    GROUP = 10
+    """The number of that file's group, likewise."""
 
 
 @dataclass(frozen=True, slots=True)

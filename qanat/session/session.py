@@ -31,7 +31,7 @@ from qanat.mux.parameters import LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, refuse
-from qanat.session.messages import UPGRADE, StreamRequest, decode_request
+from qanat.session.messages import UPGRADE, StreamRequest, check_known, decode_request
 from qanat.session.udp_targets import UdpTargets
 
 log = logging.getLogger("qanat.session")
@@ -425,13 +425,26 @@ class Session(ABC):
         what: str,
         done: Callable[[], None] = lambda: None,
         limits: TrafficLimits | None = None,
+        *,
+        first: bytes = b"",
     ) -> None:
         """Join a connection that was accepted here to a new stream; `done` is called once, when both are over.
 
-        Does not block.  Raises NoThread, and EndpointError when as many connections wait for a stream already as there
-        may be streams: while no pipe carries the session, new ones wait.  Then `sock` is still the caller's.
+        `first` is a little that the stream carries before what comes on the connection.
+
+        Does not block.  Raises NoThread, and EndpointError when the other end does not know the request, or as many
+        connections wait for a stream already as there may be streams: while no pipe carries the session, new ones wait.
+        Then `sock` is still the caller's.
         """
-        self.joined.accept(sock, peer, what, lambda wait: self.open_stream(request, wait=wait), done, limits)
+        check_known(request, self._parameters.peer_features, what)
+
+        def open_stream(wait: bool) -> Stream:
+            stream = self.open_stream(request, wait=wait)
+            if first:
+                stream.queue(first)
+            return stream
+
+        self.joined.accept(sock, peer, what, open_stream, done, limits)
 
     def join_pending(
         self, pending: PendingConnection, request: bytes, what: str, limits: TrafficLimits | None = None

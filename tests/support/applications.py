@@ -28,13 +28,23 @@ END, RESET = "end", "reset"
 
 
 class Target:
-    """A server on loopback with one thread for each connection; ends all of them when it is closed."""
+    """A server on loopback with one thread for each connection; ends all of them when it is closed.
+
+    `host` may be the path of a Unix socket, or @NAME of an abstract one; its port is 0 then.
+    """
 
     def __init__(self, handler: Callable[[socket.socket, Target], str], host: str = "127.0.0.1") -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
-        self.port: int = self._listener.getsockname()[1]
-        self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        self.port = 0
+        if host.startswith(("/", "@")):
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(unix_address(host))
+            self._listener.listen(1024)
+            self.address = host
+        else:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+            self.port = self._listener.getsockname()[1]
+            self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self.closing = threading.Event()
         self.go = threading.Event()
         """For handlers that wait for the test: `stalled` reads from then on."""
@@ -105,7 +115,8 @@ class Target:
             thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             ending = self._handler(sock, self)
         except ConnectionResetError:
@@ -188,6 +199,20 @@ def connection(port: int, host: str = "127.0.0.1") -> Iterator[socket.socket]:
     """A connection to `port`; every call on it has SECONDS to succeed."""
     with socket.create_connection((host, port), timeout=SECONDS) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield sock
+
+
+def unix_address(path: str) -> str:
+    """What a socket is given for a path, or for @NAME."""
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
+@contextmanager
+def unix_connection(path: str) -> Iterator[socket.socket]:
+    """A connection to a Unix socket; every call on it has SECONDS to succeed."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(SECONDS)
+        sock.connect(unix_address(path))
         yield sock
 
 

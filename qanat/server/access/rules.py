@@ -12,9 +12,10 @@ from qanat.base.addresses import ListenAddress, format_host_port, listen_address
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError
 from qanat.base.resolve import LookupShare
-from qanat.config.access_rules import UDP, ListenRule, parse_listen_rule
+from qanat.config.access_rules import UDP, ListenRule, parse_listen_rule, parse_unix_rule
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
+from qanat.session.unix_rules import UnixRules
 
 
 class ListenRules:
@@ -26,7 +27,10 @@ class ListenRules:
         Raises UsageError for one that cannot be understood.
         """
         self._shared = [parse_listen_rule(rule) for rule in shared]
-        self._rules = [*(parse_listen_rule(rule) for rule in rules), *self._shared]
+        unix = {rule: parse_unix_rule(rule) for rule in rules}
+        self._rules = [*(parse_listen_rule(rule) for rule in rules if unix[rule] is None), *self._shared]
+        self.unix = UnixRules([rule for rule in unix.values() if rule is not None], "this client's allow_listen")
+        """Which Unix sockets may be listened on."""
 
     def is_shared(self, host: str, port: int) -> bool:
         """Return whether what `check` allows for `host` is shared with other clients that ask for it."""

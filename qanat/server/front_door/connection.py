@@ -85,7 +85,7 @@ _UNTRUSTED_PROXY = (
 
 _NO_PROXY_PROTOCOL = (
     "refused %s, which is in `trusted_proxies`: %s.  Have it send the PROXY protocol (HAProxy: send-proxy-v2, nginx: "
-    "proxy_protocol on in a stream server), or set accept_proxy_protocol: false"
+    "proxy_protocol on in a stream server), or set proxy_protocol: false"
 )
 
 _FIRST_READ = 4096
@@ -321,7 +321,7 @@ class FrontConnection:
         proxy are known, and slowed down, only when their request has been read, and so is whoever comes without TLS, or
         from where a split pipe's client is, which needs many connections.
         """
-        if self._context.settings.accept_proxy_protocol and self._context.client_of(self.ip)[1]:
+        if self._context.settings.proxy_protocol and self._context.client_of(self.ip)[1]:
             self._read_proxy_header()
         if self._context.tls is None:
             return
@@ -695,7 +695,7 @@ class FrontConnection:
 
     def _refuse_proxy_protocol(self) -> None:
         """Refuse a header that nobody expects here, or not from this address."""
-        accepted = self._context.settings.accept_proxy_protocol
+        accepted = self._context.settings.proxy_protocol
         refusal = refusals.UNTRUSTED_PROXY_PROTOCOL if accepted else refusals.PROXY_PROTOCOL
         self._context.tell_of(refusal, self.peer, "")
         self._answer(answer(400, refusal.body), linger=True)

@@ -46,13 +46,13 @@ class Refusal:
 PROXY_PROTOCOL = Refusal(
     "PROXY protocol",
     "a PROXY protocol header came before the request",
-    "if it is your proxy, set accept_proxy_protocol: true, with its address in trusted_proxies; or switch the PROXY "
+    "if it is your proxy, set proxy_protocol: true, with its address in trusted_proxies; or switch the PROXY "
     "protocol off in it (nginx: proxy_protocol, HAProxy: send-proxy), and have it send X-Forwarded-For",
 )
 UNTRUSTED_PROXY_PROTOCOL = Refusal(
     "untrusted PROXY protocol",
     "a PROXY protocol header came before the request",
-    "only the addresses in trusted_proxies may send it (accept_proxy_protocol); if it is your proxy, add its address, "
+    "only the addresses in trusted_proxies may send it (proxy_protocol); if it is your proxy, add its address, "
     "and if it is one of them already, have it send one header only",
 )
 LOST_UPGRADE = Refusal(

@@ -35,7 +35,7 @@ from tests.support.server.front_door_rig import (
 
 CLIENT = "203.0.113.7:4711"
 HEALTH = request("GET /healthz HTTP/1.1")
-PROXIES: dict[str, Any] = {"accept_proxy_protocol": True, "trusted_proxies": ("127.0.0.1/32",)}
+PROXIES: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ("127.0.0.1/32",)}
 NONE = b"a PROXY protocol header came before"
 
 
@@ -118,7 +118,7 @@ def test_a_trusted_proxy_without_a_right_header_is_refused_and_told_of_once(
 
 def test_who_is_not_trusted_needs_no_header_and_may_send_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with noting_door(accept_proxy_protocol=True, trusted_proxies=("192.0.2.0/24",)) as door:
+    with noting_door(proxy_protocol=True, trusted_proxies=("192.0.2.0/24",)) as door:
         assert door.who_comes(door.port).client == "127.0.0.1"
         for version in ("v1", "v2"):
             assert NONE in exchange(door.door, encode(version, CLIENT, "192.0.2.1:443") + HEALTH)
@@ -130,7 +130,7 @@ def test_a_balancer_that_sends_it_unasked_is_named_with_the_setting(caplog: pyte
     with front_door() as door:
         for version in ("v1", "v2"):
             assert NONE in exchange(door, encode(version, CLIENT, "192.0.2.1:443") + HEALTH)
-    assert caplog.text.count("set accept_proxy_protocol: true") == 1
+    assert caplog.text.count("set proxy_protocol: true") == 1
 
 
 def test_a_header_that_comes_slowly_dies_at_the_deadline() -> None:
