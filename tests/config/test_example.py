@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress
+from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.config.load import check_config, load_config
 from qanat.config.options import Kind, options_of
 from qanat.config.settings import (
@@ -23,6 +23,7 @@ from qanat.config.settings import (
     ServerSettings,
     ServerTls,
 )
+from qanat.endpoints.unix import Permissions
 from qanat.handshake.tokens import generate_token, parse_token
 from qanat.transports.dial.proxies import Proxy
 from tests.support.config_rig import FINGERPRINT
@@ -187,6 +188,14 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
         ),
         Forward("local", UdpAddress("127.0.0.1", 53), UdpAddress("10.0.0.1", 53)),
         Forward("remote", PublishedName("app.office.example.com"), TcpAddress("127.0.0.1", 3000)),
+        Forward(
+            "local",
+            UnixAddress("/run/qanat/db.sock"),
+            UnixAddress("/run/postgresql/.s.PGSQL.5432"),
+            permissions=Permissions(0o660),
+        ),
+        Forward("local", TcpAddress("localhost", 8000), TcpAddress("host", 9000), ports=101),
+        Forward("remote", TcpAddress("0.0.0.0", 25), TcpAddress("127.0.0.1", 10025), proxy_protocol="v2"),
     )
 
 

@@ -29,6 +29,7 @@ from tests.support.applications import (
 from tests.support.background import Background, wait_until
 from tests.support.harness import SECONDS, Relay, Tunnel
 from tests.support.machine.ports import unused_port
+from tests.support.machine.postgres import Postgres
 from tests.support.machine.programs import require_program
 from tests.support.machine.web import Sshd, file_server
 
@@ -195,6 +196,25 @@ def test_curl_and_ssh_use_them(site: Site, tmp_path: Path) -> None:
     command = [require_program("ssh"), *site.sshd.options(site.ssh_port), "127.0.0.1", "echo from afar"]
     answer = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
     assert answer.stdout == b"from afar\n"
+
+
+def test_psql_reaches_a_database_over_a_unix_socket_at_either_end(tmp_path: Path) -> None:
+    psql = require_program("psql")
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="qanat-"))
+        database = stack.enter_context(Postgres(tmp_path / "postgres", sockets=Path(name, "there")))
+        Path(name, "here").mkdir()
+        forwards = [
+            {"local": f"{name}/here/.s.PGSQL.5432", "to": database.socket},
+            {"remote": f"{name}/here/.s.PGSQL.5433", "to": database.socket},
+        ]
+        account = {"allow_connect": [f"unix:{name}/there/*"], "allow_listen": [f"unix:{name}/here/*"]}
+        stack.enter_context(Tunnel(tmp_path / "tunnel", forwards, account=account)).start()
+        for port in ("5432", "5433"):
+            command = [psql, "--no-psqlrc", "-h", f"{name}/here", "-p", port, "-U", "postgres", "-Atc"]
+            query = "select count(*), sum(n) from generate_series(1, 100000) n"
+            answer = subprocess.run([*command, query], capture_output=True, timeout=SECONDS, check=True)
+            assert answer.stdout == b"100000|5000050000\n"
 
 
 def test_files_go_with_the_tunnel_and_stale_ones_are_replaced(tmp_path: Path) -> None:
