@@ -59,6 +59,7 @@ _LONGEST_FIRST = (
     "tests/integration/test_two_servers.py",
     "tests/integration/test_dynamic.py",
     "tests/integration/test_stdio.py",
+    "tests/integration/test_browser.py",
     "tests/cli/test_command_line_running.py",
     "tests/integration/test_many_streams.py",
     "tests/integration/test_few_threads.py",
