@@ -42,8 +42,9 @@ the token file without its ending, "client".
 Without --proxy the environment names one, as for curl: HTTPS_PROXY (http_proxy for ws://),
 ALL_PROXY, and NO_PROXY for what is reached without.
 
-Several URLs, beside each other, are several ways to the same server, and are tried in turn; so are
-several transports with each URL: --transport http2,grpc or --transport http2 --transport grpc.
+Several URLs, beside each other, are several ways to the same server. Unless --transport fixes it,
+the client finds the one that the path allows, over any transport, and remembers it. Several fixed
+ones are tried in turn with each URL: --transport http2,grpc or --transport http2 --transport grpc.
 
 """
     + SIGNALS

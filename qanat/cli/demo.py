@@ -12,6 +12,7 @@ import http.client
 import http.server
 import json
 import socket
+import re
 import statistics
 import subprocess
 import tempfile
@@ -29,6 +30,7 @@ from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import generate_token
 
 TRANSPORTS = ("websocket", "http2", "grpc", "websocket-h2", "split")
+SHOWN = ("auto", *TRANSPORTS)
 BULK = 256 * 1024 * 1024
 """Bytes of the download that is timed."""
 REQUESTS = 50
@@ -87,17 +89,19 @@ def run_demo(once: bool) -> int:
         web = stack.enter_context(_web_server())
         _say(f"A small web page is served on http://127.0.0.1:{web}/, the service behind the tunnel.")
         port = _free_port()
-        local = {transport: _free_port() for transport in TRANSPORTS}
+        local = {transport: _free_port() for transport in SHOWN}
         _write_configuration(folder, port, web, local)
         stack.enter_context(_process("server", folder / "server.yaml"))
         _say(f"A server listens on ws://127.0.0.1:{port}/tunnel (plain here; put nginx or a certificate in front).")
-        for transport in TRANSPORTS:
+        for transport in SHOWN:
             stack.enter_context(_process("client", folder / f"client-{transport}.yaml"))
             _show(transport, local[transport])
+            if transport == "auto":
+                _say(f"auto: it found that this path allows {_chosen(folder / 'client-auto.log')}, and took that.")
         if once:
             return 0
         _say("\nThe tunnel stays up. Try it, from another terminal or a browser:")
-        for transport in TRANSPORTS:
+        for transport in SHOWN:
             _say(f"    curl http://127.0.0.1:{local[transport]}/     # over {transport}")
         _say(f"The configurations and logs are in {folder}.  Ctrl-C ends everything.")
         try:
@@ -132,6 +136,12 @@ def _show(transport: str, port: int) -> None:
         f"{BULK / 1e6:.0f} MB in {seconds:.2f} s = {BULK * 8 / seconds / 1e9:.2f} Gbit/s, "
         "with both ends and both programs on this one machine."
     )
+
+
+def _chosen(log: Path) -> str:
+    """Return the transport over which the client whose log this is has connected."""
+    found = re.search(r"connected to \S+ over (\S+) as ", log.read_text("utf-8", "replace"))
+    return found[1] if found is not None else "a transport that its log does not name"
 
 
 def _first_page(port: int) -> bytes:

@@ -215,7 +215,8 @@ class Connector:
         try:
             winner, sealed = race.run(cancel)
         except RaceLost as lost:
-            self._tell_failures(lost.failures)
+            if not _is_the_same_for_all(lost.failures):  # else the error says it
+                self._tell_failures(lost.failures)
             if any(failure.silent for failure in lost.failures):
                 self._patience = min(2 * self._patience, self._settings.connect_timeout)
             if not self._give_up_addresses(lost.failures):
@@ -353,10 +354,15 @@ def _note_dialing(attempt: Attempt, step: DialStep, address: SockAddr | None) ->
     attempt.step(Step.CONNECTED if step is DialStep.CONNECTED else Step.OPEN, address)
 
 
+def _is_the_same_for_all(failures: Sequence[Failure]) -> bool:
+    """Return whether nothing but the way to the server has failed, whatever the transport."""
+    return len({failure.said for failure in failures}) == 1 and all(failure.step < Step.OPEN for failure in failures)
+
+
 def _no_way(url: TunnelUrl, failures: Sequence[Failure], untried: Sequence[Candidate] = ()) -> QanatError:
     """Return one error for a race in which nothing worked."""
     first = failures[0].error
-    if len({failure.said for failure in failures}) == 1 and all(failure.step < Step.OPEN for failure in failures):
+    if _is_the_same_for_all(failures):
         return first
     refused = next((failure.error for failure in failures if isinstance(failure.error, RefusedError)), None)
     if refused is not None:

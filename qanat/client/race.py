@@ -27,7 +27,7 @@ from enum import IntEnum
 from qanat.base.cancel import Cancel
 from qanat.base.errors import Canceled, NoThread, QanatError, RefusedError, TransportError, UsageError
 from qanat.base.threads import ThreadGroup
-from qanat.base.unexpected import FAILED, log_unexpected
+from qanat.base.unexpected import log_unexpected
 from qanat.client.ways import Candidate
 from qanat.handshake.exchange import PROBE_SIZE, SealedPipe
 from qanat.transports.pipe import SockAddr
@@ -294,7 +294,7 @@ class Race:
             self._failed(attempt, error)
         except Exception:
             log_unexpected(f"connecting to {attempt.candidate} failed")
-            self._failed(attempt, TransportError(FAILED))
+            self._failed(attempt, TransportError("a fault of this program, which its log has"))
         else:
             if not self._won(attempt, sealed):
                 sealed.close("another way was faster")

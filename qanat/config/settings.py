@@ -31,6 +31,7 @@ from qanat.config.request_headers import HOST_PATTERN, check_host_header
 from qanat.config.schema_forms import closed, described, list_of, one_or_several, text
 from qanat.config.secret_files import check_private, check_readable
 from qanat.config.texts import (
+    AUTO,
     PATH_PATTERN,
     TRANSPORTS,
     any_of,
@@ -708,7 +709,7 @@ class ClientSettings:
         doc="Time without a connection to a server until the next one is tried as well.",
     )
     transports: tuple[str, ...] = option(
-        ("websocket",),
+        (AUTO,),
         key="transport",
         choices=tuple(TRANSPORTS),
         doc=f"How to carry the tunnel over HTTP: {any_of(TRANSPORTS)}; several are tried in turn.",

@@ -214,14 +214,14 @@ def test_known_hosts_are_kept_where_the_user_keeps_such_things(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("transports", "expected"),
     [
-        ([], ("websocket",)),
+        ([], ("auto",)),
         (["http2"], ("http2",)),
         (["auto"], ("auto",)),
         (["grpc, http2"], ("grpc", "http2")),
         (["grpc", "http2,websocket"], ("grpc", "http2", "websocket")),
     ],
 )
-def test_the_transport_is_websocket_unless_others_are_named_in_their_order(
+def test_the_transport_is_auto_unless_others_are_named_in_their_order(
     transports: list[str], expected: tuple[str, ...]
 ) -> None:
     assert client_from_options(urls=[URL], transport=transports, environ=ENVIRON).transports == expected

@@ -219,6 +219,7 @@ class Tunnel:
         self.client_settings: dict[str, Any] = {
             "name": "a",
             "url": url or f"ws://127.0.0.1:{self.port}/tunnel",
+            "transport": "websocket",
             "token_file": "a.token",
             "server_fingerprint": self.fingerprint,
             "drain": 1,
