@@ -11,8 +11,8 @@ import argparse
 import http.client
 import http.server
 import json
-import socket
 import re
+import socket
 import statistics
 import subprocess
 import tempfile
