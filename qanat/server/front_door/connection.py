@@ -231,6 +231,7 @@ class FrontConnection:
         self._ours = True  # until handed to on_pipe, or closed
         self._ending = threading.Event()  # wakes what is slowed down
         self._http2: Http2Server | None = None
+        self._requests: Http2Connection | None = None  # of that
         self._kept: KeptConnection | None = None  # since a split pipe's request has come on it
         self._pipe: ServerPipe | None = None  # whose request was the last
         self._trusted = False  # an authenticated client's request has come
@@ -300,10 +301,13 @@ class FrontConnection:
         """End `serve`, unless the connection is a pipe, or as soon as it carries none.  Does not block."""
         with self._lock:
             http2, kept = self._http2, self._kept
+        # A split pipe's client goes on while the server drains its sessions, and needs its connections for that.
+        drains = self._context.closing.is_set() and len(self._context.split) > 0
         if kept is not None and self._is_trusted:
-            # Its client goes on while the server drains its sessions, and needs its connections for that.
-            if not (self._context.closing.is_set() and len(self._context.split)):
+            if not drains:
                 kept.close_if_idle()
+            return
+        if drains and self._requests is not None and self._requests.carries_split:
             return
         self._ending.set()
         if http2 is None:
@@ -438,6 +442,7 @@ class FrontConnection:
         server = requests.serve_on(self._wire, first)
         with self._lock:
             self._http2 = server
+            self._requests = requests
         if self._context.closing.is_set():
             server.leave()
         try:
@@ -446,7 +451,7 @@ class FrontConnection:
             self._context.note_connection(server.used_most)
             with self._lock:
                 self._ours = False
-                self._http2 = None  # which holds this by its handlers
+                self._http2 = self._requests = None  # which hold this by its handlers
 
     def _serve_http1(self, first: bytes) -> Next:
         """Read the rest of one request head, and serve the request."""
@@ -792,7 +797,8 @@ class Http2Connection:
         self._lock = threading.Lock()  # guards the two below
         self._streams = 0  # tunnel streams that have come
         self._pipes = 0  # that the server has now
-        self._carries_split = False  # requests of an authenticated client's split pipe
+        self.carries_split = False
+        """Whether requests of an authenticated client's split pipe have come."""
 
     def serve_on(self, wire: Wire, first: bytes) -> Http2Server:
         """Return what serves the requests that come on `wire` after `first`, which begins with the preface."""
@@ -891,7 +897,7 @@ class Http2Connection:
     def _trust_split(self, pipe: ServerPipe) -> None:
         """Keep a connection that has brought an authenticated client's requests: it does not give way to others."""
         with self._lock:
-            known, self._carries_split = self._carries_split, True
+            known, self.carries_split = self.carries_split, True
         if not known:
             pipe.note_address(self._ip)
             self._count_pipe(+1)

@@ -163,6 +163,10 @@ class FrontDoor:
         """Have the connections end that split pipes' requests came on, once the last of these pipes is over."""
         if self._closing.is_set() and not len(self._split):
             self._kept.close()
+            with self._changed:
+                connections = list(self._connections)
+            for connection in connections:
+                connection.give_way()
 
     def join(self, timeout: float) -> list[str]:
         """Wait at most `timeout` seconds for every thread and connection; return the names of those still there."""
