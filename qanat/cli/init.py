@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default=DEFAULT_NAME, help="the client's name (default: %(default)s)")
     parser.add_argument("--url", help=f"what the client dials (default: ws://{DEFAULT_LISTEN}{DEFAULT_PATH})")
     parser.add_argument(
+        "--publish",
+        action="append",
+        default=[],
+        metavar="NAME:PORT",
+        help="publish the web service on this port of the client's by name, as app.example.com:3000",
+    )
+    parser.add_argument(
         "--listen",
         default=DEFAULT_LISTEN,
         metavar="ADDRESS:PORT",
@@ -27,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the files and print what to type next.  Raises UsageError when one is there already."""
-    written = write_files(options.directory, name=options.name, url=options.url, listen=options.listen)
+    written = write_files(
+        options.directory, name=options.name, url=options.url, listen=options.listen, publish=options.publish
+    )
     program = shown_command()
     write_out(
         f"Wrote {written.server_yaml}, {written.client_yaml}, {written.token_file} and {written.identity}.\n"
@@ -38,7 +47,17 @@ def run(options: argparse.Namespace) -> int:
         f"Start the server with\n  {program} server -c {written.server_yaml}\n"
         f"and the client, from where its files are, with\n  {program} client -c {written.client_yaml.name}\n"
         f"Then this goes through the tunnel:\n  curl http://{written.sample}/healthz\n"
+        f"{_how_to_publish(written.publish_dir)}"
         f"\nEvery key is explained in {share('config.example.yaml')}; units for systemd and other samples are in "
         f"{share('deploy')}.\n"
     )
     return 0
+
+
+def _how_to_publish(directory: Path | None) -> str:
+    if directory is None:
+        return ""
+    return (
+        f"\nWhat is published is a socket in {directory.absolute()}: put that, and your names, into a copy of "
+        f"{share('deploy', 'published-nginx.conf')}.\n"
+    )

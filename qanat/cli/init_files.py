@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,6 +23,7 @@ from qanat.base.private_files import write_new
 from qanat.base.share import share
 from qanat.base.sockets import format_address
 from qanat.base.text import NAME
+from qanat.config.forwards import parse_publishes
 from qanat.config.options import option_of
 from qanat.config.schema import schema_location
 from qanat.config.settings import ServerSettings
@@ -43,6 +44,7 @@ server:
   path: {path}
   identity: server.key                  # its private key; never leaves this machine
 {trusted_proxies}\
+{publish_dir}\
   clients:
     - name: {name}
       token_file: {token_file}
@@ -50,6 +52,11 @@ server:
       allow_connect: [{health}]
       # Where the client's `remote` forwards may listen here.
       # allow_listen: ["127.0.0.1:8080"]
+{allow_publish}"""
+
+_PUBLISH_DIR = """\
+  publish_dir: published                # a socket for each name that the client publishes, for the proxy
+  publish_mode: "0666"                  # or 0660, with publish_group: the proxy's group
 """
 
 _TRUSTED_PROXIES = """\
@@ -69,7 +76,7 @@ client:
     - {{local: "{sample}", to: {health}}}
     # As ssh -R: listens on the server, where allow_listen must name the address, and connects from here.
     # - {{remote: "127.0.0.1:8080", to: "127.0.0.1:80"}}
-"""
+{publish}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +89,22 @@ class Written:
     identity: Path
     fingerprint: str
     sample: str  # HOST:PORT where the sample forward will listen
+    publish_dir: Path | None
+    """Where published names are, if any is."""
     nginx_block: str
 
 
-def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> Written:
+def write_files(directory: Path, *, name: str, url: str | None, listen: str, publish: Sequence[str] = ()) -> Written:
     """Write server.yaml, client.yaml, NAME.token and server.key into `directory`; make it when missing.
 
-    Without `url` the client dials `listen` directly.  Raises UsageError, and leaves nothing
-    behind, when a file is there already, cannot be written, or a value cannot work.
+    Without `url` the client dials `listen` directly.  `publish` are as for the client's flag of that name.  Raises
+    UsageError, and leaves nothing behind, when a file is there already, cannot be written, or a value cannot work.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"not a client name: {name!r}", hint="use 1 to 64 of A-Z a-z 0-9 . _ -")
     host, port = _parse_listen(listen)
+    forwards = parse_publishes(publish)
+    names = json.dumps([str(forward.listen) for forward in forwards])
     direct = format_address((_reachable(host), port))
     sample = f"127.0.0.1:{_SAMPLE_PORT if port != _SAMPLE_PORT else _SAMPLE_PORT + 1}"
     url = url or f"ws://{direct}{DEFAULT_PATH}"
@@ -120,6 +131,8 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
             name=_quoted(name),
             token_file=_quoted(token_file.name),
             health=_quoted(direct),
+            publish_dir=_PUBLISH_DIR if forwards else "",
+            allow_publish=f"      # What it may publish by name.\n      allow_publish: {names}\n" if forwards else "",
         )
         _write(made, server_yaml, server)
         client = _CLIENT.format(
@@ -130,6 +143,10 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
             fingerprint=_quoted(fingerprint),
             sample=sample,
             health=_quoted(direct),
+            publish="".join(
+                f"    - {{publish: {_quoted(str(forward.listen))}, to: {_quoted(str(forward.to))}}}\n"
+                for forward in forwards
+            ),
         )
         _write(made, client_yaml, client)
     return Written(
@@ -139,6 +156,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str) -> 
         identity_file,
         fingerprint,
         sample,
+        directory / "published" if forwards else None,
         nginx_block(path=path, upstream=direct),
     )
 

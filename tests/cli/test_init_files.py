@@ -10,6 +10,7 @@ import yaml
 
 from qanat.base.errors import UsageError
 from qanat.cli.init_files import Written, nginx_block, write_files
+from qanat.config.load import load_config
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import parse_token
 
@@ -124,3 +125,16 @@ def test_values_that_cannot_work_are_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=fault):
         write(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_published_is_in_both_files(tmp_path: Path) -> None:
+    names = ["app.example.com:3000", "Shop.example.com:10.0.0.5:80"]
+    written = write_files(tmp_path, name="office", url=None, listen="127.0.0.1:8443", publish=names)
+    server = load_config(written.server_yaml, want="server", environ={})
+    client = load_config(written.client_yaml, want="client", environ={})
+    assert server.publish_dir == written.publish_dir == tmp_path / "published"
+    assert server.clients[0].allow_publish == ("app.example.com", "shop.example.com")
+    assert [str(forward) for forward in client.forwards[1:]] == [
+        "publish app.example.com to 127.0.0.1:3000",
+        "publish shop.example.com to 10.0.0.5:80",
+    ]

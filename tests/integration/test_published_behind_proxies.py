@@ -25,7 +25,7 @@ from tests.support.machine.programs import require_program
 from tests.support.machine.published import PUBLISHING, start_published
 from tests.support.web_service import RESOURCES, resource
 
-UPLOAD = 20_000_000
+UPLOAD = 8_000_000
 NAME = "app.office.example.com"
 
 
