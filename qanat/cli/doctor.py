@@ -45,7 +45,11 @@ exit codes of doctor:
 
 """
 
-_NOT_HERE = frozenset({"local", "remote", "dynamic", "exit_on_forward_failure", "lanes", "transport"})
+_NOT_HERE = frozenset(
+    {
+        "local", "udp", "remote", "dynamic", "allow_connect", "publish", "exit_on_forward_failure", "lanes", "transport"
+    }
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,22 +1,26 @@
 """What a running client remembers: the ways that worked, and the failures that it met of late.  Reads files only.
 
-`transport: auto` writes the ways that it found into `ways` in the client's state directory.  What is not there, or not
-as it should be, is passed over: the examination does not depend on it.
+`transport: auto` writes the ways that it found into `ways` in the client's state directory; failures stand in its log,
+if that is a file.  What is not there, or not as it should be, is passed over: the examination does not depend on it.
 """
 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qanat.base.redaction import hide_tokens
 from qanat.base.text import printable
 from qanat.config.settings import ClientSettings
 from qanat.doctor.report import Outcome, Report, Step
 
-WAYS, FAILURES = "ways", "failures"
+WAYS = "ways"
 _LARGEST = 262_144
-_SHOWN = 8
+_SHOWN = 5
+_TAIL, _LINES, _LONGEST = 65_536, 500, 300
+_FAILED = re.compile(r"cannot connect|was lost|did not answer|refused", re.I)
 
 
 def with_memory(report: Report, settings: ClientSettings) -> Report:
@@ -36,13 +40,18 @@ def _ways(report: Report, settings: ClientSettings) -> Iterator[Step]:
 
 
 def _failures(report: Report, settings: ClientSettings) -> Iterator[Step]:
-    """Yield the failures in the file: WHEN URL TRANSPORT TEXT, the latest last."""
-    found = []
-    for words in _lines(settings, FAILURES):
-        if len(words) >= 4 and words[0].isdigit() and words[1] == report.url:
-            found.append(f"{_when(words[0])} over {words[2]}: {' '.join(words[3:])}")
+    """Yield what the client's log says of late about connections that failed or were lost, if it is a file."""
+    if settings.log.file is None:
+        return
+    try:
+        with settings.log.file.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            text = file.read(_TAIL).decode("utf-8", "replace")
+    except OSError:
+        return
+    found = [printable(hide_tokens(line), _LONGEST) for line in text.splitlines()[-_LINES:] if _FAILED.search(line)]
     if found:
-        yield Step("failures", "of the running client, of late", "; ".join(found[-_SHOWN:]), Outcome.NOTE)
+        yield Step("failures", "the running client's log, of late", "; ".join(found[-_SHOWN:]), Outcome.NOTE)
 
 
 def _lines(settings: ClientSettings, name: str) -> Iterator[list[str]]:
