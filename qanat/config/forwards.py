@@ -163,7 +163,9 @@ def _read_extras(f: Section, kinds: Sequence[str], listens: Sequence[Place]) -> 
         elif key in f and kinds == ["remote"] and not f"0{getattr(permissions, key)}".isdecimal():
             f.refuse(key, "must be a number for `remote`: names are those of the server's machine")
     expected = f.switch("accept_proxy_protocol", False)
-    if expected and kinds == ["local"]:
+    if expected and any(isinstance(place, UnixAddress) for place in listens):
+        f.refuse("accept_proxy_protocol", "is for TCP: over a Unix socket nobody has an address to be trusted by")
+    elif expected and kinds != ["remote"] and kinds:
         f.refuse("accept_proxy_protocol", "is for `remote`: it is the server that has `trusted_proxies`")
     return {
         "permissions": permissions,

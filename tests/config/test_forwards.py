@@ -121,6 +121,7 @@ def test_a_file_has_them_too(directory: ConfigDirectory) -> None:
         ("{local: /run/a.sock, to: db:1, owner: 'a b'}", "is neither a name nor a number"),
         ("{local: 127.0.0.1:1, to: db:1, proxy_protocol: v3}", "must be v1 or v2"),
         ("{local: 127.0.0.1:1, to: db:1, accept_proxy_protocol: true}", "is for `remote`"),
+        ("{remote: /run/a.sock, to: db:1, accept_proxy_protocol: true}", "is for TCP"),
         ("{local: run/a.sock, to: db:1}", "has no port"),
     ],
 )
