@@ -19,6 +19,37 @@ RESOURCES = 100
 SECRET = b"a word that nobody on the way may read"
 
 
+UPLOADED = 4_000_000
+_BROWSER = f"""<!doctype html><title>working</title><pre id="said"></pre><script>
+const say = (word) => document.getElementById("said").append(word + "\\n");
+async function all() {{
+  const sizes = await Promise.all([...Array({RESOURCES}).keys()].map(
+    async (n) => (await (await fetch("/resource-" + n)).arrayBuffer()).byteLength));
+  say("resources " + sizes.length + " " + sizes.reduce((a, b) => a + b));
+  const answer = await fetch("/upload", {{method: "POST", body: new Uint8Array({UPLOADED})}});
+  say("upload " + (await answer.text()).split(" ")[0]);
+  const waiting = fetch("/wait");
+  await new Promise((done, failed) => {{
+    const chat = new WebSocket("wss://" + location.host + "/socket");
+    chat.onopen = () => chat.send("hello");
+    chat.onmessage = (message) => {{ say("chat " + message.data); chat.close(); done(); }};
+    chat.onerror = failed;
+  }});
+  await new Promise((done, failed) => {{
+    const events = new EventSource("/events"), seen = [];
+    events.onmessage = (event) => {{
+      seen.push(event.data);
+      if (seen.length == 2) {{ say("events " + seen.join(" ")); events.close(); done(); }}
+    }};
+    events.onerror = failed;
+  }});
+  await waiting;
+}}
+all().then(() => say("done"), (error) => say("failed " + error));
+</script>"""
+"""A page that does all a browser does here, and says in `#said` how that went."""
+
+
 def resource(number: int) -> bytes:
     """What `/resource-NUMBER` has."""
     return hashlib.sha256(str(number).encode()).digest() * (1 + 37 * number)
@@ -60,6 +91,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/":
             links = "".join(f'<img src="/resource-{n}">' for n in range(RESOURCES))
             self._answer(f"<!doctype html><title>published</title>{links}".encode() + SECRET, "text/html")
+        elif self.path == "/browser":
+            self._answer(_BROWSER.encode(), "text/html")
+        elif self.path == "/wait":  # a browser's clock that runs ahead stops while something loads
+            threading.Event().wait(5)
+            self._answer(b"waited", "text/plain")
         elif self.path.startswith("/resource-"):
             self._answer(resource(int(self.path.removeprefix("/resource-"))), "application/octet-stream")
         elif self.path == "/events":
