@@ -1,0 +1,176 @@
+"""`python -m benchmarks.auto`: what `transport: auto` finds on each troubled path, and how long a first byte takes.
+
+For each path of `tests.support.troubles` a client is started anew several times: with nothing remembered, and with what
+the time before has found; and once more with the transport fixed that was found.  Measured is the time from the
+client's start until an application's first byte has come back.  Server, relay and client are one process, and each
+client makes a key of its own.  Writes docs/AUTO.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.report.sections import made_on
+from qanat.base.endpoint_addresses import TcpAddress
+from qanat.client.client import Client
+from qanat.config.settings import ClientTls, Forward
+from qanat.server import server as server_module
+from tests.support.applications import Target, connection, echo, exchange
+from tests.support.harness import ROOT
+from tests.support.server.raw_sessions import client_to, real_server
+from tests.support.troubles import TROUBLES, Trouble, TroubledPath
+
+REPORT = ROOT / "docs" / "AUTO.md"
+PATIENCE = 10.0
+"""Seconds until a path counts as one on which nothing gets through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one path; times are in seconds, and empty where nothing got through."""
+
+    trouble: Trouble
+    found: str
+    fresh: list[float]
+    remembered: list[float]
+    fixed: list[float]
+    most_handshakes: int
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        ratio = "-"
+        if self.remembered and self.fixed:
+            ratio = f"{statistics.median(self.remembered) / statistics.median(self.fixed):.2f}"
+        return (
+            self.trouble.name,
+            self.trouble.what,
+            self.found or "nothing",
+            _milliseconds(self.fresh),
+            _milliseconds(self.remembered),
+            _milliseconds(self.fixed),
+            ratio,
+            str(self.most_handshakes),
+        )
+
+
+class Handshakes:
+    """How many connections a server has begun to shake hands with."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        self._shake = server_module.server_handshake
+
+    def __call__(self, *arguments: Any) -> Any:
+        with self._lock:
+            self.count += 1
+        return self._shake(*arguments)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure what auto finds on each troubled path; writes docs/AUTO.md.")
+    parser.add_argument("--times", type=int, default=10, help="starts of a client for each figure (default: 10)")
+    parser.add_argument("--trouble", action="append", help="a path by its name; may be repeated (default: all)")
+    parser.add_argument("--print", action="store_true", help="print the table, and write nothing")
+    options = parser.parse_args()
+    chosen = [one for one in TROUBLES if not options.trouble or one.name in options.trouble]
+    handshakes = Handshakes()
+    with mock.patch.object(server_module, "server_handshake", handshakes):
+        results = []
+        for trouble in chosen:
+            results.append(_measure(trouble, options.times, handshakes))
+            print(" | ".join(results[-1].row), flush=True)
+    if not options.print:
+        REPORT.write_text(_report(results, options.times))
+        print(f"written to {REPORT.relative_to(ROOT)}")
+    return 0
+
+
+def _measure(trouble: Trouble, times: int, handshakes: Handshakes) -> Result:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(real_server(folder))
+        target = stack.enter_context(Target(echo))
+        path = stack.enter_context(trouble.start(server.addresses[0][1], folder / "path"))
+        found, most = "", 0
+
+        def first_byte(directory: Path, transport: str = "auto") -> float | None:
+            nonlocal found, most
+            before = handshakes.count
+            with _client(path, server.identity.fingerprint, target, directory, transport) as client:
+                began = time.monotonic()
+                try:
+                    with connection(client.local_ports[0]) as sock:
+                        exchange(sock, b"x")
+                except (OSError, AssertionError):
+                    return None
+                seconds = time.monotonic() - began
+                ways = client.servers[0].connector.ways
+                if ways is not None and ways.current is not None:
+                    found = ways.current.transport
+            most = max(most, handshakes.count - before)
+            return seconds
+
+        fresh = _several(times, lambda number: first_byte(folder / f"state-{number}"))
+        remembered = _several(times, lambda number: first_byte(folder / "state-0")) if fresh else []
+        fixed = _several(times, lambda number: first_byte(folder / "state-0", found)) if found else []
+    return Result(trouble, found, fresh, remembered, fixed, most)
+
+
+def _several(times: int, measure: Any) -> list[float]:
+    """Return what was measured; nothing more is tried where the first time gave nothing."""
+    seconds = []
+    for number in range(times):
+        one = measure(number)
+        if one is None and not seconds:
+            return []
+        if one is not None:
+            seconds.append(one)
+    return seconds
+
+
+@contextmanager
+def _client(path: TroubledPath, fingerprint: str, target: Target, directory: Path, transport: str) -> Iterator[Client]:
+    forward = Forward("local", TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", target.port))
+    settings = {"transports": (transport,), "tls": ClientTls(ca_file=path.ca_file), "connect_timeout": PATIENCE}
+    with client_to((path.url,), fingerprint, directory, forward, **settings) as client:
+        yield client
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    if not seconds:
+        return "-"
+    ordered = sorted(seconds)
+    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+    return f"{statistics.median(ordered) * 1000:,.0f} / {p95 * 1000:,.0f}"
+
+
+def _report(results: list[Result], times: int) -> str:
+    rows = "\n".join(f"| {' | '.join(result.row)} |" for result in results)
+    return f"""# What `auto` finds
+
+Written by `python -m benchmarks.auto`: for each path of `tests/support/troubles` a client is started {times} times with
+nothing remembered, as often with what was found before, and with that transport fixed. The time is from the
+client's start until an application's first byte has come back, in ms: median / p95. "Handshakes" are the most that
+the server began for one such start. `tests/client/test_auto.py` holds the promises, in a smaller form.
+
+{made_on()}
+
+| path | what it does | found | nothing remembered | remembered | fixed | remembered : fixed | handshakes |
+|---|---|---|---:|---:|---:|---:|---:|
+{rows}
+"""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
