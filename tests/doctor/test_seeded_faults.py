@@ -58,7 +58,9 @@ def test_a_seeded_fault_is_named_with_its_cure(fault: Seeded, tunnel: Tunnel, pl
         assert named(report, fault) == ""
 
 
-@pytest.mark.parametrize("sound", [one for one in SOUND if one.name in ("direct", "nginx", "HAProxy")], ids=str)
+@pytest.mark.parametrize(
+    "sound", [one for one in SOUND if one.name in ("direct", "nginx", "HAProxy")], ids=lambda one: one.name
+)
 def test_a_sound_path_is_not_blamed(sound: Seeded, tunnel: Tunnel, place: Path) -> None:
     with sound.report(tunnel, place) as report:
         assert (report.verdict, report.findings) == (Verdict.SOUND, ())
