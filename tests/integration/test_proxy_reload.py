@@ -41,6 +41,7 @@ IMPATIENT: dict[str, Callable[[Place], Nginx | Haproxy]] = {
     "nginx": partial(start_nginx, settings="worker_shutdown_timeout 1s;"),
     "HAProxy": partial(start_haproxy, settings="hard-stop-after 1s"),
 }
+OFFER_EXTENDED_CONNECT = (PROXIES["HAProxy"], IMPATIENT["HAProxy"])
 
 
 class Reloadable:
@@ -49,8 +50,9 @@ class Reloadable:
     def __init__(
         self, directory: Path, start: Callable[[Place], Nginx | Haproxy], stack: ExitStack, **server: object
     ) -> None:
-        self.ports = {transport: unused_port() for transport in ALL}
-        tokens = {transport: directory / f"{transport}.token" for transport in ALL}
+        carried = ALL if start in OFFER_EXTENDED_CONNECT else tuple(one for one in ALL if one != "websocket-h2")
+        self.ports = {transport: unused_port() for transport in carried}
+        tokens = {transport: directory / f"{transport}.token" for transport in carried}
         for file in tokens.values():
             file.touch(mode=0o600)
             file.write_text(generate_token())
@@ -78,7 +80,7 @@ class Reloadable:
                     },
                 )
             )
-            for transport in ALL
+            for transport in carried
         }
         for client in self.clients.values():
             client.start_client()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -49,8 +50,13 @@ def own_place(tmp_path: Path) -> Iterator[Place]:
         yield make_place(tmp_path, stack)
 
 
+def short_directory(stack: ExitStack) -> Path:
+    """A directory to be made in which the path of a socket is not too long (unix(7)), wherever the tests lie."""
+    return Path(stack.enter_context(TemporaryDirectory())) / "published"
+
+
 def make_place(directory: Path, stack: ExitStack) -> Place:
-    names = directory / "published"
+    names = short_directory(stack)
     authority = Authority(directory)
     own, apps = authority.issue(OWN), authority.issue("*.office.example.com")
     own.key.chmod(0o600)
@@ -221,8 +227,8 @@ def test_names_are_gone_with_the_client_and_stale_ones_with_the_next_start(own_p
 
 def test_several_clients_share_a_name_and_the_last_takes_it_away(directory: Path) -> None:
     directory.mkdir()
-    names = directory / "published"
     with ExitStack() as stack:
+        names = short_directory(stack)
         clients = []
         for name in "ab":
             (directory / f"{name}.token").touch(mode=0o600)

@@ -16,15 +16,14 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
-from qanat.endpoints.tcp import Listener
+from qanat.endpoints.stream_quota import StreamQuota
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from qanat.mux import frames as wire
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.stream import Stream
 from qanat.server.server import Server
-from qanat.server.session import ServerSession
-from qanat.server.shared_ports import Membership
+from qanat.server.session import Listens, ServerSession
 from qanat.session.messages import Connect, Listen, Listening, decode_control
 from tests.support.applications import END, RESET, Target, discard, echo, ending_at
 from tests.support.background import Background, wait_until
@@ -218,8 +217,8 @@ def test_control_messages_travel_on_the_first_lane_alone(server: Server) -> None
 def test_a_port_that_is_bound_while_the_session_ends_is_freed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bind, ports = ServerSession._bind, []
 
-    def bind_late(session: ServerSession, number: int, host: str, port: int) -> Listener | Membership:
-        listener = bind(session, number, host, port)
+    def bind_late(session: ServerSession, message: Listen, quota: StreamQuota) -> Listens:
+        listener = bind(session, message, quota)
         ports.append(listener.port)
         session.replace("its client connected anew")
         return listener

@@ -19,9 +19,12 @@ from types import TracebackType
 from typing import Self
 
 from qanat.base.sockets import close_socket, set_reset_on_close
+from tests.support.background import Background
 from tests.support.harness import SECONDS
 
 CHUNK = 256 * 1024
+WITHIN_BUFFERS = 64 * 1024
+"""Bytes that an echo takes from who does not read yet."""
 
 END, RESET = "end", "reset"
 """How a connection ended for the application that read it."""
@@ -235,9 +238,14 @@ def receive_all(sock: socket.socket) -> bytes:
 
 
 def exchange(sock: socket.socket, data: bytes) -> bytes:
-    """Send `data` to an echo and return what came back; both small enough for the kernel's buffers."""
-    sock.sendall(data)
-    return receive_exactly(sock, len(data))
+    """Send `data` to an echo and return what came back, in a thread of its own where buffers may not take all of it."""
+    if len(data) <= WITHIN_BUFFERS:
+        sock.sendall(data)
+        return receive_exactly(sock, len(data))
+    sending = Background(lambda: sock.sendall(data))
+    came = receive_exactly(sock, len(data))
+    sending.result()
+    return came
 
 
 def echoes(port: int, data: bytes = b"are you there?", host: str = "127.0.0.1") -> bool:

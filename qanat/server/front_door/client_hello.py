@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import re
 
+from qanat.base.untrusted import header_text
+
 MAX_HELLO = 16 * 1024
 """Bytes of a ClientHello that are looked at.  Real ones have 0.2 to 2 KiB, with post-quantum keys and ECH up to 4."""
 MAX_BYTES = MAX_HELLO + 5 * 64
@@ -119,5 +121,5 @@ def _host_name(extension: _Reader) -> str:
     while names.left:
         kind, name = names.number(1), names.vector(2)
         if kind == _HOST_NAME:
-            return name.decode("ascii").lower().removesuffix(".") if _NAME.fullmatch(name) else ""
+            return header_text(name).lower().removesuffix(".") if _NAME.fullmatch(name) else ""
     return ""
