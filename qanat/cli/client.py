@@ -28,7 +28,7 @@ DETAILS = (
   -R [ADDRESS:]PORT                 one at the server, connecting from here as --allow-connect says
   -L [ADDRESS:]PORT:HOST:HOSTPORT/udp   the same over UDP, as --udp without the /udp; -R likewise
   -L LOW-HIGH:HOST:LOW-HIGH         as many ports in turn; -R likewise
-  -L /PATH:HOST:HOSTPORT, PORT:/PATH or /PATH:/PATH   Unix sockets, abstract ones as @NAME; -R likewise
+  -L /PATH:HOST:HOSTPORT, PORT:/PATH, /PATH:/PATH   Unix sockets, or @NAME; -R likewise
 ADDRESS is localhost (127.0.0.1 and ::1) when left out, and * is every address.
 -W HOST:PORT carries standard input and output, through the client that runs for this name and
 server where one does: ssh -o ProxyCommand='tunnel.py client -c FILE -W %h:%p' HOST
