@@ -279,14 +279,14 @@ class Http2Core:
 
     def widen(self, stream: Http2Stream) -> None:
         """Take the peer of this stream for an authenticated one: open its whole window, and be patient."""
-        if stream.full_window < WINDOW:
+        if not stream.authenticated:
             self._accounts.authenticate(stream.id)
             stream.widen()
             self.credit(stream)
 
     def charge_request(self, stream: Http2Stream) -> None:
         """Charge the peer for a tunnel request that is over and whose client was never authenticated."""
-        if stream.full_window < WINDOW:
+        if not stream.authenticated:
             self._accounts.end(stream.id, served=stream.answered)
 
     def credit(self, stream: Http2Stream, released: int = 0) -> None:

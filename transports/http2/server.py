@@ -39,7 +39,11 @@ _RETRY_AFTER = 5
 WRITE_TIMEOUT = 30.0
 """Seconds without a window after which an answer without a pipe is given up."""
 _STUCK = 0.5
-"""Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended."""
+"""Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended.
+
+The lane's next pipe waits for that."""
+_STUCK_UNAUTHENTICATED = 5.0
+"""The same for a pipe without a lane: nobody waits for it, and those whose connection it is may be honest."""
 
 
 class Http2Server:
@@ -351,10 +355,11 @@ class Exchange:
         One that only waits for its turn, while others send, will see by itself that its stream is over.
         """
         engine, before = self._engine, -1
+        patience = _STUCK if self._stream.authenticated else _STUCK_UNAUTHENTICATED
         while before != engine.sends:
             before = engine.sends
             with engine.lock:
-                if self._stream.writable.wait_for(lambda: not self._stream.sending or engine.over, _STUCK):
+                if self._stream.writable.wait_for(lambda: not self._stream.sending or engine.over, patience):
                     return
         engine.end(f"the path takes nothing: {cause}")
 

@@ -83,6 +83,11 @@ class Http2Stream:
         fault, self.fault = self.fault, None
         return fault if fault is not None else self.cause.error()
 
+    @property
+    def authenticated(self) -> bool:
+        """Whether the peer is known, so that the window is whole."""
+        return self.full_window == WINDOW
+
     def widen(self) -> None:
         """Open the whole window: the peer is authenticated.  The next `credit` says by how much."""
         self._due += WINDOW - self.full_window

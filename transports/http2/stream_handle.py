@@ -13,7 +13,6 @@ from collections.abc import Callable
 from qanat.base.errors import TransportError
 from qanat.base.threads import start_thread
 from qanat.transports.http2.engine import Http2Engine
-from qanat.transports.http2.limits import WINDOW
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import silent_for
 
@@ -53,7 +52,7 @@ class StreamHandle:
 
     def begin_reading(self) -> None:
         """Take the peer for an authenticated one, unless something was said about that."""
-        if self.stream.full_window < WINDOW and not self._unauthenticated:
+        if not self.stream.authenticated and not self._unauthenticated:
             self.set_unauthenticated(False)
 
     def set_unauthenticated(self, unauthenticated: bool) -> None:
