@@ -23,7 +23,7 @@ from contextlib import suppress
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import LocalError, NoThread, PipeEnded, ProtocolError, QanatError, TransportError
+from qanat.base.errors import NoThread, PipeEnded, ProtocolError, QanatError, TransportError
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.workers import WORKERS
 from qanat.transports.cause import FirstCause
@@ -31,12 +31,13 @@ from qanat.transports.dial.answer_fields import cookies
 from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.pipe import Pipe, stuck_for
+from qanat.transports.pipe import Pipe
 from qanat.transports.split.connections import CONTENT_TYPE, Answer, Connections, FirstAnswer, Requests
 from qanat.transports.split.http2_requests import Http2Requests
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving
 from qanat.transports.split.segments import WELCOME_SIZE, Segment, SegmentReader, Welcome, decode_welcome
-from qanat.transports.split.sequence import PREFIX, Incoming, Outgoing
+from qanat.transports.split.sending import Sending
+from qanat.transports.split.sequence import PREFIX, Incoming
 from qanat.transports.split.token import (
     NONCE_SIZE,
     OPENING,
@@ -51,8 +52,6 @@ log = logging.getLogger("qanat.split")
 
 WINDOW = 4 * 1024 * 1024
 """Bytes from the server that may be on their way, or wait for a gap to be filled or for their reader."""
-MAX_UNSENT = 256 * 1024
-"""Bytes that wait for a request to take them, beyond which a sender waits: what is urgent could not overtake them."""
 
 FIRST_BODY, MAX_BODY, MIN_BODY = 64 * 1024, 960 * 1024, 4 * 1024
 """Bytes of a request's body: at first, and at most: nginx takes no more than 1 MiB unless it is told to."""
@@ -129,11 +128,11 @@ class ClientPipe(Pipe):
         self._carrier = carrier
         self._cause = FirstCause()
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)  # for threads that wait for something to send
         self._calm = threading.Condition(self._lock)  # for threads that wait after a failure
         self._receiving = Receiving(self._lock, Incoming(WINDOW), self._cause)
-        self._outgoing = Outgoing()
+        self._sending = Sending(self._lock, self._receiving, self._cause)
+        self._outgoing = self._sending.outgoing
         self._number = 0
         self._asking: set[int] = set()  # the numbers of requests for bytes that run
         self._told_limit = 0
@@ -150,8 +149,6 @@ class ClientPipe(Pipe):
         self._life = FIRST_LIFE
         self._filler = FILLER
         self._came_at = 0.0  # when bytes came last
-        self._moved_at = time.monotonic()  # when the server last took something
-        self._write_timeout: float | None = None
         self._body_size = FIRST_BODY
         self._answer_size = FIRST_ANSWER
         self._wait = FIRST_WAIT
@@ -242,7 +239,7 @@ class ClientPipe(Pipe):
         self._end_told = closed
         at, data = (self._outgoing.next, b"") if taken is None else taken
         if taken is not None:
-            self._room.notify_all()
+            self._sending.wake_locked()
         return self._token_locked(Kind.UP, at=at, size=len(data), body=data), self._key_locked(), data
 
     def _all_said_locked(self) -> bool:
@@ -491,16 +488,15 @@ class ClientPipe(Pipe):
             now = time.monotonic()
             self._receiving.last_received = now
             try:
-                if self._outgoing.acknowledge(segment.acknowledged, 0 if segment.ended else segment.limit):
-                    self._moved_at = now
-                    self._room.notify_all()
-                    if self._outgoing.ready and self._cause.text is None:
-                        self._start_up_locked()
+                limit = 0 if segment.ended else segment.limit
+                moved = self._sending.acknowledge_locked(segment.acknowledged, limit, now)
+                if moved and self._outgoing.ready and self._cause.text is None:
+                    self._start_up_locked()
                 if len(content):
                     self._receiving.add_locked(at, content)
                 if segment.ended:
                     self._receiving.end_locked(segment.limit, PEER_CLOSED)
-                    self._room.notify_all()
+                    self._sending.wake_locked()
             except ProtocolError as error:
                 self._end_locked(f"the other end broke the split protocol: {error.message}")
                 raise
@@ -552,13 +548,13 @@ class ClientPipe(Pipe):
     @property
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
-        return self._outgoing.unsent < MAX_UNSENT
+        return self._sending.has_room
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
         with self._lock:
             self._append_locked(buffer)
-            return self._outgoing.unsent < MAX_UNSENT
+            return self._sending.has_room
 
     def flush(self) -> None:
         """See `Pipe.flush`."""
@@ -566,35 +562,15 @@ class ClientPipe(Pipe):
             self._await_room_locked()
 
     def _append_locked(self, buffer: memoryview) -> None:
-        length = len(buffer) - self.headroom
-        if not 0 <= length <= self.max_message:
-            raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
-        self._check_sendable_locked()
-        PREFIX.pack_into(buffer, 0, length)
-        if not self._outgoing.unsent:
-            self._moved_at = time.monotonic()
-        self._outgoing.append(buffer)
+        self._sending.append_locked(buffer)
         if self._outgoing.ready:
             self._start_up_locked()
 
     def _await_room_locked(self) -> None:
-        while True:
-            self._check_sendable_locked()
-            if self._outgoing.unsent < MAX_UNSENT:
-                return
-            remaining = None
-            if self._write_timeout is not None:
-                remaining = self._moved_at + self._write_timeout - time.monotonic()
-                if remaining <= 0:
-                    self._end_locked(stuck_for(self._write_timeout))
-                    continue
-            self._room.wait(remaining)
-
-    def _check_sendable_locked(self) -> None:
-        if self._cause.text is not None:
+        stuck = self._sending.await_room_locked()
+        if stuck is not None:
+            self._end_locked(stuck)
             raise self._cause.error()
-        if self._receiving.peer_gone is not None:
-            raise PipeEnded(self._receiving.peer_gone)
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
@@ -644,8 +620,8 @@ class ClientPipe(Pipe):
     def set_write_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_write_timeout`."""
         with self._lock:
-            self._write_timeout = seconds
-            self._room.notify_all()
+            self._sending.write_timeout = seconds
+            self._sending.wake_locked()
 
     def set_wakeup(self, wakeup: Callable[[], None]) -> None:
         """Do nothing: a pipe without a connection owes nothing for having been read."""
@@ -661,7 +637,8 @@ class ClientPipe(Pipe):
             return
         self._closed_at = time.monotonic()
         self._receiving.wake_locked()
-        for condition in (self._room, self._work, self._calm):
+        self._sending.wake_locked()
+        for condition in (self._work, self._calm):
             condition.notify_all()
         if not self._hopeless_locked():
             self._posting += 1

@@ -18,13 +18,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qanat.base.errors import LocalError, PipeEnded, ProtocolError
+from qanat.base.errors import PipeEnded, ProtocolError
 from qanat.base.watcher import Timer, Watcher
 from qanat.transports.cause import FirstCause
-from qanat.transports.pipe import Pipe, SockAddr, stuck_for
+from qanat.transports.pipe import Pipe, SockAddr
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving
 from qanat.transports.split.segments import HEADER_SIZE, Segment, Welcome
-from qanat.transports.split.sequence import PREFIX, Incoming, Outgoing
+from qanat.transports.split.sending import Sending
+from qanat.transports.split.sequence import PREFIX, Incoming
 from qanat.transports.split.token import (
     ID_SIZE,
     SECRET_SIZE,
@@ -38,8 +39,6 @@ WINDOW = 4 * 1024 * 1024
 """Bytes of a direction that may be on their way, or wait for a gap to be filled or for their reader."""
 UNAUTHENTICATED_WINDOW = 8 * 1024
 """The same, towards the server, before that knows the client."""
-MAX_UNSENT = 256 * 1024
-"""Bytes that wait for a request to take them, beyond which a sender waits: what is urgent could not overtake them."""
 MAX_ASKERS = 32
 """Requests of one pipe that wait for bytes; of more, the oldest is answered."""
 MAX_WAIT = 120.0
@@ -123,9 +122,9 @@ class ServerPipe(Pipe):
         self._forget: Forget | None = forget
         self._cause = FirstCause()
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
         self._receiving = Receiving(self._lock, Incoming(UNAUTHENTICATED_WINDOW), self._cause)
-        self._outgoing = Outgoing()
+        self._sending = Sending(self._lock, self._receiving, self._cause)
+        self._outgoing = self._sending.outgoing
         self._outgoing.limit = UNAUTHENTICATED_WINDOW
         self._waiting: deque[_Waiting] = deque()
         self._stream: _Stream | None = None
@@ -133,8 +132,6 @@ class ServerPipe(Pipe):
         self._oldest = 0  # all requests below it are over for the client
         self._served: set[int] = set()  # requests from there on
         self._told_limit = UNAUTHENTICATED_WINDOW
-        self._moved_at = time.monotonic()  # when the client last took something
-        self._write_timeout: float | None = None
         self._timer: Timer = watcher.timer(self._time_has_come)
         self._kept_until: float | None = None  # once it is closed
 
@@ -266,9 +263,7 @@ class ServerPipe(Pipe):
         now = time.monotonic()
         self._receiving.last_received = now
         limit = 0 if token.ended else token.limit
-        if self._outgoing.acknowledge(token.acknowledged, limit):
-            self._moved_at = now
-            self._room.notify_all()
+        self._sending.acknowledge_locked(token.acknowledged, limit, now)
         if token.oldest > self._oldest:
             self._oldest = token.oldest
             self._served = {number for number in self._served if number >= token.oldest}
@@ -281,7 +276,7 @@ class ServerPipe(Pipe):
             self._stream.confirmed = True
         if token.ended:
             self._receiving.end_locked(token.limit, PEER_CLOSED)
-            self._room.notify_all()
+            self._sending.wake_locked()
 
     def _segment_locked(self, number: int, at: int = 0, length: int = 0, *, repeated: bool = False) -> Segment:
         incoming = self._receiving.incoming
@@ -359,7 +354,7 @@ class ServerPipe(Pipe):
         assert taken is not None  # something is ready
         at, data = taken
         self._given.append((number, at, at + len(data)))
-        self._room.notify_all()
+        self._sending.wake_locked()
         return self._segment_locked(number, at, len(data)).encode() + data
 
     def _client_needs_limit_locked(self) -> bool:
@@ -442,54 +437,31 @@ class ServerPipe(Pipe):
         """See `Pipe.send`."""
         with self._lock:
             self._await_room_locked()
-            self._append_locked(buffer)
+            self._sending.append_locked(buffer)
         self._pump()
 
     @property
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
-        return self._outgoing.unsent < MAX_UNSENT
+        return self._sending.has_room
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
         with self._lock:
-            self._append_locked(buffer)
+            self._sending.append_locked(buffer)
         self._pump()
-        return self._outgoing.unsent < MAX_UNSENT
+        return self._sending.has_room
 
     def flush(self) -> None:
         """See `Pipe.flush`."""
         with self._lock:
             self._await_room_locked()
 
-    def _append_locked(self, buffer: memoryview) -> None:
-        length = len(buffer) - self.headroom
-        if not 0 <= length <= self.max_message:
-            raise LocalError(f"a message of {length} bytes is outside the limit of {self.max_message}")
-        self._check_sendable_locked()
-        PREFIX.pack_into(buffer, 0, length)
-        if not self._outgoing.unsent:
-            self._moved_at = time.monotonic()
-        self._outgoing.append(buffer)
-
     def _await_room_locked(self) -> None:
-        while True:
-            self._check_sendable_locked()
-            if self._outgoing.unsent < MAX_UNSENT:
-                return
-            remaining = None
-            if self._write_timeout is not None:
-                remaining = self._moved_at + self._write_timeout - time.monotonic()
-                if remaining <= 0:
-                    self._end_locked(stuck_for(self._write_timeout))
-                    continue
-            self._room.wait(remaining)
-
-    def _check_sendable_locked(self) -> None:
-        if self._cause.text is not None:
+        stuck = self._sending.await_room_locked()
+        if stuck is not None:
+            self._end_locked(stuck)
             raise self._cause.error()
-        if self._receiving.peer_gone is not None:
-            raise PipeEnded(self._receiving.peer_gone)
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
@@ -529,7 +501,7 @@ class ServerPipe(Pipe):
 
     def set_write_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_write_timeout`."""
-        self._write_timeout = seconds
+        self._sending.write_timeout = seconds
 
     def set_unauthenticated(self, unauthenticated: bool) -> None:
         """See `Pipe.set_unauthenticated`."""
@@ -562,7 +534,7 @@ class ServerPipe(Pipe):
             keep = keep and self._receiving.peer_gone is None
             self._kept_until = time.monotonic() + (LINGER if keep else ENDED_LINGER)
             self._receiving.wake_locked()
-            self._room.notify_all()
+            self._sending.wake_locked()
 
     def _fail_locked(self, error: ProtocolError) -> None:
         self._end_locked(f"the other end broke the split protocol: {error.message}")

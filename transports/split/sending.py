@@ -1,0 +1,84 @@
+"""The other half of what both ends of a split pipe share: messages that wait to be taken by requests or answers.
+
+Who sends waits here for room, as for a socket's buffer; requests and answers take bytes from `outgoing` themselves.
+`receiving` is the half that brings bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from qanat.base.errors import LocalError, PipeEnded
+from qanat.transports.cause import FirstCause
+from qanat.transports.pipe import MAX_MESSAGE, stuck_for
+from qanat.transports.split.receiving import Receiving
+from qanat.transports.split.sequence import PREFIX, Outgoing
+
+MAX_UNSENT = 256 * 1024
+"""Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them."""
+
+
+class Sending:
+    """One pipe's bytes to send.  `lock` is the pipe's, which all that ends in `_locked` needs."""
+
+    def __init__(self, lock: threading.Lock, receiving: Receiving, cause: FirstCause) -> None:
+        self.outgoing = Outgoing()
+        self.write_timeout: float | None = None
+        self._receiving = receiving
+        self._cause = cause
+        self._room = threading.Condition(lock)
+        self._moved_at = time.monotonic()  # when the other end last took something
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a message may be queued without waiting."""
+        return self.outgoing.unsent < MAX_UNSENT
+
+    def append_locked(self, buffer: memoryview) -> None:
+        """Queue the message `buffer[PREFIX.size:]`.  Raises LocalError, and PipeEnded."""
+        length = len(buffer) - PREFIX.size
+        if not 0 <= length <= MAX_MESSAGE:
+            raise LocalError(f"a message of {length} bytes is outside the limit of {MAX_MESSAGE}")
+        self._check_open_locked()
+        PREFIX.pack_into(buffer, 0, length)
+        if not self.outgoing.unsent:
+            self._moved_at = time.monotonic()
+        self.outgoing.append(buffer)
+
+    def await_room_locked(self) -> str | None:
+        """Block until there is room; return why the owner has to end the pipe once the write timeout has passed.
+
+        Raises PipeEnded.
+        """
+        while True:
+            self._check_open_locked()
+            if self.has_room:
+                return None
+            remaining = None
+            if self.write_timeout is not None:
+                remaining = self._moved_at + self.write_timeout - time.monotonic()
+                if remaining <= 0:
+                    return stuck_for(self.write_timeout)
+            self._room.wait(remaining)
+
+    def acknowledge_locked(self, acknowledged: int, limit: int, now: float) -> bool:
+        """Heed what the other end says of the bytes that it has, and takes; return whether anything moved.
+
+        Raises ProtocolError.
+        """
+        if not self.outgoing.acknowledge(acknowledged, limit):
+            return False
+        self._moved_at = now
+        self.wake_locked()
+        return True
+
+    def wake_locked(self) -> None:
+        """Have who waits for room look again: some was taken, or the pipe has ended."""
+        self._room.notify_all()
+
+    def _check_open_locked(self) -> None:
+        if self._cause.text is not None:
+            raise self._cause.error()
+        if self._receiving.peer_gone is not None:
+            raise PipeEnded(self._receiving.peer_gone)
