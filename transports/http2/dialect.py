@@ -39,21 +39,21 @@ class Dialect(ABC):
     def response_headers(self) -> Headers:
         """Return a server's headers, `:status` included, that open the pipe."""
 
-    @abstractmethod
     def trailers(self) -> Headers:
-        """Return what a server says at an orderly end; nothing when DATA ends the stream."""
+        """Return what a server says at an orderly end; by default nothing: DATA ends the stream."""
+        return []
 
-    @abstractmethod
     def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        """Return a whole answer that opens no pipe; None where a plain one with `status` will do."""
+        """Return a whole answer that opens no pipe; None, the default, where a plain one with `status` will do."""
+        return None
 
     @abstractmethod
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
         """None when this answer opens the pipe; otherwise what it most likely means."""
 
-    @abstractmethod
     def describe_trailers(self, headers: Mapping[str, str]) -> str:
         """Why the stream ended, as the trailers say it; "" when they do not.  For our log: unprintables are gone."""
+        return ""
 
 
 class MessageDialect(Dialect):

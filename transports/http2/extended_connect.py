@@ -47,21 +47,9 @@ class WebSocketDialect(Dialect):
         """See `Dialect.response_headers`."""
         return [(":status", "200"), *([("sec-websocket-protocol", SUBPROTOCOL)] if self._subprotocol else [])]
 
-    def trailers(self) -> Headers:
-        """See `Dialect.trailers`."""
-        return []
-
-    def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        """See `Dialect.refusal`."""
-        return None
-
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
         """See `Dialect.check_response`."""
         return check_accepted(headers, url) if status == 200 else explain_status(status, headers, self.name, url)
-
-    def describe_trailers(self, headers: Mapping[str, str]) -> str:
-        """See `Dialect.describe_trailers`."""
-        return ""
 
 
 DIALECT = WebSocketDialect()

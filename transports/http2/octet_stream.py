@@ -63,23 +63,11 @@ class Http2Dialect(MessageDialect):
             ("x-accel-buffering", "no"),
         ]
 
-    def trailers(self) -> Headers:
-        """See `Dialect.trailers`."""
-        return []
-
-    def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        """See `Dialect.refusal`."""
-        return None
-
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
         """See `Dialect.check_response`."""
         if status == 200 and headers.get("content-type", "") == CONTENT_TYPE:
             return None
         return explain_status(status, headers, self.name, url)
-
-    def describe_trailers(self, headers: Mapping[str, str]) -> str:
-        """See `Dialect.describe_trailers`."""
-        return ""
 
 
 DIALECT = Http2Dialect()

@@ -53,21 +53,9 @@ class _RawBody(Dialect):
         """See `Dialect.response_headers`."""
         return []
 
-    def trailers(self) -> Headers:
-        """See `Dialect.trailers`."""
-        return []
-
-    def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        """See `Dialect.refusal`."""
-        return None
-
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
         """See `Dialect.check_response`."""
         return None
-
-    def describe_trailers(self, headers: Mapping[str, str]) -> str:
-        """See `Dialect.describe_trailers`."""
-        return ""
 
 
 _RAW_BODY = _RawBody()

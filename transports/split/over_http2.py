@@ -58,21 +58,9 @@ class SplitRequest(MessageDialect):
         """See `Dialect.response_headers`."""
         return _headers(None)
 
-    def trailers(self) -> Headers:
-        """See `Dialect.trailers`."""
-        return []
-
-    def refusal(self, status: int, retry_after: int | None) -> Headers | None:
-        """See `Dialect.refusal`."""
-        return None
-
     def check_response(self, status: int, headers: Mapping[str, str], url: TunnelUrl) -> TransportError | None:
         """See `Dialect.check_response`."""
         return None
-
-    def describe_trailers(self, headers: Mapping[str, str]) -> str:
-        """See `Dialect.describe_trailers`."""
-        return ""
 
 
 class Http2Asker(Asker):

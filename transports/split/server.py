@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,7 +52,11 @@ FIRST_WAIT = 60.0
 UNCONFIRMED = 10.0
 """Seconds that a streamed answer goes on without the client having said that it arrives."""
 MAX_SEEN_AT = 16
-"""Addresses remembered of those from where a pipe's requests come."""
+"""Addresses remembered of those from where a client's requests for a pipe come."""
+MAX_SERVED = 8192
+"""Requests remembered as served, of those that a client has not done with: below these, all count as served."""
+MAX_GIVEN = 4096
+"""Answers whose bytes are not acknowledged, beyond which no more bytes are given: they could not be in order yet."""
 _STREAM_PIECE = 256 * 1024
 
 
@@ -115,8 +119,6 @@ class ServerPipe(Pipe):
         self.addresses = addresses
         self.authenticated = False
         """Whether a request has come that only the client can have made who shook hands here."""
-        self.seen_at: set[str] = set()
-        """Addresses of connections that have brought its requests, a few."""
         self.secret = os.urandom(SECRET_SIZE)
         self._bound: bytes | None = None  # the key since the handshake
         self._forget: Forget | None = forget
@@ -130,7 +132,8 @@ class ServerPipe(Pipe):
         self._stream: _Stream | None = None
         self._given: list[tuple[int, int, int]] = []  # request, and the range of bytes that its answer has
         self._oldest = 0  # all requests below it are over for the client
-        self._served: set[int] = set()  # requests from there on
+        self._served: set[int] = set()  # requests from `_floor` on
+        self._floor = 0  # all requests below it count as served
         self._told_limit = UNAUTHENTICATED_WINDOW
         self._timer: Timer = watcher.timer(self._time_has_come)
         self._kept_until: float | None = None  # once it is closed
@@ -147,11 +150,6 @@ class ServerPipe(Pipe):
         if token is not None:
             self.authenticated = True
         return token
-
-    def note_address(self, address: str) -> None:
-        """Note where a connection came from that brought one of its client's requests."""
-        if len(self.seen_at) < MAX_SEEN_AT:
-            self.seen_at.add(address)
 
     @property
     def takes(self) -> int:
@@ -183,9 +181,9 @@ class ServerPipe(Pipe):
         now = time.monotonic()
         released: list[Callable[[], object]] = []
         with self._lock:
-            stale = (token.early and self.authenticated) or token.number < self._oldest or token.number in self._served
+            stale = (token.early and self.authenticated) or self._was_served_locked(token.number)
             if not stale:
-                self._served.add(token.number)
+                self._note_served_locked(token.number)
                 try:
                     self._hear_locked(token)
                 except ProtocolError as error:
@@ -258,6 +256,18 @@ class ServerPipe(Pipe):
 
         released.append(begin)
 
+    def _was_served_locked(self, number: int) -> bool:
+        return number < self._floor or number in self._served
+
+    def _note_served_locked(self, number: int) -> None:
+        self._served.add(number)
+        if len(self._served) > MAX_SERVED:
+            self._raise_floor_locked(sorted(self._served)[MAX_SERVED // 2])
+
+    def _raise_floor_locked(self, floor: int) -> None:
+        self._floor = max(self._floor, floor)
+        self._served = {number for number in self._served if number >= self._floor}
+
     def _hear_locked(self, token: Token) -> None:
         """Heed what every request says of the bytes that have come to the client.  Raises ProtocolError."""
         now = time.monotonic()
@@ -266,7 +276,7 @@ class ServerPipe(Pipe):
         self._sending.acknowledge_locked(token.acknowledged, limit, now)
         if token.oldest > self._oldest:
             self._oldest = token.oldest
-            self._served = {number for number in self._served if number >= token.oldest}
+            self._raise_floor_locked(token.oldest)
             for number, begin, end in self._given:
                 if number < token.oldest:
                     self._outgoing.lose(begin, end)
@@ -312,7 +322,7 @@ class ServerPipe(Pipe):
             return self._go_on_locked(stream)
         if not self._waiting:
             return None
-        if not self._outgoing.ready:
+        if not self._has_bytes:
             if self._kept_until is None and not self._client_needs_limit_locked():
                 return None
             released: list[Callable[[], object]] = []
@@ -326,7 +336,7 @@ class ServerPipe(Pipe):
         if stream.busy:
             return None
         ended = self._kept_until is not None
-        if self._outgoing.ready:
+        if self._has_bytes:
             data = self._take_locked(stream.token.number, _STREAM_PIECE)
         elif ended or self._client_needs_limit_locked():
             data = self._segment_locked(stream.token.number).encode()
@@ -335,7 +345,7 @@ class ServerPipe(Pipe):
         stream.busy = True
         stream.left -= len(data)
         stream.filler_due = time.monotonic() + stream.interval
-        last = stream.left <= 0 or (ended and not self._outgoing.ready)
+        last = stream.left <= 0 or (ended and not self._has_bytes)
         if last:
             self._stream = None
 
@@ -349,11 +359,20 @@ class ServerPipe(Pipe):
 
         return write
 
+    @property
+    def _has_bytes(self) -> bool:
+        """Whether an answer may have bytes now; looked at with the lock."""
+        return len(self._given) < MAX_GIVEN and bool(self._outgoing.ready)
+
     def _take_locked(self, number: int, size: int) -> bytes:
         taken = self._outgoing.take(size)
         assert taken is not None  # something is ready
         at, data = taken
-        self._given.append((number, at, at + len(data)))
+        end = at + len(data)
+        if self._given and self._given[-1][0] == number and self._given[-1][2] == at:
+            self._given[-1] = (number, self._given[-1][1], end)  # a streamed answer: one range, however many pieces
+        else:
+            self._given.append((number, at, end))
         self._sending.wake_locked()
         return self._segment_locked(number, at, len(data)).encode() + data
 
@@ -557,6 +576,8 @@ class SplitPipes:
         self._on_fewer = on_fewer
         self._lock = threading.Lock()
         self._pipes: dict[bytes, ServerPipe] = {}
+        self._seen_at: dict[bytes, set[str]] = {}  # by pipe
+        self._clients_at = Counter[str]()  # how many pipes' requests have come from each address
 
     def __len__(self) -> int:
         return len(self._pipes)
@@ -575,9 +596,18 @@ class SplitPipes:
         return None if pipe is None or token is None else (pipe, token)
 
     def has_client_at(self, address: str) -> bool:
-        """Return whether an authenticated client's requests have come from this address of a connection."""
+        """Return whether a connection from this address has brought an authenticated client's requests."""
+        return address in self._clients_at
+
+    def note_client_at(self, address: str, pipe: ServerPipe) -> None:
+        """Note where a connection came from that has brought requests of `pipe`'s client, who is authenticated."""
         with self._lock:
-            return any(pipe.authenticated and address in pipe.seen_at for pipe in self._pipes.values())
+            if pipe.id not in self._pipes:
+                return
+            seen_at = self._seen_at.setdefault(pipe.id, set())
+            if address not in seen_at and len(seen_at) < MAX_SEEN_AT:
+                seen_at.add(address)
+                self._clients_at[address] += 1
 
     def let_go(self) -> None:
         """Serve the requests of closed pipes no more."""
@@ -589,4 +619,8 @@ class SplitPipes:
     def _forget(self, pipe: ServerPipe) -> None:
         with self._lock:
             self._pipes.pop(pipe.id, None)
+            for address in self._seen_at.pop(pipe.id, ()):
+                self._clients_at[address] -= 1
+                if not self._clients_at[address]:
+                    del self._clients_at[address]
         self._on_fewer()

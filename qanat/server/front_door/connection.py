@@ -617,7 +617,7 @@ class FrontConnection:
         self._pipe = pipe
         if pipe.authenticated and not self._trusted:
             self._trusted = True
-            pipe.note_address(self.ip)
+            self._context.split.note_client_at(self.ip, pipe)
             self._context.admission.unfinished.forget(self)
 
     @property
@@ -899,7 +899,7 @@ class Http2Connection:
         with self._lock:
             known, self.carries_split = self.carries_split, True
         if not known:
-            pipe.note_address(self._ip)
+            self._context.split.note_client_at(self._ip, pipe)
             self._count_pipe(+1)
 
     def _open_split(self, exchange: Exchange, address: ClientAddress, slot: HandshakeSlot) -> None:

@@ -12,7 +12,7 @@ from qanat.base.errors import PipeEnded
 from qanat.base.watcher import Watcher
 from qanat.transports.split.segments import WELCOME_SIZE, Segment, SegmentReader, decode_welcome
 from qanat.transports.split.sequence import PREFIX
-from qanat.transports.split.server import MAX_ASKERS, Asker, ServerPipe, SplitPipes
+from qanat.transports.split.server import MAX_ASKERS, MAX_GIVEN, MAX_SERVED, Asker, ServerPipe, SplitPipes
 from qanat.transports.split.token import Kind, Token, digest_of, parse
 from tests.support.background import DEADLINE, wait_until
 
@@ -165,6 +165,37 @@ def test_a_request_that_comes_again_gets_no_bytes(pipe: ServerPipe, client: Clie
     assert second.segments[0].repeated
     pipe.send(framed(b"once"))
     assert first.content == PREFIX.pack(4) + b"once"
+
+
+def test_a_client_that_is_never_done_with_a_request_costs_bounded_memory(pipe: ServerPipe, client: Client) -> None:
+    first = client.token(Kind.PACKET)
+    pipe.ask(first, Request())
+    for _ in range(MAX_SERVED + MAX_ASKERS):
+        client.ask()  # `oldest` stays where it is
+    again = Request()
+    pipe.ask(first, again)
+    assert again.segments[0].repeated, "what is no longer remembered counts as served"
+    for _ in range(MAX_GIVEN):
+        pipe.send(framed(b"."))
+    waits = client.ask(wait=0.05)
+    pipe.send(framed(b"beyond"))
+    assert waits.over.wait(DEADLINE)
+    assert b"beyond" not in waits.content, "too many answers are not acknowledged"
+    client.acknowledged += MAX_GIVEN * len(framed(b"."))
+    assert client.ask().content.endswith(b"beyond")
+
+
+def test_an_address_is_a_clients_as_long_as_one_of_its_pipes_is_served(pipes: SplitPipes, pipe: ServerPipe) -> None:
+    other = pipes.create("peer:2", None)
+    for each in (pipe, other, other):
+        pipes.note_client_at("192.0.2.1", each)
+    for each in (pipe, other):
+        assert pipes.has_client_at("192.0.2.1")
+        each.close("enough")
+        each.let_go()
+    assert not pipes.has_client_at("192.0.2.1")
+    pipes.note_client_at("192.0.2.1", other)
+    assert not pipes.has_client_at("192.0.2.1"), "its requests are served no more"
 
 
 def test_bytes_that_come_again_or_are_not_what_was_sent_do_no_harm(pipe: ServerPipe, client: Client) -> None:
