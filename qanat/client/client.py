@@ -29,7 +29,7 @@ from qanat.client.control import ControlSocket, control_path
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.network_watch import NetworkWatch
-from qanat.client.server_connection import ServerConnection
+from qanat.client.server_connection import STOPPING, ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.settings import ClientSettings, Forward
@@ -153,7 +153,7 @@ class Client:
             session.drain(deadline)
         self._waiting.join(deadline.remaining() or 0.0)
         for session in sessions:
-            session.stop(CloseReason.SHUTDOWN, "the client is stopping")
+            session.stop(CloseReason.SHUTDOWN, STOPPING)
         deadline = Deadline(JOIN_TIMEOUT)
         for session in sessions:
             session.ended.wait(deadline.remaining())

@@ -40,7 +40,7 @@ from qanat.client.ways import Candidate
 from qanat.config.settings import ClientSettings, Forward, RemoteServer
 from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.handshake.exchange import SealedPipe
-from qanat.handshake.hello import Answer, Hello, Ready
+from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.limits import application_keepalive, hello_parameters, lane_parameters, share
@@ -48,6 +48,7 @@ from qanat.session.session import new_id
 
 log = logging.getLogger("qanat.client")
 
+STOPPING = "the client is stopping"
 MAX_LANE = 0xFFFF
 """The highest number of a lane that HELLO can carry."""
 
@@ -165,7 +166,7 @@ class ServerConnection:
         self._cancel_all.cancel()
         session = self._session
         if session is not None:
-            session.end("the client is stopping")
+            session.end(STOPPING)
         stuck = self._threads.join(2 * JOIN_TIMEOUT)
         for former in self._former:
             stuck += former.joined.join(JOIN_TIMEOUT)
@@ -262,7 +263,7 @@ class ServerConnection:
             log_unexpected(f"the session with {candidate.url} ended")
         finally:
             sealed.close("the session is over")
-            session.end("the client is stopping")
+            session.end(STOPPING)
             self._session = None
             self._pipe_changed()
             self._former = [former for former in (*self._former, session) if former.joined.busy]
@@ -325,9 +326,15 @@ class ServerConnection:
     ) -> None:
         """Keep the session, which began on a pipe over `reached`, until it is over; blocks."""
         self._watch_no_ways()
+        if self._stopping.is_set():  # nobody who stops can have seen this session, to take leave of the server
+            close = Close(CloseReason.SHUTDOWN, STOPPING)
+            sealed.send_last(bytes((RecordKind.CLOSE,)) + close.encode(), STOPPING)
+            return
         session.request_forwards()
         self.succeeded, self.refused = True, None
         self._session = session
+        if self._cancel_all.canceled:
+            return
         session.on_end(self._changed)
         for number in range(1, lanes):
             run = partial(self._lane_loop, candidate, session, number)

@@ -557,6 +557,30 @@ def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: 
         assert time.monotonic() - began < at_once
 
 
+def test_a_session_that_begins_as_the_client_stops_is_taken_leave_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: float
+) -> None:
+    exchange, stopping = Connector.exchange_hello, threading.Event()
+
+    def slow(*arguments: Any) -> Ready:
+        ready = exchange(*arguments)
+        assert stopping.wait(SECONDS)
+        return ready
+
+    monkeypatch.setattr(Connector, "exchange_hello", slow)
+    sessions = Sessions()
+    with client_of(tmp_path, sessions) as (client, _):
+        connection, carried = client.servers[0], sessions.next()
+        stop_connecting = connection.stop_connecting
+        monkeypatch.setattr(connection, "stop_connecting", lambda: (stop_connecting(), stopping.set()))
+        began = time.monotonic()
+        client.stop()
+        assert time.monotonic() - began < at_once
+        ending = carried.end()
+        assert ending.close is not None
+        assert ending.close.reason is CloseReason.SHUTDOWN
+
+
 def test_an_unexpected_error_while_connecting_is_a_failed_try_and_never_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -524,7 +524,8 @@ def test_a_connection_without_a_pipe_gives_way_when_there_is_no_room(stack: Exit
         assert status_of(idle, idle.request("/healthz", "GET")) == "200"
         wait_until(lambda: len(door.admission.unfinished) == 1, "one of them counts as a pipe")
         assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
-        idle.expect(ConnectionTerminated)
+        while not idle.ended:  # GOAWAY comes before that only if nothing was being sent at this moment
+            idle.read()
         stream = piped.request("/healthz", "GET")
         assert status_of(piped, stream) == "200"
         piped.sock.close()
