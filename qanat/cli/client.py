@@ -18,6 +18,7 @@ from qanat.config.command_line import client_from_options, with_flags
 from qanat.config.load import load_config
 from qanat.config.settings import ClientSettings, LogSettings
 from qanat.process.daemon import take_lock
+from qanat.process.reloading import Reloader
 
 DETAILS = (
     """\
@@ -95,12 +96,14 @@ def run(options: argparse.Namespace) -> int:
     if options.stdio is not None:
         return _run_stdio(options, settings)
 
+    reloader = Reloader(options.config, None if options.config is None else lambda: settings_of(options))
+
     def dial(stop: threading.Event, ready: Callable[[], None]) -> None:
         from qanat.client.client import run_client
 
-        run_client(settings, stop, ready)
+        run_client(settings, stop, ready, reloader)
 
-    return run_logged(dial, settings.log, settings.pid_file)
+    return run_logged(dial, settings.log, settings.pid_file, on_hangup=reloader.hangup)
 
 
 def _run_stdio(options: argparse.Namespace, settings: ClientSettings) -> int:

@@ -12,6 +12,7 @@ from qanat.cli.running import SIGNALS, run_logged
 from qanat.config.command_line import with_flags
 from qanat.config.load import load_config
 from qanat.config.settings import ServerSettings
+from qanat.process.reloading import Reloader
 
 DETAILS = SIGNALS
 
@@ -25,11 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal comes, and return the exit code.  Blocks.  Raises QanatError."""
-    settings = with_flags(load_config(options.config, want="server"), given_flags(options, ServerSettings))
+
+    def load() -> ServerSettings:
+        return with_flags(load_config(options.config, want="server"), given_flags(options, ServerSettings))
+
+    settings, reloader = load(), Reloader(options.config, load)
 
     def serve(stop: threading.Event, ready: Callable[[], None]) -> None:
         from qanat.server.server import run_server
 
-        run_server(settings, stop, ready)
+        run_server(settings, stop, ready, reloader)
 
-    return run_logged(serve, settings.log, settings.pid_file)
+    return run_logged(serve, settings.log, settings.pid_file, on_hangup=reloader.hangup)

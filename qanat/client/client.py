@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from qanat.client.network_watch import NetworkWatch
 from qanat.client.server_connection import STOPPING, ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
+from qanat.config.changes import changes_between
 from qanat.config.settings import ClientSettings, Forward
 from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
@@ -43,6 +45,7 @@ from qanat.handshake.key_pool import ClientKeyPool
 from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
+from qanat.process.reloading import Reloader
 from qanat.session.forward_limits import quota_of_forward, traffic_of_forward
 from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
 from qanat.session.messages import Connect
@@ -173,6 +176,15 @@ class Client:
         """Block until no other process has a stream of this client, or it is stopped."""
         if self._control is not None:
             self._control.wait_unused()
+
+    @property
+    def watcher(self) -> Watcher:
+        """What watches all its sockets; it is closed by `stop`."""
+        return self._watcher
+
+    def apply(self, settings: ClientSettings) -> list[str]:
+        """Put `settings` into effect, and return what that did in words; nothing else is touched."""
+        return [f"{change} (with the next start)" for change in changes_between(self.settings, settings)]
 
     @property
     def local_ports(self) -> list[int]:
@@ -383,15 +395,21 @@ def _quota(room: StreamRoom, forward: Forward) -> StreamQuota:
     return StreamQuota(room, quota_of_forward(forward.limits), shared=not ours)
 
 
-def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
+def run_client(
+    settings: ClientSettings,
+    stop: threading.Event,
+    ready: Callable[[], None],
+    reloader: Reloader[ClientSettings] | None = None,
+) -> None:
     """Run a client until `stop` is set; `ready` is called once it listens and has begun to connect.  Blocks.
+
+    `reloader` can reload it meanwhile.
 
     After `stop` it returns within `drain` and about ten seconds.  Raises EndpointError for forwards that cannot be had,
     with `exit_on_forward_failure`, and RefusedError when the server refuses us before any session was ever up.
     """
     client = Client(settings)
     client.start()
-    ready()
 
     def stop_when_over() -> None:
         client.over.wait()
@@ -399,9 +417,11 @@ def run_client(settings: ClientSettings, stop: threading.Event, ready: Callable[
 
     watcher = start_thread("stop-watcher", stop_when_over)
     try:
-        stop.wait()
+        with nullcontext() if reloader is None else reloader.serving(settings, client.apply, client.watcher):
+            ready()
+            stop.wait()
         if client.failure is None:
-            log.info("stopping: open streams have %g s to finish", settings.drain)
+            log.info("stopping: open streams have %g s to finish", client.settings.drain)
     finally:
         client.stop()
     watcher.join(JOIN_TIMEOUT)

@@ -305,6 +305,7 @@ class LogSettings:
     )
 
 
+_WATCH_CONFIG = "Whether to reload when this file changes, as on SIGHUP and with `tunnel.py reload`."
 _PID_FILE = Flag("--pid-file", metavar="FILE", help="holds the process number while it runs", beside_file=True)
 
 
@@ -407,6 +408,7 @@ class ServerSettings:
         doc="Where the server keeps what it must remember.",
         unset="$STATE_DIRECTORY, else this file's directory",
     )
+    watch_config: bool = option(False, doc=_WATCH_CONFIG)
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
@@ -810,3 +812,4 @@ class ClientSettings:
         doc="Where known hosts are kept.",
         unset="$STATE_DIRECTORY, else this file's directory",
     )
+    watch_config: bool = option(False, doc=_WATCH_CONFIG)

@@ -41,19 +41,26 @@ REPEATED = 0.2
 """Seconds within which the same signal again is the same wish: timeout(1) sends one to its child and to the group."""
 
 
-def run_daemon(run: Run, *, pid_file: Path | None = None, hangup_stops: bool = False) -> None:
+def run_daemon(
+    run: Run,
+    *,
+    pid_file: Path | None = None,
+    hangup_stops: bool = False,
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
     """Call `run(stop, ready)` in this thread, the main one, and return when it returns; blocks.
 
     SIGTERM and SIGINT set `stop`; a second one, later than REPEATED, ends the process at once.  SIGHUP opens the log
-    file again, or, with `hangup_stops`, sets `stop` too.  `ready` tells systemd that the service
-    is up.  Raises UsageError when the PID file is held by a live process, and what `run` raises.
+    file again and calls `on_hangup`, which must not block, or, with `hangup_stops`, sets `stop` too.  `ready` tells
+    systemd that the service is up.  Raises UsageError when the PID file is held by a live process, and what `run`
+    raises.
     """
     limit_arenas()
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         if pid_file is not None:
             stack.enter_context(PidFile(pid_file))
-        stack.enter_context(Signals(stop, hangup_stops=hangup_stops))
+        stack.enter_context(Signals(stop, hangup_stops=hangup_stops, on_hangup=on_hangup))
         run(stop, lambda: notify("READY=1"))
 
 
@@ -67,8 +74,11 @@ class Signals:
     (signal.set_wakeup_fd), and the thread `signals` reads it there and acts.
     """
 
-    def __init__(self, stop: threading.Event, *, hangup_stops: bool = False) -> None:
+    def __init__(
+        self, stop: threading.Event, *, hangup_stops: bool = False, on_hangup: Callable[[], None] | None = None
+    ) -> None:
         self._stop = stop
+        self._on_hangup = on_hangup
         self._stopping = [signal.SIGTERM, signal.SIGINT]
         self._reopening: list[signal.Signals] = []
         if hasattr(signal, "SIGHUP"):
@@ -102,6 +112,8 @@ class Signals:
             if number in self._reopening:
                 done = "log file opened again" if reopen() else "no log file to open again"
                 log.info("SIGHUP: %s", done, extra={"event": "hangup"})
+                if self._on_hangup is not None:
+                    self._on_hangup()
             elif number in self._stopping:
                 if first:
                     if number == first and time.monotonic() - first_at < REPEATED:

@@ -65,7 +65,11 @@ def setup_logging(settings: LogSettings) -> None:
     Raises UsageError when the file cannot be opened.  Other libraries' loggers are heard from
     `warning` upward only: their chatter is not ours to explain.
     """
-    global _installed
+    use_log(open_log(settings), settings)
+
+
+def open_log(settings: LogSettings) -> logging.Handler:
+    """Return what writes to where `settings` says, for `use_log`.  Raises UsageError when the file cannot be opened."""
     handler: logging.Handler
     if settings.file is None:
         handler = ForgivingHandler(sys.stderr)
@@ -73,6 +77,12 @@ def setup_logging(settings: LogSettings) -> None:
         handler = ReopeningFileHandler(settings.file)
     handler.addFilter(FloodFilter())
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    return handler
+
+
+def use_log(handler: logging.Handler, settings: LogSettings) -> None:
+    """Have what this process logs written by `handler`, which was made for `settings`, and by no other any more."""
+    global _installed
     root = logging.getLogger()
     if _installed is not None:
         root.removeHandler(_installed)

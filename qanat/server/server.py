@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +23,7 @@ from qanat.base.errors import HandshakeError, ProtocolError, QanatError, Refused
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.base.watcher import Watcher
+from qanat.config.changes import changes_between
 from qanat.config.published_names import PublishRules
 from qanat.config.settings import ClientAccount, ServerSettings
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
@@ -33,6 +35,7 @@ from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
+from qanat.process.reloading import Reloader
 from qanat.server.access.rules import ListenRules
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
@@ -79,6 +82,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         """Load or make the identity, and load the certificate; raises UsageError for one that cannot be used."""
+        self._configured = settings
         settings = replace(settings, limits=affordable_limits(settings.limits))
         self.settings = settings
         self.identity = load_or_create_identity(settings.identity)
@@ -125,6 +129,15 @@ class Server:
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """The addresses that are listened on, with the real ports; empty before `start`."""
         return self.front_door.addresses
+
+    @property
+    def watcher(self) -> Watcher:
+        """What watches all its sockets; it is closed by `stop`."""
+        return self._watcher
+
+    def apply(self, settings: ServerSettings) -> list[str]:
+        """Put `settings` into effect, and return what that did in words; nothing else is touched."""
+        return [f"{change} (with the next start)" for change in changes_between(self._configured, settings)]
 
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
@@ -410,8 +423,15 @@ class _KnownClient:
         self.publish_rules = PublishRules(settings.allow_publish)
 
 
-def run_server(settings: ServerSettings, stop: threading.Event, ready: Callable[[], None]) -> None:
+def run_server(
+    settings: ServerSettings,
+    stop: threading.Event,
+    ready: Callable[[], None],
+    reloader: Reloader[ServerSettings] | None = None,
+) -> None:
     """Serve until `stop` is set; `ready` is called once connections are accepted.  Blocks.
+
+    `reloader` can reload it meanwhile.
 
     After `stop` it returns within `drain` and about ten seconds.  Raises UsageError for an identity or
     certificate that cannot be used, TransportError for an address that cannot be bound.
@@ -419,9 +439,10 @@ def run_server(settings: ServerSettings, stop: threading.Event, ready: Callable[
     server = Server(settings)
     server.start()
     try:
-        ready()
-        stop.wait()
-        log.info("stopping: open streams have %g s to finish", settings.drain)
+        with nullcontext() if reloader is None else reloader.serving(settings, server.apply, server.watcher):
+            ready()
+            stop.wait()
+        log.info("stopping: open streams have %g s to finish", server.settings.drain)
     finally:
         server.stop()
         log.info("stopped")
