@@ -24,6 +24,7 @@ ROOMS = [
     "process",
     "session",
     "measure",
+    "monitor",
     "client",
     "doctor",
     "server",

@@ -42,6 +42,8 @@ from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
+from qanat.monitor.listener import MonitorListener
+from qanat.monitor.monitor import open_monitor
 from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
@@ -94,6 +96,8 @@ class Client:
             self._quotas |= dict.fromkeys(parts, _quota(room, forward))
         path = control_path(settings)
         self._control = None if path is None else ControlSocket(path, self._watcher, self.connect)
+        self.monitor: MonitorListener | None = None
+        """Where others can see what this does; None where the settings have none, and before `start`."""
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
         known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
@@ -123,7 +127,15 @@ class Client:
         EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
         have sets `failure` later.
         """
-        self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher)
+        try:
+            self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
+            if self.monitor is not None:
+                self.monitor.start()
+        except BaseException:
+            if self.monitor is not None:
+                self.monitor.close()
+            raise
         self._keys.start()
         self._watch.start()
         if self._control is not None:
@@ -168,6 +180,8 @@ class Client:
         self._watch.close()
         if self._control is not None:
             self._control.close()
+        if self.monitor is not None:
+            self.monitor.close(JOIN_TIMEOUT)
         self._watcher.close()
         self._keys.close()
         self._status.close()

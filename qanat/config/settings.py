@@ -24,6 +24,7 @@ from qanat.base.endpoint_addresses import (
 from qanat.base.proxy_protocol import VERSIONS
 from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
+from qanat.config.monitoring import check_monitor_listen, check_monitor_token, is_open_to_others, is_unix_listen
 from qanat.config.option_schemas import value_schemas
 from qanat.config.options import Conflict, Flag, declared, option
 from qanat.config.published_names import MODE_PATTERN, check_mode, check_publish_rule
@@ -306,6 +307,53 @@ class LogSettings:
 
 
 _WATCH_CONFIG = "Whether to reload when this file changes, as on SIGHUP and with `tunnel.py reload`."
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """What others can see of this end, over HTTP."""
+
+    listen: str = field(
+        metadata=declared(
+            doc="Where metrics are served: ADDRESS:PORT, or the absolute path of a Unix socket.",
+            parse=check_monitor_listen,
+            required="for example 127.0.0.1:9480",
+        )
+    )
+    token_file: Path | None = option(
+        None,
+        doc="The file of the token that must be sent, as a bearer token or as a password; only you can read it.",
+        check=check_monitor_token,
+        unset="none, on loopback and Unix sockets",
+    )
+    mode: str = option(
+        "0600", doc="Permission bits of the Unix socket, in octal.", parse=check_mode, pattern=MODE_PATTERN
+    )
+    group: str | None = option(None, doc="Its group, as www-data: the proxy's.", unset="this user's")
+    max_clients: int = option(
+        50,
+        low=0,
+        high=10_000,
+        unit="clients",
+        doc="Clients that have metrics of their own, the first of the configuration; the others are one together.",
+    )
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a Unix socket that is listened on."""
+        return is_unix_listen(self.listen)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        if self.token_file is None and is_open_to_others(self.listen):
+            yield Conflict(
+                ("listen",),
+                "is open to other machines, so it needs `token_file`; or listen on 127.0.0.1 or a Unix socket, behind "
+                "a proxy that asks for a password",
+            )
+
+
+_MONITOR_DOC = "What others can see of this end, over HTTP: metrics for Prometheus."
 _PID_FILE = Flag("--pid-file", metavar="FILE", help="holds the process number while it runs", beside_file=True)
 
 
@@ -402,6 +450,7 @@ class ServerSettings:
     )
     flow: Flow = option(Flow(), doc="Windows and queues.")
     log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")
+    monitor: MonitorSettings | None = option(None, doc=_MONITOR_DOC, unset="nothing")
     pid_file: Path | None = option(None, doc="Holds the process's number while it runs.", unset="none", flag=_PID_FILE)
     state_dir: Path = option(
         Path("."),
@@ -806,6 +855,7 @@ class ClientSettings:
     reconnect: Reconnect = option(Reconnect(), doc="When to try again after the connection was lost.")
     flow: Flow = option(Flow(), doc="Windows and queues.")
     log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")
+    monitor: MonitorSettings | None = option(None, doc=_MONITOR_DOC, unset="nothing")
     pid_file: Path | None = option(None, doc="Holds the process's number while it runs.", unset="none", flag=_PID_FILE)
     state_dir: Path | None = option(  # None: nothing can be kept, and nothing has to be
         Path("."),

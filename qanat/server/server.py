@@ -30,6 +30,8 @@ from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
+from qanat.monitor.listener import MonitorListener
+from qanat.monitor.monitor import open_monitor
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
@@ -110,6 +112,8 @@ class Server:
             names=self._published if publishes and settings.tls is not None else None,
         )
         """Where connections come in; it knows how near each limit was."""
+        self.monitor: MonitorListener | None = None
+        """Where others can see what this does; None where the settings have none, and before `start`."""
 
     def _make_published(self) -> PublishedNames:
         settings, clients = self.settings, tuple(self._clients.values())
@@ -141,7 +145,15 @@ class Server:
 
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
-        self.front_door.start()
+        self.monitor = open_monitor(self.settings.monitor, self._watcher)
+        try:
+            self.front_door.start()
+            if self.monitor is not None:
+                self.monitor.start()
+        except BaseException:
+            self.front_door.close()
+            self._close_monitor()
+            raise
         self._watcher.stir()  # while there are threads and descriptors for it
         self._resume_timeouts.start()
         reserve_threads(self.front_door.admission.make_room)
@@ -172,10 +184,15 @@ class Server:
         stuck = [*self.front_door.join(JOIN_TIMEOUT), *self._resume_timeouts.join(JOIN_TIMEOUT)]
         for session in sessions:
             stuck += session.joined.join(JOIN_TIMEOUT)
+        stuck += self._close_monitor()
         self._watcher.close()
         release_threads()
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
+
+    def _close_monitor(self) -> list[str]:
+        """Serve no metrics any more; return the names of threads that still do.  Idempotent."""
+        return [] if self.monitor is None else self.monitor.close(JOIN_TIMEOUT)
 
     # --- one connection -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from qanat.config.settings import (
     ClientTls,
     Forward,
     ForwardLimits,
+    MonitorSettings,
     RemoteServer,
     ServerLimits,
     ServerSettings,
@@ -51,6 +52,11 @@ WITHOUT_DEFAULT = {
     "failover_after",
     "publish_dir",
     "publish_group",
+    "monitor",
+    "listen",
+    "mode",
+    "group",
+    "max_clients",
 }
 """Keys that may be commented out, the last since it may not stand beside one server; every other one must stand there
 with its default."""
@@ -61,6 +67,7 @@ FILES = {
     **dict.fromkeys(("privkey.pem", "fullchain.pem", "clients-ca.pem"), ""),
     **dict.fromkeys(("company-ca.pem", "client.pem", "client.key"), ""),
     "proxy.password": "a secret\n",
+    "metrics.token": TOKEN,
     "access.secret": "another\n",
 }
 
@@ -169,6 +176,7 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     server = load_config(file, want="server", environ={})
     assert server.tls == ServerTls(*(directory / name for name in ("fullchain.pem", "privkey.pem", "clients-ca.pem")))
     assert server.node == "tunnel-1"
+    assert server.monitor == MonitorSettings("127.0.0.1:9480", directory / "metrics.token", group="www-data")
     client = load_config(file, want="client", environ={})
     assert client.servers == (RemoteServer(("wss://tunnel.example.com/tunnel",), parse_token(TOKEN), FINGERPRINT),)
     files = (directory / name for name in ("company-ca.pem", "client.pem", "client.key"))

@@ -41,6 +41,7 @@ COMPANIONS = {
     ("flow", "max_window"): {"initial_window": 16_384},
     ("reconnect", "min"): {"max": 86_400},
     ("reconnect", "max"): {"min": 0.1},
+    ("monitor", "max_clients"): {"listen": "127.0.0.1:0"},
 }
 """What has to be beside a value, since the two must go together."""
 
@@ -150,6 +151,8 @@ def test_they_do_with_all_bounds_at_once(directory: Path, bound: str) -> None:
             if (option.key in times and bound == "low") or option.key == "failover_after":
                 continue  # a tenth of a second for each step at once is no promise on a busy machine
             tree.setdefault(section, {})[option.key] = getattr(option.declared, bound)
+            if section == "monitor":
+                tree[section] |= COMPANIONS[section, option.key]
         return {**tree.pop(""), **tree}
 
     with tunnel(directory, all_of(ServerSettings), all_of(ClientSettings)) as port:

@@ -180,7 +180,8 @@ def numbers() -> Iterator[tuple[str, Option]]:
                 yield f"{name} {option.key}: @", option
             for inner in options_of(option.settings) if option.settings else ():
                 if inner.kind in (Kind.WHOLE, Kind.NUMBER):
-                    yield f"{name} {option.key}: {{{inner.key}: @}}", inner
+                    needed = "listen: '127.0.0.1:0', " if option.key == "monitor" else ""
+                    yield f"{name} {option.key}: {{{needed}{inner.key}: @}}", inner
 
 
 @pytest.mark.parametrize(("where", "option"), list(numbers()), ids=[where for where, _ in numbers()])

@@ -27,6 +27,7 @@ from functools import partial
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, TransportError
 from qanat.base.proxy_protocol import HeaderReader
+from qanat.base.request_head import BadRequest, HeadReader, RequestHead
 from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
@@ -39,7 +40,7 @@ from qanat.server.admission.client_address import ClientAddress, client_address,
 from qanat.server.front_door import refusals
 from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.client_hello import MAX_BYTES, UNRECOGNIZED_NAME, find_server_name
-from qanat.server.front_door.http_head import BadRequest, HeadReader, Opening, RequestHead, answer, classify_opening
+from qanat.server.front_door.http_head import Opening, answer, classify_opening
 from qanat.server.front_door.kept_connection import BODY_TIMEOUT, KeptConnection, KeptConnections, Next
 from qanat.server.front_door.probes import Probes
 from qanat.server.published_names import PublishedNames

@@ -21,10 +21,10 @@ from typing import Protocol
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, TransportError
+from qanat.base.request_head import BadRequest, HeadReader, RequestHead
 from qanat.base.threads import ThreadGroup
 from qanat.base.untrusted import number
 from qanat.base.watcher import Timer, Watcher
-from qanat.server.front_door.http_head import BadRequest, HeadReader, RequestHead
 from qanat.transports.dial.answer_fields import mapping
 from qanat.transports.pipe import Wire
 from qanat.transports.split import http1

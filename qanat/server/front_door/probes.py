@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 from qanat.base.addresses import bucket_key
 from qanat.base.errors import QanatError
+from qanat.base.request_head import RequestHead
 from qanat.measure.probes import (
     GREETING,
     HEADER,
@@ -35,7 +36,7 @@ from qanat.measure.probes import (
 )
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
-from qanat.server.front_door.http_head import RequestHead, answer
+from qanat.server.front_door.http_head import answer
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.octet_stream import Http2Dialect
 from qanat.transports.http2.request import Http2Request, PlainAnswer

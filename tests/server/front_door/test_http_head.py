@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qanat.base.request_head import BadRequest, HeadReader, RequestHead
 from qanat.server.front_door.http_head import (
     HTTP2_PREFACE,
-    BadRequest,
-    HeadReader,
     Opening,
-    RequestHead,
     answer,
     classify_opening,
 )

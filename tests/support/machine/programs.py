@@ -46,6 +46,7 @@ _DEBIAN_PACKAGES = {
     "varnishd": "varnish",
     "dnsmasq": "dnsmasq-base",
     "dig": "bind9-dnsutils",
+    "promtool": "prometheus",
 }
 
 _INSTALL = " (apt install {})"
