@@ -20,6 +20,7 @@ from qanat.base.addresses import parse_address
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
+from qanat.base.events import Events
 from qanat.base.proxy_protocol import encode
 from qanat.base.sockets import local_of
 from qanat.base.text import printable
@@ -69,6 +70,8 @@ class Client:
         """Why the client gave up; None while it does not."""
         self.over = threading.Event()
         """Set when no server is tried any more, after `stop` or with `failure`."""
+        self.events = Events()
+        """What has happened so far, counted."""
         self._log_throttle = LogThrottle()
         self._stopping = threading.Event()
         self._max_streams = affordable_streams(CLIENT_STREAMS)
@@ -113,6 +116,7 @@ class Client:
                 max_streams=self._max_streams,
                 changed=self._update,
                 limits=self._limits,
+                events=self.events,
             )
             for number, server in enumerate(settings.servers, 1)
         )
@@ -256,6 +260,7 @@ class Client:
         refused = quota.enter(address)
         if not refused:
             return partial(quota.leave, address)
+        self.events.refused("quota")
         sock.close()  # which resets it
         if self._log_throttle.due(f"quota of {forward}"):
             log.warning("%s: closed the connection from %s: %s", forward, peer, refused)
@@ -330,6 +335,7 @@ class Client:
         refused = quota.enter(address)
         try:
             if refused:
+                self.events.refused("quota")
                 raise EndpointError(refused, code=Reason.LIMIT)
             return session.open_flow(
                 Connect(to, origin).encode(),

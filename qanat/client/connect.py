@@ -333,11 +333,23 @@ def route_of(settings: ClientSettings) -> Route:
     )
 
 
+_FAILURE_LABELS = (
+    (RefusedError, "refused"),
+    (ProtocolError, "protocol"),
+    (TransportError, "not reached"),
+)
+
+
 def describe_failure(candidate: Candidate, error: QanatError) -> str:
     """Return what happened, for the log, with the server named once."""
     if candidate.url.host not in error.message:
         return f"cannot connect to {candidate.url}: {error}"
     return str(error) if error.message.startswith("cannot connect") else f"cannot connect: {error}"
+
+
+def failure_label(error: Exception) -> str:
+    """Return one of a few words for what kept a connection from being made, to count by."""
+    return next((label for kind, label in _FAILURE_LABELS if isinstance(error, kind)), "other")
 
 
 def describe_server(sealed: SealedPipe, ready: Ready) -> str:

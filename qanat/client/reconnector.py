@@ -21,11 +21,12 @@ from functools import partial
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.events import Events
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.client.backoff import Backoff
-from qanat.client.connect import Connector, SessionOver, describe_failure
+from qanat.client.connect import Connector, SessionOver, describe_failure, failure_label
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from qanat.client.session import ClientSession
 from qanat.client.ways import Candidate
@@ -72,6 +73,7 @@ class ReconnectContext:
     cancel: Cancel  # canceled when the client ends
     watch: NetworkWatch
     changed: Callable[[], None]  # called when a lane is on a pipe, or on none any more; must not block
+    events: Events
 
 
 @dataclass(eq=False)
@@ -410,6 +412,7 @@ class Reconnector:
     def _failed(self, candidate: Candidate, error: Exception) -> None:
         """Count a try that came to nothing, and log it.  Called while `error` is being handled."""
         self._lane.resume_writer()
+        self._context.events.connect_failures.add(failure_label(error))
         retry_after = error.retry_after if isinstance(error, TransportError) else None
         if isinstance(error, RefusedError) and error.final:
             self._backoff.refused()

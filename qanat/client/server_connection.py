@@ -26,11 +26,12 @@ from qanat.base.errors import (
     SessionEnded,
     TransportError,
 )
+from qanat.base.events import Events
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.client.backoff import Backoff
-from qanat.client.connect import Connector, describe_failure, describe_server
+from qanat.client.connect import Connector, describe_failure, describe_server, failure_label
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
@@ -69,11 +70,12 @@ class ServerConnection:
         max_streams: int,
         changed: Callable[[], None],
         limits: Mapping[Forward, TrafficLimits] | None = None,
+        events: Events | None = None,
     ) -> None:
         """Read the server's URLs and TLS files; raises UsageError when one of them cannot be used.
 
         `changed` is called, without a lock, whenever something that can be asked here may have changed.  `limits` are
-        those of forwards that have any.
+        those of forwards that have any.  `events` counts what happens.
         """
         self.refused: RefusedError | None = None
         """Why the server refuses us, or is not the one that is known; None once a session has been up."""
@@ -90,6 +92,7 @@ class ServerConnection:
         self._watcher = watcher
         self._max_streams = share(max_streams, settings.lanes)
         self._changed = changed
+        self._events = Events() if events is None else events
         self._limits = limits
         self._backoff = Backoff(settings.reconnect)
         self._cancel_new = Cancel()  # for what begins a session
@@ -102,6 +105,7 @@ class ServerConnection:
             self._cancel_all,
             watch,
             self._pipe_changed,
+            self._events,
         )
         firsts = itertools.accumulate((forward.ports for forward in settings.forwards[:-1]), initial=0)
         numbered = zip(firsts, settings.forwards, strict=False)  # no number is for no forward
@@ -239,11 +243,13 @@ class ServerConnection:
         try:
             session, reached, sealed, lanes = self._begin_session(candidate)
         except RefusedError as error:
+            self._events.connect_failures.add(failure_label(error))
             self._log_refusal(candidate, error)
             return None
         except QanatError as error:
             if not self._stopping.is_set():
                 self._backoff.failed()
+                self._events.connect_failures.add(failure_label(error))
                 text, extra = describe_failure(candidate, error), {"event": "failed", "url": str(candidate.url)}
                 log.error("%s", text, extra=extra)
             return error.retry_after if isinstance(error, TransportError) else None
@@ -303,6 +309,7 @@ class ServerConnection:
             client=True,
             lanes=settings.lanes,
             resumable=resume_for > 0,
+            observer=self._events,
         )
         self._required.begin()
         return ClientSession(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from qanat.base.errors import ProtocolError, SessionEnded
 from qanat.mux import frames as wire
+from qanat.mux.observer import reason_label
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.receiver import Receiver
@@ -80,6 +81,7 @@ class LaneCore:
         if stream.phase is StreamPhase.CLOSED:
             return
         stream.advance(StreamStep.SEND_RESET)
+        self.parameters.observer.stream_reset(reason_label(reason), by_peer=False)
         self.sender.queue_control(wire.Reset(stream.id, reason, text))
         self.sender.abort(stream, reason, text)
 

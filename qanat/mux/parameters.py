@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from qanat.mux.observer import NOBODY, Observer
 from qanat.mux.stream_state import StreamState
 
 
@@ -25,6 +26,8 @@ class LaneParameters:
     keepalive: float = 15.0
     resumable: bool = True  # keep what was sent until it is acknowledged, for the next pipe
     peer_features: int = 0  # qanat.handshake.hello.Features
+    observer: Observer = field(default=NOBODY, compare=False, repr=False)
+    """Who hears of what happens on the lane."""
 
 
 @dataclass(frozen=True, slots=True)

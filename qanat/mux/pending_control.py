@@ -94,16 +94,21 @@ class PendingControl:
         """Answer the peer's latest PING; one that has not been answered yet no longer counts."""
         self._pong = value
 
-    def pong_received(self, value: int, now: float) -> None:
-        """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare)."""
+    def pong_received(self, value: int, now: float) -> float | None:
+        """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare).
+
+        Returns its seconds, None when this is no answer to the last PING.
+        """
         if value <= self.ping_count:
             self.pings_answered = max(self.pings_answered, value)
-        if self._ping_sent is not None and value == self._ping_sent[0]:
-            sample = now - self._ping_sent[1]
-            self._ping_sent = None
-            self._round_trips.append(sample)
-            self.least_round_trip = min(self._round_trips)
-            self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
+        if self._ping_sent is None or value != self._ping_sent[0]:
+            return None
+        sample = now - self._ping_sent[1]
+        self._ping_sent = None
+        self._round_trips.append(sample)
+        self.least_round_trip = min(self._round_trips)
+        self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
+        return sample
 
     def ping_now(self, now: float) -> int:
         """Have a PING sent with the next record, whatever the interval says; return its value."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from qanat.base.errors import ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.datagrams import DatagramInbox
+from qanat.mux.observer import reason_label
 from qanat.mux.parameters import ControlReceived, Event, LaneParameters, Opened
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.sender import Sender
@@ -42,6 +43,7 @@ class Receiver:
         self.early_datagrams = DatagramInbox()
         """Those for streams on which nobody takes them yet."""
         self._refusal = f"{parameters.max_streams} streams are open already"
+        self._observer = parameters.observer
         self._streams = streams
         self._sender = sender
         self._pending = pending
@@ -97,7 +99,9 @@ class Receiver:
                 self._pending.ping_received(frame.value)
                 self._wakeups.work = True
             elif isinstance(frame, wire.Pong):
-                self._pending.pong_received(frame.value, now)
+                round_trip = self._pending.pong_received(frame.value, now)
+                if round_trip is not None:
+                    self._observer.answered(round_trip)
                 self._wakeups.pong = True
             elif not isinstance(frame, wire.Datagram) and self._is_new(now, 0):
                 event = self._receive_numbered(frame, now)
@@ -164,6 +168,7 @@ class Receiver:
             self._receive_fin(stream, frame.offset)
         elif isinstance(frame, wire.Reset):
             stream.advance(StreamStep.RECV_RESET)
+            self._observer.stream_reset(reason_label(frame.reason), by_peer=True)
             self._sender.abort(stream, frame.reason, frame.text)
         else:
             if stream.accepted is not None or not self._streams.is_own(stream.id):
@@ -177,6 +182,7 @@ class Receiver:
         stream = self._streams.open_peer(frame.stream, frame.request, now)
         if stream is None:
             self._sender.queue_control(wire.Reset(frame.stream, wire.Reason.LIMIT, self._refusal))
+            self._observer.stream_reset(reason_label(wire.Reason.LIMIT), by_peer=False)
             return None
         return Opened(stream)
 

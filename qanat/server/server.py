@@ -20,6 +20,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
+from qanat.base.events import Events
 from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.base.watcher import Watcher
@@ -90,6 +91,8 @@ class Server:
         self.identity = load_or_create_identity(settings.identity)
         # A host's name need not be ASCII, and READY's node name must.
         self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
+        self.events = Events()
+        """What has happened so far, counted."""
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._watcher = Watcher()
         self._watcher.add_chore(MemoryReturn().look)
@@ -110,6 +113,7 @@ class Server:
             self._watcher.stir,
             watcher=self._watcher,
             names=self._published if publishes and settings.tls is not None else None,
+            events=self.events,
         )
         """Where connections come in; it knows how near each limit was."""
         self.monitor: MonitorListener | None = None
@@ -207,10 +211,13 @@ class Server:
             with closed_at(deadline, pipe):
                 carry = self._admit(sealed, address, deadline, order)
         except RefusedError as error:
+            self.events.refused("wrong name or token")
             log.warning("refused %s: %s", address, error, extra={"event": "refused", "peer": str(address)})
         except (HandshakeError, ProtocolError) as error:
+            self.events.refused("handshake failed")
             log.warning("handshake with %s failed: %s", address, error)
         except QanatError as error:
+            self.events.refused("cut in the handshake")
             if self._log_throttle.due("cut in handshake"):
                 log.info("%s left in the handshake: %s", address, error)
         if carry is not None:  # also when the time was up just after READY: its lane is waiting for somebody
@@ -235,6 +242,7 @@ class Server:
         measures = hello.parameters.measure != 0
         if measures and not settings.bench:
             text = f"{self.node} lets nobody measure (bench: false in its configuration)"
+            self.events.refused("measuring is off")
             log.warning("turned %s away: %s", address, text)
             _turn_away(sealed, RecordKind.CLOSE, Close(CloseReason.BUSY, text).encode())
             return None
@@ -254,6 +262,7 @@ class Server:
                 client=False,
                 lanes=lanes,
                 resumable=settings.resume_for > 0,
+                observer=self.events,
             ),
             secret=sealed.result.resume,
             resume_for=0.0 if measures else settings.resume_for,
@@ -278,6 +287,7 @@ class Server:
         try:
             self.registry.claim(session, deadline)
         except tuple(_REASONS) as error:
+            self.events.refused(_REASONS[type(error)].name.lower().replace("_", " "))
             log.warning("turned %s away: %s", address, error)
             session.end("it did not begin")
             _turn_away(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
@@ -297,6 +307,7 @@ class Server:
             printable(hello.parameters.agent),
             extra={"event": "connected", "client": session.name, "peer": str(address)},
         )
+        self.events.handshakes.add("measure" if measures else "new")
         lane = session.add_lane(0)
         return partial(self._carry, session, 0, lane, sealed, address, FIRST_PIPE)
 
@@ -311,12 +322,14 @@ class Server:
         with contextlib.suppress(SessionEnded):
             lane = session.lane_for(hello) if session is not None and proven else None
         if session is None or lane is None:
+            self.events.refused("session over")
             log.info("%s from %s asked for a session that is over", name, address)
             _turn_away(sealed, RecordKind.READY, Ready(Answer.EXPIRED, self.node, self._parameters(1)).encode())
             return None
         try:
             expected = lane.acquire(hello.epoch, hello.expected, deadline)
         except Superseded as error:
+            self.events.refused("stale")
             log.info("%s from %s came too late: %s", name, address, error)
             _turn_away(sealed, RecordKind.CLOSE, Close(CloseReason.STALE, error.message).encode())
             return None
@@ -334,6 +347,7 @@ class Server:
         except BaseException:
             self._resume_timeouts.begin(session, hello.lane, lane)
             raise
+        self.events.handshakes.add(hello.intent.name.lower())
         log.info(
             "%s %s from %s over %s, %s",
             lane.name,

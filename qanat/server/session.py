@@ -36,6 +36,7 @@ from qanat.handshake.hello import Close, CloseReason, Features, Hello, Intent
 from qanat.measure.far_end import FarEnds
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
+from qanat.mux.observer import reason_label
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
@@ -233,6 +234,7 @@ class ServerSession(Session):
                 raise EndpointError(text, code=Reason.LIMIT)
             listener = self._bind(message, StreamQuota(self._room, quota_of_options(message.options)))
         except EndpointError as error:
+            self._parameters.observer.refused(f"listen: {reason_label(error.code)}")
             log.warning("%s: %s", self.name, error)
             return ListenFailed(number, error.code, error.message)
         except Exception:
@@ -290,6 +292,7 @@ class ServerSession(Session):
             address = address_of(origin)
             refused = quota.enter(address)
             if refused:
+                self._parameters.observer.refused("quota")
                 if self._log_throttle.due(f"quota of {number}"):
                     log.warning("%s: remote forward %s: dropped what came from %s: %s", self.name, at, origin, refused)
                 raise EndpointError(refused, code=Reason.LIMIT)
@@ -364,6 +367,7 @@ class ServerSession(Session):
         address = address_of(peer)
         refused = quota.enter(address)
         if refused:
+            self._parameters.observer.refused("quota")
             sock.close()  # which resets it
             done()
             if self._log_throttle.due(f"quota of {number}"):

@@ -18,6 +18,7 @@ from qanat.base.workers import WORKERS
 from qanat.config.settings import ApplicationProbes, Flow, Keepalive, ServerLimits
 from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.handshake.hello import Features, Parameters
+from qanat.mux.observer import NOBODY, Observer
 from qanat.mux.parameters import LaneParameters
 
 log = logging.getLogger("qanat.session")
@@ -128,8 +129,12 @@ def lane_parameters(
     client: bool,
     lanes: int = 1,
     resumable: bool = False,
+    observer: Observer = NOBODY,
 ) -> LaneParameters:
-    """Return our own limits and the peer's for one lane of a session that has `lanes` of them."""
+    """Return our own limits and the peer's for one lane of a session that has `lanes` of them.
+
+    `observer` hears of what happens on it.
+    """
     return LaneParameters(
         client=client,
         initial_window=flow.initial_window,
@@ -142,6 +147,7 @@ def lane_parameters(
         keepalive=keepalive.interval,
         resumable=resumable,
         peer_features=peer.features,
+        observer=observer,
     )
 
 

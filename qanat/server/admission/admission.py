@@ -12,8 +12,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import TracebackType
 
 from qanat.base.addresses import bucket_key
+from qanat.base.events import Events
 from qanat.base.usage import Usage
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.handshake_rate import HandshakeRate
@@ -25,7 +27,10 @@ CAPACITY = 10_000
 class Admission:
     """The limits that hold before authentication.  Safe to use from any thread; only `rsa_gate` blocks."""
 
-    def __init__(self, limits: ServerLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limits: ServerLimits, *, events: Events | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`events` counts what RSA costs; `clock` gives seconds."""
         self._limit = limits.handshakes
         self._rate = HandshakeRate(limits.handshake_rate, limits.handshakes, clock=clock)
         self._handshakes = FairEviction()
@@ -35,7 +40,7 @@ class Admission:
         self._rates = AddressRates(
             limits.per_address_rate, limits.per_address_burst, max_delay=limits.header_timeout / 2, clock=clock
         )
-        self.rsa_gate: AbstractContextManager[bool] = threading.BoundedSemaphore(limits.rsa_operations)
+        self.rsa_gate: AbstractContextManager[object] = RsaGate(limits.rsa_operations, events or Events(), clock)
         """Entered round each RSA private-key operation; blocks while `limits.rsa_operations` are running."""
 
     @property
@@ -92,6 +97,26 @@ class Admission:
         Never to be called for a trusted proxy itself: everyone behind it would wait for each other.
         """
         return self._rates.delay(ip)
+
+
+class RsaGate:
+    """Lets so many threads in at once, and counts how long each waited and stayed."""
+
+    def __init__(self, most: int, events: Events, clock: Callable[[], float]) -> None:
+        self._events = events
+        self._clock = clock
+        self._places = threading.BoundedSemaphore(most)
+        self._entered = threading.local()  # each thread's own moment
+
+    def __enter__(self) -> None:
+        came = self._clock()
+        self._places.acquire()
+        self._entered.at = now = self._clock()
+        self._events.rsa_waits.observe(now - came)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._places.release()
+        self._events.rsa_operations.observe(self._clock() - self._entered.at)
 
 
 class HandshakeSlot:

@@ -26,6 +26,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, TransportError
+from qanat.base.events import Events
 from qanat.base.proxy_protocol import HeaderReader
 from qanat.base.request_head import BadRequest, HeadReader, RequestHead
 from qanat.base.sockets import format_address
@@ -113,6 +114,7 @@ class FrontDoorContext:
     split: SplitPipes
     kept: KeptConnections
     names: PublishedNames | None
+    events: Events
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
@@ -131,6 +133,7 @@ class FrontDoorContext:
 
     def tell_of(self, refusal: refusals.Refusal, peer: str, path: str) -> None:
         """Log why a client of a tunnel, as it seems, was refused; not often.  `path` is what it asked for."""
+        self.events.refused(refusal.subject)
         if self.log_throttle.due(f"refused: {refusal.subject}: {refusal.reason}"):
             log.log(
                 logging.WARNING if refusal is refusals.LOST_UPGRADE else logging.INFO,
@@ -143,7 +146,9 @@ class FrontDoorContext:
 
     def tell_of_404(self, peer: str, path: str, headers: tuple[tuple[str, str], ...]) -> None:
         """Log a request that found nothing here, if it looks like a tunnel's client; not often."""
-        if refusals.looks_like_client(path, headers, self.settings.path):
+        if not refusals.looks_like_client(path, headers, self.settings.path):
+            self.events.refused("not found")
+        else:
             right = path in (self.settings.path, grpc.METHOD_PATH)
             self.tell_of(refusals.NO_TUNNEL_REQUEST if right else refusals.WRONG_PATH, peer, path)
 
@@ -189,6 +194,8 @@ class FrontDoorContext:
     def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
         """Return a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""
         slot = self.admission.enter(address.client, cut)
+        if slot is None:
+            self.events.refused("too many handshakes")
         if slot is None and self.log_throttle.due("too many handshakes"):
             log.warning(
                 "too many handshakes at once (limits.handshakes) or a second (limits.handshake_rate): "

@@ -21,6 +21,7 @@ from qanat.base.addresses import listen_addresses
 from qanat.base.deadline import Deadline
 from qanat.base.deadline_watch import DeadlineWatch
 from qanat.base.errors import BindError, NoThread, OutOfFiles, QanatError, TransportError
+from qanat.base.events import Events
 from qanat.base.listen import Acceptor, bind
 from qanat.base.sockets import close_socket, format_address
 from qanat.base.threads import ThreadGroup
@@ -70,15 +71,18 @@ class FrontDoor:
         *,
         watcher: Watcher | None = None,
         names: PublishedNames | None = None,
+        events: Events | None = None,
     ) -> None:
         """Load the certificate, if there is one; raises UsageError when it cannot be used.
 
         `on_end` is called when a connection is over, and must not block.  `watcher` waits for what split pipes' clients
         send; without one, the front door has its own.  A TLS connection that asks for one of `names` is theirs.
+        `events` counts who is turned away, and why.
         """
         self._settings = settings
         self._on_end = on_end
-        self.admission = Admission(settings.limits)
+        events = Events() if events is None else events
+        self.admission = Admission(settings.limits, events=events)
         self._closing = threading.Event()
         self._log_throttle = LogThrottle()
         self._threads = ThreadGroup("front door")
@@ -103,6 +107,7 @@ class FrontDoor:
             split=self._split,
             names=names,
             kept=self._kept,
+            events=events,
         )
         self._deadlines = DeadlineWatch("front door deadlines")
         self._listeners: list[Acceptor] = []
