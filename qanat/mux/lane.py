@@ -20,6 +20,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, SessionEnded, TransportError, WouldBlock
+from qanat.base.lazy_waiting import LazyCondition
 from qanat.base.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
@@ -61,9 +62,9 @@ class Lane:
         self._on_open = on_open
         self._on_control = on_control
         self._watcher = watcher
-        self._room = threading.Condition(self.lock)
-        self._pong = threading.Condition(self.lock)
-        self._settled = threading.Condition(self.lock)
+        self._room = LazyCondition(self.lock)
+        self._pong = LazyCondition(self.lock)
+        self._settled = LazyCondition(self.lock)
         self._streams: dict[int, Stream] = {}  # by id, until they are over on the wire
         self._attachment = Attachment()
         self._runner: PipeRunner | None = None

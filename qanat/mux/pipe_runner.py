@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 import select
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Protocol
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, ProtocolError, QanatError, TransportError
+from qanat.base.lazy_waiting import LazyCondition
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Flushable, Timer, Watcher
 from qanat.base.workers import WORKERS
@@ -108,8 +108,8 @@ class PipeRunner:
         self._on_over: Callable[[PipeResult], None] = _nothing
         self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
-        self._work = threading.Condition(lane.lock)
-        self._settled = threading.Condition(lane.lock)  # for who waits until nobody sends
+        self._work = LazyCondition(lane.lock)
+        self._settled = LazyCondition(lane.lock)  # for who waits until nobody sends
         self._flush_due = False
         self._paused = False
         self._started = False

@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError, StreamReset, WouldBlock
+from qanat.base.lazy_waiting import LazyCondition
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
@@ -67,7 +68,8 @@ class JoinedStreams:
         self._unacknowledged = unacknowledged
         self._limits = limits
         self._closer_reasons = closer_reasons
-        self._idle = threading.Condition()  # guards the next three
+        self._lock = threading.Lock()  # guards the next three
+        self._idle = LazyCondition(self._lock)
         self._pumps: WeakSet[Pump] = WeakSet()
         self._count = 0
         self._waiting = 0
@@ -88,7 +90,7 @@ class JoinedStreams:
     def join(self, timeout: float) -> list[str]:
         """Block at most `timeout` seconds until nothing is left; return what still is, for the log."""
         deadline = Deadline(timeout)
-        with self._idle:
+        with self._lock:
             while self._count and not deadline.passed:
                 self._idle.wait(deadline.remaining())
             left = self._count
@@ -157,7 +159,7 @@ class JoinedStreams:
     def _open_later(
         self, joining: _Joining | _PendingJoining, thread: str, open_stream: Callable[[bool], Stream]
     ) -> None:
-        with self._idle:
+        with self._lock:
             if self._waiting >= self._max_waiting:
                 raise EndpointError(f"{self._max_waiting} connections wait for a stream already", code=Reason.LIMIT)
             self._waiting += 1
@@ -165,7 +167,7 @@ class JoinedStreams:
         try:
             self.threads.start(thread, lambda: self._wait_and_open(joining, open_stream))
         except NoThread:
-            with self._idle:
+            with self._lock:
                 self._waiting -= 1
             self._uncount()
             raise
@@ -179,7 +181,7 @@ class JoinedStreams:
             joining.begin(stream)
             stream.lane.flush()
         finally:
-            with self._idle:
+            with self._lock:
                 self._waiting -= 1
 
     # --- streams that the peer opened ---------------------------------------------------------------
@@ -270,7 +272,7 @@ class JoinedStreams:
             limits or self._limits,
             crowded=self._crowded,
         )
-        with self._idle:
+        with self._lock:
             self._pumps.add(pump)
         pump.start(read_now=read_now)
 
@@ -284,7 +286,7 @@ class JoinedStreams:
         """
         if not (self._unacknowledged and ASKS_THE_KERNEL):
             return False
-        with self._idle:
+        with self._lock:
             pumps = list(self._pumps)
         return sum(pump.look(self._unacknowledged) for pump in pumps) > 0
 
@@ -295,11 +297,11 @@ class JoinedStreams:
         self._on_ended()
 
     def _begin(self) -> None:
-        with self._idle:
+        with self._lock:
             self._count += 1
 
     def _uncount(self) -> None:
-        with self._idle:
+        with self._lock:
             self._count -= 1
             if not self._count:
                 self._idle.notify_all()

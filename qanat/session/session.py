@@ -17,6 +17,7 @@ from collections.abc import Callable
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, ProtocolError, QanatError, SessionEnded, WouldBlock
+from qanat.base.lazy_waiting import LazyEvent
 from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
@@ -71,7 +72,7 @@ class Session(ABC):
         """What only the two ends of the session's first handshake know; proves who may resume it."""
         self.resume_for = resume_for
         """Seconds that a lane waits for its next pipe; 0 when it ends with its pipe."""
-        self.ended = threading.Event()
+        self.ended = LazyEvent()
         """Set when the session is over: streams reset, listeners closed.  Its streams' sockets may still be ending."""
         self.why = ""
         """Why it is over, for people."""
@@ -95,7 +96,7 @@ class Session(ABC):
         self._closing: Close | None = None  # what the last lane is closed with, once `stop` was called
         self._on_end: list[Callable[[], None]] = []
         self._stopping = Cancel()  # wakes those who connect to targets
-        self._draining = threading.Event()  # set when the session takes no new streams, or is over
+        self._draining = LazyEvent()  # set when the session takes no new streams, or is over
         self._first = self.add_lane(0)
         watcher.add_chore(self._shrink)
         watcher.add_chore(self.joined.look)

@@ -19,6 +19,7 @@ from functools import partial
 from h2.errors import ErrorCodes
 
 from qanat.base.errors import LocalError, NoThread, QanatError
+from qanat.base.lazy_waiting import LazyEvent
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.usage import Usage
 from qanat.transports.http2.dialect import Dialect, Headers
@@ -311,7 +312,7 @@ class Exchange:
         self._engine.answer_head(self.request, self._stream.dialect.response_headers())
         return server_pipe(self._engine, self._stream, self.close)
 
-    def wait_over(self, ending: threading.Event, seconds: float) -> bool:
+    def wait_over(self, ending: LazyEvent, seconds: float) -> bool:
         """Block until the peer has given the request up, or `ending` is set and the connection leaves; False in time.
 
         Returns after `seconds` at the latest.

@@ -14,6 +14,7 @@ import threading
 import time
 
 from qanat.base.errors import PipeEnded
+from qanat.base.lazy_waiting import LazyCondition
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import silent_for
 from qanat.transports.split.sequence import Incoming
@@ -34,7 +35,7 @@ class Receiving:
         """Why the other end sends nothing after what has come, once that is so."""
         self._lock = lock
         self._cause = cause
-        self._readable = threading.Condition(lock)
+        self._readable = LazyCondition(lock)
         self._signal: _Signal | None = None
 
     def add_locked(self, at: int, data: memoryview) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 
 from qanat.base.errors import LocalError, PipeEnded
+from qanat.base.lazy_waiting import LazyCondition
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import MAX_MESSAGE, stuck_for
 from qanat.transports.split.receiving import Receiving
@@ -27,7 +28,7 @@ class Sending:
         self.write_timeout: float | None = None
         self._receiving = receiving
         self._cause = cause
-        self._room = threading.Condition(lock)
+        self._room = LazyCondition(lock)
         self._moved_at = time.monotonic()  # when the other end last took something
 
     @property

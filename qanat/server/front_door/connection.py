@@ -27,6 +27,7 @@ from functools import partial
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, TransportError
 from qanat.base.events import Events
+from qanat.base.lazy_waiting import LazyEvent
 from qanat.base.proxy_protocol import HeaderReader
 from qanat.base.request_head import BadRequest, HeadReader, RequestHead
 from qanat.base.sockets import format_address
@@ -237,7 +238,7 @@ class FrontConnection:
         self._wire: Wire = TcpWire(sock, self.peer)
         self._lock = threading.Lock()
         self._ours = True  # until handed to on_pipe, or closed
-        self._ending = threading.Event()  # wakes what is slowed down
+        self._ending = LazyEvent()  # wakes what is slowed down
         self._http2: Http2Server | None = None
         self._requests: Http2Connection | None = None  # of that
         self._kept: KeptConnection | None = None  # since a split pipe's request has come on it
@@ -790,7 +791,7 @@ class Http2Connection:
         ip: str,
         member: object,
         give_way: Callable[[], None],
-        ending: threading.Event,
+        ending: LazyEvent,
     ) -> None:
         """`peer` is for logs.
 
