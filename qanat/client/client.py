@@ -27,15 +27,18 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
-from qanat.client.control import ControlSocket, control_path
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.network_watch import NetworkWatch
+from qanat.client.observation import ClientObservation
 from qanat.client.server_connection import STOPPING, ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
 from qanat.config.changes import changes_between
 from qanat.config.settings import ClientSettings, Forward
+from qanat.control.commands import Commands
+from qanat.control.listener import ControlSocket
+from qanat.control.paths import control_path
 from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.traffic_limits import TrafficLimits
@@ -45,6 +48,7 @@ from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.monitor.listener import MonitorListener
 from qanat.monitor.monitor import open_monitor
+from qanat.monitor.snapshot import ClientSnapshot
 from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
@@ -97,8 +101,10 @@ class Client:
             parts = forward.parts()
             self._limits |= dict.fromkeys(parts, traffic_of_forward(forward.limits, self._watcher))
             self._quotas |= dict.fromkeys(parts, _quota(room, forward))
+        self.commands = Commands()
+        """What other processes can ask of this one."""
         path = control_path(settings)
-        self._control = None if path is None else ControlSocket(path, self._watcher, self.connect)
+        self._control = None if path is None else ControlSocket(path, self._watcher, self.commands, self.connect)
         self.monitor: MonitorListener | None = None
         """Where others can see what this does; None where the settings have none, and before `start`."""
         self._waiting = ThreadGroup("client")
@@ -121,6 +127,8 @@ class Client:
             for number, server in enumerate(settings.servers, 1)
         )
         """The connections to the servers, in the order of the settings."""
+        self.observation = ClientObservation(settings.name, self.servers, self._local)
+        self.commands.register("status", lambda request: {"status": self.snapshot().to_json()})
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -195,6 +203,10 @@ class Client:
         if self._control is not None:
             self._control.wait_unused()
 
+    def snapshot(self) -> ClientSnapshot:
+        """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
+        return self.observation.snapshot()
+
     @property
     def watcher(self) -> Watcher:
         """What watches all its sockets; it is closed by `stop`."""
@@ -267,14 +279,21 @@ class Client:
         return None
 
     def _ask(self, forward: Forward, pending: PendingConnection, to: TcpAddress) -> None:
-        self.connect(pending, to, f"{forward}, to {to}", self._limits[forward])
+        self.connect(pending, to, f"{forward}, to {to}", self._limits[forward], kind="dynamic", forward=str(forward))
 
     def connect(
-        self, pending: PendingConnection, to: TcpAddress, what: str, limits: TrafficLimits | None = None
+        self,
+        pending: PendingConnection,
+        to: TcpAddress,
+        what: str,
+        limits: TrafficLimits | None = None,
+        *,
+        kind: str = "stdio",
+        forward: str = "",
     ) -> None:
         """Open a stream to `to` for a connection whose user waits for word of it.  Does not block.
 
-        Whatever fails is told to `pending`.
+        `kind` and `forward` are for people.  Whatever fails is told to `pending`.
         """
         request = Connect(to, pending.origin).encode()
 
@@ -282,7 +301,10 @@ class Client:
             code = error.code if isinstance(error, EndpointError) else Reason.LIMIT
             pending.refused(Reason(code), error.message)
 
-        self._join(pending.origin, lambda session: session.join_pending(pending, request, what, limits), give_up)
+        def join(session: ClientSession) -> None:
+            session.join_pending(pending, request, what, limits, kind=kind, forward=forward)
+
+        self._join(pending.origin, join, give_up)
 
     def _join(self, who: str, join: Callable[[ClientSession], None], give_up: Callable[[QanatError], None]) -> None:
         """Call `join` with the session for a new stream, as soon as there is one, else `give_up`.  Does not block."""
@@ -343,6 +365,7 @@ class Client:
                 over,
                 limits=self._limits[forward],
                 done=lambda: quota.leave(address),
+                forward=str(forward),
             )
         except QanatError as error:
             if not refused:
@@ -429,6 +452,7 @@ def run_client(
     with `exit_on_forward_failure`, and RefusedError when the server refuses us before any session was ever up.
     """
     client = Client(settings)
+    client.observation.config = None if reloader is None else reloader.path
     client.start()
 
     def stop_when_over() -> None:

@@ -121,6 +121,19 @@ class Connector:
                     found[numeric_address(host, port)[1]] = None
         return tuple(found)
 
+    @property
+    def proxy_text(self) -> str:
+        """The proxy that leads to the first URL, without its login; "" where the way is straight or none is usable."""
+        return self.proxy_of(self._urls[0])
+
+    def proxy_of(self, url: TunnelUrl) -> str:
+        """Return the proxy that leads to `url`, likewise."""
+        try:
+            proxy = self._route.proxy_for(url)
+        except QanatError:
+            return ""
+        return "" if proxy is None else str(proxy)
+
     def reach(self, candidate: Candidate, cancel: Cancel, node: str | None = None) -> tuple[Candidate, SealedPipe]:
         """Dial and authenticate; return the way that it went, which is `candidate` unless that is `auto`.
 

@@ -153,6 +153,19 @@ class LocalForwards:
             self._thread.join()
 
     @property
+    def states(self) -> list[tuple[str, str, str, str]]:
+        """Of each forward, as it is written: its kind, where it listens, where it leads, and why it does not listen."""
+        found = []
+        for each in self._ranges:
+            forward, bound = each.forward, [one.listener for one in each.parts if one.listener is not None]
+            kind = "dynamic" if isinstance(forward.to, Anywhere) else "local"
+            where = bound[0].address if len(bound) == 1 == forward.ports else str(forward).split(" ")[1]
+            failure = each.failure
+            missing = "" if len(bound) == len(each.parts) else "it is not bound yet"
+            found.append((kind, where, forward.target, missing if failure is None else failure.message))
+        return found
+
+    @property
     def ports(self) -> list[int]:
         """The ports that are bound, in the order of the forwards."""
         return [one.listener.port for one in self._all if one.listener is not None]

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from qanat.base.cancel import Cancel
@@ -28,6 +28,7 @@ from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Connector, SessionOver, describe_failure, failure_label
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
+from qanat.client.news import ConnectionNews
 from qanat.client.session import ClientSession
 from qanat.client.ways import Candidate
 from qanat.config.settings import ClientSettings
@@ -36,6 +37,7 @@ from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
+from qanat.session.places import PipePlace
 from qanat.transports.dial.tcp import learn_stall
 from qanat.transports.pipe import is_stall
 
@@ -74,6 +76,7 @@ class ReconnectContext:
     watch: NetworkWatch
     changed: Callable[[], None]  # called when a lane is on a pipe, or on none any more; must not block
     events: Events
+    news: ConnectionNews = field(default_factory=ConnectionNews)
 
 
 @dataclass(eq=False)
@@ -259,6 +262,7 @@ class Reconnector:
             self._try_better()
             return
         candidate = self._candidates[self._next_candidate]
+        self._context.news.trying()
         try:
             reached, sealed = self._context.connector.reach(candidate, self._dial, self._session.node)
         except Exception as error:
@@ -370,6 +374,10 @@ class Reconnector:
             self._running = running
             self._replace_because = None
 
+        url = candidate.url
+        place = PipePlace(sealed.pipe.transport, str(url), self._context.connector.proxy_of(url))
+        self._context.news.trying()
+
         def attached() -> None:
             on_attached()
             self._context.changed()
@@ -384,6 +392,7 @@ class Reconnector:
                     resume,
                     silence=self._context.settings.keepalive.timeout,
                     on_attached=attached,
+                    place=place,
                 )
             finally:
                 self._pipe_ended(running, result)
@@ -424,12 +433,14 @@ class Reconnector:
                 self._running.being_replaced = False
             over = self._is_over_locked()
             self._retry_at = time.monotonic() + delay
+        self._context.news.tries_again(delay)
         self._next_candidate = (self._next_candidate + 1) % len(self._candidates)
         if not isinstance(error, QanatError):
             log_unexpected(f"connecting to {candidate.url} failed")
         elif not over:
             text, extra = describe_failure(candidate, error), {"event": "failed", "url": str(candidate.url)}
             log.error("%s", text, extra=extra)
+            self._context.news.failed(text)
         if not over and delay >= LOGGED_DELAY:
             log.info("trying again in %.1f s", delay)
 
@@ -471,7 +482,9 @@ class Reconnector:
                 self._running = None
                 self._lost_at = now
                 if not running.being_replaced:
-                    self._retry_at = now + self._backoff.delay()
+                    delay = self._backoff.delay()
+                    self._retry_at = now + delay
+                    self._context.news.tries_again(delay)
                 self._changed.notify_all()
         if current:
             looking.cancel()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import replace
 from functools import partial
 
 from qanat.base.cancel import Cancel
@@ -27,6 +28,7 @@ from qanat.base.errors import (
     TransportError,
 )
 from qanat.base.events import Events
+from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
@@ -34,6 +36,7 @@ from qanat.client.backoff import Backoff
 from qanat.client.connect import Connector, describe_failure, describe_server, failure_label
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
+from qanat.client.news import ConnectionNews
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
@@ -45,6 +48,7 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, Reco
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.limits import application_keepalive, hello_parameters, lane_parameters, share
+from qanat.session.places import Tally
 from qanat.session.session import new_id
 
 log = logging.getLogger("qanat.client")
@@ -87,6 +91,7 @@ class ServerConnection:
         """Whether any session has been up."""
         self.disconnected_since: float | None = None
         """When it was last connected, or first wanted; None while it is connected or not wanted."""
+        news = ConnectionNews()
         self._name = name
         self._settings = settings
         self._watcher = watcher
@@ -106,6 +111,7 @@ class ServerConnection:
             watch,
             self._pipe_changed,
             self._events,
+            news,
         )
         firsts = itertools.accumulate((forward.ports for forward in settings.forwards[:-1]), initial=0)
         numbered = zip(firsts, settings.forwards, strict=False)  # no number is for no forward
@@ -124,7 +130,12 @@ class ServerConnection:
         self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
         self._threads = ThreadGroup(name)
-        self._url = server.urls[0]
+        self.url = server.urls[0]
+        """The first of its URLs, by which people know it."""
+        self.news = news
+        """What failed last, and when the next try comes."""
+        self.sessions_begun = 0
+        self._past = Tally()  # of sessions that are over
         self._waiting = "not connected"  # what it does while there is no session
 
     @property
@@ -138,7 +149,34 @@ class ServerConnection:
         session = self._session
         if session is None:
             return self._waiting if self._wanted.is_set() else ""
-        return f"connected to {self._url}" if session.attached else f"reconnecting to {self._url}"
+        return f"connected to {self.url}" if session.attached else f"reconnecting to {self.url}"
+
+    @property
+    def state(self) -> tuple[str, float]:
+        """What it is doing, in one of the words of `ConnectionSnapshot`, and since when, in seconds of Unix time."""
+        session, since = self._session, self.disconnected_since
+        now, wall = time.monotonic(), time.time()
+        if session is not None:
+            figures = [lane.figures() for lane in session.lanes.values()]
+            begun = [each.changed_at for each in figures if each.attached]
+            if begun:
+                return "connected", wall - now + min(begun)
+        at = wall if since is None else wall - now + since
+        if session is not None:
+            return "reconnecting", at
+        if self.refused is not None:
+            return "refused", at
+        if not self._wanted.is_set():
+            return "standby", at
+        return ("connecting" if self.news.next_try_at is None else "waiting"), at
+
+    def tally(self) -> Tally:
+        """Return what all its sessions have carried so far."""
+        total = replace(self._past)
+        session = self._session
+        if session is not None:
+            total.add(session.tally())
+        return total
 
     @property
     def connector(self) -> Connector:
@@ -203,13 +241,15 @@ class ServerConnection:
                 if self._stopping.is_set():
                     return
                 self._waiting = f"connecting to {candidate.url}"
+                self.news.trying()
                 self._changed()
                 self._hurry.clear()
                 self._watch_ways()
                 retry_after = self._run_once(candidate)
                 delay = self._backoff.delay(retry_after)
+                self.news.tries_again(delay)
                 if delay >= LOGGED_DELAY:
-                    self._waiting = f"trying again in {delay:.1f} s to connect to {self._url}"
+                    self._waiting = f"trying again in {delay:.1f} s to connect to {self.url}"
                 self._changed()
                 if self._stopping.is_set():
                     return
@@ -252,6 +292,7 @@ class ServerConnection:
                 self._events.connect_failures.add(failure_label(error))
                 text, extra = describe_failure(candidate, error), {"event": "failed", "url": str(candidate.url)}
                 log.error("%s", text, extra=extra)
+                self.news.failed(text)
             return error.retry_after if isinstance(error, TransportError) else None
         except Exception:
             self._backoff.failed()
@@ -270,6 +311,9 @@ class ServerConnection:
         finally:
             sealed.close("the session is over")
             session.end(STOPPING)
+            if session.why and not session.stopped:
+                self.news.failed(f"the session is over: {session.why}")
+            self._past.add(session.tally())
             self._session = None
             self._pipe_changed()
             self._former = [former for former in (*self._former, session) if former.joined.busy]
@@ -294,6 +338,8 @@ class ServerConnection:
             describe_server(sealed, ready),
             extra={"event": "connected", "url": str(candidate.url)},
         )
+        session.agent = f"{printable(ready.node)}, {printable(ready.parameters.agent)}"
+        self.sessions_begun += 1
         return session, candidate, sealed, min(settings.lanes, ready.parameters.lanes)
 
     def _make_session(self, sealed: SealedPipe, ready: Ready) -> ClientSession:
@@ -341,7 +387,7 @@ class ServerConnection:
         self.succeeded, self.refused = True, None
         self._session = session
         if self._cancel_all.canceled:
-            return
+            return  # `close` has looked for a session before there was one
         session.on_end(self._changed)
         for number in range(1, lanes):
             run = partial(self._lane_loop, candidate, session, number)
@@ -384,5 +430,6 @@ class ServerConnection:
             self._backoff.refused()
         else:
             self._backoff.failed()
+        self.news.failed(f"refused by {candidate.url}: {error}")
         if not self._refused_for_good:
             log.error("refused by %s: %s", candidate.url, error, extra={"event": "refused", "url": str(candidate.url)})

@@ -138,6 +138,22 @@ class ClientSession(Session):
                 self._generation += 1
                 self.request_forwards()
 
+    @property
+    def forward_states(self) -> list[tuple[str, str, str, str]]:
+        """Of each remote forward, as it is written: where, where it leads, a word for its state, and why it failed."""
+        found = []
+        with self._asking:
+            answers = dict(self._answers)
+        for first, whole in self._wholes.items():
+            given = [answers[number] for number in range(first, first + whole.ports) if number in answers]
+            failures = [answer.text for answer in given if isinstance(answer, ListenFailed)]
+            listening = [answer.port for answer in given if isinstance(answer, Listening)]
+            names = [answer.name for answer in given if isinstance(answer, Published)]
+            where = names[0] if names else describe_place(whole, listening) if listening else str(whole).split(" ")[1]
+            state = "failed" if failures else "listening" if len(given) == whole.ports else "waiting"
+            found.append((where, whole.target, state, failures[0] if failures else ""))
+        return found
+
     def _stream_ended(self) -> None:
         if self.retired and not len(self.joined):
             self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
@@ -266,6 +282,7 @@ class ClientSession(Session):
             self.refuse(stream, Reason.NOT_ALLOWED, "no such forward")
             return
         is_dynamic = isinstance(forward.to, Anywhere)
+        stream.forward, stream.kind = str(forward), "dynamic" if is_dynamic else ""
         to = forward.to if request.to is None else request.to
         look_up: LookUp = self._judge if is_dynamic else self._look_up
         if isinstance(to, UdpAddress) and (is_dynamic or to == forward.to):

@@ -7,7 +7,6 @@ has left in it counts for nothing.  It stands in `state_dir` under a name of its
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qanat.config.settings import ClientSettings
+from qanat.control.paths import state_file
 from qanat.process.daemon import notify
 
 if sys.platform != "win32":
@@ -26,17 +26,6 @@ log = logging.getLogger("qanat.client")
 _CONNECTED, _CONNECTING = b"connected \n", b"connecting\n"
 """What the file holds: one length, so that a single write replaces one by the other."""
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-
-
-def state_file(settings: ClientSettings, ending: str) -> Path | None:
-    """Return the file that a client of this name for these servers has for one purpose; None when it keeps nothing.
-
-    Pure.
-    """
-    if settings.state_dir is None:
-        return None
-    which = repr((settings.name, [server.urls for server in settings.servers])).encode()
-    return settings.state_dir / f"{settings.name}-{hashlib.sha256(which).hexdigest()[:8]}.{ending}"
 
 
 def status_file(settings: ClientSettings) -> Path | None:

@@ -1,6 +1,6 @@
 """Standard input and output joined to one target, as `ssh -W` does, so that ssh can go through the tunnel by itself.
 
-A client that runs already for the same server and name opens the stream (`qanat.client.control`); where none does, a
+A client that runs already for the same server and name opens the stream (`qanat.control.listener`); where none does, a
 client of our own does, and stays for as long as others share it.  Either way bytes go through a pair of sockets, of
 which the stream has the other end.
 
@@ -24,9 +24,10 @@ from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError
 from qanat.base.text import printable
 from qanat.base.threads import start_thread
-from qanat.client.control import ControlConnection, control_path
-from qanat.client.shared_stream import Ended, Failed, Reached, SharedStream, Word
 from qanat.config.settings import ClientSettings
+from qanat.control.asking import ControlConnection
+from qanat.control.paths import control_path
+from qanat.control.shared_stream import Ended, Failed, Reached, SharedStream, Word
 from qanat.mux.frames import Reason, reason_name
 
 if TYPE_CHECKING:

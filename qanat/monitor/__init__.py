@@ -1,1 +1,1 @@
-"""What others can see of a running server or client: metrics, and whatever else is served beside them over HTTP."""
+"""What a running client or server looks like: a snapshot, and whoever shows, measures or watches it."""

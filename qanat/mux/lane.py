@@ -26,6 +26,7 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.attachment import Attachment, AttachmentStep
 from qanat.mux.core import LaneCore
+from qanat.mux.figures import LaneFigures
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import FIRST_PIPE, ControlReceived, Event, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
@@ -69,7 +70,11 @@ class Lane:
         self._attachment = Attachment()
         self._runner: PipeRunner | None = None
         self._closing: Close | None = None
-        self._detached_at = clock()
+        self._changed_at = clock()  # when it got its pipe, or lost it
+        self._pipes = 0
+        self._taken_over = False  # the next pipe follows one that still worked
+        self._recoveries = 0
+        self._last_recovery: float | None = None
 
     # --- streams and messages -------------------------------------------------------------------
 
@@ -134,6 +139,7 @@ class Lane:
                 kept.check_resume(peer_expects)
             self._attachment.grant(epoch)
             old = self._runner
+            self._taken_over = old is not None
             if old is not None:
                 old.close_next_locked(Close(CloseReason.LEAVING, "a newer connection takes over"))
                 if not self._wait_until_gone_locked(old, Deadline(YIELD_TIMEOUT)):
@@ -296,7 +302,7 @@ class Lane:
     def away(self) -> float:
         """For how many seconds the lane has been on no pipe; 0 while it is on one."""
         with self.lock:
-            return 0.0 if self._runner is not None else self.clock() - self._detached_at
+            return 0.0 if self._runner is not None else self.clock() - self._changed_at
 
     @property
     def epoch(self) -> int:
@@ -328,6 +334,33 @@ class Lane:
     def round_trip(self) -> float:
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         return self.core.pending.round_trip
+
+    def figures(self) -> LaneFigures:
+        """Return how it is.  Holds the lane's lock for a few microseconds, however many streams there are."""
+        with self.lock:
+            core = self.core
+            sender, kept = core.sender, core.sender.retransmit_buffer
+            return LaneFigures(
+                sender.attached,
+                self._changed_at,
+                core.pending.round_trip,
+                core.receiver.payload_received,
+                sender.payload_sent,
+                sender.queued_bytes,
+                kept.charged,
+                kept.limit,
+                self._pipes,
+                core.streams.opened,
+                self._recoveries,
+                self._last_recovery,
+                sender.replayed_bytes,
+            )
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams that are open on the wire."""
+        with self.lock:
+            return list(self._streams.values())
 
     # --- for PipeRunner and Stream --------------------------------------------------------------
 
@@ -431,6 +464,7 @@ class Lane:
                 self.core.attach(self.clock(), peer_expects=resume.peer_expects, receive_from=resume.receive_from)
                 self._attachment.advance(AttachmentStep.ATTACH)
                 self._runner = runner
+                self._count_pipe_locked(self.clock())
                 if self._closing is not None:
                     runner.close_when_idle_locked(self._closing)
                 calls = self.wake_locked()
@@ -439,12 +473,20 @@ class Lane:
         self.call(calls)
         return None
 
+    def _count_pipe_locked(self, now: float) -> None:
+        if self._pipes and not self._taken_over:
+            self._recoveries += 1
+            self._last_recovery = now - self._changed_at
+        self._pipes += 1
+        self._taken_over = False
+        self._changed_at = now
+
     def _detach(self) -> None:
         """Take the lane off its pipe, whose threads have ended."""
         with self.lock:
             self.core.detach()
             self._runner = None
-            self._detached_at = self.clock()
+            self._changed_at = self.clock()
             self._attachment.advance(AttachmentStep.PIPE_ENDED)
             self._settled.notify_all()
 

@@ -40,6 +40,8 @@ class Receiver:
     ) -> None:
         self.expected = 0
         """The number of the frame that is expected next, and how many have been accepted.  Others only read it."""
+        self.payload_received = 0
+        """Bytes of streams' payload that have come so far, each once, datagrams included."""
         self.early_datagrams = DatagramInbox()
         """Those for streams on which nobody takes them yet."""
         self._refusal = f"{parameters.max_streams} streams are open already"
@@ -132,6 +134,7 @@ class Receiver:
         if window.received + size > window.granted:
             raise ProtocolError(f"{size} bytes on stream {stream.id} beyond its credit of {window.granted}")
         window.received += size
+        self.payload_received += size
         if stream.released:
             return
         inbox = stream.inbox
@@ -148,6 +151,8 @@ class Receiver:
         stream = self._streams.find_open(number)
         if stream is None or stream.released:
             return
+        stream.datagram_bytes_received += len(payload)
+        self.payload_received += len(payload)
         if stream.takes_datagrams:
             self._wakeups.datagrams.append((stream, payload))
         else:

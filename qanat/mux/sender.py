@@ -66,6 +66,10 @@ class Sender:
         self.attached = False
         """Whether a pipe carries the lane."""
         self.datagrams = DatagramQueue()
+        self.payload_sent = 0
+        """Bytes of streams' payload that records have taken so far, each once, datagrams included."""
+        self.replayed_bytes = 0
+        """Bytes of numbered frames that were sent again so far."""
         self._streams = streams
         self._pending = pending
         self._wakeups = wakeups
@@ -124,6 +128,8 @@ class Sender:
         """Queue a datagram of at most MAX_DATAGRAM bytes; drop it where no pipe takes it, or the stream is over."""
         if self.attached and not self._closing and stream.phase is not StreamPhase.CLOSED:
             self.datagrams.add(stream.id, wire.datagram(stream.id, payload), now)
+            stream.datagram_bytes_sent += len(payload)
+            self.payload_sent += len(payload)
 
     @staticmethod
     def _joined(stream: StreamState, payload: bytes) -> bool:
@@ -301,7 +307,7 @@ class Sender:
             if self._replay[0].buffer is not None:
                 return None
             self._sent += 1
-            return self._replay.popleft()
+            return self._replayed(self._replay.popleft())
         if self._control:
             entry = self._control.popleft()
             self.retransmit_buffer.append(entry)
@@ -341,7 +347,7 @@ class Sender:
             if self._replay[0].buffer is None:
                 return None
             self._sent += 1
-            return self._replay.popleft()
+            return self._replayed(self._replay.popleft())
         stream = None if self._control or self.retransmit_buffer.full else self._scheduler.peek()
         buffer = None if stream is None else stream.queue[0]
         if stream is None or not isinstance(buffer, Buffer):
@@ -356,6 +362,10 @@ class Sender:
         buffer.storage[start:BUFFER_FRONT] = front
         return buffer.view[start : BUFFER_FRONT + buffer.length]
 
+    def _replayed(self, entry: Entry) -> Entry:
+        self.replayed_bytes += len(entry.head) + (entry.buffer.length if entry.buffer is not None else 0)
+        return entry
+
     def _keep(self, entry: Entry) -> Entry:
         self.retransmit_buffer.reserve(entry)
         self.retransmit_buffer.append(entry)
@@ -366,6 +376,7 @@ class Sender:
         stream.queue.popleft()
         stream.queued_bytes -= size
         stream.sent += size
+        self.payload_sent += size
         self.queued_bytes -= size
         self._scheduler.charge(stream, size)
         self._wakeups.writers.append(stream)

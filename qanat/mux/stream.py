@@ -22,6 +22,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import StreamReset
 from qanat.mux.buffer_pool import Buffer
 from qanat.mux.core import LaneCore
+from qanat.mux.figures import StreamFigures
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.stream_state import StreamPhase, StreamState
 
@@ -86,6 +87,12 @@ class Stream:
     """One stream as its two threads see it.  Made by `Lane`, never by others."""
 
     def __init__(self, lane: LaneOfStream, state: StreamState) -> None:
+        self.kind = ""
+        """What it is to people, and the forward that it belongs to: whoever opens or joins it says so."""
+        self.forward = ""
+        self.ends: tuple[str, str, str] | None = None
+        self.sample: tuple[float, int, int, float, float] | None = None
+        """What `qanat.monitor` remembers of it: what its request said, and when it was looked at last."""
         self._lane = lane
         self._lock = lane.lock
         self._core = lane.core
@@ -129,6 +136,18 @@ class Stream:
     def counts(self) -> tuple[int, int]:
         """Bytes sent to and received from the peer so far."""
         return self._state.sent, self._state.window.received
+
+    def figures(self) -> StreamFigures:
+        """Return how it is.  Without the lane's lock, so its counts may be of moments that lie microseconds apart."""
+        state = self._state
+        window = state.window
+        inbox = 0 if state.released else max(0, window.received - window.consumed)
+        return StreamFigures(
+            state.opened_at,
+            window.received + state.datagram_bytes_received,
+            state.sent + state.datagram_bytes_sent,
+            state.queued_bytes + inbox,
+        )
 
     # --- towards the peer -----------------------------------------------------------------------
 

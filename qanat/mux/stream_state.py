@@ -63,6 +63,8 @@ class StreamState:
 
     __slots__ = (
         "accepted",
+        "datagram_bytes_received",
+        "datagram_bytes_sent",
         "deficit",
         "failure",
         "fin_due",
@@ -71,6 +73,7 @@ class StreamState:
         "in_fresh",
         "in_steady",
         "inbox",
+        "opened_at",
         "phase",
         "promised",
         "queue",
@@ -83,8 +86,11 @@ class StreamState:
         "window",
     )
 
-    def __init__(self, number: int, request: bytes, send_limit: int, window: ReceiveWindow) -> None:
+    def __init__(
+        self, number: int, request: bytes, send_limit: int, window: ReceiveWindow, opened_at: float = 0.0
+    ) -> None:
         self.id = number
+        self.opened_at = opened_at
         self.request = request
         self.phase = StreamPhase.OPEN
         self.send_limit = send_limit
@@ -103,6 +109,8 @@ class StreamState:
         self.in_steady = False
         self.released = False
         self.takes_datagrams = False
+        self.datagram_bytes_received = 0
+        self.datagram_bytes_sent = 0
 
     def advance(self, step: StreamStep) -> None:
         """Make one step of the table; raises ProtocolError or LocalError when it has none."""

@@ -25,6 +25,8 @@ class StreamTable:
         self.budget = WindowBudget(parameters.window_budget)
         self.draining = 0
         """Streams that are over on the wire and whose reader has not released them."""
+        self.opened = 0
+        """How many there have been."""
         self._parameters = parameters
         self._open: dict[int, StreamState] = {}
         self._next_own_id = 1 if parameters.client else 2
@@ -88,8 +90,9 @@ class StreamTable:
     def _add(self, number: int, request: bytes, now: float) -> StreamState:
         parameters = self._parameters
         window = ReceiveWindow(parameters.initial_window, parameters.max_window, self.budget, now)
-        stream = StreamState(number, request, parameters.peer_initial_window, window)
+        stream = StreamState(number, request, parameters.peer_initial_window, window, now)
         self._open[number] = stream
+        self.opened += 1
         return stream
 
     def remove(self, stream: StreamState) -> None:

@@ -72,6 +72,11 @@ class Reloader(Generic[S]):
         self._working = False  # a thread takes care of `_wanted`
 
     @property
+    def path(self) -> Path | None:
+        """The configuration file, absolute; None for what runs on flags alone."""
+        return None if self._path is None else self._path.absolute()
+
+    @property
     def settings(self) -> S | None:
         """What the process runs with now; None before `serving` and after."""
         return self._settings

@@ -27,12 +27,16 @@ from qanat.base.watcher import Watcher
 from qanat.config.changes import changes_between
 from qanat.config.published_names import PublishRules
 from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.control.commands import Commands
+from qanat.control.listener import ControlSocket
+from qanat.control.paths import control_path
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.monitor.listener import MonitorListener
 from qanat.monitor.monitor import open_monitor
+from qanat.monitor.snapshot import ServerSnapshot
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
@@ -44,6 +48,7 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.connection import Carry
 from qanat.server.front_door.front_door import FrontDoor
+from qanat.server.observation import ServerObservation
 from qanat.server.own_names import certificate_names
 from qanat.server.published_names import PublishedNames
 from qanat.server.resume_timeouts import ResumeTimeouts
@@ -62,6 +67,7 @@ from qanat.session.limits import (
     reserve_threads,
     share,
 )
+from qanat.session.places import PipePlace
 from qanat.transports.pipe import Pipe
 
 log = logging.getLogger("qanat.server")
@@ -118,6 +124,11 @@ class Server:
         """Where connections come in; it knows how near each limit was."""
         self.monitor: MonitorListener | None = None
         """Where others can see what this does; None where the settings have none, and before `start`."""
+        self.observation = ServerObservation(self.node, self.identity.fingerprint, self.registry, self.front_door)
+        self.commands = Commands()
+        """What other processes can ask of this one."""
+        self.commands.register("status", lambda request: {"status": self.snapshot().to_json()})
+        self._control: ControlSocket | None = None
 
     def _make_published(self) -> PublishedNames:
         settings, clients = self.settings, tuple(self._clients.values())
@@ -165,6 +176,17 @@ class Server:
         log.info("listening on %s", where, extra={"event": "listening"})
         log.info("server key fingerprint %s", self.identity.fingerprint)
 
+    def open_control(self) -> None:
+        """Let other processes of this user ask, in `state_dir`, until `stop`.  Does not block."""
+        path = control_path(self.settings)
+        if path is not None and self._control is None:
+            self._control = ControlSocket(path, self._watcher, self.commands)
+            self._control.start()
+
+    def snapshot(self) -> ServerSnapshot:
+        """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
+        return self.observation.snapshot(self.settings)
+
     def stop(self) -> None:
         """End gracefully: no new connection or stream, `drain` seconds for open ones, then close the sessions.
 
@@ -184,6 +206,8 @@ class Server:
         for session in sessions:
             if not session.ended.wait(deadline.remaining()):
                 session.end("the server is shutting down")
+        if self._control is not None:
+            self._control.close()
         self._resume_timeouts.close()
         stuck = [*self.front_door.join(JOIN_TIMEOUT), *self._resume_timeouts.join(JOIN_TIMEOUT)]
         for session in sessions:
@@ -293,6 +317,8 @@ class Server:
             _turn_away(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
             return None
         try:
+            session.agent = printable(hello.parameters.agent)
+            self.observation.begun()
             session.on_end(lambda: self._session_ended(session))
             ready = Ready(Answer.NEW, self.node, ours, session=session.id)
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
@@ -341,6 +367,7 @@ class Server:
         self._resume_timeouts.stop(lane)
         try:
             session.origin = _describe_origin(sealed, address)
+            session.agent = printable(hello.parameters.agent)
             ready = Ready(Answer.RESUMED, self.node, self._parameters(len(session.lanes)), session.id, expected)
             ready = ready.proven(session.secret, sealed.result.transcript)
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())
@@ -379,7 +406,8 @@ class Server:
             finally:
                 on_over()
 
-        session.start(number, lane, sealed, resume, over, silence=self.settings.keepalive.timeout)
+        place = PipePlace(sealed.pipe.transport, address.client, address.peer if address.via_proxy else "")
+        session.start(number, lane, sealed, resume, over, silence=self.settings.keepalive.timeout, place=place)
 
     def _pipe_over(
         self,
@@ -415,6 +443,7 @@ class Server:
             )
 
     def _session_ended(self, session: ServerSession) -> None:
+        self.observation.ended(session)
         self.registry.release(session)
         for lane in session.lanes.values():
             self._resume_timeouts.stop(lane)
@@ -468,7 +497,9 @@ def run_server(
     certificate that cannot be used, TransportError for an address that cannot be bound.
     """
     server = Server(settings)
+    server.observation.config = None if reloader is None else reloader.path
     server.start()
+    server.open_control()
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, server.apply, server.watcher):
             ready()

@@ -114,7 +114,6 @@ class ServerSession(Session):
         self.origin = origin
         self.order = order
         self.measures = measures
-        """Whether it is for measuring alone."""
         self._far_ends = FarEnds()
         self._connect_rules = connect_rules
         self._listen_rules = listen_rules
@@ -298,7 +297,7 @@ class ServerSession(Session):
                 raise EndpointError(refused, code=Reason.LIMIT)
             request = Through(number, origin).encode()
             try:
-                return self.open_flow(request, on_datagram, on_over, done=lambda: quota.leave(address))
+                return self.open_flow(request, on_datagram, on_over, done=lambda: quota.leave(address), forward=str(at))
             except BaseException:
                 quota.leave(address)
                 raise
@@ -342,7 +341,8 @@ class ServerSession(Session):
 
         def ask(pending: PendingConnection, asked: Asked) -> None:
             to = TcpAddress(asked.host, asked.port)
-            self.join_pending(pending, Through(number, pending.origin, to).encode(), f"{name}, to {to}")
+            request = Through(number, pending.origin, to).encode()
+            self.join_pending(pending, request, f"{name}, to {to}", forward=str(at))
 
         def take(sock: socket.socket, peer: str, done: Callable[[], None], local: str = "") -> None:
             over = self._enter(number, quota, name, sock, peer, done)
@@ -352,7 +352,7 @@ class ServerSession(Session):
         def open_flow(
             to: UdpAddress, origin: str, on_datagram: Callable[[bytes], None], on_over: Callable[[int, str], None]
         ) -> UdpFlow:
-            return self.open_flow(Through(number, origin, to).encode(), on_datagram, on_over)
+            return self.open_flow(Through(number, origin, to).encode(), on_datagram, on_over, forward=str(at))
 
         proxy = DynamicPort(name, self._watcher, ask, open_flow)
         return DynamicListener(self._bind_streams(message, at, take), proxy)
@@ -404,7 +404,7 @@ class ServerSession(Session):
         known = self._parameters.peer_features & Features.KINDS
         request = Through(number, peer, local=(local or here) if known else "")
         try:
-            self.join_accepted(sock, peer, request.encode(), what, over)
+            self.join_accepted(sock, peer, request.encode(), what, over, forward=place or here)
         except (NoThread, EndpointError) as error:
             WakeableSocket(sock, peer).close(orderly=False)
             over()
@@ -413,6 +413,11 @@ class ServerSession(Session):
         except BaseException:
             over()
             raise
+
+    @property
+    def listening(self) -> tuple[tuple[int, str], ...]:
+        """The remote forwards that this server listens for: the number of each, and where."""
+        return tuple((number, listener.address) for number, listener in tuple(self._listeners.items()))
 
     def _release(self) -> None:
         self.stop_listening()

@@ -11,8 +11,10 @@ import queue
 import secrets
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
@@ -33,6 +35,7 @@ from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, refuse
 from qanat.session.messages import UPGRADE, StreamRequest, check_known, decode_request
+from qanat.session.places import PastFailure, PipePlace, Tally
 from qanat.session.udp_targets import UdpTargets
 
 log = logging.getLogger("qanat.session")
@@ -70,12 +73,22 @@ class Session(ABC):
         self.id = session_id
         self.secret = secret
         """What only the two ends of the session's first handshake know; proves who may resume it."""
+        self.measures = False
+        """Whether it is for measuring alone."""
         self.resume_for = resume_for
         """Seconds that a lane waits for its next pipe; 0 when it ends with its pipe."""
         self.ended = LazyEvent()
         """Set when the session is over: streams reset, listeners closed.  Its streams' sockets may still be ending."""
         self.why = ""
         """Why it is over, for people."""
+        self.since = time.time()
+        """When it began, in seconds of Unix time."""
+        self.agent = ""
+        """What the other end calls itself; whoever shakes hands says so."""
+        self.last_failure: PastFailure | None = None
+        """How it last lost a pipe that was not replaced or closed in an orderly way."""
+        self._places: dict[int, PipePlace] = {}  # of each lane's pipe, or its last one
+        self._past = Tally()  # of lanes that are over
         self.joined = JoinedStreams(
             name,
             watcher,
@@ -131,6 +144,19 @@ class Session(ABC):
         with self._lock:
             return dict(self._lanes)
 
+    def place_of(self, number: int) -> PipePlace | None:
+        """Return where the pipe of this lane leads, or led when it had one last; None before the first."""
+        return self._places.get(number)
+
+    def tally(self) -> Tally:
+        """Return what all its lanes have carried so far, those that are over included."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+            total = replace(self._past)
+        for lane in lanes:
+            total.add(_tally_of(lane))
+        return total
+
     def _shrink(self) -> bool:
         """Give back what no lane needs now; return whether there is more."""
         return sum(lane.shrink() for lane in self.lanes.values()) > 0
@@ -180,8 +206,11 @@ class Session(ABC):
         *,
         silence: float,
         on_attached: Callable[[], None] = lambda: None,
+        place: PipePlace | None = None,
     ) -> None:
         """Carry `lane` on this pipe until it ends, and draw the conclusions.  Parameters as for `Lane.start`.
+
+        `place` says where the pipe leads, to whoever asks how this session is.
 
         The calling thread reads until little comes, and returns then.  `on_over` is called once, after the conclusions;
         while it is, and before, this session is `carried`.  An error that nobody expected ends the session.
@@ -202,6 +231,8 @@ class Session(ABC):
                 log_unexpected(f"{lane.name}: the end of its connection was not reported")
 
         self._count_carrying(1)
+        if place is not None:
+            self._places[number] = place
         try:
             lane.start(sealed, over, resume, silence=silence, on_attached=on_attached)
         except Exception:
@@ -217,10 +248,11 @@ class Session(ABC):
         *,
         silence: float,
         on_attached: Callable[[], None] = lambda: None,
+        place: PipePlace | None = None,
     ) -> PipeResult:
         """Do as `start`, and block until the pipe has ended; return how."""
         results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
-        self.start(number, lane, sealed, resume, results.put, silence=silence, on_attached=on_attached)
+        self.start(number, lane, sealed, resume, results.put, silence=silence, on_attached=on_attached, place=place)
         return results.get()
 
     def _count_carrying(self, change: int) -> None:
@@ -240,6 +272,8 @@ class Session(ABC):
 
     def _conclude(self, number: int, lane: Lane, result: PipeResult) -> None:
         reason = None if result.close is None else result.close.reason
+        if result.fault or (reason is None and not lane.attached):
+            self.last_failure = PastFailure(time.time(), result.cause)
         if result.fault:
             self.end(result.cause, Close(CloseReason.PROTOCOL, result.cause))
         elif reason is CloseReason.SHUTDOWN and number:
@@ -258,6 +292,8 @@ class Session(ABC):
         with self._lock:
             if self._lanes.get(number) is lane:
                 del self._lanes[number]
+                self._places.pop(number, None)
+                self._past.add(_tally_of(lane))
         lane.end(Reason.SESSION_ENDED, why)
         self._close_last_lane()
 
@@ -382,16 +418,19 @@ class Session(ABC):
 
     # --- what both sides do with streams --------------------------------------------------------
 
-    def open_stream(self, request: bytes, *, wait: bool = True) -> Stream:
+    def open_stream(self, request: bytes, *, wait: bool = True, kind: str = "", forward: str = "") -> Stream:
         """Open a stream on the least loaded lane, when that is flushed; blocks while its retransmit buffer is full.
 
-        Raises SessionEnded, StreamReset(LIMIT), and WouldBlock instead of blocking without `wait`.
+        `kind` and `forward` are for people.  Raises SessionEnded, StreamReset(LIMIT), and WouldBlock without `wait`
+        instead of blocking.
         """
         while True:
             lanes = list(self.lanes.values())
             lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda each: each.load, default=self._first)
             try:
-                return lane.open_stream(request, wait=wait, flush=False)
+                stream = lane.open_stream(request, wait=wait, flush=False)
+                stream.kind, stream.forward = kind, forward
+                return stream
             except SessionEnded:
                 if self._stopping.canceled or self._closing is not None or len(lanes) <= 1:
                     raise  # otherwise only this lane is over
@@ -404,6 +443,7 @@ class Session(ABC):
         *,
         limits: TrafficLimits | None = None,
         done: Callable[[], None] | None = None,
+        forward: str = "",
     ) -> UdpFlow:
         """Open a UDP flow on the least loaded lane, when that is flushed: the first datagram goes out with it.
 
@@ -414,7 +454,7 @@ class Session(ABC):
             raise EndpointError("the other end carries no UDP", code=Reason.NOT_ALLOWED, hint=UPGRADE)
         if not self.attached:
             raise WouldBlock
-        stream = self.open_stream(request, wait=False)
+        stream = self.open_stream(request, wait=False, kind="udp", forward=forward)
         limits = self._stream_limits if limits is None else limits
         return UdpFlow(stream, on_datagram, on_over, limits=limits, done=done)
 
@@ -428,10 +468,12 @@ class Session(ABC):
         limits: TrafficLimits | None = None,
         *,
         first: bytes = b"",
+        forward: str = "",
     ) -> None:
         """Join a connection that was accepted here to a new stream; `done` is called once, when both are over.
 
-        `first` is a little that the stream carries before what comes on the connection.
+        `forward` is what people know the forward by, `what` unless it is given.  `first` is a little that the stream
+        carries before what comes on the connection.
 
         Does not block.  Raises NoThread, and EndpointError when the other end does not know the request, or as many
         connections wait for a stream already as there may be streams: while no pipe carries the session, new ones wait.
@@ -440,7 +482,7 @@ class Session(ABC):
         check_known(request, self._parameters.peer_features, what)
 
         def open_stream(wait: bool) -> Stream:
-            stream = self.open_stream(request, wait=wait)
+            stream = self.open_stream(request, wait=wait, forward=forward or what)
             if first:
                 stream.queue(first)
             return stream
@@ -448,13 +490,24 @@ class Session(ABC):
         self.joined.accept(sock, peer, what, open_stream, done, limits)
 
     def join_pending(
-        self, pending: PendingConnection, request: bytes, what: str, limits: TrafficLimits | None = None
+        self,
+        pending: PendingConnection,
+        request: bytes,
+        what: str,
+        limits: TrafficLimits | None = None,
+        *,
+        kind: str = "dynamic",
+        forward: str = "",
     ) -> None:
         """Open a stream for a connection whose user waits for word of its target, and join them once that was reached.
 
         Does not block.  Whatever fails is told to `pending`.
         """
-        self.joined.accept_pending(pending, what, lambda wait: self.open_stream(request, wait=wait), limits)
+
+        def open_stream(wait: bool) -> Stream:
+            return self.open_stream(request, wait=wait, kind=kind, forward=forward)
+
+        self.joined.accept_pending(pending, what, open_stream, limits)
 
     def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
         """Reset a stream and release it.  Idempotent; does not block."""
@@ -467,6 +520,11 @@ class Session(ABC):
 def _misplaced(message: bytes) -> None:
     """Refuse a control message: only on the first lane are they handled one after the other, in their order."""
     raise ProtocolError("a control message on another lane than the first")
+
+
+def _tally_of(lane: Lane) -> Tally:
+    figures = lane.figures()
+    return Tally(figures.received, figures.sent, figures.opened, figures.recoveries, figures.replayed)
 
 
 def new_id() -> bytes:

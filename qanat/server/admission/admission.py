@@ -49,6 +49,11 @@ class Admission:
         return len(self._handshakes)
 
     @property
+    def queued(self) -> int:
+        """How many places in the queue are promised to addresses that were told to come back."""
+        return len(self._rate)
+
+    @property
     def used_most(self) -> dict[str, Usage]:
         """How near all clients together have come to each limit, by the limit's name."""
         return {

@@ -1,10 +1,12 @@
-"""A running client's control socket: what other processes of the same user ask of it (docs/CONTROL.md).
+"""A running process's control socket: what other processes of the same user ask of it (docs/CONTROL.md).
 
 It is a Unix socket in `state_dir` that only its owner can open.  Both sides write JSON objects, one a line; each has
 `version`, and who does not know the version, or the command, says so.  What a stream carries never passes here: whoever
 asks for one sends a socket along (SCM_RIGHTS, unix(7)).
 
-Threads: none; the client's watcher reads.  The other side, `ControlConnection`, blocks.
+Threads: the watcher reads; a command (`qanat.control.commands`) runs in a thread of the pool, which also writes its
+answer and waits for whoever reads that slowly.  Only `connect` is dealt with by the watcher, since that never blocks.
+The asking side is `qanat.control.asking`.
 """
 
 from __future__ import annotations
@@ -15,72 +17,67 @@ import logging
 import os
 import secrets
 import socket
-import stat
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from qanat.base.addresses import parse_target
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import NoThread, UsageError
 from qanat.base.sockets import describe_os_error
 from qanat.base.text import printable
+from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
-from qanat.client.shared_stream import Ended, Failed, Reached, SharedStream, Word
-from qanat.client.status import state_file
-from qanat.config.settings import ClientSettings
-from qanat.mux.frames import reason_name
-
-if sys.platform != "win32":
-    import fcntl
+from qanat.control.asking import MAX_LINE, VERSION
+from qanat.control.commands import Commands, Request
+from qanat.control.paths import connect_in, locked
+from qanat.control.shared_stream import Failed, Reached, SharedStream, Word
 
 log = logging.getLogger("qanat.control")
 
-VERSION = 1
-MAX_LINE = 4096
-"""Bytes of a line at most."""
 MAX_CONNECTIONS = 256
 """Processes that are listened to at once."""
+ANSWER_SECONDS = 10.0
+"""How long a process that asks may take to read its answer."""
 _BACKLOG = 64
-_WAIT_SECONDS = 5.0
-"""How long a process that asks may take to send its line, and a client to take notice of one."""
+_JOIN_SECONDS = 2.0
 
 Connect = Callable[[SharedStream, TcpAddress, str], None]
 
 
-def control_path(settings: ClientSettings) -> Path | None:
-    """Return where a client with these settings has its control socket; None where it has none.  Pure."""
-    return state_file(settings, "sock") if hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds") else None
-
-
 class ControlSocket:
-    """See the module's docstring.  From `start` to `close`; any thread may call these, and none blocks."""
+    """See the module's docstring.  From `start` to `close`; any thread may call these."""
 
-    def __init__(self, path: Path, watcher: Watcher, connect: Connect) -> None:
-        """`connect(stream, to, what)` opens a stream; it must not block."""
+    def __init__(self, path: Path, watcher: Watcher, commands: Commands, connect: Connect | None = None) -> None:
+        """`connect(stream, to, what)` opens a stream, where this process can; it must not block."""
         self._path = path
         self._watcher = watcher
+        self._commands = commands
         self._connect = connect
+        self._threads = ThreadGroup("control")
         self._listener: socket.socket | None = None
+        self._directory = -1  # kept open, so that others find this socket by our descriptors (`qanat.control.running`)
         self._inode: tuple[int, int] | None = None
         self._changed = threading.Condition()  # guards the next two
         self._all: set[_Conversation] = set()
         self._closed = False
 
     def start(self) -> bool:
-        """Listen; False when that cannot be, or another client of the same settings does."""
+        """Listen; False when that cannot be, or another process of the same settings does.  Does not block."""
         try:
-            with _locked(self._path.parent) as directory:
-                if _connected(self._path, directory) is not None:
+            with locked(self._path.parent) as directory:
+                other = connect_in(self._path, directory)
+                if other is not None:
+                    other.close()
+                    log.info("no control socket: another process has %s", self._path)
                     return False
                 self._listener = self._bind(directory)
+                self._directory = os.dup(directory)
             self._watcher.add(self._listener.fileno(), self._accept)
         except (NoThread, OSError) as error:
-            log.debug("no control socket: %s", error)
+            log.info("no control socket, so `status` cannot ask this process: %s", _why(error))
             self.close()
             return False
         return True
@@ -110,7 +107,7 @@ class ControlSocket:
         return listener
 
     def stop_listening(self) -> None:
-        """Let nobody come any more.  Idempotent."""
+        """Let nobody come any more.  Idempotent; does not block."""
         listener, self._listener = self._listener, None
         if listener is not None:
             self._watcher.remove(listener.fileno())
@@ -119,9 +116,12 @@ class ControlSocket:
                 found = os.lstat(self._path)
                 if (found.st_dev, found.st_ino) == self._inode:
                     os.unlink(self._path)
+        directory, self._directory = self._directory, -1
+        if directory >= 0:
+            os.close(directory)
 
     def close(self) -> None:
-        """Listen no more, and forget who was listened to.  Idempotent."""
+        """Listen no more, and forget who was listened to.  Idempotent; blocks a moment for commands that still run."""
         self.stop_listening()
         with self._changed:
             self._closed = True
@@ -129,6 +129,7 @@ class ControlSocket:
             self._changed.notify_all()
         for one in everyone:
             one.close()
+        self._threads.join(_JOIN_SECONDS)
 
     def wait_unused(self) -> None:
         """Block until nobody has a stream by way of this, or it is closed."""
@@ -143,7 +144,7 @@ class ControlSocket:
             sock, _ = listener.accept()
         except OSError:
             return  # gone again, or no descriptor: who asks is told by the end of it
-        conversation = _Conversation(sock, self._watcher, self._connect, self._forget)
+        conversation = _Conversation(sock, self._watcher, self._commands, self._threads, self._connect, self._forget)
         with self._changed:
             room = not self._closed and len(self._all) < MAX_CONNECTIONS
             if room:
@@ -163,17 +164,26 @@ class _Conversation:
     """One process that asks."""
 
     def __init__(
-        self, sock: socket.socket, watcher: Watcher, connect: Connect, on_over: Callable[[_Conversation], None]
+        self,
+        sock: socket.socket,
+        watcher: Watcher,
+        commands: Commands,
+        threads: ThreadGroup,
+        connect: Connect | None,
+        on_over: Callable[[_Conversation], None],
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._watcher = watcher
+        self._commands = commands
+        self._threads = threads
         self._connect = connect
         self._on_over = on_over
         self._buffer = b""
         self._given: list[int] = []  # descriptors that came along
         self._stream: SharedStream | None = None
-        self._lock = threading.Lock()  # guards the next, and the socket
+        self._lock = threading.Lock()  # guards the next two, and the socket
+        self._running = False  # a command's thread has the socket, and closes it
         self._over = False
 
     @property
@@ -193,6 +203,10 @@ class _Conversation:
         with self._lock:
             if self._over:
                 return
+            if self._running:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)  # which wakes whoever writes the answer
+                return
             self._over = True
             self._watcher.remove(self._sock.fileno())
             self._sock.close()
@@ -205,7 +219,7 @@ class _Conversation:
         """Read once.  By the watcher."""
         try:
             with self._lock:
-                if self._over:
+                if self._over or self._running:
                     return
                 data, given, _, _ = socket.recv_fds(self._sock, MAX_LINE, 1)
                 self._given += given
@@ -228,7 +242,7 @@ class _Conversation:
         self._buffer += data
         line, end, rest = self._buffer.partition(b"\n")
         if self._stream is not None or (not end and len(self._buffer) >= MAX_LINE):
-            self._refuse("there may be one line, of at most 4096 bytes")
+            self._refuse(f"there may be one line, of at most {MAX_LINE} bytes")
         elif end:
             self._buffer = rest
             self._act(line)
@@ -236,20 +250,51 @@ class _Conversation:
     def _act(self, line: bytes) -> None:
         try:
             asked = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict):
             self._refuse("that is no JSON object in a line")
         elif asked.get("version") != VERSION:
             self._refuse(f"only version {VERSION} is known here")
-        elif asked.get("command") != "connect":
-            self._refuse("that command is not known here")
-        elif len(self._given) != 1:
-            self._refuse("no socket came along")
+        elif asked.get("command") == "connect" and self._connect is not None:
+            if len(self._given) != 1:
+                self._refuse("no socket came along")
+            else:
+                self._open(self._connect, str(asked.get("to", "")))
         else:
-            self._open(str(asked.get("to", "")))
+            self._run(Request(str(asked.get("command", "")), asked))
 
-    def _open(self, text: str) -> None:
+    # --- a command ------------------------------------------------------------------------------
+
+    def _run(self, request: Request) -> None:
+        """Run a command in a thread of its own, which has the socket from now on."""
+        with self._lock:
+            if self._over:
+                return
+            self._running = True
+            self._watcher.remove(self._sock.fileno())
+        try:
+            self._threads.start("control", lambda: self._answer(request))
+        except NoThread as error:
+            with self._lock:
+                self._running = False
+            self._refuse(error.message)
+
+    def _answer(self, request: Request) -> None:
+        try:
+            answer = self._commands.run(request)
+            self._sock.settimeout(ANSWER_SECONDS)
+            self._sock.sendall(_line(answer))
+        except OSError as error:
+            log.debug("nobody has read the answer to a control command: %s", _why(error))
+        finally:
+            with self._lock:
+                self._running = False
+            self.close()
+
+    # --- a stream -------------------------------------------------------------------------------
+
+    def _open(self, connect: Connect, text: str) -> None:
         try:
             to = TcpAddress(*parse_target(text))
             sock = socket.socket(fileno=self._given.pop())
@@ -260,7 +305,7 @@ class _Conversation:
             self._refuse("what came along is no socket")
             return
         self._stream = SharedStream(sock, "stdio", self._tell)
-        self._connect(self._stream, to, f"stdio to {to}")
+        connect(self._stream, to, f"stdio to {to}")
 
     def _refuse(self, why: str) -> None:
         self._send({"ok": False, "error": why})
@@ -277,99 +322,14 @@ class _Conversation:
             self.close()
 
     def _send(self, answer: Mapping[str, Any]) -> None:
-        line = json.dumps({"version": VERSION, **answer}).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):
             if not self._over:
-                self._sock.send(line)  # short, and one of two: there is room
+                self._sock.send(_line(answer))  # short, and one of two: there is room
 
 
-class ControlConnection:
-    """What asks a running client for a stream.  One thread at a time; close it, by `with`."""
-
-    def __init__(self, control: socket.socket) -> None:
-        """Own `control`, which is connected."""
-        self._control = control
-        self._lines = control.makefile("rb")
-        self.sock, self._theirs = socket.socketpair()
-        """Our end of what leads to the target."""
-
-    @classmethod
-    def open(cls, path: Path) -> Self | None:
-        """Connect to the client whose control socket this is; None when there is none.  Does not block."""
-        try:
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            return None
-        try:
-            control = _connected(path, directory)
-        finally:
-            os.close(directory)
-        return None if control is None else cls(control)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for sock in (self._lines, self._control, self.sock, self._theirs):
-            sock.close()
-
-    def connect(self, to: TcpAddress) -> bool:
-        """Ask for a stream to `to`; False when the client is gone already.  `words` has what becomes of it."""
-        asked = json.dumps({"version": VERSION, "command": "connect", "to": str(to)}).encode() + b"\n"
-        try:
-            socket.send_fds(self._control, [asked], [self._theirs.fileno()])
-        except OSError:
-            return False
-        self._theirs.close()
-        return True
-
-    def words(self) -> Iterator[Word]:
-        """Yield what becomes of the stream, the last word included, unless the client ends before that.  Blocks."""
-        while line := self._lines.readline(MAX_LINE):
-            word = _read_word(line)
-            yield word
-            if not isinstance(word, Reached):
-                return
+def _line(answer: Mapping[str, Any]) -> bytes:
+    return json.dumps({"version": VERSION, **answer}, separators=(",", ":")).encode() + b"\n"
 
 
-def _read_word(line: bytes) -> Word:
-    try:
-        answer = json.loads(line)
-        reason, error = answer.get("reason"), str(answer.get("error", ""))
-        if answer.get("event") == "ended":
-            return Ended(reason, error)
-        if answer["ok"]:
-            return Reached(str(answer.get("address", "")))
-    except (ValueError, AttributeError, KeyError):
-        return Failed(0, "the running client answers in words that are not known here: it may be of another version")
-    return Failed(reason if isinstance(reason, int) else 0, error or reason_name(0))
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[int]:
-    """Hold a lock among those who put sockets into `directory`; yields its descriptor.  Blocks for a moment."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # where there are no locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _connected(path: Path, directory: int) -> socket.socket | None:
-    """Return a socket that is connected to `path`, in the open `directory`; None when nobody listens there."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path.name, dir_fd=directory, follow_symlinks=False).st_mode):
-            return None
-    except OSError:
-        return None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-    except OSError as error:
-        log.debug("no control socket at %s: %s", path, describe_os_error(error))
-        sock.close()
-        return None
-    return sock
+def _why(error: NoThread | OSError) -> str:
+    return describe_os_error(error) if isinstance(error, OSError) else str(error)

@@ -1,6 +1,6 @@
 """A stream that somebody beside the client's forwards has asked for, and what he is told of it.
 
-He has one end of a pair of sockets, the stream gets the other.  `qanat.client.control` tells it to another process,
+He has one end of a pair of sockets, the stream gets the other.  `qanat.control.listener` tells it to another process,
 `qanat.client.stdio` to this one.
 """
 

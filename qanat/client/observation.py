@@ -1,0 +1,83 @@
+"""A client's snapshot, made from its parts (`qanat.monitor.snapshot`)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from qanat.base.version import __version__
+from qanat.client.local_forwards import LocalForwards
+from qanat.client.server_connection import ServerConnection
+from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
+from qanat.monitor.sessions import snapshot_of_session
+from qanat.monitor.snapshot import ClientSnapshot, ConnectionSnapshot, Failure, ForwardSnapshot, SessionSnapshot, Totals
+from qanat.session.places import Tally
+
+
+class ClientObservation:
+    """Looks at one client.  Safe to use from any thread; nothing that carries bytes waits for it."""
+
+    def __init__(self, name: str, servers: Sequence[ServerConnection], local: LocalForwards) -> None:
+        self.config: Path | None = None
+        """The configuration file, where there is one."""
+        self._name = name
+        self._servers = servers
+        self._local = local
+        self._looking = threading.Lock()  # rates are those between two looks
+
+    def snapshot(self, troubles: tuple[str, ...] = ()) -> ClientSnapshot:
+        """Return how the client is now.  Blocks only while another thread does the same."""
+        with self._looking:
+            servers = [(server, server.session) for server in self._servers]
+            shown = {id(session): snapshot_of_session(session) for _, session in servers if session is not None}
+            total, begun = Tally(), 0
+            for server in self._servers:
+                total.add(server.tally())
+                begun += server.sessions_begun
+        forwards = [_local(self._name, *each) for each in self._local.states]
+        for _, session in servers:
+            if session is not None:
+                forwards += (
+                    ForwardSnapshot("remote", place, to, self._name, state, failure)
+                    for place, to, state, failure in session.forward_states
+                )
+        return ClientSnapshot(
+            name=self._name,
+            agent=f"qanat {__version__}",
+            pid=os.getpid(),
+            started_at=STARTED_AT,
+            taken_at=time.time(),
+            config=None if self.config is None else str(self.config),
+            servers=tuple(
+                _connection(server, None if session is None else shown[id(session)]) for server, session in servers
+            ),
+            sessions=tuple(shown.values()),
+            forwards=tuple(forwards),
+            totals=Totals(begun, total.streams, total.received, total.sent, total.recoveries, total.replayed),
+            threads=count_threads(),
+            memory_bytes=resident_bytes(),
+            troubles=troubles,
+        )
+
+
+def _local(client: str, kind: str, listen: str, to: str, failure: str) -> ForwardSnapshot:
+    return ForwardSnapshot(kind, listen, to, client, "failed" if failure else "listening", failure)
+
+
+def _connection(server: ServerConnection, session: SessionSnapshot | None) -> ConnectionSnapshot:
+    state, since = server.state
+    failure, again = server.news.failure, server.news.next_try_at
+    lost = None if session is None else session.last_failure
+    latest = max((each for each in (failure, lost) if each is not None), key=lambda each: each.at, default=None)
+    return ConnectionSnapshot(
+        url=server.url,
+        state=state,
+        transport="" if session is None else session.transport,
+        since=since,
+        last_failure=None if latest is None else Failure(latest.at, latest.text),
+        next_try_at=None if state == "connected" else again,
+        proxy=session.via if session is not None and session.via else server.connector.proxy_text,
+    )

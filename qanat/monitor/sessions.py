@@ -1,0 +1,127 @@
+"""A session's snapshot, at either end: `snapshot_of_session`.
+
+Each lane's lock is held for microseconds, once for its figures and once for the list of its streams; the streams are
+read without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from qanat.base.endpoint_addresses import UdpAddress, UnixAddress
+from qanat.base.errors import ProtocolError
+from qanat.monitor.rates import rates_of
+from qanat.monitor.snapshot import Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot
+from qanat.mux.figures import LaneFigures
+from qanat.mux.stream import Stream
+from qanat.session.messages import Connect, Measure, Through, decode_request
+from qanat.session.session import Session
+
+
+def public_id(session_id: bytes) -> str:
+    """Return what people call a session: the same at both ends, and of no use to anybody who would resume it."""
+    return hashlib.blake2s(session_id, digest_size=4, person=b"qanat id").hexdigest()
+
+
+def snapshot_of_session(session: Session, *, with_streams: bool = True) -> SessionSnapshot:
+    """Return how a session is now.  Does not block.  Of several threads one at a time may ask for the streams."""
+    clock, wall = time.monotonic(), time.time()
+    found = [(number, lane, lane.figures()) for number, lane in sorted(session.lanes.items())]
+    lanes = tuple(_lane(session, number, figures, wall - clock) for number, _, figures in found)
+    streams: list[StreamSnapshot] = []
+    if with_streams:
+        for number, lane, _ in found:
+            prefix = f"{session.name}/{number}/"
+            streams += (_stream(prefix, stream, clock, wall) for stream in lane.streams)
+    carrying = [lane for lane in lanes if lane.connected]
+    shown = (carrying or lanes)[:1]
+    lost_at = max((figures.changed_at for _, _, figures in found), default=clock)
+    tally, failure = session.tally(), session.last_failure
+    recoveries = [figures.last_recovery for _, _, figures in found if figures.last_recovery is not None]
+    return SessionSnapshot(
+        id=public_id(session.id),
+        name=session.name,
+        since=session.since,
+        state="connected" if carrying else "waiting",
+        waits_until=None if carrying else wall + lost_at - clock + session.resume_for,
+        transport=shown[0].transport if shown else "",
+        address=shown[0].address if shown else "",
+        via=shown[0].via if shown else "",
+        agent=session.agent,
+        round_trip_s=min((each.round_trip_s for each in carrying if each.round_trip_s is not None), default=None),
+        lanes=lanes,
+        streams=tuple(streams),
+        bytes_received=tally.received,
+        bytes_sent=tally.sent,
+        queued_bytes=sum(lane.queued_bytes for lane in lanes),
+        recoveries=tally.recoveries,
+        last_recovery_s=max(recoveries, default=None),
+        replayed_bytes=tally.replayed,
+        last_failure=None if failure is None else Failure(failure.at, failure.text),
+        measures=session.measures,
+    )
+
+
+def _lane(session: Session, number: int, figures: LaneFigures, offset: float) -> LaneSnapshot:
+    place = session.place_of(number)
+    return LaneSnapshot(
+        index=number,
+        connected=figures.attached,
+        transport="" if place is None else place.transport,
+        address="" if place is None else place.address,
+        via="" if place is None else place.via,
+        since=figures.changed_at + offset,
+        round_trip_s=figures.round_trip or None,
+        queued_bytes=figures.queued,
+        outbox_bytes=figures.outbox,
+        outbox_limit=figures.outbox_limit,
+        epochs=figures.pipes,
+        recoveries=figures.recoveries,
+        replayed_bytes=figures.replayed,
+    )
+
+
+def _stream(prefix: str, stream: Stream, clock: float, wall: float) -> StreamSnapshot:
+    figures = stream.figures()
+    kind, origin, to = _ends_of(stream)
+    received, sent = rates_of(stream, figures, clock)
+    age = max(0.0, clock - figures.opened_at)
+    return StreamSnapshot(
+        id=f"{prefix}{stream.id}",
+        kind=kind,
+        forward=stream.forward,
+        from_=origin,
+        to=to,
+        since=wall - age,
+        age_s=age,
+        bytes_received=figures.received,
+        bytes_sent=figures.sent,
+        rate_received=received,
+        rate_sent=sent,
+        queued_bytes=figures.queued,
+    )
+
+
+def _ends_of(stream: Stream) -> tuple[str, str, str]:
+    """Return its kind, who connected, and where it leads."""
+    ends = stream.ends
+    if ends is None:
+        ends = stream.ends = _read_ends(stream.request)
+    kind, origin, to = ends
+    return stream.kind or kind, origin, to or stream.accepted or ""
+
+
+def _read_ends(content: bytes) -> tuple[str, str, str]:
+    try:
+        request = decode_request(content)
+    except ProtocolError:
+        return "tcp", "", ""
+    if isinstance(request, Measure):
+        return "measure", "", request.what.name.lower()
+    to = request.to
+    kind = "udp" if isinstance(to, UdpAddress) else "unix" if isinstance(to, UnixAddress) else "tcp"
+    if isinstance(request, Through) and to is not None and kind == "tcp":
+        kind = "dynamic"
+    assert isinstance(request, Connect | Through)
+    return kind, request.origin, "" if to is None else str(to)

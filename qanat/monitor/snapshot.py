@@ -1,0 +1,247 @@
+"""What a running client or server looks like at one moment: frozen values, and their JSON (docs/CONTROL.md).
+
+`Server.snapshot` and `Client.snapshot` make them; `tunnel.py status`, the metrics and the page show them, and nobody
+else asks a lane or a session how it is.  Times `since`, `…_at` and `…_until` are seconds of Unix time, ages and round
+trips are seconds, sizes are bytes, rates are bytes a second.  "Received" is what came from the other end of the tunnel,
+"sent" what went there.
+
+A field is added, never renamed or given another sense while `version` stays 1.  Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong last, and when."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSnapshot:
+    """One forwarded connection, or one flow of datagrams."""
+
+    id: str
+    """NAME/LANE/NUMBER, which `kick` takes."""
+    kind: str
+    """tcp, udp, unix, dynamic, stdio or measure."""
+    forward: str
+    """The forward that it came to, where this end knows that; else empty."""
+    from_: str
+    """Who connected."""
+    to: str
+    """Where it leads, as far as this end knows."""
+    since: float
+    age_s: float
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    rate_received: float = 0.0
+    rate_sent: float = 0.0
+    queued_bytes: int = 0
+    """What waits here: for the wire, and for the application."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSnapshot:
+    """One lane of a session, and the pipe that carries it."""
+
+    index: int
+    connected: bool
+    transport: str
+    """That of its pipe, or of the last one it had."""
+    address: str
+    """The other end: a client's address at a server, the URL at a client."""
+    via: str
+    """The proxy on the way: the one that a server was reached from, the one that a client dials through; else empty."""
+    since: float
+    """When its pipe began, or when it lost the last one."""
+    round_trip_s: float | None
+    queued_bytes: int
+    """Payload of its streams that no record has yet."""
+    outbox_bytes: int
+    """What the retransmit buffer holds, and its limit: at the limit streams wait for an ACK."""
+    outbox_limit: int
+    epochs: int
+    """How many pipes it has had."""
+    recoveries: int = 0
+    replayed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSnapshot:
+    """One session: at a server one client's, at a client the one with a server."""
+
+    id: str
+    """Short, public and the same at both ends; it proves nothing."""
+    name: str
+    since: float
+    state: str
+    """connected, or waiting for its client (or for a connection to the server)."""
+    waits_until: float | None
+    """When a session that waits is given up."""
+    transport: str
+    address: str
+    via: str
+    agent: str
+    """What the other end calls itself."""
+    round_trip_s: float | None
+    lanes: tuple[LaneSnapshot, ...] = ()
+    streams: tuple[StreamSnapshot, ...] = ()
+    bytes_received: int = 0
+    """Payload since the session began, that of streams that are over included."""
+    bytes_sent: int = 0
+    queued_bytes: int = 0
+    recoveries: int = 0
+    last_recovery_s: float | None = None
+    """How long the last recovery took."""
+    replayed_bytes: int = 0
+    last_failure: Failure | None = None
+    measures: bool = False
+    """Whether it is for measuring alone (`bench`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSnapshot:
+    """One forward: a local or dynamic one of a client, or what a server listens on for one of its clients."""
+
+    kind: str
+    """local, remote or dynamic."""
+    listen: str
+    to: str
+    client: str
+    """The client whose forward it is."""
+    state: str
+    """listening, waiting (for a session, or for the server's answer) or failed."""
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakesSnapshot:
+    """What strangers cost a server now, beside the limits of that."""
+
+    running: int
+    limit: int
+    queued: int
+    """Places that were promised in an answer 503."""
+    unfinished: int
+    """Connections that are not pipes yet."""
+    connections_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Since this process began, sessions that are over included."""
+
+    sessions: int = 0
+    streams: int = 0
+    """Those of live sessions and of ended ones."""
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    recoveries: int = 0
+    replayed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSnapshot:
+    """What a client does about one of its servers."""
+
+    url: str
+    state: str
+    """connected, reconnecting, connecting, waiting, refused, or standby while another server serves."""
+    transport: str
+    since: float
+    """Since when it is in that state."""
+    last_failure: Failure | None
+    next_try_at: float | None
+    proxy: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSnapshot:
+    """A server."""
+
+    node: str
+    agent: str
+    pid: int
+    started_at: float
+    taken_at: float
+    config: str | None
+    """The configuration file's path, absolute."""
+    fingerprint: str
+    listening: tuple[str, ...]
+    sessions: tuple[SessionSnapshot, ...]
+    forwards: tuple[ForwardSnapshot, ...]
+    handshakes: HandshakesSnapshot
+    totals: Totals
+    threads: int
+    memory_bytes: int | None
+    """The resident set; None where the system does not say."""
+    troubles: tuple[str, ...] = ()
+    """What does not move though it should; empty while all lanes do."""
+    version: int = VERSION
+    role: str = "server"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as what `json.dumps` takes."""
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSnapshot:
+    """A client."""
+
+    name: str
+    agent: str
+    pid: int
+    started_at: float
+    taken_at: float
+    config: str | None
+    """As for a server; None for a client that was started with a URL."""
+    servers: tuple[ConnectionSnapshot, ...]
+    sessions: tuple[SessionSnapshot, ...]
+    forwards: tuple[ForwardSnapshot, ...]
+    totals: Totals
+    threads: int
+    memory_bytes: int | None
+    troubles: tuple[str, ...] = ()
+    version: int = VERSION
+    role: str = "client"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as what `json.dumps` takes."""
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
+Snapshot = ServerSnapshot | ClientSnapshot
+
+
+def streams_of(snapshot: Snapshot) -> Iterator[StreamSnapshot]:
+    """Yield every stream of every session."""
+    for session in snapshot.sessions:
+        yield from session.streams
+
+
+@cache
+def _keys(kind: type) -> tuple[tuple[str, str], ...]:
+    return tuple((each.name, each.name.rstrip("_")) for each in fields(kind))
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as dictionaries and lists; a tenth of what `dataclasses.asdict` costs, which copies each leaf."""
+    kind = type(value)
+    if kind is tuple:
+        return [_plain(each) for each in value]
+    if is_dataclass(kind):
+        return {key: _plain(getattr(value, name)) for name, key in _keys(kind)}
+    return value

@@ -1,0 +1,99 @@
+"""A server's snapshot, made from its parts (`qanat.monitor.snapshot`)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from weakref import WeakSet
+
+from qanat.base.sockets import format_address
+from qanat.base.version import __version__
+from qanat.config.settings import ServerSettings
+from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
+from qanat.monitor.sessions import snapshot_of_session
+from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, ServerSnapshot, Totals
+from qanat.server.admission.admission import Admission
+from qanat.server.front_door.front_door import FrontDoor
+from qanat.server.session import ServerSession
+from qanat.server.sessions import Registry
+from qanat.session.places import Tally
+
+
+class ServerObservation:
+    """Looks at one server.  Safe to use from any thread; nothing that carries bytes waits for it."""
+
+    def __init__(self, node: str, fingerprint: str, registry: Registry, front_door: FrontDoor) -> None:
+        self.config: Path | None = None
+        """The configuration file, where there is one."""
+        self._node = node
+        self._fingerprint = fingerprint
+        self._registry = registry
+        self._front_door = front_door
+        self._looking = threading.Lock()  # rates are those between two looks
+        self._counting = threading.Lock()  # guards the next two
+        self._past = Tally()  # of sessions that are over
+        self._begun = 0
+        self._over: WeakSet[ServerSession] = WeakSet()  # which are counted in `_past`
+
+    def begun(self) -> None:
+        """Count a session that has begun."""
+        with self._counting:
+            self._begun += 1
+
+    def ended(self, session: ServerSession) -> None:
+        """Count in what a session has carried that is over now."""
+        tally = session.tally()
+        with self._counting:
+            self._past.add(tally)
+            self._over.add(session)
+
+    def snapshot(self, settings: ServerSettings, troubles: tuple[str, ...] = ()) -> ServerSnapshot:
+        """Return how the server is now.  Blocks only while another thread does the same."""
+        with self._looking:
+            live = self._registry.sessions
+            sessions = tuple(snapshot_of_session(session) for session in live)
+            totals = self._totals(live)
+        listening = tuple(map(format_address, self._front_door.addresses))
+        forwards = tuple(
+            ForwardSnapshot("remote", place, "", session.name, "listening")
+            for session in live
+            for _, place in session.listening
+        )
+        return ServerSnapshot(
+            node=self._node,
+            agent=f"qanat {__version__}",
+            pid=os.getpid(),
+            started_at=STARTED_AT,
+            taken_at=time.time(),
+            config=None if self.config is None else str(self.config),
+            fingerprint=self._fingerprint,
+            listening=listening,
+            sessions=sessions,
+            forwards=forwards,
+            handshakes=_handshakes(self._front_door.admission, settings),
+            totals=totals,
+            threads=count_threads(),
+            memory_bytes=resident_bytes(),
+            troubles=troubles,
+        )
+
+    def _totals(self, live: list[ServerSession]) -> Totals:
+        with self._counting:
+            total, begun = Tally(), self._begun
+            total.add(self._past)
+            live = [session for session in live if session not in self._over]
+        for session in live:
+            total.add(session.tally())
+        return Totals(begun, total.streams, total.received, total.sent, total.recoveries, total.replayed)
+
+
+def _handshakes(admission: Admission, settings: ServerSettings) -> HandshakesSnapshot:
+    return HandshakesSnapshot(
+        running=admission.handshakes,
+        limit=settings.limits.handshakes,
+        queued=admission.queued,
+        unfinished=len(admission.unfinished),
+        connections_limit=settings.limits.connections,
+    )
