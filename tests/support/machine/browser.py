@@ -1,14 +1,20 @@
-"""A real browser without a screen: Debian's chromium, on a page that says how all it does went."""
+"""A real browser without a screen: Debian's chromium, on a page that says how all it does went, or driven by a test."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support.harness import SECONDS
 from tests.support.machine.programs import require_program
 from tests.support.web_service import RESOURCES, UPLOADED, resource
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SAID = [
     f"resources {RESOURCES} {sum(len(resource(n)) for n in range(RESOURCES))}",
@@ -42,3 +48,17 @@ def browse(directory: Path, name: str, port: int) -> list[str]:
     )
     found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
     return found[1].split("\n")[:-1] if found is not None else [done.stdout + done.stderr]
+
+
+@contextlib.contextmanager
+def driven_browser() -> Iterator[Browser]:
+    """A browser that the test drives by playwright, for the length of a `with` block.  Give it a module's fixture."""
+    from playwright.sync_api import sync_playwright  # only here: it takes a while to load
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(require_program("chromium")), args=options)
+        try:
+            yield browser
+        finally:
+            browser.close()
