@@ -46,8 +46,7 @@ from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
-from qanat.monitor.listener import MonitorListener
-from qanat.monitor.monitor import open_monitor
+from qanat.monitor.monitor import Monitor, Source, open_monitor
 from qanat.monitor.snapshot import ClientSnapshot
 from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
@@ -105,7 +104,7 @@ class Client:
         """What other processes can ask of this one."""
         path = control_path(settings)
         self._control = None if path is None else ControlSocket(path, self._watcher, self.commands, self.connect)
-        self.monitor: MonitorListener | None = None
+        self.monitor: Monitor | None = None
         """Where others can see what this does; None where the settings have none, and before `start`."""
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
@@ -139,7 +138,7 @@ class Client:
         EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
         have sets `failure` later.
         """
-        self.monitor = open_monitor(self.settings.monitor, self._watcher)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher, Source(self.snapshot))
         try:
             self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
             if self.monitor is not None:

@@ -353,7 +353,7 @@ class MonitorSettings:
             )
 
 
-_MONITOR_DOC = "What others can see of this end, over HTTP: metrics for Prometheus."
+_MONITOR_DOC = "What others can see of this end, over HTTP: a live page, and metrics for Prometheus."
 _PID_FILE = Flag("--pid-file", metavar="FILE", help="holds the process number while it runs", beside_file=True)
 
 

@@ -59,6 +59,7 @@ def snapshot_of_session(session: Session, *, with_streams: bool = True) -> Sessi
         last_recovery_s=max(recoveries, default=None),
         replayed_bytes=tally.replayed,
         last_failure=None if failure is None else Failure(failure.at, failure.text),
+        streams_opened=tally.streams,
         measures=session.measures,
     )
 
@@ -79,6 +80,7 @@ def _lane(session: Session, number: int, figures: LaneFigures, offset: float) ->
         epochs=figures.pipes,
         recoveries=figures.recoveries,
         replayed_bytes=figures.replayed,
+        ping_waits_s=figures.ping_waits if figures.attached else None,
     )
 
 
@@ -100,6 +102,8 @@ def _stream(prefix: str, stream: Stream, clock: float, wall: float) -> StreamSna
         rate_received=received,
         rate_sent=sent,
         queued_bytes=figures.queued,
+        inbox_bytes=figures.inbox,
+        peer_takes_no_more=figures.peer_takes_no_more,
     )
 
 

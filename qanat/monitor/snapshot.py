@@ -48,6 +48,10 @@ class StreamSnapshot:
     rate_sent: float = 0.0
     queued_bytes: int = 0
     """What waits here: for the wire, and for the application."""
+    inbox_bytes: int = 0
+    """The part of it that has come and waits for the application."""
+    peer_takes_no_more: bool = False
+    """Whether the other end has taken so little that nothing more may be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class LaneSnapshot:
     """How many pipes it has had."""
     recoveries: int = 0
     replayed_bytes: int = 0
+    ping_waits_s: float | None = None
+    """For how long the last PING has had no answer; None once it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,8 @@ class SessionSnapshot:
     """How long the last recovery took."""
     replayed_bytes: int = 0
     last_failure: Failure | None = None
+    streams_opened: int = 0
+    """How many there have been."""
     measures: bool = False
     """Whether it is for measuring alone (`bench`)."""
 

@@ -16,6 +16,10 @@ class StreamFigures(NamedTuple):
     sent: int
     queued: int
     """What waits for the wire, and what has come and was not handed on yet."""
+    inbox: int
+    """The latter."""
+    peer_takes_no_more: bool
+    """Whether all credit is used up."""
 
 
 class LaneFigures(NamedTuple):
@@ -40,3 +44,5 @@ class LaneFigures(NamedTuple):
     last_recovery: float | None
     """Seconds that it was without a pipe before the last of these; None while there was none."""
     replayed: int
+    ping_waits: float | None
+    """Seconds that the last PING has had no answer; None once it has one."""

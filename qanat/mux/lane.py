@@ -354,6 +354,7 @@ class Lane:
                 self._recoveries,
                 self._last_recovery,
                 sender.replayed_bytes,
+                core.pending.ping_waits(self.clock()),
             )
 
     @property

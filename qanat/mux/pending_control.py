@@ -110,6 +110,10 @@ class PendingControl:
         self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
         return sample
 
+    def ping_waits(self, now: float) -> float | None:
+        """Return for how many seconds the last PING has had no answer; None once it has one."""
+        return None if self._ping_sent is None else now - self._ping_sent[1]
+
     def ping_now(self, now: float) -> int:
         """Have a PING sent with the next record, whatever the interval says; return its value."""
         self._ping_due = now

@@ -147,6 +147,8 @@ class Stream:
             window.received + state.datagram_bytes_received,
             state.sent + state.datagram_bytes_sent,
             state.queued_bytes + inbox,
+            inbox,
+            state.promised >= state.send_limit and not state.fin_due and state.phase is not StreamPhase.CLOSED,
         )
 
     # --- towards the peer -----------------------------------------------------------------------

@@ -34,8 +34,7 @@ from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
-from qanat.monitor.listener import MonitorListener
-from qanat.monitor.monitor import open_monitor
+from qanat.monitor.monitor import Monitor, Source, open_monitor
 from qanat.monitor.snapshot import ServerSnapshot
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
@@ -122,7 +121,7 @@ class Server:
             events=self.events,
         )
         """Where connections come in; it knows how near each limit was."""
-        self.monitor: MonitorListener | None = None
+        self.monitor: Monitor | None = None
         """Where others can see what this does; None where the settings have none, and before `start`."""
         self.observation = ServerObservation(self.node, self.identity.fingerprint, self.registry, self.front_door)
         self.commands = Commands()
@@ -160,7 +159,7 @@ class Server:
 
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
-        self.monitor = open_monitor(self.settings.monitor, self._watcher)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher, Source(self.snapshot))
         try:
             self.front_door.start()
             if self.monitor is not None:

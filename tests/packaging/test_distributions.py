@@ -25,6 +25,8 @@ NONSENSE = ("base", "service", "mux", "transports", "handshake")
 
 pytestmark = pytest.mark.slow
 
+ASSETS = ROOT / "qanat" / "monitor" / "page" / "assets"
+
 
 def run(command: list[object], directory: Path, **environment: object) -> str:
     """What `command` prints, after it ended well; its environment is nothing but `environment` and a path."""
@@ -136,6 +138,7 @@ def test_the_wheel_holds_the_package_alone(built: Built) -> None:
     assert modules == {path for path in python if "/share/" not in path}
     others = {name for name in built.names() - modules if name.startswith("qanat/")}
     files = {f"qanat/share/deploy/{path.name}" for path in (ROOT / "deploy").iterdir() if path.is_file()}
+    files |= {f"qanat/monitor/page/assets/{path.name}" for path in ASSETS.iterdir()}
     assert others == {"qanat/py.typed", "qanat/share/config.example.yaml", "qanat/share/config.schema.json", *files}
 
 

@@ -225,7 +225,7 @@ class Page:
             full = self._closed or len(self._watchers) >= WATCHERS
         if full:
             return failure(503, f"{WATCHERS} pages are open already; close one of them.")
-        return Response(content_type="text/event-stream", stream=self._watch)
+        return Response(content_type="text/event-stream", headers={"X-Accel-Buffering": "no"}, stream=self._watch)
 
     def _watch(self, watcher: EventStream) -> None:
         """Tell `watcher` how things are, and then what is new."""

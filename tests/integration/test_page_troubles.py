@@ -1,0 +1,252 @@
+"""Whoever sees only the page names what is wrong: five real troubles at once, of five clients of one server.
+
+`QANAT_PAGE_PICTURES=DIRECTORY` keeps what the browser has seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from qanat.handshake.tokens import generate_token
+from tests.support.harness import SECONDS, Program, Relay, Tunnel, qanat
+from tests.support.machine.browser import driven_browser
+from tests.support.machine.ports import unused_port
+from tests.support.troubles.catalog import RELAYS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page as Tab
+
+PATIENCE = 120.0
+"""Seconds: the two minutes in which whoever looks at the page must know."""
+CUT_EVERY = 5.0
+OUTBOX = 1 << 20
+CLIENTS = ("slow", "held", "full", "cut", "flood", "well")
+
+
+class Troubles:
+    """A server with a page, and a client for each trouble, besides one that is well."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self._directory = directory
+        self._stack = stack
+        self._over = threading.Event()
+        stack.callback(self._over.set)
+        self._ports = {name: unused_port() for name in CLIENTS}
+        self._page_port = unused_port()
+        self.url = f"http://127.0.0.1:{self._page_port}/"
+        self._tokens = {name: generate_token() for name in CLIENTS}
+        for name, token in self._tokens.items():
+            path = directory / f"{name}.token"
+            path.touch(mode=0o600)
+            path.write_text(token + "\n")
+        accounts = [{"name": name, "token_file": f"{name}.token", "allow_connect": ["127.0.0.1:*"]} for name in CLIENTS]
+        self._tunnel = stack.enter_context(
+            Tunnel(
+                directory,
+                server={
+                    "clients": accounts,
+                    "monitor": {"listen": f"127.0.0.1:{self._page_port}"},
+                    "flow": {"outbox": OUTBOX},
+                },
+            )
+        )
+        self._tunnel.start_server()
+
+    def client(self, name: str, target: int, *, url: str | None = None, **settings: Any) -> Program:
+        """Start the client `name`, whose forward leads to `target`; returns when it is connected."""
+        config = {
+            "name": name,
+            "url": url or self._tunnel.client_settings["url"],
+            "token_file": f"{name}.token",
+            "server_fingerprint": self._tunnel.fingerprint,
+            "reconnect": {"min": 0.2, "max": 1},
+            "state_dir": f"state-{name}",
+            "forwards": [{"local": f"127.0.0.1:{self._ports[name]}", "target": f"127.0.0.1:{target}"}],
+            **settings,
+        }
+        (self._directory / f"state-{name}").mkdir()
+        file = self._directory / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({"client": config}))
+        program = qanat("client", "-c", file)
+        self._stack.callback(program.close)
+        program.wait_for("connected to", seconds=2 * SECONDS)
+        return program
+
+    def connect(self, name: str) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self._ports[name]), timeout=SECONDS)
+
+    def keep(self, what: str, often: Callable[[], object], pause: float) -> None:
+        """Do it again and again, in a thread, until the end."""
+
+        def loop() -> None:
+            while not self._over.wait(pause):
+                with contextlib.suppress(OSError):
+                    often()
+
+        thread = threading.Thread(target=loop, name=f"shared-{what}", daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(self._over.set)
+
+    def relay(self) -> Relay:
+        return self._stack.enter_context(Relay(self._tunnel.port))
+
+    def listener(self, serve: Callable[[socket.socket], object]) -> int:
+        """A target whose connections `serve` has, each in a thread; its port."""
+        listening = self._stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
+        kept: list[socket.socket] = []
+
+        def loop() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    kept.append(connection)
+                    threading.Thread(
+                        target=lambda: _quietly(serve, connection), name="shared-target", daemon=True
+                    ).start()
+
+        threading.Thread(target=loop, name="shared-target", daemon=True).start()
+        self._stack.callback(lambda: [each.close() for each in kept])
+        self._stack.callback(lambda: listening.shutdown(socket.SHUT_RDWR))
+        return int(listening.getsockname()[1])
+
+    # --- the five -------------------------------------------------------------------------------------
+
+    def slow(self) -> str:
+        """A target that reads nothing; its name."""
+        target = self.listener(lambda connection: self._over.wait())
+        self.client("slow", target)
+        sock = self._stack.enter_context(self.connect("slow"))
+        sock.settimeout(0.2)
+        self.keep("slow", lambda: sock.send(bytes(65536)), 0.1)
+        return f"127.0.0.1:{target}"
+
+    def held(self, directory: Path) -> None:
+        """A proxy that holds back requests and answers."""
+        trouble = next(each for each in RELAYS if each.name == "both-held")
+        path = self._stack.enter_context(trouble.start(self._tunnel.port, directory / "held"))
+        self.client("held", 1, url=path.url.replace("localhost", "127.0.0.1"))
+
+    def full(self) -> None:
+        """A path on which nothing gets through any more, while a target sends."""
+        relay = self.relay()
+        target = self.listener(_send_for_ever)
+        self.client("full", target, url=f"ws://127.0.0.1:{relay.port}/tunnel", transport="websocket")
+        sock = self._stack.enter_context(self.connect("full"))
+        assert sock.recv(1)
+        relay.refusing = True
+        relay.fall_silent()
+
+    def cut(self) -> None:
+        """A path that is cut every five seconds."""
+        relay = self.relay()
+        self.client("cut", 1, url=f"ws://127.0.0.1:{relay.port}/tunnel", transport="websocket")
+        self.keep("cut", relay.cut, CUT_EVERY)
+
+    def flood(self) -> None:
+        """A client that opens one stream after another."""
+        target = self.listener(lambda connection: connection.close())
+        self.client("flood", target, transport="websocket")
+
+        def often() -> None:
+            with self.connect("flood") as sock:
+                sock.recv(1)
+
+        self.keep("flood", often, 0.01)
+
+    def well(self) -> None:
+        """Nothing is wrong with this one."""
+        target = self.listener(_echo)
+        self.client("well", target, transport="websocket")
+        sock = self._stack.enter_context(self.connect("well"))
+
+        def often() -> None:
+            sock.sendall(b"ping")
+            assert sock.recv(4)
+
+        self.keep("well", often, 0.5)
+
+
+def _quietly(serve: Callable[[socket.socket], object], connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        serve(connection)
+
+
+def _send_for_ever(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(bytes(65536))
+
+
+def _echo(connection: socket.socket) -> None:
+    while data := connection.recv(4096):
+        connection.sendall(data)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tab, str]]:
+    """The page, and the name of the slow target."""
+    directory = tmp_path_factory.mktemp("page")
+    with driven_browser() as browser, ExitStack() as stack:
+        troubles = Troubles(directory, stack)
+        troubles.cut()
+        troubles.well()
+        slow = troubles.slow()
+        troubles.flood()
+        troubles.held(directory)
+        troubles.full()
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(troubles.url)
+        yield page, slow
+        pictures = os.environ.get("QANAT_PAGE_PICTURES")
+        if pictures:
+            page.screenshot(path=f"{pictures}/troubles.png", full_page=True)
+            (Path(pictures) / "troubles.txt").write_text(page.inner_text("body"))
+        page.close()
+
+
+def found(page: Tab, *words: str) -> str:
+    """Block until a finding holds all `words`; its text."""
+    selector = "#finding-list .finding" + "".join(f":has-text({yaml.safe_dump(word).strip()!r})" for word in words)
+    selector = "#finding-list .finding" + "".join(f':has-text("{word}")' for word in words)
+    page.wait_for_selector(selector)
+    return str(page.inner_text(selector))
+
+
+@pytest.mark.slow
+def test_a_slow_target_is_named(seen: tuple[Tab, str]) -> None:
+    page, slow = seen
+    assert "slow/0/" in found(page, "Slow target", slow)
+
+
+def test_a_proxy_that_holds_back_is_named(seen: tuple[Tab, str]) -> None:
+    found(seen[0], "held", "holds back")
+
+
+def test_a_full_outbox_is_named(seen: tuple[Tab, str]) -> None:
+    found(seen[0], "Full outbox", "full (lane 0)")
+
+
+def test_a_cut_every_five_seconds_is_named(seen: tuple[Tab, str]) -> None:
+    assert "cut is cut again and again" in found(seen[0], "cut is cut again", "every 5 s")
+
+
+def test_a_client_that_floods_is_named(seen: tuple[Tab, str]) -> None:
+    found(seen[0], "flood floods", "new streams a second")
+
+
+def test_nobody_who_is_well_is_accused(seen: tuple[Tab, str]) -> None:
+    page, _ = seen
+    found(page, "cut is cut")
+    titles = page.locator("#finding-list .finding strong").all_inner_texts()
+    assert not [title for title in titles if "well" in title.split()]
