@@ -2,6 +2,10 @@
 # make test          every test                    ARGS="tests/mux -x" goes to pytest
 # make lint          ruff (rules, docstrings, layout) and mypy --strict
 # make pyz           tunnel.pyz, one file for this Python and platform
+# make wheel         dist/qanat-*.whl, for pipx and uv
+# make deb           dist/qanat_*.deb, for this release of Debian
+# make oci           dist/qanat-*.oci.tar, an image for docker, podman and Kubernetes
+#                    each of these has its SBOM beside it: docs/PACKAGING.md
 # make soak          the long counts; writes docs/SOAK.md
 # make bench         side by side with OpenSSH and others; ARGS=--quick takes two minutes
 # make clean
@@ -13,7 +17,7 @@ VENV ?= .venv
 ARGS ?=
 IN := $(VENV)/bin/python
 
-.PHONY: demo test lint pyz soak bench clean
+.PHONY: demo test lint pyz wheel deb oci soak bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -26,10 +30,13 @@ lint: $(VENV)/.test
 	$(IN) -m ruff check .
 	$(IN) -m ruff format --check .
 	$(IN) -m mypy
-	$(IN) -m mypy deploy/pyz/build.py deploy/pyz/start.py
+	$(IN) -m mypy --package packages
 
 pyz: $(VENV)/.test
-	$(IN) deploy/pyz/build.py tunnel.pyz
+	$(IN) -m packages pyz --into . $(ARGS)
+
+wheel deb oci: $(VENV)/.test
+	$(IN) -m packages $@ $(ARGS)
 
 soak: $(VENV)/.test
 	$(IN) -m benchmarks.soak $(ARGS)
@@ -39,7 +46,7 @@ bench: $(VENV)/.bench
 	$(IN) -m benchmarks $(ARGS)
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info tunnel.pyz .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf "$(VENV)" build dist *.egg-info tunnel.pyz tunnel.pyz.cdx.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than setup.cfg exactly when what it names is installed.

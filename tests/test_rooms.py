@@ -22,6 +22,7 @@ ROOMS = [
     "endpoints",
     "config",
     "process",
+    "service",
     "session",
     "monitor",
     "control",

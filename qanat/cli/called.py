@@ -14,6 +14,14 @@ def command() -> list[str]:
     return [sys.executable, *_program(os.path.abspath(sys.argv[0]))]
 
 
+def lasting_command() -> list[str]:
+    """Return the arguments that start this program in a service: the installed command by itself, where it is one."""
+    called = os.path.abspath(shutil.which(sys.argv[0]) or sys.argv[0])
+    if not called.endswith((".py", ".pyz")) and os.access(called, os.X_OK):
+        return [called]
+    return command()
+
+
 def shown_command() -> str:
     """Return what the user typed, or would type, in front of a command's name."""
     called = sys.argv[0]

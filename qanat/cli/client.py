@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import threading
 from collections.abc import Callable, Container
-from pathlib import Path
 
 from qanat.base.addresses import parse_target
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import UsageError
 from qanat.cli.flags import add_flags, flags_of, given_flags
 from qanat.cli.main import DONE
-from qanat.cli.parser import add_config
+from qanat.cli.parser import add_config, add_lock
 from qanat.cli.running import SIGNALS, run_logged
 from qanat.config.command_line import client_from_options, with_flags
 from qanat.config.load import load_config
@@ -68,9 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("urls", nargs="*", metavar="URL", help="wss://[NAME@]HOST[:PORT]/PATH, instead of -c FILE")
     add_config(parser, required=False)
     add_flags(parser.add_argument_group("with a URL"), ClientSettings, beside_file=False)
-    parser.add_argument(
-        "--lock", type=Path, metavar="FILE", help="exit at once and in silence when FILE is locked (cron)"
-    )
+    add_lock(parser)
     parser.add_argument(
         "-W",
         dest="stdio",

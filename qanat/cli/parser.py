@@ -21,6 +21,7 @@ COMMANDS = {
     "client": "run the end that dials, from a file or from a URL",
     "bench": "measure latency and throughput through the tunnel, beside the running client",
     "doctor": "find out what a path lets through, and which setting of which proxy to change",
+    "service": "keep a configuration running: under systemd, supervisor or cron, at boot and after a crash",
     "wait": "block until the running client of a configuration is connected",
     "init": "write a server's and a client's configuration that fit together, a token and a key",
     "token": "print a new token",
@@ -41,10 +42,11 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; `prog` is what it is called, by default as the user called it."""
+    called = "python -m qanat" if os.path.basename(sys.argv[0]) == "__main__.py" else None
     parser = argparse.ArgumentParser(
-        prog="python -m qanat" if os.path.basename(sys.argv[0]) == "__main__.py" else None,
+        prog=prog or called,
         description="Carries TCP through ordinary HTTP infrastructure, sealed end to end.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,9 +65,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def command_parsers(prog: str) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, with its module loaded, by the command's name: what manuals are made from."""
+    (commands,) = (action.choices for action in build_parser(prog)._actions if isinstance(action.choices, dict))
+    for parser in commands.values():
+        parser.fill()
+    return commands
+
+
 def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add -c FILE."""
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", required=required, help="the configuration, YAML")
+
+
+def add_lock(parser: argparse.ArgumentParser) -> None:
+    """Add --lock FILE."""
+    parser.add_argument(
+        "--lock", type=Path, metavar="FILE", help="exit at once and in silence when FILE is locked (cron)"
+    )
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -73,13 +90,17 @@ class _CommandParser(argparse.ArgumentParser):
 
     _filled = False
 
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def fill(self) -> None:
+        """Load the command's module and add what it takes, once."""
         if not self._filled:
             self._filled = True
             module: Any = importlib.import_module(f"qanat.cli.{self.prog.split()[-1]}")
             module.add_arguments(self)
             self.set_defaults(run=module.run)
             self.epilog = getattr(module, "DETAILS", "") + EXIT_CODES
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        self.fill()
         return super().parse_known_args(args, namespace)

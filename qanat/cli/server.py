@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 
 from qanat.cli.flags import add_flags, given_flags
-from qanat.cli.parser import add_config
+from qanat.cli.main import DONE
+from qanat.cli.parser import add_config, add_lock
 from qanat.cli.running import SIGNALS, run_logged
 from qanat.config.command_line import with_flags
 from qanat.config.load import load_config
 from qanat.config.settings import ServerSettings
+from qanat.process.daemon import take_lock
 from qanat.process.reloading import Reloader
 
 DETAILS = SIGNALS
@@ -20,12 +22,15 @@ DETAILS = SIGNALS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this command takes."""
     add_config(parser, required=True)
+    add_lock(parser)
     group = parser.add_argument_group("logs and files; these override the configuration")
     add_flags(group, ServerSettings, beside_file=True)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal comes, and return the exit code.  Blocks.  Raises QanatError."""
+    if options.lock is not None and take_lock(options.lock) is None:
+        return DONE
 
     def load() -> ServerSettings:
         return with_flags(load_config(options.config, want="server"), given_flags(options, ServerSettings))

@@ -64,6 +64,7 @@ class Document:
         self.environ = environ
         self.faults = Faults(str(path))
         self.exposure: Exposure | None = None  # who else can read it; known once it is read
+        self.named: list[Path] = []  # every path that a section asked for
 
     def fault(self, place: Place, text: str) -> None:
         """Note a fault at `place`."""

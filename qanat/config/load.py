@@ -21,7 +21,7 @@ from qanat.config.section import Section
 from qanat.config.server import read_server
 from qanat.config.settings import ClientSettings, ServerSettings
 
-__all__ = ["ConfigError", "Fault", "check_config", "load_config"]
+__all__ = ["ConfigError", "Fault", "check_config", "load_config", "named_files"]
 
 _KEYS = {
     name: {key for option in options_of(settings) for key in option.keys}
@@ -66,7 +66,17 @@ def check_config(
 
     Raises ConfigError with every fault of both.
     """
-    document = Document(path, os.environ if environ is None else environ)
+    server, client, _ = _check(Document(path, os.environ if environ is None else environ))
+    return server, client
+
+
+def named_files(path: Path, environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Return the files that `path` names and that are there: keys, tokens, certificates.  Raises as `check_config`."""
+    *_, named = _check(Document(path, os.environ if environ is None else environ))
+    return tuple(sorted({file for file in named if file.is_file()}))
+
+
+def _check(document: Document) -> tuple[ServerSettings | None, ClientSettings | None, list[Path]]:
     server: ServerSettings | None = None
     client: ClientSettings | None = None
     top = _read_top(document)
@@ -78,7 +88,7 @@ def check_config(
         if "server" not in top and "client" not in top:
             document.fault(top.place, "the file has neither a `server:` nor a `client:` section")
     document.faults.raise_if_any()
-    return server, client
+    return server, client, document.named
 
 
 def _read_top(document: Document) -> Section | None:

@@ -166,7 +166,9 @@ class Section:
             raise UsageError("is empty")
         if value.startswith("~"):
             raise UsageError("begins with ~, which is not expanded here", hint="write ${HOME} or the whole path")
-        return self.document.base / value
+        path = self.document.base / value
+        self.document.named.append(path)
+        return path
 
     def choice(self, key: str, default: str, choices: Collection[str]) -> str:
         """Return one of `choices`."""

@@ -199,6 +199,18 @@ class PidFile:
         self._descriptor = -1
 
 
+def holder_of(path: Path) -> int | None:
+    """Return the number of the process that holds the PID file at `path`; None when none does.  Does not block."""
+    try:
+        with open_regular(path) as file:
+            locked = _try_lock(file.fileno())
+            owner = file.read(32).decode("ascii", "replace").strip()
+    except OSError:
+        return None
+    held = locked is Lock.TAKEN or (locked is Lock.NONE and _runs_this_program(owner))
+    return int(owner) if held and owner.isascii() and owner.isdigit() else None
+
+
 def take_lock(path: Path) -> int | None:
     """Lock `path` for the life of this process; None when another process has it.  Does not block.
 

@@ -24,10 +24,14 @@ def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file, built once, in a directory of its own."""
     target = tmp_path_factory.mktemp("built") / "tunnel.pyz"
     built = subprocess.run(
-        [sys.executable, ROOT / "deploy" / "pyz" / "build.py", target], capture_output=True, text=True, timeout=170
+        [sys.executable, "-m", "packages", "pyz", "--into", target.parent],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    assert [path.name for path in target.parent.iterdir()] == ["tunnel.pyz"]
+    assert {path.name for path in target.parent.iterdir()} == {"tunnel.pyz", "tunnel.pyz.cdx.json"}
     return target
 
 
@@ -99,7 +103,7 @@ def test_every_package_is_in_it_once(pyz: Path) -> None:
     tops = {name.split("/")[1] for name in names if name.startswith("site-packages/") and name.count("/") > 1}
     assert "qanat" in tops
     assert not tops & {path.name for path in (ROOT / "qanat").iterdir()}
-    assert not tops & {"tests", "benchmarks", "deploy"}
+    assert not tops & {"tests", "benchmarks", "deploy", "packages"}
     assert "site-packages/qanat/transports/pipe.py" in names
     assert "site-packages/qanat/share/config.example.yaml" in names
 
@@ -161,7 +165,7 @@ def test_without_a_home_it_unpacks_into_var_tmp_and_restores_what_is_gone(bare: 
 def test_another_python_than_it_was_built_for_is_told_so() -> None:
     # Before it is built into an archive, the start is for no Python at all.
     start = subprocess.run(
-        [sys.executable, ROOT / "deploy" / "pyz" / "start.py"], capture_output=True, text=True, timeout=SECONDS
+        [sys.executable, ROOT / "packages" / "pyz_start.py"], capture_output=True, text=True, timeout=SECONDS
     )
     assert start.returncode == 1
     assert "qanat: error:" in start.stderr

@@ -3,7 +3,7 @@
 Native modules cannot be loaded from inside an archive, so shiv's bootstrap unpacks the archive once
 and runs from there.  By itself it does so in ~/.shiv, which cron jobs and hardened services may
 not have.  This looks for a place that works and hands over.
-deploy/pyz/build.py puts it into the archive as `__main__.py`; nothing else calls it.
+packages/pyz.py puts it into the archive as `__main__.py`; nothing else calls it.
 
 SHIV_ROOT names the place and overrides all this.  What was unpacked may be deleted at any time when
 Qanat does not run; an upgrade leaves the directory of the old build behind.
@@ -20,12 +20,12 @@ BUILT_FOR = "@BUILT_FOR@"
 
 
 def this_python() -> str:
-    """What native modules depend on: the interpreter's version and the platform."""
+    """Return what native modules depend on: the interpreter's version and the platform."""
     return "{} {}".format(sys.implementation.cache_tag, getattr(sys.implementation, "_multiarch", sys.platform))
 
 
 def choose_root() -> str:
-    """A directory to unpack into that is this user's alone; ends the process when there is none."""
+    """Return a directory to unpack into that is this user's alone; ends the process when there is none."""
     for path in _candidates():
         if path and _is_private(path):
             return path

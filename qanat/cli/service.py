@@ -1,0 +1,167 @@
+"""`service`: have systemd, supervisor or cron keep a configuration running, and say what was done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from qanat.base.errors import QanatError, UsageError
+from qanat.cli.called import lasting_command
+from qanat.cli.main import DONE, FAILED, complain
+from qanat.cli.output import write_out
+from qanat.cli.parser import add_config
+from qanat.service.account import DEFAULT, Account, find_account, make_account, own_account
+from qanat.service.choose import MANAGERS, installed_services, manager_called, right_manager
+from qanat.service.plan import SYSTEM_STATE, plans_of, prepare
+from qanat.service.record import Installed, ServiceManager
+
+DETAILS = """\
+install     write the unit, program or crontab entry for FILE, and start it.  As root it is the machine's, and runs
+            as the user qanat, who is made if need be and is given root's keys and tokens beside FILE; with --user it
+            is yours.  Once more: what is as it should be is left alone.
+uninstall   stop it, and remove what `install` wrote.  The configuration, the keys and the state stay.
+restart     stop it and start it again
+status      say whether it runs; the exit code is 0 when all do.  Without -c: every one that `install` has written.
+
+Where systemd runs it is a unit, else where supervisor runs a program, else a line for cron.
+
+"""
+
+_ACTIONS = ("install", "uninstall", "restart", "status")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    parser.add_argument("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS))
+    add_config(parser, required=False)
+    parser.add_argument("--all", action="store_true", help="uninstall or restart every one that `install` has written")
+    parser.add_argument("--user", action="store_true", help="a service of your own, without root")
+    parser.add_argument("--run-as", metavar="USER", help=f"the user it runs as, for root (default: {DEFAULT})")
+    parser.add_argument("--manager", choices=MANAGERS, help="instead of the one that runs here")
+    parser.add_argument("--name", help="what it is called (default: qanat-server for server.yaml, and so on)")
+    parser.add_argument("--json", action="store_true", help="print `status` as one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do it, print what was done, and return the exit code.  Blocks.  Raises QanatError."""
+    if sys.platform == "win32":
+        raise UsageError("there is no systemd, supervisor or cron on Windows", hint="use its Task Scheduler")
+    for flag, actions in (("all", ("uninstall", "restart")), ("json", ("status",)), ("run_as", ("install",))):
+        if getattr(options, flag) and options.action not in actions:
+            raise UsageError(f"--{flag.replace('_', '-')} goes with {' and '.join(actions)}", hint="leave it out")
+    if options.user and options.run_as:
+        raise UsageError("--user and --run-as exclude each other", hint="--user is always yourself")
+    if options.action == "status":
+        return _status(options)
+    if options.config is None and not options.all:
+        raise UsageError(f"{options.action} needs -c FILE", hint="see: service --help")
+    if os.geteuid() != 0 and not options.user:
+        raise UsageError("only root can change the machine's services", hint="use sudo, or --user for one of your own")
+    return _install(options) if options.action == "install" else _each(options)
+
+
+def _install(options: argparse.Namespace) -> int:
+    account = own_account() if options.user else _account(options.run_as)
+    plans = plans_of(
+        options.config, program=lasting_command(), account=account, for_user=options.user, name=options.name
+    )
+    manager = (
+        manager_called(options.manager, for_user=options.user)
+        if options.manager
+        else right_manager(for_user=options.user)
+    )
+    for plan in plans:
+        for other, service in installed_services(for_user=options.user):
+            if service.name == plan.name and (service.config != plan.config or service.role != plan.role):
+                raise UsageError(
+                    f"{plan.name} is the service of {service.config} already",
+                    hint="uninstall that one, or choose another name: --name NAME",
+                )
+            if (service.config, service.role) == (plan.config, plan.role) and (
+                other.kind != manager.kind or service.name != plan.name
+            ):
+                raise UsageError(
+                    f"{plan.config} runs under {other.kind} already, as {service.name}",
+                    hint=f"first: service uninstall -c {plan.config}",
+                )
+    for plan in plans:
+        _say(plan.name, prepare(plan))
+        _say(plan.name, manager.install(plan))
+    return DONE
+
+
+def _account(name: str | None) -> Account:
+    """Return the account that a service of the machine runs as; the default one is made when it is not there."""
+    account = find_account(name or DEFAULT)
+    if account is not None:
+        return account
+    if name is not None:
+        raise UsageError(f"there is no user {name}", hint="make it first, or leave --run-as out")
+    account = make_account(DEFAULT, SYSTEM_STATE / DEFAULT)
+    write_out(f"made the user {account.name}, without a password or a shell\n")
+    return account
+
+
+def _each(options: argparse.Namespace) -> int:
+    found = _chosen(options)
+    if not found and not options.all:
+        raise UsageError(
+            f"no service of {options.config} is installed here",
+            hint="`service status` lists those that are" + ("" if options.user else "; yours are with --user"),
+        )
+    failed = False
+    for manager, service in found:
+        try:
+            _say(
+                service.name, manager.uninstall(service) if options.action == "uninstall" else manager.restart(service)
+            )
+        except QanatError as error:
+            if not options.all:
+                raise
+            complain(error)
+            failed = True
+    if found and options.action == "uninstall" and not failed:
+        write_out("kept: the configuration, with its keys and tokens, and the state directory\n")
+    return FAILED if failed else DONE
+
+
+def _status(options: argparse.Namespace) -> int:
+    found = [(service, manager.state(service)) for manager, service in _chosen(options)]
+    running = bool(found) and all(state.running for _, state in found)
+    if options.json:
+        services = [
+            {
+                "name": service.name,
+                "role": service.role,
+                "config": str(service.config),
+                "manager": service.manager,
+                "written_in": service.where,
+                "running": state.running,
+                "pid": state.pid,
+                "state": state.text,
+            }
+            for service, state in found
+        ]
+        write_out(json.dumps({"version": 1, "services": services}, indent=2) + "\n")
+    elif not found:
+        write_out("no service is installed" + (f" for {options.config}" if options.config else "") + "\n")
+    for service, state in [] if options.json else found:
+        write_out(f"{service.name}: {state.text}\n  {service.role} of {service.config}, {service.where}\n")
+    return DONE if running else FAILED
+
+
+def _chosen(options: argparse.Namespace) -> list[tuple[ServiceManager, Installed]]:
+    config = None if options.config is None else Path(os.path.abspath(options.config))
+    return [
+        (manager, service)
+        for manager, service in installed_services(for_user=options.user, config=config)
+        if options.name in (None, service.name) and options.manager in (None, service.manager)
+    ]
+
+
+def _say(name: str, done: list[str]) -> None:
+    for line in done:
+        write_out(f"{name}: {line}\n")
