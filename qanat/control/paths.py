@@ -99,6 +99,11 @@ def locked(directory: Path) -> Iterator[int]:
         if sys.platform != "win32":
             with contextlib.suppress(OSError):  # where there are no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
+        try:
+            yield descriptor
+        finally:
+            if sys.platform != "win32":
+                with contextlib.suppress(OSError):  # or it would last as long as a copy of the descriptor does
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
