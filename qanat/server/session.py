@@ -15,6 +15,7 @@ from qanat.base.addresses import split_host_port
 from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import local_of
+from qanat.base.text import printable
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.config.published_names import NO_NAMES, PublishRules
@@ -34,7 +35,7 @@ from qanat.endpoints.unix import DEFAULT_MODE, Permissions, UnixListener, UnixTa
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import Close, CloseReason, Features, Hello, Intent
 from qanat.measure.far_end import FarEnds
-from qanat.mux.frames import Reason
+from qanat.mux.frames import Reason, reason_name
 from qanat.mux.lane import Lane
 from qanat.mux.observer import reason_label
 from qanat.mux.parameters import LaneParameters
@@ -295,9 +296,17 @@ class ServerSession(Session):
                 if self._log_throttle.due(f"quota of {number}"):
                     log.warning("%s: remote forward %s: dropped what came from %s: %s", self.name, at, origin, refused)
                 raise EndpointError(refused, code=Reason.LIMIT)
+
+            def over(reason: int, text: str) -> None:
+                if reason not in (Reason.CANCELED, Reason.SESSION_ENDED):
+                    why = f"{reason_name(reason)}: {printable(text)}"
+                    if self._log_throttle.due(f"{number}: {why}"):
+                        log.warning("%s: remote forward %s from %s: %s", self.name, at, origin, why)
+                on_over(reason, text)
+
             request = Through(number, origin).encode()
             try:
-                return self.open_flow(request, on_datagram, on_over, done=lambda: quota.leave(address), forward=str(at))
+                return self.open_flow(request, on_datagram, over, done=lambda: quota.leave(address), forward=str(at))
             except BaseException:
                 quota.leave(address)
                 raise

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tests.support.harness import SECONDS, Program
 from tests.support.machine.certificates import Authority
@@ -27,6 +27,16 @@ LARGEST = 65_507
 """Bytes of payload in a datagram over IPv4 at most."""
 WIREGUARD = 1420
 """Bytes of a full packet in a WireGuard tunnel with its usual MTU."""
+
+
+class Datagrams(Protocol):
+    """A UDP socket that is connected, or what looks like one."""
+
+    def send(self, data: bytes, /) -> int: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def settimeout(self, value: float | None, /) -> None: ...
 
 
 class UdpEcho:
@@ -70,7 +80,7 @@ def udp_client(port: int, *, seconds: float = SECONDS) -> socket.socket:
     return sock
 
 
-def ask(sock: socket.socket, payload: bytes, *, seconds: float = SECONDS, again: float = 1.0) -> bytes:
+def ask(sock: Datagrams, payload: bytes, *, seconds: float = SECONDS, again: float = 1.0) -> bytes:
     """Return `payload` once it has come back; it is sent again and again, as by whoever speaks UDP."""
     deadline = time.monotonic() + seconds
     sock.settimeout(again)
@@ -90,7 +100,7 @@ class Numbered:
     Each has a mark, which `mark` changes: so it is known of each that comes when it was sent.
     """
 
-    sock: socket.socket
+    sock: Datagrams
     size: int = WIREGUARD
     burst: int = 4
     pause: float = 0.005
