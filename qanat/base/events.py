@@ -16,6 +16,40 @@ LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 """Upper bounds, in seconds, for what takes a round trip or a connection."""
 ABSENCES = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """The same for how long a lane is without a pipe."""
+RESETS = (
+    "canceled",
+    "refused",
+    "unreachable",
+    "not allowed",
+    "limit",
+    "session ended",
+    "internal",
+    "timed out",
+    "no route",
+)
+"""Why a stream is reset: the reasons of `qanat.mux.frames`, in words."""
+REFUSALS = (
+    "wrong name or token",
+    "handshake failed",
+    "cut in the handshake",
+    "too many handshakes",
+    "name in use",
+    "busy",
+    "stale",
+    "session over",
+    "measuring is off",
+    "wrong path",
+    "not found",
+    "lost upgrade",
+    "bad upgrade",
+    "malformed",
+    "quota",
+)
+"""Why somebody is turned away; there are a few more."""
+CONNECT_FAILURES = ("refused", "protocol", "not reached")
+"""What keeps a client from its server."""
+HANDSHAKES = ("new", "resume", "join", "measure")
+"""What comes of a handshake at a server."""
 MOST_LABELS = 64
 """Labels of one tally; all further ones are OTHER."""
 OTHER = "other"
@@ -50,8 +84,9 @@ class Tally:
 
     __slots__ = ("_counts", "_lock")
 
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+    def __init__(self, labels: tuple[str, ...] = ()) -> None:
+        """Begin with 0 for each of `labels`: the first time that something happens is a change then, too."""
+        self._counts: dict[str, int] = dict.fromkeys(labels, 0)
         self._lock = threading.Lock()
 
     def add(self, label: str) -> None:
@@ -81,15 +116,15 @@ class Events:
     """Seconds from OPEN until the target was reached, as this end sees it."""
     recoveries: Histogram = field(default_factory=lambda: Histogram(ABSENCES))
     """Seconds that a lane was without a pipe before it went on."""
-    stream_resets: Tally = field(default_factory=Tally)
+    stream_resets: Tally = field(default_factory=lambda: Tally(RESETS))
     """Streams that were reset, by the reason; those that this end did."""
-    stream_resets_received: Tally = field(default_factory=Tally)
+    stream_resets_received: Tally = field(default_factory=lambda: Tally(RESETS))
     """The same, of those that the other end did."""
-    refusals: Tally = field(default_factory=Tally)
+    refusals: Tally = field(default_factory=lambda: Tally(REFUSALS))
     """Connections, handshakes and visitors of forwards that were turned away, by the reason."""
-    handshakes: Tally = field(default_factory=Tally)
+    handshakes: Tally = field(default_factory=lambda: Tally(HANDSHAKES))
     """Handshakes that came to something: a session, or another pipe for one."""
-    connect_failures: Tally = field(default_factory=Tally)
+    connect_failures: Tally = field(default_factory=lambda: Tally(CONNECT_FAILURES))
     """Tries to connect to a server that came to nothing, by what kept them."""
     rsa_operations: Histogram = field(default_factory=_latencies)
     """Seconds that each private-key operation took."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qanat.base.deadline import Deadline
+from qanat.base.events import Events
 from qanat.base.watcher import Watcher
 from qanat.config.settings import MonitorSettings
 from qanat.monitor.findings import Finding
@@ -24,6 +25,9 @@ class Source:
 
     snapshot: Callable[[], Snapshot]
     """Takes a snapshot, with all streams; may block for a moment."""
+    figures: Callable[[], Snapshot]
+    """The same without the streams themselves: cheap, however many there are."""
+    events: Events
 
 
 class Monitor:
@@ -32,7 +36,7 @@ class Monitor:
     def __init__(self, settings: MonitorSettings, watcher: Watcher, source: Source) -> None:
         """Bind.  Raises BindError or EndpointError when the address cannot be had."""
         self._page = Page(source.snapshot, watcher)
-        self._listener = MonitorListener(settings, {**routes(), **self._page.routes}, watcher)
+        self._listener = MonitorListener(settings, {**routes(settings, source), **self._page.routes}, watcher)
 
     @property
     def address(self) -> str:
@@ -67,8 +71,8 @@ def open_monitor(settings: MonitorSettings | None, watcher: Watcher, source: Sou
     return None if settings is None else Monitor(settings, watcher, source)
 
 
-def routes() -> Mapping[str, Handler]:
+def routes(settings: MonitorSettings, source: Source) -> Mapping[str, Handler]:
     """Return what answers for each path beside the page's."""
     from qanat.monitor.metrics import Metrics  # with a library that nobody else needs
 
-    return {"/metrics": Metrics().answer}
+    return {"/metrics": Metrics(source.figures, source.events, settings.max_clients).answer}

@@ -42,4 +42,4 @@ def test_nothing_is_lost_between_threads() -> None:
     assert counts[-1] == 8000
     assert counts[LATENCIES.index(0.005)] == 8000
     assert abs(total - 32.0) < 1e-6
-    assert events.refusals.read() == {"quota": 8000}
+    assert {word: count for word, count in events.refusals.read().items() if count} == {"quota": 8000}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qanat.base.events import Events
+from qanat.base.events import RESETS, Events
 from qanat.mux.frames import Ping, Pong, Reason, Reset
 from qanat.mux.observer import reason_label
 from qanat.mux.parameters import LaneParameters
@@ -36,5 +36,9 @@ def test_resets_of_both_ends_are_told_by_their_reason() -> None:
     peer.core.reset(one, Reason.CANCELED, "")
     peer.core.reset(one, Reason.CANCELED, "")
     peer.feed(Reset(two.id, Reason.UNREACHABLE, "no").encode(), Reset(three.id, 999, "?").encode())
-    assert events.stream_resets.read() == {"canceled": 1}
-    assert events.stream_resets_received.read() == {"unreachable": 1, "unknown": 1}
+    assert events.stream_resets.read() == dict.fromkeys(RESETS, 0) | {"canceled": 1}
+    assert events.stream_resets_received.read() == dict.fromkeys(RESETS, 0) | {"unreachable": 1, "unknown": 1}
+
+
+def test_each_reason_has_a_counter_from_the_start() -> None:
+    assert tuple(map(reason_label, Reason)) == RESETS
