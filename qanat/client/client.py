@@ -138,7 +138,8 @@ class Client:
         EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
         have sets `failure` later.
         """
-        self.monitor = open_monitor(self.settings.monitor, self._watcher, Source(self.snapshot))
+        source = Source(self.snapshot, partial(self.snapshot, with_streams=False), self.events)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
             self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
             if self.monitor is not None:
@@ -202,9 +203,9 @@ class Client:
         if self._control is not None:
             self._control.wait_unused()
 
-    def snapshot(self) -> ClientSnapshot:
+    def snapshot(self, *, with_streams: bool = True) -> ClientSnapshot:
         """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
-        return self.observation.snapshot()
+        return self.observation.snapshot(with_streams=with_streams)
 
     @property
     def watcher(self) -> Watcher:

@@ -12,9 +12,15 @@ from qanat.base.version import __version__
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.server_connection import ServerConnection
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import snapshot_of_session
-from qanat.monitor.snapshot import ClientSnapshot, ConnectionSnapshot, Failure, ForwardSnapshot, SessionSnapshot, Totals
-from qanat.session.places import Tally
+from qanat.monitor.sessions import snapshot_of_session, sum_of, totals_of
+from qanat.monitor.snapshot import (
+    ClientSnapshot,
+    ConnectionSnapshot,
+    Failure,
+    ForwardSnapshot,
+    PeerTotals,
+    SessionSnapshot,
+)
 
 
 class ClientObservation:
@@ -28,15 +34,22 @@ class ClientObservation:
         self._local = local
         self._looking = threading.Lock()  # rates are those between two looks
 
-    def snapshot(self, troubles: tuple[str, ...] = ()) -> ClientSnapshot:
-        """Return how the client is now.  Blocks only while another thread does the same."""
+    def snapshot(self, troubles: tuple[str, ...] = (), *, with_streams: bool = True) -> ClientSnapshot:
+        """Return how the client is now.  Blocks only while another thread does the same.
+
+        Without the streams themselves it costs little, however many there are.
+        """
         with self._looking:
             servers = [(server, server.session) for server in self._servers]
-            shown = {id(session): snapshot_of_session(session) for _, session in servers if session is not None}
-            total, begun = Tally(), 0
-            for server in self._servers:
-                total.add(server.tally())
-                begun += server.sessions_begun
+            shown = {
+                id(session): snapshot_of_session(session, peer=server.url, with_streams=with_streams)
+                for server, session in servers
+                if session is not None
+            }
+            peers = tuple(
+                PeerTotals(server.url, totals_of(server.tally(), sessions=server.sessions_begun))
+                for server, _ in servers
+            )
         forwards = [_local(self._name, *each) for each in self._local.states]
         for _, session in servers:
             if session is not None:
@@ -56,7 +69,8 @@ class ClientObservation:
             ),
             sessions=tuple(shown.values()),
             forwards=tuple(forwards),
-            totals=Totals(begun, total.streams, total.received, total.sent, total.recoveries, total.replayed),
+            totals=sum_of(each.totals for each in peers),
+            peers=peers,
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterable
+from dataclasses import astuple
 
 from qanat.base.endpoint_addresses import UdpAddress, UnixAddress
 from qanat.base.errors import ProtocolError
 from qanat.monitor.rates import rates_of
-from qanat.monitor.snapshot import Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot
+from qanat.monitor.snapshot import Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot, Totals
 from qanat.mux.figures import LaneFigures
 from qanat.mux.stream import Stream
 from qanat.session.messages import Connect, Measure, Through, decode_request
+from qanat.session.places import Tally
 from qanat.session.session import Session
 
 
@@ -24,8 +27,11 @@ def public_id(session_id: bytes) -> str:
     return hashlib.blake2s(session_id, digest_size=4, person=b"qanat id").hexdigest()
 
 
-def snapshot_of_session(session: Session, *, with_streams: bool = True) -> SessionSnapshot:
-    """Return how a session is now.  Does not block.  Of several threads one at a time may ask for the streams."""
+def snapshot_of_session(session: Session, *, peer: str = "", with_streams: bool = True) -> SessionSnapshot:
+    """Return how a session is now.  Does not block.  Of several threads one at a time may ask for the streams.
+
+    `peer` is what the other end is called, by default the client's name.
+    """
     clock, wall = time.monotonic(), time.time()
     found = [(number, lane, lane.figures()) for number, lane in sorted(session.lanes.items())]
     lanes = tuple(_lane(session, number, figures, wall - clock) for number, _, figures in found)
@@ -61,7 +67,20 @@ def snapshot_of_session(session: Session, *, with_streams: bool = True) -> Sessi
         last_failure=None if failure is None else Failure(failure.at, failure.text),
         streams_opened=tally.streams,
         measures=session.measures,
+        open_streams=sum(figures.open for _, _, figures in found),
+        peer=peer or session.name,
     )
+
+
+def totals_of(tally: Tally, *, sessions: int) -> Totals:
+    """Return what so many sessions have carried together.  Pure."""
+    return Totals(sessions, tally.streams, tally.received, tally.sent, tally.recoveries, tally.replayed)
+
+
+def sum_of(several: Iterable[Totals]) -> Totals:
+    """Return the sum.  Pure."""
+    found = [astuple(totals) for totals in several]
+    return Totals(*map(sum, zip(*found, strict=True))) if found else Totals()
 
 
 def _lane(session: Session, number: int, figures: LaneFigures, offset: float) -> LaneSnapshot:

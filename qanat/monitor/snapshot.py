@@ -115,6 +115,10 @@ class SessionSnapshot:
     """How many there have been."""
     measures: bool = False
     """Whether it is for measuring alone (`bench`)."""
+    open_streams: int = 0
+    """How many streams are open on the wire, also where `streams` was not asked for."""
+    peer: str = ""
+    """Who is at the other end, as in `PeerTotals`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,15 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerTotals:
+    """The same for one client of a server, which may have no session now, or one server of a client."""
+
+    name: str
+    """A client's name, or a server's first URL."""
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionSnapshot:
     """What a client does about one of its servers."""
 
@@ -195,6 +208,8 @@ class ServerSnapshot:
     """The resident set; None where the system does not say."""
     troubles: tuple[str, ...] = ()
     """What does not move though it should; empty while all lanes do."""
+    peers: tuple[PeerTotals, ...] = ()
+    """What each client has carried, in the configuration's order."""
     version: int = VERSION
     role: str = "server"
 
@@ -222,6 +237,8 @@ class ClientSnapshot:
     threads: int
     memory_bytes: int | None
     troubles: tuple[str, ...] = ()
+    peers: tuple[PeerTotals, ...] = ()
+    """What each server has carried, likewise."""
     version: int = VERSION
     role: str = "client"
 

@@ -46,3 +46,5 @@ class LaneFigures(NamedTuple):
     replayed: int
     ping_waits: float | None
     """Seconds that the last PING has had no answer; None once it has one."""
+    open: int
+    """Streams that are open on the wire."""

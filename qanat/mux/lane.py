@@ -355,6 +355,7 @@ class Lane:
                 self._last_recovery,
                 sender.replayed_bytes,
                 core.pending.ping_waits(self.clock()),
+                len(core.streams),
             )
 
     @property
@@ -478,6 +479,7 @@ class Lane:
         if self._pipes and not self._taken_over:
             self._recoveries += 1
             self._last_recovery = now - self._changed_at
+            self.core.parameters.observer.recovered(self._last_recovery)
         self._pipes += 1
         self._taken_over = False
         self._changed_at = now

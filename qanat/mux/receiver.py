@@ -179,6 +179,7 @@ class Receiver:
             if stream.accepted is not None or not self._streams.is_own(stream.id):
                 raise ProtocolError(f"ACCEPT of stream {stream.id} that was not to be accepted")
             stream.accepted = frame.text
+            self._observer.stream_opened(now - stream.opened_at)
             self._wakeups.readers.append(stream)
         return None
 

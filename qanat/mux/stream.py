@@ -267,6 +267,8 @@ class Stream:
         target's answer, or with the ACK of what has come.
         """
         with self._lock:
+            if self._state.phase is not StreamPhase.CLOSED:
+                self._core.parameters.observer.stream_opened(self._lane.clock() - self._state.opened_at)
             self._core.accept(self._state, text)
             calls = self._lane.wake_locked(sending=True)
             early = self._state.takes_datagrams or bool(self._state.inbox)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from weakref import WeakSet
 
@@ -12,8 +14,8 @@ from qanat.base.sockets import format_address
 from qanat.base.version import __version__
 from qanat.config.settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import snapshot_of_session
-from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, ServerSnapshot, Totals
+from qanat.monitor.sessions import snapshot_of_session, sum_of, totals_of
+from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.session import ServerSession
@@ -33,28 +35,33 @@ class ServerObservation:
         self._front_door = front_door
         self._looking = threading.Lock()  # rates are those between two looks
         self._counting = threading.Lock()  # guards the next two
-        self._past = Tally()  # of sessions that are over
-        self._begun = 0
+        self._past: dict[str, Tally] = {}  # of sessions that are over, by client
+        self._begun: Counter[str] = Counter()  # likewise
         self._over: WeakSet[ServerSession] = WeakSet()  # which are counted in `_past`
 
-    def begun(self) -> None:
-        """Count a session that has begun."""
+    def begun(self, name: str) -> None:
+        """Count a session of the client `name` that has begun."""
         with self._counting:
-            self._begun += 1
+            self._begun[name] += 1
 
     def ended(self, session: ServerSession) -> None:
         """Count in what a session has carried that is over now."""
         tally = session.tally()
         with self._counting:
-            self._past.add(tally)
+            self._past.setdefault(session.name, Tally()).add(tally)
             self._over.add(session)
 
-    def snapshot(self, settings: ServerSettings, troubles: tuple[str, ...] = ()) -> ServerSnapshot:
-        """Return how the server is now.  Blocks only while another thread does the same."""
+    def snapshot(
+        self, settings: ServerSettings, troubles: tuple[str, ...] = (), *, with_streams: bool = True
+    ) -> ServerSnapshot:
+        """Return how the server is now.  Blocks only while another thread does the same.
+
+        Without the streams themselves it costs little, however many there are.
+        """
         with self._looking:
             live = self._registry.sessions
-            sessions = tuple(snapshot_of_session(session) for session in live)
-            totals = self._totals(live)
+            sessions = tuple(snapshot_of_session(session, with_streams=with_streams) for session in live)
+            peers = self._peers(live, settings)
         listening = tuple(map(format_address, self._front_door.addresses))
         forwards = tuple(
             ForwardSnapshot("remote", place, "", session.name, "listening")
@@ -73,20 +80,25 @@ class ServerObservation:
             sessions=sessions,
             forwards=forwards,
             handshakes=_handshakes(self._front_door.admission, settings),
-            totals=totals,
+            totals=sum_of(each.totals for each in peers),
+            peers=peers,
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,
         )
 
-    def _totals(self, live: list[ServerSession]) -> Totals:
+    def _peers(self, live: list[ServerSession], settings: ServerSettings) -> tuple[PeerTotals, ...]:
+        """Return what each client has carried: those of the configuration in its order, then former ones."""
         with self._counting:
-            total, begun = Tally(), self._begun
-            total.add(self._past)
+            tallies = {name: replace(tally) for name, tally in self._past.items()}
+            begun = dict(self._begun)
             live = [session for session in live if session not in self._over]
         for session in live:
-            total.add(session.tally())
-        return Totals(begun, total.streams, total.received, total.sent, total.recoveries, total.replayed)
+            tallies.setdefault(session.name, Tally()).add(session.tally())
+        names = dict.fromkeys([*(client.name for client in settings.clients), *begun, *tallies])
+        return tuple(
+            PeerTotals(name, totals_of(tallies.get(name, Tally()), sessions=begun.get(name, 0))) for name in names
+        )
 
 
 def _handshakes(admission: Admission, settings: ServerSettings) -> HandshakesSnapshot:

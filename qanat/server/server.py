@@ -159,7 +159,8 @@ class Server:
 
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
-        self.monitor = open_monitor(self.settings.monitor, self._watcher, Source(self.snapshot))
+        source = Source(self.snapshot, partial(self.snapshot, with_streams=False), self.events)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
             self.front_door.start()
             if self.monitor is not None:
@@ -182,9 +183,9 @@ class Server:
             self._control = ControlSocket(path, self._watcher, self.commands)
             self._control.start()
 
-    def snapshot(self) -> ServerSnapshot:
+    def snapshot(self, *, with_streams: bool = True) -> ServerSnapshot:
         """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
-        return self.observation.snapshot(self.settings)
+        return self.observation.snapshot(self.settings, with_streams=with_streams)
 
     def stop(self) -> None:
         """End gracefully: no new connection or stream, `drain` seconds for open ones, then close the sessions.
@@ -317,7 +318,7 @@ class Server:
             return None
         try:
             session.agent = printable(hello.parameters.agent)
-            self.observation.begun()
+            self.observation.begun(session.name)
             session.on_end(lambda: self._session_ended(session))
             ready = Ready(Answer.NEW, self.node, ours, session=session.id)
             sealed.send_record(bytes((RecordKind.READY,)) + ready.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qanat.base.events import RESETS, Events
-from qanat.mux.frames import Ping, Pong, Reason, Reset
+from qanat.mux.frames import Accept, Ping, Pong, Reason, Reset
 from qanat.mux.observer import reason_label
 from qanat.mux.parameters import LaneParameters
 from tests.support.mux.cores import Peer
@@ -42,3 +42,13 @@ def test_resets_of_both_ends_are_told_by_their_reason() -> None:
 
 def test_each_reason_has_a_counter_from_the_start() -> None:
     assert tuple(map(reason_label, Reason)) == RESETS
+
+
+def test_what_a_stream_took_to_open_is_told_by_its_opener() -> None:
+    events = Events()
+    peer = Peer(LaneParameters(client=True, observer=events))
+    peer.core.attach(0.0)
+    stream = peer.core.open_stream(b"x", 1.0)
+    peer.feed(Accept(stream.id, "127.0.0.1:80").encode(), now=1.5)
+    counts, total = events.stream_opens.read()
+    assert (counts[-1], total) == (1, 0.5)
