@@ -7,6 +7,7 @@ Threads: the *connector* makes the session's first pipe and then keeps its first
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -381,7 +382,8 @@ class ServerConnection:
         self._watch_no_ways()
         if self._stopping.is_set():  # nobody who stops can have seen this session, to take leave of the server
             close = Close(CloseReason.SHUTDOWN, STOPPING)
-            sealed.send_last(bytes((RecordKind.CLOSE,)) + close.encode(), STOPPING)
+            with contextlib.suppress(QanatError):  # it is closed already
+                sealed.send_last(bytes((RecordKind.CLOSE,)) + close.encode(), STOPPING)
             return
         session.request_forwards()
         self.succeeded, self.refused = True, None
