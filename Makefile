@@ -40,6 +40,7 @@ wheel deb oci: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(IN) -m benchmarks.soak $(ARGS)
+	$(IN) -m benchmarks.chaos --paths
 	$(IN) -m benchmarks.doctor
 
 bench: $(VENV)/.bench

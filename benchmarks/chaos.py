@@ -1,7 +1,8 @@
 """`python -m benchmarks.chaos`: a thousand connections cut in every way under fifty applications that must not notice.
 
 The same as tests/integration/test_chaos.py, for longer; the figures go to docs/CHAOS.md.  The network is seeded:
-`--seed` repeats a run.  With `--leaks` there are ten rounds of a tenth of the cuts each, with nothing open in
+`--seed` repeats a run.  `--paths` has split pipes through real proxies and the worst path, in both forms where the path
+lets answers go on.  With `--leaks` there are ten rounds of a tenth of the cuts each, with nothing open in
 between: threads and sockets must be back each time, and memory must stop growing after the first rounds.  About
 four cuts a second over one transport and two between several, so 10,000 take from forty minutes on.
 """
@@ -32,6 +33,12 @@ HEAD = [
     "Each run asserts that no application noticed and that the client never had to begin a new session.",
 ]
 ROUNDS = 10
+PATHS = {
+    f"{name}, {'packets' if packets else 'streamed'}": (name, packets)
+    for name in ("nginx", "apache", "h2o", "varnish", "squid", "worst")
+    for packets in (False, True)
+    if packets or name != "worst"  # which holds each answer until its end
+}
 GROWTH = 8 * MEBI
 """Bytes by which two idle moments may differ, for what the allocators keep."""
 
@@ -49,8 +56,11 @@ def main() -> int:
     )
     parser.add_argument("--lanes", type=int, default=1, help="connections side by side (default: 1)")
     parser.add_argument("--leaks", action="store_true", help="check memory, threads and sockets after it too")
+    parser.add_argument("--paths", action="store_true", help="split through real proxies and the worst path instead")
     parser.add_argument("--print", action="store_true", help="print the figures, and write nothing")
     options = parser.parse_args()
+    if options.paths:
+        return _paths(options.cuts, options.seed, to_file=not options.print)
     transports = options.transport or list(TRANSPORTS)
     title = f"{number(options.cuts)} cuts, {' and '.join(transports)}"
     title += f", {options.lanes} lanes" if options.lanes > 1 else ""
@@ -79,6 +89,52 @@ def main() -> int:
         write_section(REPORT, HEAD, title, [about, "", *table({**figures, **kinds})])
         print(f"written to {REPORT.relative_to(ROOT)}")
     return 0
+
+
+def _paths(cuts: int, seed: int, *, to_file: bool) -> int:
+    """Run over each of PATHS; exit code 1 when one of them noticed anything."""
+    rows, failed = [], []
+    for title, (path, packets) in PATHS.items():
+        print(f"{number(cuts)} cuts over split, {title}, seed {seed}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="qanat-chaos-") as directory:
+            Path(directory).chmod(0o755)  # some proxies give root up
+            try:
+                with Storm(
+                    Path(directory),
+                    seed=seed,
+                    transports=["split"],
+                    faults=deck(35, *SILENT),
+                    path=path,
+                    packets=packets,
+                ) as storm:
+                    figures = storm.run(cuts, patient=False, progress=_progress())
+            except AssertionError as error:
+                print(f"  FAILED: {error}", flush=True)
+                failed.append(title)
+                continue
+        for name, value in figures.items():
+            print(f"  {name}: {number(value)}", flush=True)
+        rows.append(f"| {title} | " + " | ".join(number(figures[name]) for name in _OF_PATHS) + " |")
+    if failed:
+        print(f"noticed over: {'; '.join(failed)}")
+        return 1
+    if to_file:
+        about = f"{made_on()}; seed {seed}.  Proxies as Debian installs them, and the worst path of the tests."
+        head = [f"| path | {' | '.join(_OF_PATHS)} |", f"|---|{'---:|' * len(_OF_PATHS)}"]
+        title = f"{number(cuts)} cuts each, split through what people have in front"
+        write_section(REPORT, HEAD, title, [about, "", *head, *rows])
+    return 0
+
+
+_OF_PATHS = (
+    "connections that met their end",
+    "seconds",
+    "streams, none of which noticed",
+    "MB up",
+    "MB down",
+    "requests answered",
+    "slowest answer, s",
+)
 
 
 def _leaks(storm: Storm, cuts: int) -> Figures:

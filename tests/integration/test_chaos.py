@@ -2,7 +2,7 @@
 
 Each test sends fifty applications of every kind through a network that ends each connection after a moment, in
 every way there is.  The seed is printed; QANAT_CHAOS_SEED=N in the environment repeats a run.  The long run is
-`python -m benchmarks.chaos`.
+`python -m benchmarks.chaos`, with `--paths` for split through real proxies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,23 @@ def test_streams_do_not_notice_what_happens_to_connections(directory: Path, tran
     # What only keepalive finds takes two seconds each time: one such fault for each transport.
     with Storm(directory, seed=chosen_seed(1), transports=[transport], faults=deck(2, silent)) as storm:
         storm.run(9, patient=transport == "websocket")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "packets"), [("nginx", False), ("apache", True), ("worst", True)])
+def test_requests_that_each_may_fail_carry_streams_through_what_people_have(
+    directory: Path, path: str, packets: bool
+) -> None:
+    with Storm(
+        directory,
+        seed=chosen_seed(6),
+        transports=["split"],
+        faults=deck(8, Fault.STALLED),
+        slots=20,
+        path=path,
+        packets=packets,
+    ) as storm:
+        storm.run(33, patient=False)
 
 
 @pytest.mark.slow

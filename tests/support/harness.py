@@ -161,11 +161,18 @@ class Program:
 
 
 def qanat(
-    *arguments: object, cwd: Path | None = None, files: int | None = None, before: Sequence[object] = ()
+    *arguments: object,
+    cwd: Path | None = None,
+    files: int | None = None,
+    before: Sequence[object] = (),
+    script: Path = ROOT / "tunnel.py",
 ) -> Program:
-    """`tunnel.py` with these arguments, which may have `files` open files if that is given, run by `before`."""
+    """`tunnel.py` with these arguments, which may have `files` open files if that is given, run by `before`.
+
+    `script` is another one that does the same.
+    """
     limited = () if files is None else ("/bin/sh", "-c", f'ulimit -n {files} && exec "$0" "$@"')
-    return Program(*before, *limited, sys.executable, ROOT / "tunnel.py", *arguments, cwd=cwd)
+    return Program(*before, *limited, sys.executable, script, *arguments, cwd=cwd)
 
 
 class Tunnel:
@@ -173,7 +180,8 @@ class Tunnel:
 
     `forwards` is the client's list as in its YAML.  `server`, `client` and `account` are further keys of
     those sections.  The client dials `url`, by default the server itself.  `server_files` are the open files that the
-    server may have, by default as many as this process.  `server_before` is a command that runs the server's.
+    server may have, by default as many as this process.  `server_before` is a command that runs the server's,
+    `client_script` what the client is started by.
     """
 
     def __init__(
@@ -187,6 +195,7 @@ class Tunnel:
         account: Mapping[str, Any] | None = None,
         server_files: int | None = None,
         server_before: Sequence[object] = (),
+        client_script: Path = ROOT / "tunnel.py",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -194,6 +203,7 @@ class Tunnel:
         self.token = generate_token()
         self._files = {"server": server_files}
         self._before = {"server": server_before}
+        self._script = {"client": client_script}
         self.fingerprint = placed_identity(directory / "server.key").fingerprint
         self._programs: list[Program] = []
         self._server: Program | None = None
@@ -310,6 +320,7 @@ class Tunnel:
             cwd=ROOT,
             files=self._files.get(which),
             before=self._before.get(which, ()),
+            script=self._script.get(which, ROOT / "tunnel.py"),
         )
         self._programs.append(program)
         return program

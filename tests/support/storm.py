@@ -17,9 +17,10 @@ from typing import Any, Self
 
 from qanat.transports.http2.limits import IDLE
 from tests.support.chaos import ChaosRelay, Fault
-from tests.support.harness import SECONDS, Program, Tunnel
+from tests.support.harness import ROOT, SECONDS, Program, Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.scenarios import LANE_BOUND, MEBI, SESSION_BOUND, SLACK, THREAD, WINDOW, Figures
+from tests.support.troubles import trouble
 from tests.support.workload import Workload
 
 NEW_SESSION = r"^(?!.*\bresumed\b).*\bconnected to \S+ over"
@@ -29,6 +30,8 @@ KEEPALIVE = {"interval": 1, "timeout": 2}
 RECONNECT = {"first": 0.1, "min": 0.1, "max": 0.5}
 PROMPT = 10.0
 """Seconds in which every request is answered, even where two faults in turn have to be found by keepalive."""
+SOONER: dict[str, Any] = {"least": 4096, "life": (0.02, 0.1)}
+TUNNEL, PACKETS = ROOT / "tunnel.py", Path(__file__).with_name("packets.py")
 _SPARE = 4
 """Threads or sockets, for each lane, by which transports differ, or that may be between two states."""
 
@@ -44,6 +47,9 @@ class Storm:
     """The tunnel, the network and `workloads` sets of applications, from `with` to its end.
 
     With several `transports` each has a URL and a port of its own, and no two connections in turn use the same one.
+    `path` is a trouble's name: the network leads to its proxy, and that to the server.  With `packets` a split pipe's
+    answers all end, on paths that would let them go on, too.  There connections meet their faults sooner: a request for
+    bytes, or an answer that goes on, carries little in one direction.
     """
 
     def __init__(
@@ -56,8 +62,11 @@ class Storm:
         faults: Mapping[Fault, int] | None = None,
         slots: int = 50,
         workloads: int = 1,
+        path: str = "",
+        packets: bool = False,
     ) -> None:
         self.seed = seed
+        self._path, self._packets = path, packets
         self._directory, self._transports, self._lanes = directory, tuple(transports), lanes
         self._faults, self._slots = faults, slots
         self._stack = ExitStack()
@@ -73,13 +82,17 @@ class Storm:
                 stack.enter_context(work)
             self.tunnel = stack.enter_context(self._tunnel())
             several = len(self._transports) > 1
+            port = self.tunnel.port
+            if self._path:
+                port = stack.enter_context(trouble(self._path).start(port, self._directory / "path")).port
             self.relay = stack.enter_context(
                 ChaosRelay(
-                    self.tunnel.port,
+                    port,
                     seed=self.seed,
                     ports=len(self._transports),
                     faults=self._faults,
                     alternate=several,
+                    **(SOONER if self._path else {}),
                 )
             )
             urls = [f"ws://127.0.0.1:{port}/tunnel" for port in self.relay.ports]
@@ -185,7 +198,10 @@ class Storm:
             # Everybody comes from one address here, and often.
             "limits": {"per_address_rate": 1000, "per_address_burst": 10_000},
         }
-        return Tunnel(self._directory / "tunnel", forwards, server=server, client=client)
+        if self._path:
+            server["trusted_proxies"] = ["127.0.0.1/32"]
+        script = PACKETS if self._packets else TUNNEL
+        return Tunnel(self._directory / "tunnel", forwards, server=server, client=client, client_script=script)
 
     def _check_alive(self) -> None:
         for name, program in self._programs.items():
