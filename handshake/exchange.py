@@ -52,6 +52,8 @@ class SealedPipe:
         self.pipe = pipe
         self._answers_probes = answers_probes
         self._probes = self._probed = 0  # records, and bytes
+        self.probes_due: list[int] = []
+        """The sizes of probes that were sent and are not answered yet: those stand in front of what comes next."""
         self.result = result
         self._sealer = sealer
         self._opener = opener
@@ -250,17 +252,29 @@ def probe(sealed: SealedPipe, deadline: Deadline, came_back: Callable[[int], Non
     where the server takes probes.  `came_back` is told the bytes that have come back so far.  Raises as
     `client_handshake`; the pipe is closed then.
     """
-    sizes = [*[PROBE_PART] * (PROBE_SIZE // PROBE_PART), 1]
-    came = 0
     with _closed_on_error(sealed.pipe), closed_at(deadline, sealed.pipe):
-        for size in sizes:
-            sealed.send_record(bytes((RecordKind.PROBE,)) + bytes(size))
-        for size in sizes:
-            kind, content = sealed.recv_record()
-            if kind is not RecordKind.PROBE or len(content) != size:
-                raise ProtocolError(f"a {kind.name} record of {len(content)} bytes where a PROBE of {size} was due")
-            came += size
-            came_back(came)
+        send_probe(sealed)
+        await_probe(sealed, came_back)
+
+
+def send_probe(sealed: SealedPipe) -> None:
+    """Send what `probe` sends; `await_probe` follows, perhaps when HELLO was sent.  Blocks and raises as sending."""
+    sizes = [*[PROBE_PART] * (PROBE_SIZE // PROBE_PART), 1]
+    for size in sizes:
+        sealed.send_record(bytes((RecordKind.PROBE,)) + bytes(size))
+        sealed.probes_due.append(size)
+
+
+def await_probe(sealed: SealedPipe, came_back: Callable[[int], None]) -> None:
+    """Block until all probes that were sent have come back.  Raises as receiving."""
+    came = 0
+    while sealed.probes_due:
+        kind, content = sealed.recv_record()
+        size = sealed.probes_due.pop(0)
+        if kind is not RecordKind.PROBE or len(content) != size:
+            raise ProtocolError(f"a {kind.name} record of {len(content)} bytes where a PROBE of {size} was due")
+        came += size
+        came_back(came)
 
 
 def server_handshake(pipe: Pipe, handshake: ServerHandshake, deadline: Deadline) -> SealedPipe:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from qanat.client.remembered_ways import RememberedWays
 from qanat.client.ways import Candidate, Ways
 from qanat.config.settings import ClientSettings, RemoteServer
 from qanat.config.texts import AUTO
-from qanat.handshake.exchange import SealedPipe, client_handshake, closed_at, probe
+from qanat.handshake.exchange import SealedPipe, await_probe, client_handshake, closed_at, probe, send_probe
 from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import fingerprint_of
@@ -65,6 +66,10 @@ _CONNECT: dict[str, _Transport] = {
     "split": _Transport(split.connect, "a GET for what comes down, and POSTs for what goes up"),
 }
 """All transports, in the order in which `transport: auto` starts them (docs/DECISIONS.md)."""
+
+
+PROOF_TIMEOUT = 3.0
+"""Seconds for what probes a known way to come back, with READY behind it; after that others are tried first."""
 
 
 class SessionOver(QanatError):
@@ -144,11 +149,18 @@ class Connector:
         return self._race(self.ways, cancel, node)
 
     def connect(
-        self, candidate: Candidate, cancel: Cancel, node: str | None = None, attempt: Attempt | None = None
+        self,
+        candidate: Candidate,
+        cancel: Cancel,
+        node: str | None = None,
+        attempt: Attempt | None = None,
+        *,
+        known: bool = False,
     ) -> SealedPipe:
         """Dial and authenticate.  `node` names the server to reach, when several are behind one URL.
 
-        With an `attempt`, one of a race, each step is noted there, and the path is probed at the end.  Blocks for
+        With an `attempt`, one of a race, each step is noted there, and the path is probed at the end; on a `known` way,
+        which worked here last, `exchange_hello` waits for that, so that it costs no round trip.  Blocks for
         `connect_timeout` and `handshake_timeout` at most, or until `cancel` is canceled.  Raises RefusedError,
         TransportError, ProtocolError, and UsageError for files that can no longer be used.
         """
@@ -179,7 +191,10 @@ class Connector:
                 sealed = client_handshake(pipe, handshake, deadline)
                 if attempt is not None:
                     note(Step.PROVEN)
-                    if sealed.result.takes_probes:
+                    if sealed.result.takes_probes and known:
+                        with closed_at(deadline, sealed.pipe):
+                            send_probe(sealed)
+                    elif sealed.result.takes_probes:
                         probe(sealed, deadline, lambda came: note(Step.PROVEN))
                 return sealed
         except BaseException as error:
@@ -215,9 +230,13 @@ class Connector:
         What was not tried, since the server was reached too often, or an address did nothing though there are others,
         comes first the next time.
         """
+        order = ways.order()
+        known = ways.current if ways.current == order[0] else None  # else it has failed since
         race = Race(
-            ways.order(),
-            lambda attempt: self.connect(attempt.candidate, attempt.cancel, node, attempt),
+            order,
+            lambda attempt: self.connect(
+                attempt.candidate, attempt.cancel, node, attempt, known=attempt.candidate == known
+            ),
             lambda candidate: self._route.target(candidate.url),
             self._dialing,
             elsewhere=lambda address: tcp.has_others(address, self._dead),
@@ -282,15 +301,27 @@ class Connector:
     ) -> Ready:
         """Send HELLO and return the server's READY.  Blocks until `deadline` at most, or until `cancel` is canceled.
 
+        What was sent to probe the way comes back first, within PROOF_TIMEOUT seconds.
+
         Raises RefusedError (not final) when another process has our name, SessionOver, ProtocolError and
         TransportError; the pipe is closed then.
         """
+        probed = bool(sealed.probes_due)
+        if probed:
+            remaining = deadline.remaining()
+            deadline = Deadline(PROOF_TIMEOUT if remaining is None else min(PROOF_TIMEOUT, remaining))
+        began = time.monotonic()
         try:
             try:
                 with cancel.waking(lambda: sealed.close("the client is stopping")), closed_at(deadline, sealed.pipe):
                     sealed.send_record(bytes((RecordKind.HELLO,)) + hello.encode())
+                    await_probe(sealed, lambda came: None)
                     kind, content = sealed.recv_record()
             except BaseException as error:
+                if probed and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
+                    seconds = time.monotonic() - began
+                    failure = Failure(candidate, Step.PROVEN, error, seconds, silent=deadline.passed)
+                    self._tell_failures([failure])
                 self._learn_failure(sealed.pipe, error, deadline, cancel)
                 if self.ways is not None and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
                     self.ways.failed(candidate)

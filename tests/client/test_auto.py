@@ -21,12 +21,14 @@ from qanat.client import connect as connect_module
 from qanat.client import race, remembered_ways, ways
 from qanat.client.client import Client
 from qanat.config.settings import ClientTls, Forward
+from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.keys import ServerIdentity
 from qanat.server import server as server_module
 from qanat.server.server import Server
 from qanat.transports.dial import tcp
 from tests.support.applications import Conversation, Target, connection, echo, exchange
 from tests.support.background import wait_until
+from tests.support.chaos import ChaosRelay
 from tests.support.harness import SECONDS
 from tests.support.logs import wait_for_log
 from tests.support.machine.ports import silent_address
@@ -141,6 +143,44 @@ def test_whatever_lets_any_transport_through_lets_this_client_through(
         assert counted.connections <= race.MAX_HANDSHAKES * tries
         transport = chosen(client)
         assert any(passed.removesuffix("-streamed").removesuffix("-packets") == transport for passed in one.passes)
+
+
+def test_a_way_that_is_remembered_takes_no_longer_than_one_that_is_fixed(place: Place, tmp_path: Path) -> None:
+    """On a line where a round trip takes 0.3 s: a proof that cost one would make it a fifth slower."""
+
+    def first_byte(transport: str) -> float:
+        began = time.monotonic()
+        with client_at(place, tmp_path, url(relay.port), transports=(transport,)) as client:
+            assert answers(client)
+            return time.monotonic() - began
+
+    with ChaosRelay(place.port, delay=0.15, calm=True) as relay:
+        assert first_byte("auto")
+        pairs = [(first_byte("auto"), first_byte("websocket")) for _ in range(2)]
+    assert min(remembered for remembered, _ in pairs) < 1.2 * min(fixed for _, fixed in pairs), pairs
+
+
+def test_a_remembered_way_on_which_its_proof_does_not_come_back_is_left(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trouble("nothing").start(place.port, tmp_path / "path") as path:
+        with client_at(place, tmp_path, path.url) as client:
+            assert answers(client)
+            assert chosen(client) == "websocket"
+        sent = []
+
+        def lost(sealed: SealedPipe) -> None:
+            """Have the path let a handshake through, and nothing after it."""
+            sent.append(sealed)
+            sealed.probes_due += [1]
+
+        monkeypatch.setattr(connect_module, "send_probe", lost)
+        monkeypatch.setattr(connect_module, "PROOF_TIMEOUT", 0.5)
+        with client_at(place, tmp_path, path.url) as client:
+            assert answers(client)
+            assert chosen(client) != "websocket"
+        assert len(sent) == 1
+    assert caplog.text.count("does not work here: sent 16 KiB, after a handshake that went well") == 1
 
 
 def test_one_line_says_of_each_way_that_failed_what_was_sent_what_came_back_and_what_that_means(

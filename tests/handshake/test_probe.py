@@ -13,8 +13,10 @@ from qanat.handshake.exchange import (
     MAX_PROBES,
     PROBE_SIZE,
     SealedPipe,
+    await_probe,
     client_handshake,
     probe,
+    send_probe,
     server_handshake,
 )
 from qanat.handshake.hello import RecordKind
@@ -90,6 +92,20 @@ def test_an_answer_that_is_none_ends_it(ends: tuple[SealedPipe, SealedPipe]) -> 
     with pytest.raises(ProtocolError, match="where a PROBE of 4096 was due"):
         probe(client, Deadline(DEADLINE), lambda came: None)
     assert client.cause is not None
+
+
+def test_hello_need_not_wait_until_a_probe_has_come_back(ends: tuple[SealedPipe, SealedPipe]) -> None:
+    client, server = ends
+    serving = Background(lambda: (server.recv_record(), server.send_record(bytes((RecordKind.READY,)) + b"ready")))
+    send_probe(client)
+    client.send_record(bytes((RecordKind.HELLO,)) + b"hello")
+    heard: list[int] = []
+    await_probe(client, heard.append)
+    assert heard[-1] == PROBE_SIZE + 1
+    kind, content = client.recv_record()
+    assert (kind, bytes(content)) == (RecordKind.READY, b"ready")
+    (kind, content), _ = serving.result()
+    assert (kind, bytes(content)) == (RecordKind.HELLO, b"hello")
 
 
 def test_a_probe_after_hello_is_an_error(ends: tuple[SealedPipe, SealedPipe]) -> None:
