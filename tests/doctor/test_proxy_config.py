@@ -9,6 +9,8 @@ import pytest
 
 from qanat.base.errors import UsageError
 from qanat.doctor.proxy_config.read import Examined, examine_file
+from tests.support.broken_proxies import BROKEN as FILES
+from tests.support.broken_proxies import Broken
 from tests.support.machine.deployed import DEPLOY
 from tests.support.machine.processes import run_qanat
 from tests.support.machine.programs import require_program
@@ -88,6 +90,15 @@ def test_a_fault_is_named_with_its_line_and_the_patch_cures_it(
     found = examine_file(file, "/tunnel")
     lines = file.read_text().splitlines()
     assert [where in lines[fault.line - 1] for fault in found.faults if fault.code == code] == [True]
+    assert not patched(found, tmp_path).faults
+
+
+@pytest.mark.parametrize("one", FILES, ids=lambda one: one.name)
+def test_what_people_write_for_a_web_site_is_cured_in_one_patch(one: Broken, tmp_path: Path) -> None:
+    file = tmp_path / one.program
+    file.write_text(one.text.replace("@SERVER@", "127.0.0.1:8443").replace("@SERVER_PORT@", "8443"))
+    found = examine_file(file, "/tunnel")
+    assert {fault.code for fault in found.faults} & one.codes
     assert not patched(found, tmp_path).faults
 
 

@@ -107,7 +107,10 @@ def _server(server: Directive, lines: list[str], path: str) -> Iterator[Fault]:
         return
     passes = location.find("proxy_pass")
     if not passes:
-        if not location.find("grpc_pass"):
+        grpc_passes = location.find("grpc_pass")
+        if grpc_passes:
+            yield from _grpc_alone(location, grpc_passes[0], lines)
+        else:
             text = f"no proxy_pass in the location of {path}"
             yield Fault("wrong-path", location.line, text)
         return
@@ -117,6 +120,20 @@ def _server(server: Directive, lines: list[str], path: str) -> Iterator[Fault]:
     yield from _upgrade(location, proxy_pass, indent)
     yield from _http2(server, location, proxy_pass, lines, indent)
     yield from _rest(location, proxy_pass, lines, indent)
+
+
+def _grpc_alone(location: Directive, grpc_pass: Directive, lines: list[str]) -> Iterator[Fault]:
+    """Yield that a WebSocket cannot pass, and put a proxy_pass in front of what takes HTTP/2."""
+    indent = indent_of(lines[grpc_pass.line - 1])
+    scheme, _, address = grpc_pass.words[1].rpartition("://")
+    changed = (
+        f"{indent}proxy_pass {'https' if scheme == 'grpcs' else 'http'}://{address};",
+        f'{indent}if ($server_protocol = "HTTP/2.0") {{',
+        f"{indent}    grpc_pass {grpc_pass.words[1]};",
+        f"{indent}}}",
+    )
+    text = "grpc_pass alone takes no WebSocket: what comes over HTTP/1.1 needs proxy_pass"
+    yield Fault("upgrade-dropped", grpc_pass.line, text, replace(grpc_pass.line, *changed))
 
 
 def _location(server: Directive, path: str) -> Directive | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 from qanat.doctor.proxy_config.fault import LEAST, Edit, Fault, indent_of, insert_after, remove, replace, seconds
 
@@ -162,8 +163,9 @@ def apache_looks_like(text: str) -> bool:
 
 def apache(text: str, path: str) -> Iterator[Fault]:
     """Yield what is wrong for the tunnel at `path`."""
-    lines = _read(text)
-    passes = [line for line in lines if line.name == "proxypass" and len(line.words) > 2]
+    lines = _read(text, lambda words: words[0].lower().startswith(("<location", "</location")))
+    passes = [_located(line) for line in lines if line.name == "proxypass" and len(line.words) > 1]
+    passes = [line for line in passes if len(line.words) > 2]
     serving = next((line for line in passes if path.startswith(line.words[1].rstrip("/") or "/")), None)
     if serving is None:
         if passes:
@@ -174,7 +176,7 @@ def apache(text: str, path: str) -> Iterator[Fault]:
         return
     yield from _apache_pass(lines, serving, path)
     start = next((line for line in lines if line.name.startswith("<virtualhost")), serving)
-    inside = serving.indent
+    inside = _apache_place(lines, serving).indent
     has_tls = any(line.says("sslengine", "on") for line in lines)
     protocols = [line for line in lines if line.name == "protocols"]
     if has_tls and not protocols:
@@ -188,10 +190,25 @@ def apache(text: str, path: str) -> Iterator[Fault]:
         elif "http/1.1" not in offered:
             edits = replace(line.number, f"{line.text.rstrip()} http/1.1")
             yield Fault("http1-off", line.number, "Protocols has no http/1.1, which WebSocket needs", edits)
-    yield from _apache_limits(lines, serving, inside)
+    yield from _apache_limits(lines, serving)
+
+
+def _located(line: Line) -> Line:
+    """Return a ProxyPass with the path that it has from its <Location>, if it is in one."""
+    if "://" in line.words[1] and line.section[:1] and line.section[0].lower() == "<location":
+        return replace_fields(line, words=(line.words[0], line.section[1].strip('">'), *line.words[1:]))
+    return line
+
+
+def _apache_place(lines: list[Line], serving: Line) -> Line:
+    """Return the line in front of which stands what a <Location> may not have."""
+    if not serving.section[:1] or serving.section[0].lower() != "<location":
+        return serving
+    return next(line for line in reversed(lines) if line.number < serving.number and line.words == serving.section)
 
 
 def _apache_pass(lines: list[Line], serving: Line, path: str) -> Iterator[Fault]:
+    place = _apache_place(lines, serving)
     scheme, _, rest = serving.words[2].partition("://")
     host = rest.partition("/")[0]
     upgrades = any(word.lower().startswith("upgrade=") for word in serving.words[3:])
@@ -200,28 +217,31 @@ def _apache_pass(lines: list[Line], serving: Line, path: str) -> Iterator[Fault]
     )
     if not rewrites and not (upgrades and scheme.lower() in ("http", "https")):
         added = (
-            f"{serving.indent}RewriteEngine on",
-            f"{serving.indent}RewriteCond %{{HTTP:Upgrade}} =websocket [NC]",
-            f"{serving.indent}RewriteRule ^{re.escape(path)}$ ws://{host}{path} [P]",
+            f"{place.indent}RewriteEngine on",
+            f"{place.indent}RewriteCond %{{HTTP:Upgrade}} =websocket [NC]",
+            f"{place.indent}RewriteRule ^{re.escape(path)}$ ws://{host}{path} [P]",
         )
         text = "a WebSocket's Upgrade is not passed on"
-        yield Fault("upgrade-dropped", serving.number, text, (Edit(serving.number, added, 0),))
+        yield Fault("upgrade-dropped", serving.number, text, (Edit(place.number, added, 0),))
     if scheme.lower() in ("http", "https"):
         better = {"http": "h2c", "https": "h2"}[scheme.lower()]
         target = f"{better}://{rest}"
-        changed = " ".join(["ProxyPass", serving.words[1], target])
+        # Options such as `upgrade=` and `retry=` are HTTP/1.1's.
+        changed = " ".join(["ProxyPass", *([] if place is not serving else [serving.words[1]]), target])
         text = "http:// holds an open request back: HTTP/2 has to be spoken to the server"
         yield Fault("request-held", serving.number, text, replace(serving.number, serving.indent + changed))
 
 
-def _apache_limits(lines: list[Line], serving: Line, inside: str) -> Iterator[Fault]:
+def _apache_limits(lines: list[Line], serving: Line) -> Iterator[Fault]:
     bodies = [line for line in lines if line.name == "requestreadtimeout" and "body=" in line.text]
     if not any("body=0" in line.words for line in bodies):
         text = "mod_reqtimeout cuts an idle upload after 11 s (Debian) or 20 s"
         if bodies:
             edits = replace(bodies[-1].number, f"{bodies[-1].indent}RequestReadTimeout body=0")
         else:
-            edits = insert_after(serving.number, f"{inside}RequestReadTimeout body=0")
+            place = _apache_place(lines, serving)
+            added = (f"{place.indent}RequestReadTimeout body=0",)
+            edits = (Edit(serving.number + 1 if place is serving else place.number, added, 0),)
         yield Fault("idle-cut", bodies[-1].number if bodies else serving.number, text, edits)
     for line in lines:
         if line.name == "limitrequestbody" and line.words[1:] not in ((), ("0",)):
@@ -265,7 +285,11 @@ def nghttpx(text: str, path: str) -> Iterator[Fault]:
         elif key == "backend":
             parts = value.split(";")
             patterns = parts[1] if len(parts) > 1 else ""
-            if patterns and not any(_nghttpx_leads(one, path) for one in patterns.split(":")):
+            if not any(part.startswith("proto=") for part in parts[2:]):
+                changed = ";".join([parts[0], patterns, *parts[2:], "proto=h2"])
+                text_of = "HTTP/1.1 is spoken to the server unless proto says otherwise, and http2 and grpc need HTTP/2"
+                yield Fault("http2-not-to-server", number, text_of, replace(number, f"backend={changed}"))
+            elif patterns and not any(_nghttpx_leads(one, path) for one in patterns.split(":")):
                 changed = ";".join([parts[0], path, *parts[2:]])
                 text_of = f"this backend does not serve {path}"
                 yield Fault("wrong-path", number, text_of, replace(number, f"backend={changed}"))
