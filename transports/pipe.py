@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from qanat.base.watcher import Watcher
+from qanat.transports.readiness import DescriptorReadiness, Readiness
+
 MAX_MESSAGE = 256 * 1024 + 64
 """The largest message any pipe must carry: one sealed record (docs/PROTOCOL.md, Limits)."""
 
@@ -72,11 +75,20 @@ class Wire(ABC):
         """Undo `watch`: nobody waits for the descriptor any more, nor calls `recv_within`."""
         raise NotImplementedError
 
+    def readiness(self, watcher: Watcher) -> Readiness | None:
+        """Return what tells `watcher` that there is something to read; None for a wire that cannot be watched.
+
+        Does as `watch`, and its `close` as `unwatch`.  Raises TransportError when it is closed already.
+        """
+        fd = self.watch()
+        return None if fd is None else DescriptorReadiness(watcher, fd, self.unwatch)
+
     def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
         """Read as `recv_into` does, but return None when nothing has come within `seconds`; 0 does not block.
 
         With 0 it may also return None when much has come that was no data; the descriptor says so if there is more.
-        Between `watch` and `unwatch` only, in turn with `recv_into`; the time replaces `set_read_timeout`'s.
+        Between `watch` (or `readiness`) and its end only, in turn with `recv_into`; the time replaces
+        `set_read_timeout`'s.
         """
         raise NotImplementedError
 
@@ -204,11 +216,19 @@ class Pipe(ABC):
         """Undo `watch`: nobody waits for the descriptor any more, nor calls `recv_within`."""
         raise NotImplementedError
 
+    def readiness(self, watcher: Watcher) -> Readiness | None:
+        """Return what tells `watcher` that there is something to receive; None for a pipe that cannot be watched.
+
+        Does as `watch`, and its `close` as `unwatch`.  Raises PipeEnded when it has ended already.
+        """
+        fd = self.watch()
+        return None if fd is None else DescriptorReadiness(watcher, fd, self.unwatch)
+
     def recv_within(self, seconds: float) -> memoryview | None:
         """Receive as `recv` does, but return None when nothing has come for `seconds`; 0 does not block.
 
-        With 0 it also returns None, and `flooded` is set, when much has come and no message yet.  Between `watch` and
-        `unwatch` only, in turn with `recv`; the time replaces `set_read_timeout`'s.
+        With 0 it also returns None, and `flooded` is set, when much has come and no message yet.  Between `watch` (or
+        `readiness`) and its end only, in turn with `recv`; the time replaces `set_read_timeout`'s.
         """
         raise NotImplementedError
 

@@ -25,6 +25,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -114,6 +115,7 @@ class Watcher:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._poll: _Epoll | _Selector | None = None
+        self._posted: deque[Ready] = deque()
         self._chores: dict[Chore, None] = {}  # used as an ordered set
         self._tick = self.timer(self._do_chores)
         self.stirred = False
@@ -149,6 +151,18 @@ class Watcher:
         with self._lock:
             if self._ready.pop(fd, None) is not None and self._poll is not None and not self._closed:
                 self._poll.remove(fd)
+
+    def post(self, callback: Ready) -> None:
+        """Have `callback` called once, in this round by who calls this in it, else soon.  Does not block.
+
+        Not where the watcher has not been started, or is closed.
+        """
+        self._posted.append(callback)
+        poll = self._poll
+        if poll is not None and threading.current_thread() is not self._thread:
+            with self._lock:
+                if self._poll is not None:
+                    self._poll.wake()
 
     def timer(self, callback: Ready) -> Timer:
         """Return a timer that calls `callback`, which must not block, and is not set yet."""
@@ -208,6 +222,7 @@ class Watcher:
             self._closed = True
             self._ready.clear()
             self._timers.clear()
+            self._posted.clear()
             self._chores.clear()
             thread, poll = self._thread, self._poll
             if poll is not None:
@@ -239,6 +254,7 @@ class Watcher:
                     continue
                 if flushable is not None:
                     dirty.add(flushable)
+            self._call_posted(dirty)
             if self._timers:
                 self._call_timers(dirty)
             for flushable in dirty:
@@ -250,11 +266,25 @@ class Watcher:
     def _seconds_to_wait(self) -> float | None:
         """Return the seconds until the next timer is due; None for ever.  Who sets an earlier one now wakes us."""
         with self._lock:
+            if self._posted:
+                return 0.0
             if not self._timers:
                 self._wakes_at = math.inf
                 return None
             self._wakes_at = self._timers[0][0]
         return max(0.0, self._wakes_at - time.monotonic())
+
+    def _call_posted(self, dirty: set[Flushable]) -> None:
+        """Call what was posted, what that posts too, and leave to the next round what follows from these."""
+        for _ in range(2):
+            for _ in range(len(self._posted)):
+                try:
+                    flushable = self._posted.popleft()()
+                except Exception:
+                    log_unexpected("what was posted to the watcher ended")
+                    continue
+                if flushable is not None:
+                    dirty.add(flushable)
 
     def _call_timers(self, dirty: set[Flushable]) -> None:
         """Call what is due, and add what has to be flushed after that to `dirty`."""

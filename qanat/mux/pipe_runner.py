@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import math
-import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from qanat.mux.parameters import Event
 from qanat.mux.pending_control import ACK_DELAY
 from qanat.mux.stream import Calls, LaneOfStream, Stream
 from qanat.mux.trace import describe_frames
+from qanat.transports.readiness import Readiness
 
 log = logging.getLogger("qanat.mux")
 frame_log = logging.getLogger("qanat.frames")
@@ -99,7 +99,7 @@ class PipeRunner:
         self._receiver = lane.core.receiver
         self._sealed = sealed
         self._watcher = watcher
-        self._fd: int | None = None  # what the watcher waits for, where it does
+        self._readiness: Readiness | None = None  # what the watcher waits for, where it does
         self._timer: Timer | None = None
         self._silence = math.inf
         self._heard_at = 0.0  # when bytes came last, while the watcher reads
@@ -156,8 +156,8 @@ class PipeRunner:
             except (NoThread, OSError) as error:  # threads of its own do without
                 log.warning("%s: %s", self._lane.name, error)
                 return
-            self._fd = self._sealed.pipe.watch()
-            if self._fd is not None:
+            self._readiness = self._sealed.pipe.readiness(self._watcher)
+            if self._readiness is not None:
                 self._timer = self._watcher.timer(self._time_has_come)
 
     def _stop(self, result: PipeResult) -> None:
@@ -177,8 +177,8 @@ class PipeRunner:
             # Before another pipe is attached: they may be reading a buffer that will be replayed.
             while self._writing or self._inline:
                 self._settled.wait()
-        if self._fd is not None:
-            self._sealed.pipe.unwatch()
+        if self._readiness is not None:
+            self._readiness.close()
         self._sealed.pipe.set_wakeup(_nobody)
 
     def _end(self, result: PipeResult) -> None:
@@ -355,7 +355,7 @@ class PipeRunner:
         That is nothing for QUIET_SECONDS, or only small records for a while.
         """
         sealed = self._sealed
-        watched = self._fd is not None
+        watched = self._readiness is not None
         small = 0
         while True:
             try:
@@ -373,15 +373,14 @@ class PipeRunner:
 
     def _leave_to_watcher(self) -> PipeResult | None:
         """Have the watcher read from now on; the result when it cannot."""
-        assert self._watcher is not None
-        assert self._fd is not None
+        assert self._readiness is not None
         self._sealed.trim_reading()
         self._heard_at = time.monotonic()
         self._watched = True
         try:
             with self._lock:
                 self._set_timer_locked()
-            self._watcher.add(self._fd, self._readable)
+            self._readiness.add(self._readable)
         except (NoThread, OSError) as error:
             return PipeResult(f"little comes, and nothing can watch for it: {error}")
         return None
@@ -400,9 +399,8 @@ class PipeRunner:
 
     def _leave_watcher(self) -> None:
         """Have a thread read on, or end the pipe; where there is none, nobody reads until RETRY.  By the watcher."""
-        assert self._watcher is not None
-        assert self._fd is not None
-        self._watcher.remove(self._fd)
+        assert self._readiness is not None
+        self._readiness.remove()
         self._watched = False
         try:
             WORKERS.start(
@@ -528,10 +526,8 @@ class PipeRunner:
 
     def _something_has_come(self) -> bool:
         """Whether there is something to read, to which the watcher has yet to come: this program was stopped, say."""
-        assert self._fd is not None  # it is watched
-        poller = select.poll()
-        poller.register(self._fd, select.POLLIN)
-        return bool(poller.poll(0))
+        assert self._readiness is not None  # it is watched
+        return self._readiness.has_come()
 
     def _set_timer_locked(self) -> None:
         """Set the timer for what is due next and has nobody else who looks for it."""
@@ -602,7 +598,7 @@ class PipeRunner:
                 timeout = sender.next_timeout(now)
                 if timeout is not None and now - self._received_at < ACTIVE:
                     timeout = min(timeout, ACK_DELAY)
-                if self._fd is not None:
+                if self._readiness is not None:
                     quiet = self._worked_at + QUIET_SECONDS - now
                     if quiet <= 0:
                         self._retire_locked()

@@ -57,6 +57,10 @@ class ByteInbox:
         self.released += count
         return count
 
+    def is_kept(self) -> bool:
+        """Return whether `take` has something."""
+        return bool(self._kept)
+
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()

@@ -313,8 +313,18 @@ class Http2Core:
             self._borrower = None
         return self._frames.space()
 
-    def receive(self, count: int, borrower: Http2Stream | None = None) -> None:
+    def trim(self) -> None:
+        """Give memory back that bulk has needed.  While nobody reads."""
+        if self._borrower is not None:
+            if not self._borrower.inbox.return_borrowed():
+                self._frames.leave_buffer()
+            self._borrower = None
+        self._frames.trim()
+
+    def receive(self, count: int, borrower: Http2Stream | None = None, most: int | None = None) -> None:
         """Act on `count` more bytes.  Raises Http2Error when the connection cannot go on.
+
+        After `most` frames that are no DATA it returns, and `unread` is set.
 
         The pipe of the stream `borrower` is what reads, so its messages need not be copied: it takes each before it
         reads on.
@@ -327,13 +337,18 @@ class Http2Core:
                 self.opening += self._frames.peek(_OPENING)
         self.unread = False
         next_frame = self._frames.next
+        controls = 0
         try:
             while (frame := next_frame()) is not None:
                 if isinstance(frame, DataPart):
                     self._data(frame, borrower)
-                else:
-                    self._control(frame)
-                    self._accounts.connection.check()
+                    continue
+                self._control(frame)
+                self._accounts.connection.check()
+                controls += 1
+                if controls == most:
+                    self.unread = True
+                    break
         except H2ProtocolError as error:
             self._h2.clear_outbound_data_buffer()  # h2's GOAWAY; `closing_bytes` has one that says the same
             raise Http2Error(error.error_code, str(error)) from error
@@ -367,10 +382,11 @@ class Http2Core:
         stream.last_received = self.last_received
         if part.data:
             try:
-                if stream.inbox.feed(part.data, borrow=stream is borrower):
+                came = stream.inbox.feed(part.data, borrow=stream is borrower)
+                if came or stream.readable.listener is not None:  # who listens counts bytes as a sign of life
                     stream.readable.notify()
-                    if stream is borrower:
-                        self._borrower = stream
+                if came and stream is borrower:
+                    self._borrower = stream
             except ProtocolError as error:
                 self.fail_stream(stream, ErrorCodes.PROTOCOL_ERROR, error.message)
                 return

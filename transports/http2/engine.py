@@ -3,8 +3,9 @@
 What bytes mean is `core`'s.  One lock guards that and every stream, and is never held during I/O.
 
 Whichever thread waits for the connection reads it, unless another one does already (`wait_locked`), so that a client
-needs no thread for it; a server has one, which leaves that to the pipe of a lone stream (`lend_reading_locked`).  **A
-thread that reads never waits to write**: what must be said to the peer because of what was read is announced
+needs no thread for it; a server has one, which leaves that to the pipe of a lone stream (`lend_reading_locked`).  While
+all pipes are left to the watcher, it reads the connection too, which *rests* then, without any thread.  **A thread
+that reads never waits to write**: what must be said to the peer because of what was read is announced
 (`on_pending_control`) to a thread that may.  Bytes are taken from the core under the lock and handed to the wire under
 the write lock, which is fair, so that they leave in the order in which they were made.  A writer waits, with neither,
 for a window *or* pending control *or* the end.
@@ -22,8 +23,9 @@ from contextlib import contextmanager
 
 from h2.errors import ErrorCodes
 
-from qanat.base.errors import PipeEnded, ProtocolError, TransportError
+from qanat.base.errors import NoThread, PipeEnded, ProtocolError, TransportError
 from qanat.base.untrusted import words
+from qanat.base.watcher import Watcher
 from qanat.transports.cause import FirstCause
 from qanat.transports.http2.core import Http2Core
 from qanat.transports.http2.dialect import Headers
@@ -33,12 +35,17 @@ from qanat.transports.http2.limits import StreamBudget
 from qanat.transports.http2.request import Http2Request, PlainAnswer, Router, encode_answer, no_budget
 from qanat.transports.http2.stream import Http2Stream, Signal
 from qanat.transports.pipe import Wire, stuck_for
+from qanat.transports.readiness import readable
 
 log = logging.getLogger("qanat.http2")
 
 _CUT = "the connection was closed by the other end or the path"
 _CLOSING_TIME = 0.5
 """Seconds that a writer gets to finish, so that GOAWAY can say what the other end did wrong."""
+_CONTROLS_IN_TURN = 64
+"""Frames that are no DATA, which the watcher takes from a resting connection before a thread has to go on."""
+_READS_IN_TURN = 4
+"""The same, in reads of a whole buffer."""
 _EARLY = 0.005  # seconds by which the system may wake us before the time is up
 _LATE = 0.05  # seconds by which a read may come back after its time was up
 
@@ -83,6 +90,13 @@ class Http2Engine:
         self._lone: Http2Stream | None = None  # whose pipe reads instead of that thread
         self._returned = threading.Condition(self.lock)  # for that thread: there is no such pipe any more
         self._reading = False
+        self._read_over = threading.Condition(self.lock)  # for who waits until nobody reads
+        self._watcher: Watcher | None = None
+        self._fd: int | None = None  # the wire's, once it has been watched
+        self.resting = False
+        """Whether the watcher reads."""
+        self._on_active: Callable[[], None] = _nothing
+        self._writer_over = False  # `writer_loop` is to return
         self._read_timeout: float | None = None  # as the wire has it
         self._waiters: list[Signal] = []  # of the threads that wait while another reads
 
@@ -137,21 +151,23 @@ class Http2Engine:
     def _give_up_locked(self, error: Http2Error) -> None:
         """End the connection because the other end broke HTTP/2, and say so to it.
 
-        By the thread that reads.  Waits a moment, without the lock, for what is half sent.
+        By the thread that reads.  Waits a moment, without the lock, for what is half sent; the watcher does not.
         """
         cause = f"the other end broke HTTP/2: {words(str(error))}"
         if not self.cause.set(cause):
             return
         self.over = True
+        patience = 0.0 if self.resting else _CLOSING_TIME
         self.lock.release()
         try:
-            locked = self._write_lock.acquire_within(_CLOSING_TIME)
+            locked = self._write_lock.acquire_within(patience)
         finally:
             self.lock.acquire()
         self._close_locked(cause, error.code, ProtocolError(cause), locked=locked)
 
     def _close_locked(self, cause: str, code: int, fault: ProtocolError | None, *, locked: bool) -> None:
         """For whoever has set the cause.  Without the write lock something is half sent, so GOAWAY cannot follow it."""
+        self._wake_locked()
         self.wire.close(self.core.closing_bytes(code) if locked and self._send_failure is None else b"")
         if locked:
             self._write_lock.release()
@@ -312,6 +328,8 @@ class Http2Engine:
 
         By a writer that waits for a window, by `writer_loop`, or by what `on_pending_control` wakes.
         """
+        if self.resting and self._send_pending_now():
+            return
         with self.lock:
             due = bool(self.core.pending_control) and not self._told
             self._told |= due
@@ -321,6 +339,26 @@ class Http2Engine:
         if due:
             self.wake_writer()
             self._on_pending_control()
+
+    def _send_pending_now(self) -> bool:
+        """Send what is pending without blocking; False when that could not be done, and somebody has to be told."""
+        if not self._write_lock.try_acquire():
+            return False
+        try:
+            with self.lock:
+                if self.over or self._send_failure is not None or not self.wire.can_send_now:
+                    return False
+                pending = self._take_pending_locked()
+            taken = not pending or self.wire.send_now(pending)
+        except TransportError as error:
+            self._failed(error)
+            return True  # receiving says why
+        finally:
+            self._write_lock.release()
+        self.sends += 1
+        if not taken:
+            self.wake_writer()
+        return True
 
     def on_pending_control(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when control frames become pending; now, if some are.
@@ -356,19 +394,35 @@ class Http2Engine:
         with self.lock:
             self._flush_due = True
             self._work.notify_all()
+            if self._on_active is not _nothing:  # it runs only while there is something to do
+                self._wake_locked()
 
     def writer_loop(self) -> None:
-        """Send what is pending whenever something is, in a thread for that alone, until the connection is over."""
+        """Send what is pending whenever something is, in a thread for that alone, until the connection is over.
+
+        Or until `end_writer`.
+        """
         while True:
             with self.lock:
-                self._work.wait_for(lambda: self._flush_due or self.over)
-                self._flush_due = False
-                if self.over:
+                self._work.wait_for(lambda: self._flush_due or self.over or self._writer_over)
+                if self.over or (self._writer_over and not self._flush_due):
                     return
+                self._flush_due = False
             try:
                 self.flush()
             except TransportError as error:  # the reader finds out, too, and has more to say about it
                 log.debug("sending to %s failed: %s", self.wire.peer, error)
+
+    def end_writer(self) -> None:
+        """Have `writer_loop` return once it has sent what is due, until `begin_writer`.  Does not block."""
+        with self.lock:
+            self._writer_over = True
+            self._work.notify_all()
+
+    def begin_writer(self) -> None:
+        """Say that `writer_loop` is to run from now on."""
+        with self.lock:
+            self._writer_over = False
 
     def _take_pending_locked(self) -> bytes:
         pending = bytes(self.core.pending_control)
@@ -405,6 +459,8 @@ class Http2Engine:
         `signal`, one of the stream's, is notified when `ready` may have changed.  Reads the connection meanwhile if
         nobody does.
         """
+        if self.resting and not ready():
+            self._wake_locked()
         borrower = stream if signal is stream.readable else None
         until = None if timeout is None else time.monotonic() + timeout
         waited = False
@@ -424,6 +480,8 @@ class Http2Engine:
         finally:
             if self._waiters and not self._reading:
                 self._wake_waiters_locked()  # one of them reads from now on
+            elif self._watcher is not None and not self._has_reader:
+                self.leave_reading_locked(stream)
 
     def _may_read_locked(self, stream: Http2Stream) -> bool:
         """Whether a thread that would wait for something of `stream` is to read the connection instead."""
@@ -434,12 +492,13 @@ class Http2Engine:
 
         So what comes for it crosses no thread.  Blocks meanwhile, without the lock; False at once when there is no
         such stream, or its client is not authenticated yet: ending such a pipe, while it reads, ends the connection.
+        Nor is it left to a pipe that is the watcher's.
         """
         core = self.core
         if len(core.streams) != 1 or core.requests:
             return False
         (stream,) = core.streams.values()
-        if not stream.reads_alone or stream.over:
+        if not stream.reads_alone or stream.over or stream.readable.listener is not None:
             return False
         self._lone = stream
         stream.readable.notify_all()
@@ -457,6 +516,8 @@ class Http2Engine:
         `borrower` is as for `Http2Core.receive`.
         """
         count = 0
+        while self._reading:  # the watcher, which has just been told to leave that to us
+            self._read_over.wait()
         if not self.core.unread:
             received = self._receive_locked(timeout)
             if received is None:
@@ -495,6 +556,7 @@ class Http2Engine:
         finally:
             self.lock.acquire()
             self._reading = False
+            self._read_over.notify_all()
         if self.over or (failure and timeout is not None and time.monotonic() - began >= timeout - _EARLY):
             return None
         if count == 0:
@@ -502,9 +564,190 @@ class Http2Engine:
             return None
         return count
 
+    # --- rest
+
+    def watch_by(self, watcher: Watcher) -> bool:
+        """Let `watcher` read while the connection rests; return False where its wire cannot be watched.
+
+        Raises TransportError when it is over.
+        """
+        with self.lock:
+            if self.over:
+                raise self.cause.error()
+            if self._fd is None:
+                self._fd = self.wire.watch()
+            if self._fd is None:
+                return False
+            self._watcher = watcher
+            return True
+
+    @property
+    def watched(self) -> bool:
+        """Whether a watcher may read."""
+        return self._watcher is not None
+
+    def set_on_active(self, callback: Callable[[], None]) -> None:
+        """As a server: have `callback` called by the watcher when a thread has to read again."""
+        self._on_active = callback
+
+    def leave_reading_locked(self, stream: Http2Stream) -> None:
+        """Say that nobody waits for `stream` any more: its pipe is left to the watcher."""
+        if self._lone is stream:
+            self._take_reading_back_locked()
+        elif not self._has_reader and self._is_left_locked():
+            try:
+                self._rest_locked()
+            except (NoThread, OSError) as error:
+                self._end_locked(f"little comes, and nothing can watch for it: {error}")
+
+    def may_rest_locked(self) -> bool:
+        """As a server's reader: return whether nothing is being done, and all pipes are left to the watcher."""
+        core = self.core
+        busy = (
+            self._lone is not None
+            or self._flush_due
+            or core.requests
+            or core.pending_control
+            or self._write_lock.taken
+            or not self.wire.can_send_now
+            or self._send_failure is not None
+            or any(stream.sending for stream in core.streams.values())
+        )
+        return not busy and bool(core.streams) and self._is_left_locked()
+
+    def rest_locked(self) -> bool:
+        """Have the watcher read from now on, if `may_rest_locked` still; return whether it does."""
+        if not self.may_rest_locked():
+            return False
+        try:
+            self._rest_locked()
+        except (NoThread, OSError) as error:
+            log.warning("a thread goes on reading from %s: %s", self.wire.peer, error)
+            return False
+        return True
+
+    def _is_left_locked(self) -> bool:
+        """Whether nobody reads, and all pipes are left to the watcher."""
+        return (
+            self._watcher is not None
+            and not (self.over or self.resting or self._reading or self._waiters)
+            and all(map(_is_left, self.core.streams.values()))
+        )
+
+    def _rest_locked(self) -> None:
+        assert self._watcher is not None
+        assert self._fd is not None
+        self.core.trim()
+        self.wire.trim()
+        self._watcher.add(self._fd, self._readable)
+        self.resting, self._has_reader = True, False
+        if self.core.unread or self.wire.buffered:  # of which the descriptor says nothing
+            self._watcher.post(self._readable)
+
+    def _wake_locked(self) -> None:
+        """Rest no more: threads read, a server's own one as soon as it is there."""
+        if not self.resting:
+            return
+        assert self._watcher is not None
+        assert self._fd is not None
+        self.resting = False
+        self._watcher.remove(self._fd)
+        if self._on_active is not _nothing:
+            self._has_reader = True
+            self._watcher.post(self._on_active)
+
+    def try_again(self, seconds: float) -> None:
+        """As a server: ask for a thread again after `seconds`.  By the watcher; does not block."""
+        if self._watcher is not None:
+            self._watcher.timer(self._on_active).set(time.monotonic() + seconds)
+
+    def wake(self) -> None:
+        """Rest no more, if it does.  Idempotent; does not block."""
+        with self.lock:
+            self._wake_locked()
+
+    def forget_watcher(self) -> None:
+        """Rest never more; blocks until the watcher is done with the connection.  Idempotent."""
+        with self.lock:
+            self._wake_locked()
+            self._read_over.wait_for(lambda: not self._reading)
+            fd, self._fd, self._watcher = self._fd, None, None
+        if fd is not None:
+            self.wire.unwatch()
+
+    def has_come(self, stream: Http2Stream) -> bool:
+        """Return whether there is something that the watcher has yet to read.  Does not block."""
+        with self.lock:
+            return stream.over or (self.resting and self._fd is not None and readable(self._fd))
+
+    def _readable(self) -> None:
+        """Read what has come, by the watcher; what is too much for it is left to a thread."""
+        for _ in range(_READS_IN_TURN):
+            with self.lock:
+                if not self.resting or self._reading:
+                    return
+                full = self._read_now_locked()
+                much = bool(self.core.unread or self.core.requests)
+                if much:
+                    self._leave_to_thread_locked()
+            self.tell()
+            self._tell_leaving()
+            if much or not full:
+                return
+        with self.lock:
+            self._leave_to_thread_locked()
+
+    def _leave_to_thread_locked(self) -> None:
+        """Have a server's thread read on.  A client's watcher does itself, until its pipe says that much comes."""
+        if self._on_active is not _nothing:
+            self._wake_locked()
+        elif self.resting and self._watcher is not None:
+            self._watcher.post(self._readable)
+
+    def _read_now_locked(self) -> bool:
+        """Read without blocking, and act on what came; return whether there may be more."""
+        if self.core.unread:
+            self._act_now_locked(0)
+            return True
+        self._reading = True
+        space = self.core.space()
+        count: int | None = None
+        failure = ""
+        self.lock.release()
+        try:
+            count = self.wire.recv_within(space, 0)
+        except TransportError as error:
+            failure = error.message
+        finally:
+            self.lock.acquire()
+            self._reading = False
+            self._read_over.notify_all()
+            self._wake_waiters_locked()  # one of them reads, if this has to end
+        if self.over:
+            return False
+        if failure or count == 0:
+            self._end_locked(self.core.goaway_reason or failure or _CUT)
+        elif count is not None:
+            self._act_now_locked(count)
+        return count is not None and (count == len(space) or self.wire.buffered)
+
+    def _act_now_locked(self, count: int) -> None:
+        try:
+            self.core.receive(count, most=_CONTROLS_IN_TURN)
+        except Http2Error as error:
+            self._give_up_locked(error)
+        except BaseException:
+            self._end_locked("this program failed")
+            raise
+
     def _wake_waiters_locked(self) -> None:
         for condition in self._waiters:
             condition.notify_all()
+
+
+def _is_left(stream: Http2Stream) -> bool:
+    """Whether no thread waits for a stream: its pipe is the watcher's, or it is a request that waits to be answered."""
+    return stream.readable.listener is not None or stream.dialect.needs_no_thread
 
 
 def _about(timeout: float | None, present: float | None) -> bool:

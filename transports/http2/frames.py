@@ -156,6 +156,12 @@ class FrameReader:
             self._move_to(self._buffer)
         return self._buffer[self._end :]
 
+    def trim(self) -> None:
+        """Go on with a small buffer, if nothing is in the large one; views that were returned stay valid."""
+        if self._start == self._end and len(self._buffer) > _FIRST_SIZE:
+            self._buffer = memoryview(bytearray(_FIRST_SIZE))
+            self._start = self._end = 0
+
     def leave_buffer(self) -> None:
         """Go on with another buffer: the views that were returned stay valid, and nothing is written to them."""
         self._move_to(memoryview(bytearray(len(self._buffer))))

@@ -183,6 +183,11 @@ class Inbox:
             self._items[0] = kept
         return True
 
+    def trim(self) -> None:
+        """Give memory back that large messages have needed.  What `take` returned last is gone after this."""
+        self._lent = None
+        self._spare.clear()
+
     def clear(self) -> None:
         """Forget everything."""
         self._items.clear()

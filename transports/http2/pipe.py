@@ -7,6 +7,7 @@ from collections.abc import Callable
 from h2.errors import ErrorCodes
 
 from qanat.base.errors import LocalError, ProtocolError
+from qanat.base.watcher import Watcher
 from qanat.transports.http2.dialect import MessageDialect
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import HEADER_SIZE
@@ -14,6 +15,7 @@ from qanat.transports.http2.inbox import Inbox
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.http2.stream_handle import StreamHandle
 from qanat.transports.pipe import MAX_MESSAGE, Pipe
+from qanat.transports.readiness import Readiness
 
 
 class Http2Pipe(Pipe):
@@ -58,31 +60,60 @@ class Http2Pipe(Pipe):
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
+        message = self._recv(None)
+        assert message is not None  # the end is raised
+        return message
+
+    def recv_within(self, seconds: float) -> memoryview | None:
+        """See `Pipe.recv_within`."""
+        return self._recv(seconds)
+
+    def _recv(self, seconds: float | None) -> memoryview | None:
         engine = self._engine
         self._handle.begin_reading()
         with engine.lock:
-            message = self._next_locked()
+            message = self._next_locked(seconds)
             if message is not None:
                 engine.core.credit(self._stream)
             pending = bool(engine.core.pending_control)
-        if message is None:
+            over = self._stream.over
+        if message is None and over:
             self._handle.close("the pipe has ended")  # which keeps the cause that there is
             raise self._stream.error()
         if pending:
             engine.tell()
         return message
 
-    def _next_locked(self) -> memoryview | None:
-        """Block for a message; None when the pipe is over."""
+    def _next_locked(self, seconds: float | None) -> memoryview | None:
+        """Block for a message, for `seconds` at most; None when there is none, or the pipe is over."""
+        waited = seconds == 0
         while True:
             try:
                 message = self._inbox.take()
             except ProtocolError as error:
                 self._engine.core.fail_stream(self._stream, ErrorCodes.PROTOCOL_ERROR, error.message)
                 return None
-            if message is not None or self._stream.over:
+            if message is not None or self._stream.over or waited:
                 return message
-            self._handle.wait_locked(lambda: self._inbox.waiting)
+            self._handle.wait_locked(self._has_message, seconds)
+            waited = seconds is not None
+
+    def _has_message(self) -> bool:
+        return self._inbox.waiting
+
+    def readiness(self, watcher: Watcher) -> Readiness | None:
+        """See `Pipe.readiness`."""
+        return self._handle.readiness(watcher, self._has_message)
+
+    @property
+    def buffered(self) -> bool:
+        """See `Pipe.buffered`."""
+        return self._inbox.waiting or self._stream.over
+
+    def trim(self) -> None:
+        """See `Pipe.trim`."""
+        with self._engine.lock:
+            self._inbox.trim()
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_read_timeout`."""

@@ -5,7 +5,9 @@ stream hold up another: the thread that reads the connection waits for nothing e
 a writer of their own.
 
 Threads: the caller of `serve` reads; `h2-writer PEER` sends what nobody else does; `h2 PEER/STREAM`, one for each
-tunnel stream, runs the handler, which as a rule becomes the reader of a session.
+tunnel stream, runs the handler, which as a rule becomes the reader of a session.  Once all of these sessions are left
+to the watcher, and nothing has come for a moment, the watcher reads the connection, and it has no thread at all until
+more is to do.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from qanat.base.errors import LocalError, NoThread, QanatError
 from qanat.base.lazy_waiting import LazyEvent
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.usage import Usage
+from qanat.base.watcher import Watcher
 from qanat.transports.http2.dialect import Dialect, Headers
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import HEADER_SIZE
@@ -39,6 +42,16 @@ _RETRY_AFTER = 5
 
 WRITE_TIMEOUT = 30.0
 """Seconds without a window after which an answer without a pipe is given up."""
+
+Carry = Callable[[Callable[[], None]], None]
+"""Goes on with a stream, and calls what it is given once that is over; may return before."""
+
+_RETRY = 1.0
+"""Seconds until a thread is asked for again, when there was none for a connection that no longer rests."""
+
+QUIET_SECONDS = 0.2
+"""Seconds without a byte after which a connection rests, when all its pipes are quiet."""
+
 _STUCK = 0.5
 """Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended.
 
@@ -55,7 +68,7 @@ class Http2Server:
         wire: Wire,
         first: bytes,
         router: Router,
-        handle: Callable[[Exchange], None],
+        handle: Callable[[Exchange], Carry | None],
         threads: ThreadGroup,
         *,
         has_room: Callable[[], bool] = lambda: True,
@@ -65,7 +78,8 @@ class Http2Server:
         """`first` are the bytes that have been read, the whole preface at least.  Owns `wire`.
 
         `router` decides what becomes of a request.  For one that shall become a pipe, `handle` is called in a thread
-        of its own; the stream is over when it returns.
+        of its own.  The stream is over when it returns, unless that is how to go on: this is called then, and may
+        return before it calls what it is given, once the stream is over.
 
         The streams' threads are of the group `threads`, and begin only while it `has_room`; otherwise the answer is
         503.  What the peer does on a stream is charged to what `budget_of` returns for its request, and refused with
@@ -73,7 +87,9 @@ class Http2Server:
 
         `idle` is the number of seconds that the connection may be without a request that runs.
         """
+        self._on_over: Callable[[], None] = _nobody
         self._engine = Http2Engine(wire, window=UNAUTHENTICATED_WINDOW, first=first, router=router, budget_of=budget_of)
+        self._engine.set_on_active(self._go_on_in_thread)
         self._peer = wire.peer
         self._idle = idle
         self._handle = handle
@@ -93,19 +109,62 @@ class Http2Server:
         with self._engine.lock:
             return {**self._engine.core.used_most, "plain requests": Usage(self._plain, MAX_PLAIN)}
 
-    def serve(self) -> None:
-        """Serve until the connection has ended, and the handlers of its streams too.  Blocks."""
+    def serve(self, on_over: Callable[[], None] = lambda: None) -> None:
+        """Serve until the connection has ended, and the handlers of its streams too, or until it rests.
+
+        `on_over` is called once it has ended, perhaps much later and by another thread.  Blocks meanwhile.
+        """
+        self._on_over = on_over
         self._engine.wire.set_wakeup(self._engine.wake_writer)
-        writer = start_thread(f"h2-writer {self._peer}", self._engine.writer_loop)
         self._engine.tell()  # our SETTINGS
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Read until the connection has ended, or rests."""
+        engine, rests = self._engine, False
+        engine.begin_writer()
         try:
-            self._read_loop()
+            writer = start_thread(f"h2-writer {self._peer}", engine.writer_loop)
+            try:
+                while not rests and self._read_loop():
+                    engine.end_writer()
+                    writer.join(_STUCK)
+                    if not writer.is_alive():
+                        with engine.lock:
+                            rests = engine.rest_locked()
+                    if not rests:
+                        engine.begin_writer()
+                    if not rests and not writer.is_alive():
+                        writer = start_thread(f"h2-writer {self._peer}", engine.writer_loop)
+            finally:
+                if not rests:
+                    engine.end("the server has ended this connection")
+                    writer.join()
+        except NoThread as error:
+            engine.end(f"there is no thread to send what is due: {error.message}")
         finally:
-            self._engine.end("the server has ended this connection")
-            writer.join()
-            self._engine.wire.set_wakeup(_nobody)
-            with self._changed:
-                self._changed.wait_for(lambda: not self._running)
+            if not rests:
+                self._end()
+
+    def _end(self) -> None:
+        """Wait for what still uses the connection, and say that it is over."""
+        engine = self._engine
+        engine.end("the server has ended this connection")
+        engine.wire.set_wakeup(_nobody)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+        engine.forget_watcher()
+        engine.set_on_active(_nobody)  # which holds this
+        on_over, self._on_over = self._on_over, _nobody
+        on_over()
+
+    def _go_on_in_thread(self) -> None:
+        """Have a thread read on, or end the connection; without one, try again after a while.  By the watcher."""
+        try:
+            self._threads.start(f"front {self._peer}", self._go_on)
+        except NoThread as error:
+            log.warning("%s: %s", self._peer, error)
+            self._engine.try_again(_RETRY)
 
     def leave(self) -> None:
         """Take no new request; end when none runs any more, which may be at once.  Idempotent; does not block."""
@@ -138,12 +197,17 @@ class Http2Server:
 
     # --- the reader
 
-    def _read_loop(self) -> None:
+    def _read_loop(self) -> bool:
+        """Read until the connection has ended; return True when it may rest instead: nothing has come for a moment."""
         engine = self._engine
         with engine.lock:
             while not engine.over:
-                if not engine.lend_reading_locked():
-                    engine.read_locked(self._idle)
+                before = engine.core.last_received
+                if not engine.core.requests and not engine.lend_reading_locked():
+                    pause = QUIET_SECONDS if engine.watched and engine.core.streams else self._idle
+                    engine.read_locked(min(pause, self._idle))
+                    if before == engine.core.last_received and engine.may_rest_locked():
+                        return True
                 requests, engine.core.requests = engine.core.requests, []
                 if requests:
                     engine.lock.release()
@@ -156,6 +220,7 @@ class Http2Server:
                     idle = time.monotonic() - self._idle_since
                     if self._leaving or engine.core.leaving or idle >= self._idle:
                         break
+        return False
 
     def _follow(self, request: Http2Request, decision: PlainAnswer | Http2Stream) -> None:
         engine = self._engine
@@ -199,12 +264,16 @@ class Http2Server:
     # --- the handlers' threads
 
     def _run(self, exchange: Exchange) -> None:
+        carry = None
         try:
-            self._handle(exchange)
+            carry = self._handle(exchange)
         except (QanatError, OSError) as error:
             log.debug("a request from %s ended: %s", self._peer, error)
         finally:
-            exchange.finish()
+            if carry is None:
+                exchange.finish()
+        if carry is not None:
+            carry(exchange.finish)
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.close("the server has ended this stream")
@@ -219,6 +288,8 @@ class Http2Server:
             last = not self._running and (self._leaving or self._engine.core.leaving)
         if last:
             self._engine.end("the connection is no longer needed")
+        else:
+            self._engine.wake()  # there may be nothing left to rest for
 
 
 class Exchange:
@@ -255,8 +326,12 @@ class Exchange:
         if finish is not None:
             finish(self)
 
-    def trust(self) -> None:
-        """Take the request's client for authenticated, and open its whole window."""
+    def trust(self, watcher: Watcher) -> None:
+        """Take the request's client for authenticated: open its whole window, and let the connection rest.
+
+        `watcher` reads it then.  Raises TransportError when it is over.
+        """
+        self._engine.watch_by(watcher)
         with self._engine.lock:
             self._engine.core.widen(self._stream)
         self._engine.tell()

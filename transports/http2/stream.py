@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from qanat.base.errors import PipeEnded, ProtocolError
 from qanat.transports.cause import FirstCause
@@ -22,6 +23,8 @@ class Signal(threading.Condition):
     def __init__(self, lock: threading.Lock) -> None:
         super().__init__(lock)
         self._waiting = 0
+        self.listener: Callable[[], None] | None = None
+        """Called whenever somebody who waits would be woken; with the lock, so it must not block."""
 
     def wait(self, timeout: float | None = None) -> bool:
         """See `threading.Condition.wait`."""
@@ -35,6 +38,8 @@ class Signal(threading.Condition):
         """See `threading.Condition.notify`."""
         if self._waiting:
             super().notify(n)
+        if self.listener is not None:
+            self.listener()
 
 
 class Http2Stream:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 from qanat.base.errors import TransportError
 from qanat.base.threads import start_thread
+from qanat.base.watcher import Flushable, Ready, Watcher
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import silent_for
+from qanat.transports.readiness import Readiness
 
 
 class StreamHandle:
@@ -50,6 +52,12 @@ class StreamHandle:
                     return
             self.engine.wait_locked(stream, stream.readable, lambda: has_come() or stream.over, remaining)
 
+    def readiness(self, watcher: Watcher, waiting: Callable[[], bool]) -> Readiness | None:
+        """See `Pipe.readiness`; `waiting` says, with the lock, whether there is something to take."""
+        if not self.engine.watch_by(watcher):
+            return None
+        return _StreamReadiness(self.engine, self.stream, watcher, waiting, alone=self._alone)
+
     def begin_reading(self) -> None:
         """Take the peer for an authenticated one, unless something was said about that."""
         if not self.stream.authenticated and not self._unauthenticated:
@@ -80,6 +88,7 @@ class StreamHandle:
             return  # the connection's own writer does it
         self.engine.wire.set_wakeup(wakeup)
         self.engine.on_pending_control(wakeup)
+        self.engine.end_writer()
 
     def set_on_leaving(self, callback: Callable[[], None]) -> None:
         """For GOAWAY without an error on a client's connection (RFC 9113 §6.8)."""
@@ -101,6 +110,57 @@ class StreamHandle:
         """Something is pending before anybody offered to flush: from now on a thread does it, until the end."""
         self.engine.on_pending_control(_nothing)
         start_thread(f"h2-writer {self.engine.wire.peer}", self.engine.writer_loop)
+
+
+class _StreamReadiness(Readiness):
+    """That of a stream, whose connection is read by somebody else, or by the watcher too.
+
+    Whoever brings something posts it, so that the pipe is read by the watcher alone.
+    """
+
+    def __init__(
+        self, engine: Http2Engine, stream: Http2Stream, watcher: Watcher, waiting: Callable[[], bool], *, alone: bool
+    ) -> None:
+        self._engine = engine
+        self._stream = stream
+        self._watcher = watcher
+        self._waiting = waiting
+        self._alone = alone
+        self._ready: Ready | None = None
+        self._posted = False
+
+    def add(self, ready: Ready) -> None:
+        with self._engine.lock:
+            self._ready = ready
+            self._stream.readable.listener = self._tell_locked
+            if self._waiting() or self._stream.over:
+                self._tell_locked()
+            self._engine.leave_reading_locked(self._stream)
+
+    def _tell_locked(self) -> None:
+        if not self._posted:
+            self._posted = True
+            self._watcher.post(self._call)
+
+    def _call(self) -> Flushable | None:
+        self._posted = False
+        ready = self._ready
+        return None if ready is None else ready()
+
+    def remove(self) -> None:
+        with self._engine.lock:
+            self._ready = self._stream.readable.listener = None
+        self._engine.wake()
+
+    def has_come(self) -> bool:
+        with self._engine.lock:
+            waiting = self._waiting()
+        return waiting or self._engine.has_come(self._stream)
+
+    def close(self) -> None:
+        self.remove()
+        if self._alone:
+            self._engine.forget_watcher()
 
 
 def _nothing() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qanat.base.watcher import Watcher
 from qanat.transports.http2.byte_inbox import ByteInbox
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import HEADER_SIZE
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.http2.stream_handle import StreamHandle
 from qanat.transports.pipe import Wire
+from qanat.transports.readiness import Readiness
 
 _CLOSED = "the connection was closed by this end"
 
@@ -44,7 +46,7 @@ class StreamWire(Wire):
         self._handle.begin_reading()
         with engine.lock:
             count = inbox.take(buffer)
-            if not count:
+            if not count and seconds != 0:
                 inbox.lend(buffer)
                 try:
                     self._handle.wait_locked(inbox.has_come, seconds)
@@ -58,6 +60,15 @@ class StreamWire(Wire):
         if not count and stream.over:
             raise stream.error()
         return count or None
+
+    def readiness(self, watcher: Watcher) -> Readiness | None:
+        """See `Wire.readiness`."""
+        return self._handle.readiness(watcher, self._inbox.is_kept)
+
+    @property
+    def buffered(self) -> bool:
+        """See `Wire.buffered`."""
+        return self._inbox.is_kept() or self._stream.over
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Wire.send_all`."""

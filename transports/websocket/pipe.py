@@ -18,8 +18,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from qanat.base.errors import LocalError, PipeEnded, ProtocolError, TransportError
+from qanat.base.watcher import Watcher
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED, Pipe, Wire, silent_for
+from qanat.transports.readiness import Readiness
 from qanat.transports.websocket.frames import (
     CLIENT_HEADROOM,
     SERVER_HEADROOM,
@@ -137,6 +139,14 @@ class WebSocketPipe(Pipe):
     def unwatch(self) -> None:
         """See `Pipe.unwatch`."""
         self._wire.unwatch()
+
+    def readiness(self, watcher: Watcher) -> Readiness | None:
+        """See `Pipe.readiness`."""
+        try:
+            return self._wire.readiness(watcher)
+        except TransportError as error:
+            self._end(error.message, b"")
+            raise self._cause.error() from error
 
     def recv_within(self, seconds: float) -> memoryview | None:
         """See `Pipe.recv_within`."""

@@ -34,6 +34,7 @@ from qanat.base.sockets import format_address
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.usage import Peaks, Usage
+from qanat.base.watcher import Watcher
 from qanat.config.settings import ServerSettings
 from qanat.measure.probes import HEADER as PROBE_HEADER
 from qanat.process.log_throttle import LogThrottle
@@ -116,10 +117,12 @@ class FrontDoorContext:
     kept: KeptConnections
     names: PublishedNames | None
     events: Events
+    watcher: Watcher
     _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
     budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
     _peaks: Peaks = field(default_factory=Peaks, init=False)
+    _counts: Counter[str] = field(default_factory=Counter[str], init=False)
     _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
 
     def client_of(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
@@ -206,11 +209,17 @@ class FrontDoorContext:
         return slot
 
     def has_room(self) -> bool:
-        """Return whether one more stream of an HTTP/2 connection may have a thread.
+        """Return whether one more stream of an HTTP/2 connection may have a thread, and a pipe.
 
-        Each connection has one, so there may be as many streams again.
+        Each connection has a thread, so there may be as many streams again.
         """
-        return len(self.threads) < 2 * self.settings.limits.connections + len(self.settings.listen)
+        most = 2 * self.settings.limits.connections
+        return len(self.threads) < most + len(self.settings.listen) and self._counts["pipes"] < most
+
+    def count_pipe(self, change: int) -> None:
+        """Count the pipes on streams of HTTP/2 that there are, be they quiet and without a thread."""
+        with self._lock:
+            self._counts["pipes"] += change
 
 
 class _NotServed(Exception):
@@ -443,10 +452,11 @@ class FrontConnection:
             self._refuse_proxy_protocol()
         else:
             self._serve_http2(bytes(first))
+            return Next.LEFT
         return Next.END
 
     def _serve_http2(self, first: bytes) -> None:
-        """Serve every request of the connection.  Its deadline is over with the first."""
+        """Serve every request of the connection, until it ends or rests.  Its deadline is over with the first."""
         requests = Http2Connection(self._context, self.peer, self.ip, self, self.give_way, self._ending)
         server = requests.serve_on(self._wire, first)
         with self._lock:
@@ -454,13 +464,14 @@ class FrontConnection:
             self._requests = requests
         if self._context.closing.is_set():
             server.leave()
-        try:
-            server.serve()
-        finally:
-            self._context.note_connection(server.used_most)
-            with self._lock:
-                self._ours = False
-                self._http2 = self._requests = None  # which hold this by its handlers
+        server.serve(partial(self._http2_over, server))
+
+    def _http2_over(self, server: Http2Server) -> None:
+        self._context.note_connection(server.used_most)
+        with self._lock:
+            self._ours = False
+            self._http2 = self._requests = None  # which hold this by its handlers
+        self._over()
 
     def _serve_http1(self, first: bytes) -> Next:
         """Read the rest of one request head, and serve the request."""
@@ -889,7 +900,7 @@ class Http2Connection:
     def _serve_split(self, exchange: Exchange, pipe: ServerPipe, token: Token) -> None:
         """Serve a request of a client's split pipe; without blocking, unless it has a body."""
         if pipe.authenticated:
-            exchange.trust()
+            exchange.trust(self._context.watcher)
             self._trust_split(pipe)
         if token.kind is not Kind.UP:
             pipe.ask(token, Http2Asker(exchange, self._context.threads, pipe, exchange.finish))
@@ -940,15 +951,16 @@ class Http2Connection:
             self._context.tell_of(refusal, self._peer, request.path)
             return PlainAnswer(refused.status, refusal.body)
 
-    def _serve_tunnel(self, exchange: Exchange) -> None:
+    def _serve_tunnel(self, exchange: Exchange) -> Carry | None:
+        """Serve a tunnel's stream; return how to go on with it, or None when it is over."""
         context = self._context
         dialect = exchange.dialect
         if isinstance(dialect, SplitRequest) and dialect.found is not None:
             self._serve_split(exchange, *dialect.found)
-            return
+            return None
         client, via_proxy = context.client_of(self._ip, exchange.request.values("x-forwarded-for"))
         if context.probes.serve_stream(exchange, client):
-            return
+            return None
         address = ClientAddress(peer=self._peer, client=client, via_proxy=via_proxy)
         slot = None
         waited: bool | None = True
@@ -958,27 +970,33 @@ class Http2Connection:
         if waited:
             slot = context.enter(address, lambda: exchange.close("it gave way to other clients"))
         elif waited is not None:
-            return
+            return None
         if slot is None:
             exchange.refuse(503, "Service Unavailable\n", retry_after=context.admission.retry_after(client))
-            return
+            return None
+        carry = None
         try:
             if not context.closing.is_set():
                 self._count_pipe(+1)
                 try:
                     if isinstance(dialect, SplitRequest):
                         self._open_split(exchange, address, slot)
-                        return
+                        return None
                     probe = context.probes.take_pipe(exchange.request.values(PROBE_HEADER))
                     carry = (probe or context.on_pipe)(exchange.accept(), address, slot)
-                    if carry is not None:
-                        over = threading.Event()
-                        carry(over.set)
-                        over.wait()
                 finally:
-                    self._count_pipe(-1)
+                    if carry is None:
+                        self._count_pipe(-1)
         finally:
             slot.release()  # before the peer can see the end, and come again at once
+        return None if carry is None else partial(self._carry, carry)
+
+    def _carry(self, carry: Carry, on_over: Callable[[], None]) -> None:
+        def over() -> None:
+            self._count_pipe(-1)
+            on_over()
+
+        carry(over)
 
     def _must_wait(self, client: str, via_proxy: bool) -> bool:
         """Return whether this stream is charged to its client: the connection itself was, unless a proxy made it."""
@@ -990,6 +1008,7 @@ class Http2Connection:
 
     def _count_pipe(self, change: int) -> None:
         unfinished = self._context.admission.unfinished
+        self._context.count_pipe(change)
         with self._lock:
             self._pipes += change
             if not self._pipes:

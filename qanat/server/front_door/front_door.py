@@ -108,6 +108,7 @@ class FrontDoor:
             names=names,
             kept=self._kept,
             events=events,
+            watcher=watching,
         )
         self._deadlines = DeadlineWatch("front door deadlines")
         self._listeners: list[Acceptor] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from h2.events import DataReceived, StreamEnded
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
+from qanat.server.front_door.connection import Carry
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
 from qanat.transports.split.segments import SegmentReader, decode_welcome
 from qanat.transports.split.sequence import PREFIX
-from qanat.transports.split.token import OPENING, Kind, Token, digest_of
+from qanat.transports.split.token import OPENING, SECRET_SIZE, Kind, Token, digest_of
+from tests.support.background import DEADLINE, wait_until
 from tests.support.server.front_door_rig import (
     connect,
     echo,
@@ -173,3 +176,31 @@ def test_over_http2_a_request_waits_without_a_thread_while_others_are_served(doo
         assert (at, bytes(content)) == (9, message)
         unknown = client.ask("GET", replace(token, id=bytes(16)).encode(welcome.secret))
         assert client.body(unknown) == b"Not Found\n"
+
+
+def test_over_http2_a_connection_on_which_requests_wait_has_no_thread() -> None:
+    pipes: queue.SimpleQueue[Pipe] = queue.SimpleQueue()
+    secret = bytes(range(SECRET_SIZE))
+
+    def keep(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> Carry:
+        pipe.bind(secret)
+        pipe.set_unauthenticated(False)
+        send_bytes(pipe, b"hello")
+        pipes.put(pipe)
+        return lambda over: None
+
+    def serving() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith(("front 127", "h2"))]
+
+    with front_door(keep) as door, connect(door) as sock:
+        client = Http2Client(sock)
+        welcome = decode_welcome(client.body(client.ask("POST", body=OPENING + bytes(16))))
+        pipe = pipes.get(timeout=DEADLINE)
+        for number, seen in ((1, 9), (2, 9 + len(PREFIX.pack(0)) + 9)):
+            token = Token(welcome.id, Kind.PACKET, number, seen, 8000, number, size=8000, wait=60_000)
+            waiting = client.ask("GET", token.encode(secret))
+            wait_until(lambda: not serving(), "nobody waits for the connection")
+            send_bytes(pipe, b"message %d" % number)
+            (_, _, content), *_ = SegmentReader().feed(memoryview(client.body(waiting)))
+            assert bytes(content).endswith(b"message %d" % number)
+        pipe.close("the test is over")

@@ -86,7 +86,8 @@ class TestServer:
         self._streams.join(DEADLINE)
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock:
+        with ExitStack() as stack:
+            stack.enter_context(sock)
             wire: Wire = TcpWire(sock)
             if self._certificate is not None:
                 files = self._certificate
@@ -102,7 +103,7 @@ class TestServer:
                 first += bytes(buffer[:count])
             server = Http2Server(wire, first, self._route, self._handle, self._streams, idle=self._idle)
             self.connections.append(server)
-            server.serve()
+            server.serve(stack.pop_all().close)  # a connection that rests is over later
 
     def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
         if request.path == "/tunnel" and extended_connect.is_request(request):
