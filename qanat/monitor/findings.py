@@ -10,7 +10,7 @@ until a state has lasted, so that nothing is told of what passes by itself; what
     cut            connections are lost again and again
     flood          one client opens or moves most of what this end carries
     away           a session has no connection; a client does not reach its server
-    silent         no answer to a ping
+    silent         no answer to a ping, or nothing of what was sent is acknowledged
     handshakes     who wants in waits
     forward        a forward does not listen
     stuck          this process itself does not move
@@ -57,6 +57,9 @@ LONGER = 5
 IDLE_RATE = 64 * 1024
 """Bytes a second up to which a path is not made slow by what it carries."""
 SILENT = 6.0
+STILL = 100
+"""Bytes a second up to which nothing moves."""
+LEAST_OUTBOX = 4096
 FULL = 0.95
 """Part of the retransmit buffer."""
 CUTS_MINUTE = 3
@@ -273,7 +276,7 @@ class Findings:
             "away",
             session.name,
             f"{_words(session.name)} has no connection",
-            f"Its {len(session.streams)} streams wait for it.{why}{until}",
+            f"Streams that wait for it: {len(session.streams)}.{why}{until}",
             f"Look at that client's own page, status or log{_via(session.via)}.",
         )
 
@@ -357,17 +360,26 @@ class Findings:
                 f"Look at the path{_via(lane.via or session.via)}: a stalled or slow link, a proxy that stopped "
                 "reading. Only on a long, fast path is `flow.outbox` itself too small.",
             )
-        silent = lane.ping_waits_s or 0.0
-        if lane.connected and silent >= max(SILENT, 4 * (lane.round_trip_s or 0.0)):
+        unacknowledged = self._unacknowledged(now, session, lane, memory)
+        silent = max(unacknowledged, lane.ping_waits_s or 0.0)
+        if not full and lane.connected and silent >= max(SILENT, 4 * (lane.round_trip_s or 0.0)):
             yield Finding(
                 "warning",
                 "silent",
                 f"{session.name}/{lane.index}",
                 f"No answer from {_words(session.name)} (lane {lane.index})",
-                f"It was asked {_seconds(silent)} ago and has not answered, though its connection is open: something "
-                f"on the way{_via(lane.via or session.via)} swallows or holds back bytes, or its machine is gone.",
+                f"Nothing that was sent to it for {_seconds(silent)} is acknowledged, though its connection is open: "
+                f"something on the way{_via(lane.via or session.via)} swallows or holds back bytes, or its machine is "
+                "gone.",
                 "The connection is replaced when that lasts; if it comes again, look at the proxy or firewall there.",
             )
+
+    def _unacknowledged(
+        self, now: float, session: SessionSnapshot, lane: LaneSnapshot, memory: _SessionMemory
+    ) -> float:
+        """Return for how many seconds nothing has moved on `lane` though it has sent what is not acknowledged."""
+        stands_still = lane.connected and lane.outbox_bytes >= LEAST_OUTBOX and memory.rate < STILL
+        return self._lasted(("unacknowledged", session.id, lane.index), stands_still, now)
 
     def _floods(self, now: float, sessions: list[SessionSnapshot]) -> Iterator[Finding]:
         memories = [(session, self._sessions[session.name]) for session in sessions]
@@ -408,15 +420,17 @@ class Findings:
             if session.measures:
                 continue
             connected = session.state == "connected"
+            stuck = {lane.index for lane in session.lanes if ("unacknowledged", session.id, lane.index) in self._seen}
             for stream in session.streams:
+                passes = connected and _lane_of(stream.id) not in stuck
                 memory = self._streams[stream.id]
                 opened_here = _is_odd(stream.id) == client
                 here, there = (stream.from_, stream.to) if opened_here else (stream.to, stream.from_)
                 if (words := self._slow_here(now, stream, memory)) is not None:
                     slow.setdefault(here, []).append((stream, words))
-                if connected and (words := self._slow_there(now, stream, memory)) is not None:
+                if passes and (words := self._slow_there(now, stream, memory)) is not None:
                     slow.setdefault(there, []).append((stream, words))
-                elif connected and (seconds := _unanswered(now, stream, memory, opened_here)) is not None:
+                elif passes and (seconds := _unanswered(now, stream, memory, opened_here)) is not None:
                     answers.setdefault(stream.to, []).append((stream, seconds))
         for name, found in slow.items():
             stream, words = found[0]
@@ -482,6 +496,12 @@ def _unanswered(now: float, stream: StreamSnapshot, memory: _StreamMemory, opene
     has_asked = bool(stream.bytes_sent if opened_here else stream.bytes_received)
     waits = now - asked
     return waits if has_asked and asked > answered and NO_ANSWER <= waits <= ANSWER_FORGOTTEN else None
+
+
+def _lane_of(stream_id: str) -> int:
+    """Return the lane of a stream's id (NAME/LANE/NUMBER)."""
+    parts = stream_id.rsplit("/", 2)
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else 0
 
 
 def _is_odd(stream_id: str) -> bool:

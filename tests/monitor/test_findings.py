@@ -190,6 +190,14 @@ def test_a_session_without_connection_and_one_without_answer_are_named() -> None
     assert codes(look(away)) == {("away", "a"), ("silent", "b/0")}
 
 
+def test_what_is_not_acknowledged_is_the_path_s_fault_and_no_application_s() -> None:
+    def swallowed(now: float) -> Snapshot:
+        blocked = stream("a", 1, bytes_sent=131072, peer_takes_no_more=True)
+        return server(now, session("a", blocked, bytes_sent=131072, lanes=(lane(outbox_bytes=131072),)))
+
+    assert codes(look(swallowed)) == {("silent", "a/0")}
+
+
 def test_crowded_handshakes_and_what_does_not_move_are_named() -> None:
     def crowded(now: float) -> Snapshot:
         return server(now, handshakes=HandshakesSnapshot(32, 32, 9, 100, 1000), troubles=("lane a/0 has not moved",))

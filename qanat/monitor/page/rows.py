@@ -67,7 +67,7 @@ def session_rows(sessions: Sequence[SessionSnapshot], rates: Rates, wanted: Want
         "round_trip": lambda session: session.round_trip_s or 0.0,
         "streams": lambda session: len(session.streams),
         "bytes": lambda session: session.bytes_received + session.bytes_sent,
-        "queued": lambda session: session.queued_bytes,
+        "queued": _queued,
         "outbox": lambda session: max((lane.outbox_bytes for lane in session.lanes), default=0),
         "recoveries": lambda session: session.recoveries,
     }
@@ -155,6 +155,11 @@ def _matches(text: str, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
+def _queued(session: SessionSnapshot) -> int:
+    """Return what waits at this end: for the wire, and for applications."""
+    return max(session.queued_bytes, sum(stream.queued_bytes for stream in session.streams))
+
+
 def _session_row(session: SessionSnapshot, rates: Rates) -> dict[str, Any]:
     fullest = max(session.lanes, key=lambda lane: lane.outbox_bytes, default=None)
     received, sent = rates.get(session.id, (0.0, 0.0))
@@ -175,7 +180,7 @@ def _session_row(session: SessionSnapshot, rates: Rates) -> dict[str, Any]:
         "rate_sent": sent,
         "bytes_received": session.bytes_received,
         "bytes_sent": session.bytes_sent,
-        "queued_bytes": session.queued_bytes,
+        "queued_bytes": _queued(session),
         "outbox_bytes": fullest.outbox_bytes if fullest is not None else 0,
         "outbox_limit": fullest.outbox_limit if fullest is not None else 0,
         "recoveries": session.recoveries,
