@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,8 +13,8 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from tests.support.harness import SECONDS, Tunnel
+from tests.support.machine.browser import open_page
 from tests.support.machine.ports import unused_port
-from tests.support.machine.programs import require_program
 from tests.support.machine.web import Nginx
 
 PARTS = 100
@@ -83,25 +81,7 @@ def test_chromium_shows_a_page_and_talks_through_it(
 ) -> None:
     chat, local, remote, url = site
     port = local if side == "local" else remote
-    options = (
-        "--headless=new",
-        "--no-sandbox",  # which root cannot have
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--proxy-server={scheme}://127.0.0.1:{port}",
-        "--proxy-bypass-list=<-loopback>",
-    )
-    environ = {**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
-    command = [str(require_program("chromium")), *options, url]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(
-        command, env=environ, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
-    ) as browser:
-        try:
-            assert chat.said.get(timeout=3 * SECONDS) == "hello"
-            assert chat.said.get(timeout=3 * SECONDS) == f"said hello {PARTS} true"
-        finally:
-            os.killpg(browser.pid, signal.SIGKILL)
+    proxy = f"--proxy-server={scheme}://127.0.0.1:{port}"
+    with open_page(tmp_path / "browser", url, proxy, "--proxy-bypass-list=<-loopback>"):
+        assert chat.said.get(timeout=3 * SECONDS) == "hello"
+        assert chat.said.get(timeout=3 * SECONDS) == f"said hello {PARTS} true"

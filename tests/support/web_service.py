@@ -1,14 +1,16 @@
 """A web service as people run them: pages, an upload, server-sent events and a WebSocket, with or without TLS.
 
-Used by the tests of published names.  As a program (`python -m tests.support.web_service`) it says its port, and
-serves until it is killed, so that connections which a proxy keeps are not the test's.
+Used by the tests of published names.  As a program (`python -m tests.support.web_service`) it says its port, and what
+browsers say, and serves until it is killed, so that connections which a proxy keeps are not the test's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import ssl
+import sys
 import threading
 from types import TracebackType
 from typing import Self
@@ -19,16 +21,15 @@ RESOURCES = 100
 SECRET = b"a word that nobody on the way may read"
 
 
-UPLOADED = 4_000_000
 _BROWSER = f"""<!doctype html><title>working</title><pre id="said"></pre><script>
 const say = (word) => document.getElementById("said").append(word + "\\n");
 async function all() {{
   const sizes = await Promise.all([...Array({RESOURCES}).keys()].map(
     async (n) => (await (await fetch("/resource-" + n)).arrayBuffer()).byteLength));
   say("resources " + sizes.length + " " + sizes.reduce((a, b) => a + b));
-  const answer = await fetch("/upload", {{method: "POST", body: new Uint8Array({UPLOADED})}});
-  say("upload " + (await answer.text()).split(" ")[0]);
-  const waiting = fetch("/wait");
+  const size = Number(new URLSearchParams(location.search).get("upload")), part = new Uint8Array(1000000).fill(113);
+  const answer = await fetch("/upload", {{method: "POST", body: new Blob(Array(size / part.length).fill(part))}});
+  say("upload " + await answer.text());
   await new Promise((done, failed) => {{
     const chat = new WebSocket("wss://" + location.host + "/socket");
     chat.onopen = () => chat.send("hello");
@@ -43,11 +44,11 @@ async function all() {{
     }};
     events.onerror = failed;
   }});
-  await waiting;
 }}
-all().then(() => say("done"), (error) => say("failed " + error));
+const tell = () => fetch("/said", {{method: "POST", body: document.getElementById("said").innerText}});
+all().then(() => say("done"), (error) => say("failed " + error)).then(tell);
 </script>"""
-"""A page that does all a browser does here, and says in `#said` how that went."""
+"""A page that does all a browser does here, and tells the service how that went; `?upload=` has the bytes to upload."""
 
 
 def resource(number: int) -> bytes:
@@ -91,11 +92,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/":
             links = "".join(f'<img src="/resource-{n}">' for n in range(RESOURCES))
             self._answer(f"<!doctype html><title>published</title>{links}".encode() + SECRET, "text/html")
-        elif self.path == "/browser":
+        elif self.path.startswith("/browser?"):
             self._answer(_BROWSER.encode(), "text/html")
-        elif self.path == "/wait":  # a browser's clock that runs ahead stops while something loads
-            threading.Event().wait(5)
-            self._answer(b"waited", "text/plain")
         elif self.path.startswith("/resource-"):
             self._answer(resource(int(self.path.removeprefix("/resource-"))), "application/octet-stream")
         elif self.path == "/events":
@@ -106,7 +104,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
 
     def do_POST(self) -> None:
-        """Answer with how much came, and its SHA-256."""
+        """Answer with how much came, and its SHA-256; print what a browser said."""
+        if self.path == "/said":
+            said = self.rfile.read(int(self.headers["content-length"])).decode().splitlines()
+            print("browser said", json.dumps(said), flush=True)
+            self._answer(b"", "text/plain")
+            return
         digest, left, size = hashlib.sha256(), int(self.headers["content-length"]), 0
         while left and (data := self.rfile.read(min(left, 1 << 16))):
             digest.update(data)
@@ -148,7 +151,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    with WebService() as service:
+    """Serve, with the certificate and the key whose files are given, if they are."""
+    tls = None
+    if len(sys.argv) > 1:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*sys.argv[1:])
+    with WebService(tls) as service:
         print(f"serves on {service.port}", flush=True)
         threading.Event().wait()
 

@@ -45,6 +45,9 @@ _DEBIAN_PACKAGES = {
     "ip": "iproute2",
     "varnishd": "varnish",
     "dnsmasq": "dnsmasq-base",
+    "wireguard-go": "wireguard-go",
+    "wg": "wireguard-tools",
+    "tcpdump": "tcpdump",
     "dig": "bind9-dnsutils",
     "promtool": "prometheus",
 }
