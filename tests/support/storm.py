@@ -34,6 +34,8 @@ SOONER: dict[str, Any] = {"least": 4096, "life": (0.02, 0.1)}
 TUNNEL, PACKETS = ROOT / "tunnel.py", Path(__file__).with_name("packets.py")
 _SPARE = 4
 """Threads or sockets, for each lane, by which transports differ, or that may be between two states."""
+_POOLED = 25
+"""Connections to the server that a proxy keeps for later; keepalive goes over one of its workers' after the other."""
 
 
 def chosen_seed(default: int) -> int:
@@ -164,7 +166,10 @@ class Storm:
         while True:
             now = {name: (program.threads, program.sockets) for name, program in self._programs.items()}
             spare = _SPARE * self._lanes
-            if all(a <= b + spare for name in now for a, b in zip(now[name], self._idle[name], strict=True)):
+            bounds = {name: [count + spare for count in counts] for name, counts in self._idle.items()}
+            if self._path:
+                bounds["server"][1] += _POOLED
+            if all(a <= b for name in now for a, b in zip(now[name], bounds[name], strict=True)):
                 return
             assert time.monotonic() < deadline, f"threads and sockets were {self._idle}, and stay at {now}"
             time.sleep(0.02)  # another process's threads end when they end
