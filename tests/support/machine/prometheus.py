@@ -70,13 +70,13 @@ class Prometheus:
 
     def wait_for(self, expression: str, count: int) -> None:
         """Block until the expression has `count` series."""
-        self.wait_until(lambda: len(self.query(expression)) == count, f"{count} series of {expression}")
+        self.wait_until(lambda: len(self.query(expression)) == count, lambda: f"{count} series of {expression}")
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: Callable[[], object]) -> None:
         """Block until `condition`, which asks this, is true."""
         deadline = time.monotonic() + SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"gave up waiting for {what}"
+            assert time.monotonic() < deadline, f"gave up waiting for {what()}"
             time.sleep(0.25)  # it scrapes every second
 
     def fired(self) -> set[tuple[str, str]]:
