@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable
-from dataclasses import astuple
+from dataclasses import fields
+from operator import attrgetter
 
 from qanat.base.endpoint_addresses import UdpAddress, UnixAddress
 from qanat.base.errors import ProtocolError
@@ -20,6 +21,8 @@ from qanat.mux.stream import Stream
 from qanat.session.messages import Connect, Measure, Through, decode_request
 from qanat.session.places import Tally
 from qanat.session.session import Session
+
+_FIGURES_OF_TOTALS = attrgetter(*(field.name for field in fields(Totals)))
 
 
 def public_id(session_id: bytes) -> str:
@@ -33,7 +36,7 @@ def snapshot_of_session(session: Session, *, peer: str = "", with_streams: bool 
     `peer` is what the other end is called, by default the client's name.
     """
     clock, wall = time.monotonic(), time.time()
-    found = [(number, lane, lane.figures()) for number, lane in sorted(session.lanes.items())]
+    found, tally = session.look()
     lanes = tuple(_lane(session, number, figures, wall - clock) for number, _, figures in found)
     streams: list[StreamSnapshot] = []
     if with_streams:
@@ -43,7 +46,7 @@ def snapshot_of_session(session: Session, *, peer: str = "", with_streams: bool 
     carrying = [lane for lane in lanes if lane.connected]
     shown = (carrying or lanes)[:1]
     lost_at = max((figures.changed_at for _, _, figures in found), default=clock)
-    tally, failure = session.tally(), session.last_failure
+    failure = session.last_failure
     recoveries = [figures.last_recovery for _, _, figures in found if figures.last_recovery is not None]
     return SessionSnapshot(
         id=public_id(session.id),
@@ -79,8 +82,13 @@ def totals_of(tally: Tally, *, sessions: int) -> Totals:
 
 def sum_of(several: Iterable[Totals]) -> Totals:
     """Return the sum.  Pure."""
-    found = [astuple(totals) for totals in several]
+    found = [_FIGURES_OF_TOTALS(totals) for totals in several]
     return Totals(*map(sum, zip(*found, strict=True))) if found else Totals()
+
+
+def tally_of(shown: SessionSnapshot) -> Tally:
+    """Return what a session has carried, as its snapshot says.  Pure."""
+    return Tally(shown.bytes_received, shown.bytes_sent, shown.streams_opened, shown.recoveries, shown.replayed_bytes)
 
 
 def _lane(session: Session, number: int, figures: LaneFigures, offset: float) -> LaneSnapshot:

@@ -14,8 +14,8 @@ from qanat.base.sockets import format_address
 from qanat.base.version import __version__
 from qanat.config.settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import snapshot_of_session, sum_of, totals_of
-from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot
+from qanat.monitor.sessions import snapshot_of_session, sum_of, tally_of, totals_of
+from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot, SessionSnapshot
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.session import ServerSession
@@ -61,7 +61,7 @@ class ServerObservation:
         with self._looking:
             live = self._registry.sessions
             sessions = tuple(snapshot_of_session(session, with_streams=with_streams) for session in live)
-            peers = self._peers(live, settings)
+            peers = self._peers(dict(zip(live, sessions, strict=True)), settings)
         listening = tuple(map(format_address, self._front_door.addresses))
         forwards = tuple(
             ForwardSnapshot("remote", place, "", session.name, "listening")
@@ -87,14 +87,14 @@ class ServerObservation:
             troubles=troubles,
         )
 
-    def _peers(self, live: list[ServerSession], settings: ServerSettings) -> tuple[PeerTotals, ...]:
+    def _peers(self, live: dict[ServerSession, SessionSnapshot], settings: ServerSettings) -> tuple[PeerTotals, ...]:
         """Return what each client has carried: those of the configuration in its order, then former ones."""
         with self._counting:
             tallies = {name: replace(tally) for name, tally in self._past.items()}
             begun = dict(self._begun)
-            live = [session for session in live if session not in self._over]
-        for session in live:
-            tallies.setdefault(session.name, Tally()).add(session.tally())
+            counted = [shown for session, shown in live.items() if session not in self._over]
+        for shown in counted:
+            tallies.setdefault(shown.name, Tally()).add(tally_of(shown))
         names = dict.fromkeys([*(client.name for client in settings.clients), *begun, *tallies])
         return tuple(
             PeerTotals(name, totals_of(tallies.get(name, Tally()), sessions=begun.get(name, 0))) for name in names

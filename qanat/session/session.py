@@ -28,6 +28,7 @@ from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, Features
+from qanat.mux.figures import LaneFigures
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters, ResumePoint
@@ -148,14 +149,19 @@ class Session(ABC):
         """Return where the pipe of this lane leads, or led when it had one last; None before the first."""
         return self._places.get(number)
 
+    def look(self) -> tuple[list[tuple[int, Lane, LaneFigures]], Tally]:
+        """Return how each lane is, by number, and what all have carried so far, those that are over included."""
+        with self._lock:
+            lanes = sorted(self._lanes.items())
+            total = replace(self._past)
+        found = [(number, lane, lane.figures()) for number, lane in lanes]
+        for _, _, figures in found:
+            total.add(_tally_of(figures))
+        return found, total
+
     def tally(self) -> Tally:
         """Return what all its lanes have carried so far, those that are over included."""
-        with self._lock:
-            lanes = list(self._lanes.values())
-            total = replace(self._past)
-        for lane in lanes:
-            total.add(_tally_of(lane))
-        return total
+        return self.look()[1]
 
     def _shrink(self) -> bool:
         """Give back what no lane needs now; return whether there is more."""
@@ -293,7 +299,7 @@ class Session(ABC):
             if self._lanes.get(number) is lane:
                 del self._lanes[number]
                 self._places.pop(number, None)
-                self._past.add(_tally_of(lane))
+                self._past.add(_tally_of(lane.figures()))
         lane.end(Reason.SESSION_ENDED, why)
         self._close_last_lane()
 
@@ -522,8 +528,7 @@ def _misplaced(message: bytes) -> None:
     raise ProtocolError("a control message on another lane than the first")
 
 
-def _tally_of(lane: Lane) -> Tally:
-    figures = lane.figures()
+def _tally_of(figures: LaneFigures) -> Tally:
     return Tally(figures.received, figures.sent, figures.opened, figures.recoveries, figures.replayed)
 
 
