@@ -345,7 +345,7 @@ class MonitorSettings:
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
-        if self.token_file is None and is_open_to_others(self.listen):
+        if self.listen and self.token_file is None and is_open_to_others(self.listen):  # "" for a faulty one
             yield Conflict(
                 ("listen",),
                 "is open to other machines, so it needs `token_file`; or listen on 127.0.0.1 or a Unix socket, behind "

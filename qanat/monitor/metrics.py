@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,6 +25,7 @@ from qanat.base.request_head import RequestHead
 from qanat.monitor.http import Response
 from qanat.monitor.snapshot import (
     ClientSnapshot,
+    LaneSnapshot,
     ServerSnapshot,
     SessionSnapshot,
     Snapshot,
@@ -35,6 +36,7 @@ STATES = ("connected", "waiting")
 """Of a session."""
 CONNECTION_STATES = ("connected", "reconnecting", "connecting", "waiting", "refused", "standby")
 """Of a client's connection to a server."""
+_WAY = ("transport", "proxy")
 FORWARD_STATES = ("listening", "waiting", "failed")
 
 
@@ -59,7 +61,6 @@ class _Peer:
     """A client of a server, or a server of a client; or several that have one label together."""
 
     connected: int = 0
-    lanes: int = 0
     streams: int = 0
     queued: int = 0
     outbox: int = 0
@@ -70,17 +71,23 @@ class _Peer:
     recoveries: int = 0
     replayed: int = 0
     round_trip: float | None = None
+    since: float | None = None
+    last_failure: float | None = None
+    lanes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add_session(self, session: SessionSnapshot) -> None:
         """Count in how a session is now."""
         self.connected += session.state == STATES[0]
-        self.lanes += sum(lane.connected for lane in session.lanes)
+        self.lanes.update(_way_of(lane) for lane in session.lanes if lane.connected)
         self.streams += session.open_streams
         self.queued += session.queued_bytes
         self.outbox += sum(lane.outbox_bytes for lane in session.lanes)
         self.outbox_limit += sum(lane.outbox_limit for lane in session.lanes)
         if session.round_trip_s is not None:
             self.round_trip = max(self.round_trip or 0.0, session.round_trip_s)
+        self.since = min(self.since or session.since, session.since)
+        if session.last_failure is not None:
+            self.last_failure = max(self.last_failure or 0.0, session.last_failure.at)
 
     def add_totals(self, totals: Totals) -> None:
         """Count in what all its sessions have carried so far."""
@@ -137,12 +144,13 @@ class SnapshotCollector(Collector):
         one = "client" if isinstance(snapshot, ServerSnapshot) else "server"
         gauges: tuple[tuple[str, str, Callable[[_Peer], float | None]], ...] = (
             ("connected", "Sessions that are on a connection", lambda peer: peer.connected),
-            ("lanes", "Connections that carry its session", lambda peer: peer.lanes),
             ("streams", "Streams that are open", lambda peer: peer.streams),
             ("queued_bytes", "Payload that waits to be sent", lambda peer: peer.queued),
             ("outbox_bytes", "Memory of what was sent and not acknowledged", lambda peer: peer.outbox),
             ("outbox_limit_bytes", "The bound of that", lambda peer: peer.outbox_limit),
             ("round_trip_seconds", "Round trip of a sealed PING, smoothed", lambda peer: peer.round_trip),
+            ("session_start_timestamp_seconds", "When its session began", lambda peer: peer.since),
+            ("lane_lost_timestamp_seconds", "When a connection was lost last", lambda peer: peer.last_failure),
         )
         counters: tuple[tuple[str, str, Callable[[_Peer], float]], ...] = (
             ("streams_opened", "Streams that were opened, by either end", lambda peer: peer.opened),
@@ -151,11 +159,18 @@ class SnapshotCollector(Collector):
             ("recoveries", "Connections that were lost and followed by another one", lambda peer: peer.recoveries),
             ("replayed_bytes", "Bytes that were sent again after that", lambda peer: peer.replayed),
         )
+        lanes = GaugeMetricFamily(
+            f"qanat_{one}_lanes", f"Connections that carry its session, by {one}.", labels=(one, *_WAY)
+        )
+        for label, peer in peers.items():
+            for way, number in sorted(peer.lanes.items()):
+                lanes.add_metric((label, *way), number)
+        yield lanes
         for name, text, value in gauges:
             gauge = GaugeMetricFamily(f"qanat_{one}_{name}", f"{text}, by {one}.", labels=(one,))
             for label, peer in peers.items():
-                if (number := value(peer)) is not None:
-                    gauge.add_metric((label,), number)
+                if (figure := value(peer)) is not None:
+                    gauge.add_metric((label,), figure)
             yield gauge
         for name, text, count in counters:
             counter = CounterMetricFamily(f"qanat_{one}_{name}", f"{text}, by {one}.", labels=(one,))
@@ -210,11 +225,11 @@ def _whole(snapshot: Snapshot) -> Iterator[Metric]:
     yield _by_word(
         "qanat_forwards", "Forwards, by state.", "state", FORWARD_STATES, [each.state for each in snapshot.forwards]
     )
-    carrying = Counter((lane.transport, "yes" if lane.via else "no") for lane in lanes if lane.connected)
+    carrying = Counter(_way_of(lane) for lane in lanes if lane.connected)
     family = GaugeMetricFamily(
         "qanat_lanes",
         "Connections that carry sessions, by transport and by whether a proxy is known to be on the way.",
-        labels=("transport", "proxy"),
+        labels=_WAY,
     )
     for labels, count in sorted(carrying.items()):
         family.add_metric(labels, count)
@@ -289,6 +304,11 @@ def server_label(name: str) -> str:
     """Return what a client's server is called in labels: its URL without the path, which need not be known to all."""
     scheme, separator, rest = name.partition("://")
     return f"{scheme}{separator}{rest.partition('/')[0]}" if separator else name
+
+
+def _way_of(lane: LaneSnapshot) -> tuple[str, str]:
+    """Return the labels of what carries a lane: a proxy's address would be one more for each of a CDN's thousands."""
+    return lane.transport, "yes" if lane.via else "no"
 
 
 def _by_word(name: str, text: str, label: str, words: Iterable[str], found: Iterable[str]) -> Metric:

@@ -13,7 +13,7 @@ from qanat.base.request_head import HeadReader, RequestHead
 from qanat.monitor.metrics import Metrics
 from qanat.monitor.snapshot import Snapshot
 from tests.support.machine.programs import require_program
-from tests.support.snapshots import client, lane, server, session
+from tests.support.snapshots import NOW, client, lane, server, session
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -98,6 +98,8 @@ def test_what_is_counted_is_there() -> None:
         ("qanat_client_connected", (("client", "two"),), 0),
         ("qanat_client_round_trip_seconds", (("client", "one"),), 0.02),
         ("qanat_client_sent_bytes_total", (("client", "two"),), 200),
+        ("qanat_client_lanes", (("client", "one"), ("proxy", "no"), ("transport", "grpc")), 1),
+        ("qanat_client_session_start_timestamp_seconds", (("client", "one"),), NOW),
         ("qanat_round_trip_seconds_bucket", (("le", "0.025"),), 1),
         ("qanat_round_trip_seconds_bucket", (("le", "0.01"),), 0),
         ("qanat_round_trip_seconds_sum", (), 0.02),
@@ -148,3 +150,9 @@ def test_more_clients_than_are_allowed_labels_are_one_together_and_stay_so() -> 
 def test_a_hostile_name_is_only_a_label() -> None:
     name = 'a"} evil 1\n# HELP x\\ <b>'
     assert read(server(session(name)))["qanat_client_streams", (("client", name),)] == 3
+
+
+def test_a_thousand_clients_cost_no_more_series_than_fifty() -> None:
+    few, many = (read(server(*(session(f"c{number}") for number in range(count)))) for count in (51, 1000))
+    assert set(many) == set(few)
+    assert many["qanat_client_streams", (("client", "other"),)] == 950 * 3
