@@ -67,6 +67,7 @@ class ControlSocket:
     def start(self) -> bool:
         """Listen; False when that cannot be, or another process of the same settings does.  Does not block."""
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # as on a first start
             with locked(self._path.parent) as directory:
                 other = connect_in(self._path, directory)
                 if other is not None:

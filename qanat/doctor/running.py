@@ -1,7 +1,8 @@
-"""What a running client remembers: the ways that worked, and the failures that it met of late.  Reads files only.
+"""What a running client says and remembers: its connection now, the ways that worked, and recent failures.
 
-`transport: auto` writes the ways that it found into `ways` in the client's state directory; failures stand in its log,
-if that is a file.  What is not there, or not as it should be, is passed over: the examination does not depend on it.
+The client is asked at its control socket; `transport: auto` writes the ways that it found into `ways` in its state
+directory; older failures stand in its log, if that is a file.  What is not there, or not as it should be, is passed
+over: the examination does not depend on it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qanat.base.errors import QanatError
 from qanat.base.redaction import hide_tokens
 from qanat.base.text import printable
 from qanat.config.settings import ClientSettings
+from qanat.control.asking import NotRunning, ask
+from qanat.control.paths import control_path
 from qanat.doctor.report import Outcome, Report, Step
 
+ANSWER_TIMEOUT = 3.0
+"""Seconds that the running client may take to answer."""
 WAYS = "ways"
 _LARGEST = 262_144
 _SHOWN = 5
@@ -24,9 +30,38 @@ _FAILED = re.compile(r"cannot connect|was lost|did not answer|refused", re.I)
 
 
 def with_memory(report: Report, settings: ClientSettings) -> Report:
-    """Return the report with what the running client remembers of its URL, if there is anything."""
-    steps = [*_ways(report, settings), *_failures(report, settings)]
+    """Return the report with what the running client says and remembers of its URL, if there is anything.
+
+    Blocks for ANSWER_TIMEOUT at most.
+    """
+    steps = [*_connection(report, settings), *_ways(report, settings), *_failures(report, settings)]
     return replace(report, steps=(*report.steps, *steps)) if steps else report
+
+
+def _connection(report: Report, settings: ClientSettings) -> Iterator[Step]:
+    """Yield what the running client says of its connection to the server, and of its last failure."""
+    path = control_path(settings)
+    if path is None:
+        return
+    try:
+        status = ask(path, "status", timeout=ANSWER_TIMEOUT)["status"]
+        tried = f"the running client, process {int(status['pid'])}"
+        servers = [one for one in status["servers"] if one["url"] == report.url]
+        for one in servers:
+            over = f" over {one['transport']}" if one["transport"] else ""
+            text = f"{one['state']}{over} since {_when(str(int(one['since'])))}"
+            failure = one["last_failure"]
+            if failure is not None:
+                text += f"; its last failure, {_when(str(int(failure['at'])))}: {failure['text']}"
+            connected = one["state"] == "connected"
+            outcome = Outcome.OK if connected else Outcome.NOTE
+            yield Step("running", tried, printable(hide_tokens(text), _LONGEST), outcome)
+    except NotRunning:
+        return
+    except QanatError as error:
+        yield Step("running", "the running client, at its control socket", error.message, Outcome.NOTE)
+    except (KeyError, TypeError, ValueError):
+        return  # of another version
 
 
 def _ways(report: Report, settings: ClientSettings) -> Iterator[Step]:

@@ -79,7 +79,7 @@ def _verdict(report: Report, style: Style) -> list[str]:
     lines = [style.bold(_VERDICTS[report.verdict])]
     if report.transport:
         through = [name for name, works in report.transports.items() if works]
-        lines.append(f"Use `transport: {report.transport}`; through get {', '.join(through)}.")
+        lines.append(f"Use `transport: {report.transport}`.  What gets through: {', '.join(through)}.")
     trip = report.figures.get("round_trip_s")
     if trip is not None:
         jitter = report.figures.get("jitter_s", 0.0)

@@ -43,6 +43,7 @@ def report_on(one: Trouble, tunnel: Tunnel, directory: Path) -> Iterator[Report]
         ("nothing", set(), Verdict.SOUND),
         ("no-upgrade", {"upgrade-dropped"}, Verdict.SOUND),
         ("h1-only", {"http2-off"}, Verdict.SOUND),
+        ("h2-only-without-8441", {"http1-off"}, Verdict.SOUND),
         ("both-held-but-websocket", {"request-held", "answer-held"}, Verdict.SOUND),
         ("body-limit", {"body-limit", "upgrade-dropped"}, Verdict.FLAWED),
         ("portal-page", {"portal"}, Verdict.BLOCKED),

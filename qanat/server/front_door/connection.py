@@ -935,7 +935,8 @@ class Http2Connection:
         carry: Carry | None = None
         pipe.welcome(Http2Asker(exchange, context.threads, pipe, exchange.finish), carriers)
         try:
-            carry = context.on_pipe(pipe, address, slot)
+            probe = context.probes.take_pipe(request.values(PROBE_HEADER))
+            carry = (probe or context.on_pipe)(pipe, address, slot)
         finally:
             slot.release()
             if carry is None:
