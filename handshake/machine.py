@@ -38,6 +38,7 @@ from qanat.handshake.messages import (
     SessionKey,
     type_of,
 )
+from qanat.handshake.tokens import token_fingerprint
 
 VERSIONS: Final = (1,)
 """What this program speaks."""
@@ -114,6 +115,8 @@ class HandshakeResult:
     server_spki: bytes = field(repr=False)
     takes_probes: bool = False
     """Whether the server takes PROBE records before HELLO."""
+    token: str = ""
+    """At a server, the fingerprint of the token by which the client has proven itself."""
 
 
 class _Machine(ABC):
@@ -172,6 +175,7 @@ class _Machine(ABC):
         spki: bytes,
         *,
         takes_probes: bool,
+        token: str = "",
     ) -> None:
         self._result = HandshakeResult(
             name=name,
@@ -183,6 +187,7 @@ class _Machine(ABC):
             transcript=transcript,
             server_spki=spki,
             takes_probes=takes_probes,
+            token=token,
         )
 
 
@@ -291,6 +296,8 @@ class ServerHandshake(_Machine):
 
     `find_tokens` gives the secrets of a client's tokens, at most two, or None for a name that is not known.
     `rsa_gate` is entered round each private-key operation, so that a server can bound how many run at once.
+    `reject` says of a token that was proven why it does not count any more, as for one that has expired; "" where it
+    does.  The client gets the answer that a wrong token gets.
     """
 
     def __init__(
@@ -300,6 +307,7 @@ class ServerHandshake(_Machine):
         rsa_gate: AbstractContextManager[object] | None = None,
         *,
         versions: tuple[int, ...] = VERSIONS,
+        reject: Callable[[str, bytes], str] = lambda name, token: "",
     ) -> None:
         super().__init__(State.SERVER_NEW)
         if not 1 <= len(versions) < MAX_VERSIONS:
@@ -308,6 +316,7 @@ class ServerHandshake(_Machine):
         self._find_tokens = find_tokens
         self._rsa_gate = rsa_gate if rsa_gate is not None else nullcontext()
         self._versions = versions
+        self._reject = reject
         self._m1 = self._m2 = b""
         self.refusal_detail = ""
         """Why the client was refused, for our own log; the client never learns it."""
@@ -350,19 +359,20 @@ class ServerHandshake(_Machine):
         tokens = self._find_tokens(auth.name) or ()
         if len(tokens) > MAX_TOKENS:
             raise LocalError(f"the client {auth.name!r} has more than {MAX_TOKENS} tokens")
-        k_tok = b""
+        k_tok = token = b""
         for position in range(MAX_TOKENS):
             exists = readable and position < len(tokens)
             candidate = key_schedule.token_key(auth.name, tokens[position] if exists else _NO_TOKEN)
             proof = key_schedule.client_proof(candidate, self._m1, m3, auth.before_proof())
             if key_schedule.secrets_equal(proof, auth.proof) and exists:
-                k_tok = candidate
-        if not k_tok:
+                k_tok, token = candidate, tokens[position]
+        rejected = self._reject(auth.name, token) if k_tok else ""
+        if not k_tok or rejected:
             self._advance(Event.NOT_PROVEN)
-            self.refusal_detail = self._explain(readable, auth.name, bool(tokens))
+            self.refusal_detail = rejected or self._explain(readable, auth.name, bool(tokens))
             mac = key_schedule.refusal_mac(self._m1, self._m2, m3, auth.client_secret, RefusalCode.REFUSED)
             return Refusal(RefusalCode.REFUSED, mac).encode()
-        return self._accept(auth, k_tok, m3)
+        return self._accept(auth, k_tok, m3, token_fingerprint(token))
 
     def _read_auth(self, plaintext: bytes | None) -> AuthPlaintext | None:
         """Return the inside of M2, or None when there is none or it is not sound, which is treated alike."""
@@ -374,7 +384,7 @@ class ServerHandshake(_Machine):
             return None
         return auth if auth.version in self._versions else None
 
-    def _accept(self, auth: AuthPlaintext, k_tok: bytes, m3: bytes) -> bytes:
+    def _accept(self, auth: AuthPlaintext, k_tok: bytes, m3: bytes, token: str) -> bytes:
         # Only now: nobody without a token can make the server parse a key.
         client_key = keys.load_public_key(ClientKeyMessage.decode(m3).spki, keys.CLIENT_BITS)
         server_secret = os.urandom(SECRET_SIZE)
@@ -383,7 +393,8 @@ class ServerHandshake(_Machine):
         transcript = key_schedule.transcript_hash(self._m1, self._m2, m3, unproven.encode_before_proof())
         secrets = key_schedule.session_secrets(k_tok, transcript, auth.client_secret, server_secret)
         self._advance(Event.PROVEN)
-        self._finish(auth.name, auth.version, secrets, transcript, self._identity.spki, takes_probes=True)
+        spki = self._identity.spki
+        self._finish(auth.name, auth.version, secrets, transcript, spki, takes_probes=True, token=token)
         return SessionKey(ciphertext, secrets.server_proof).encode()
 
     @staticmethod

@@ -53,6 +53,11 @@ def parse_token(text: str) -> bytes:
     return secret
 
 
+def token_fingerprint(secret: bytes) -> str:
+    """Return 16 hexadecimal digits by which people and logs know the token of `secret`; they tell nothing about it."""
+    return hashlib.sha256(b"qanat/1 token fingerprint" + secret).hexdigest()[:16]
+
+
 def _checksum(secret: bytes) -> bytes:
     return hashlib.sha256(b"qanat/1 token text" + secret).digest()[:_CHECKSUM_BYTES]
 

@@ -39,6 +39,7 @@ from qanat.config.settings import ClientSettings, Forward
 from qanat.control.commands import Commands
 from qanat.control.listener import ControlSocket
 from qanat.control.paths import control_path
+from qanat.control.reload import reload_command
 from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.traffic_limits import TrafficLimits
@@ -462,6 +463,8 @@ def run_client(
     watcher = start_thread("stop-watcher", stop_when_over)
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, client.apply, client.watcher):
+            if reloader is not None:
+                client.commands.register("reload", reload_command(reloader))
             ready()
             stop.wait()
         if client.failure is None:

@@ -38,7 +38,7 @@ def _changes(old: object, new: object, above: str) -> Iterator[Change]:
         before, after = getattr(old, option.field), getattr(new, option.field)
         if before == after:
             continue
-        key = above + option.key
+        key = above + option.keys[0]
         if option.kind is Kind.SECTION and before is not None and after is not None:
             yield from _changes(before, after, f"{key}.")
         elif option.kind in _SHOWN:

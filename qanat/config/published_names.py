@@ -84,7 +84,3 @@ def check_mode(text: str) -> str:
     if not re.fullmatch(MODE_PATTERN, text):
         raise UsageError("must be permission bits in octal, in quotes", hint='for example "0660"')
     return text
-
-
-NO_NAMES = PublishRules(())
-"""The rules of who may publish nothing."""

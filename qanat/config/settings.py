@@ -24,6 +24,7 @@ from qanat.base.endpoint_addresses import (
 from qanat.base.proxy_protocol import VERSIONS
 from qanat.base.text import NAME
 from qanat.config.fingerprints import FINGERPRINT_PATTERN, check_fingerprint
+from qanat.config.moments import MOMENT_PATTERN, parse_moment
 from qanat.config.monitoring import check_monitor_listen, check_monitor_token, is_open_to_others, is_unix_listen
 from qanat.config.option_schemas import value_schemas
 from qanat.config.options import Conflict, Flag, declared, option
@@ -147,6 +148,35 @@ class ClientAccount:
     rate_up: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from the client to this server. {_NO_LIMIT}")
     rate_down: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from this server to it. {_NO_LIMIT}")
     idle_timeout: float = option(0.0, low=0, high=MAX_IDLE, unit="seconds", doc=f"{_IDLE} {_NO_LIMIT}")
+    not_after: tuple[float, ...] = option(
+        (),
+        doc="When the token ends, or each of a list in the same order: a date and time with its zone, or never. It is "
+        "refused from then on, and its sessions end.",
+        parse=parse_moment,
+        pattern=MOMENT_PATTERN,
+        unset="never",
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        if len(self.not_after) > len(self.tokens):
+            yield Conflict(("not_after",), f"has {len(self.not_after)} moments for {len(self.tokens)} tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """Who was here and what they did, in a file of its own."""
+
+    file: Path = field(
+        metadata=declared(
+            doc="The file, which only you can read; JSON, one event a line.",
+            required="leave `audit` out for no audit log",
+        )
+    )
+    max_bytes: int = option(
+        10_485_760, low=65_536, high=1 << 34, unit="bytes", doc="Bytes at which it is put aside as FILE.1."
+    )
+    keep: int = option(5, low=0, high=1000, unit="files", doc="How many that were put aside are kept.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +480,9 @@ class ServerSettings:
     )
     flow: Flow = option(Flow(), doc="Windows and queues.")
     log: LogSettings = option(LogSettings(), doc="What is logged, how, and where.")
+    audit: AuditSettings | None = option(
+        None, doc="A log of who connected, with which token, and what was opened and refused.", unset="none"
+    )
     monitor: MonitorSettings | None = option(None, doc=_MONITOR_DOC, unset="nothing")
     pid_file: Path | None = option(None, doc="Holds the process's number while it runs.", unset="none", flag=_PID_FILE)
     state_dir: Path = option(

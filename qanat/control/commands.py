@@ -32,6 +32,8 @@ class Request:
     command: str
     fields: Mapping[str, Any]
     """The whole JSON object."""
+    by: str = "somebody"
+    """Who asks, for logs: a user's name and a process."""
 
     def text(self, key: str, default: str | None = None) -> str:
         """Return a text.  Raises UsageError where it is missing, without a default, or is something else."""

@@ -32,7 +32,7 @@ from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.control.asking import MAX_LINE, VERSION
 from qanat.control.commands import Commands, Request
-from qanat.control.paths import connect_in, locked
+from qanat.control.paths import connect_in, describe_peer, locked
 from qanat.control.shared_stream import Failed, Reached, SharedStream, Word
 
 log = logging.getLogger("qanat.control")
@@ -263,7 +263,7 @@ class _Conversation:
             else:
                 self._open(self._connect, str(asked.get("to", "")))
         else:
-            self._run(Request(str(asked.get("command", "")), asked))
+            self._run(Request(str(asked.get("command", "")), asked, describe_peer(self._sock)))
 
     # --- a command ------------------------------------------------------------------------------
 

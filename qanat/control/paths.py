@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from qanat.config.settings import ClientSettings, ServerSettings
 
 if sys.platform != "win32":
     import fcntl
+    import pwd
 
 log = logging.getLogger("qanat.control")
 
@@ -107,3 +109,19 @@ def locked(directory: Path) -> Iterator[int]:
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def describe_peer(sock: socket.socket) -> str:
+    """Return who is at the other end of a Unix socket, for logs: its user and process, where the system says so."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if sys.platform == "win32" or option is None:
+        return "somebody"
+    try:
+        process, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    except OSError:
+        return "somebody"
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:
+        name = str(user)
+    return f"user {name} (process {process})"

@@ -33,7 +33,7 @@ from qanat.base.errors import NoThread, StreamReset
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Flushable, Watcher
 from qanat.endpoints.application_socket import GONE, reason_for
-from qanat.endpoints.rate_limit import RateShare
+from qanat.endpoints.rate_limit import RateLimit, RateShare
 from qanat.endpoints.traffic_limits import UNLIMITED, IdleTimeout, TrafficLimits
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
@@ -80,11 +80,14 @@ class Pump:
         self._directions = 2  # that have not ended
         self._quiet = True  # until the uplink is taken from the watcher for the first time
         self._orderly = True
+        self._limits = limits
         self._up = None if limits.reading is None else limits.reading.share()
         self._down = None if limits.writing is None else limits.writing.share()
         self._over_rate = False  # whether `deliver` has left something since its rate allows no more now
-        self._idle_seconds = limits.idle_timeout
+        self._idle_seconds = 0.0
         self._idle: IdleTimeout | None = None
+        self._changing = threading.Lock()  # guards the three above when limits change, and that all is over
+        self._all_over = False
 
     def start(self, *, read_now: bool = False) -> None:
         """Begin to carry bytes.  Does not block.
@@ -93,14 +96,7 @@ class Pump:
         closed and the stream released when both directions have ended, whatever happens.
         """
         self._stream.on_failure(self._failed)
-        if self._idle_seconds:
-            self._idle = IdleTimeout(
-                self._idle_seconds,
-                self._watcher,
-                count=lambda: self._stream.counts,
-                excused=self._may_rest,
-                expired=self._rested_too_long,
-            )
+        self.limits_changed()
         if _DELIVERS_NOW:
             self._stream.deliver_to(self)
         else:
@@ -109,6 +105,35 @@ class Pump:
             self._ready()
         if self._quiet:
             self._watch()
+
+    def limits_changed(self) -> None:
+        """Carry on within what its limits are now.  Idempotent, from any thread; does not block."""
+        limits = self._limits
+        with self._changing:
+            if self._all_over:
+                return
+            before = self._up, self._down
+            self._up, self._down = _share_of(self._up, limits.reading), _share_of(self._down, limits.writing)
+            # The former ones stay open, so that whoever has just got one and is about to wait finds that it is called.
+            stale = [share for share in before if share is not None and share not in (self._up, self._down)]
+            if self._idle_seconds != limits.idle_timeout:
+                self._idle_seconds = limits.idle_timeout
+                self._time_idleness()
+        for share in stale:
+            share.wake()
+
+    def _time_idleness(self) -> None:
+        if self._idle is not None:
+            self._idle.stop()
+        self._idle = None
+        if self._idle_seconds:
+            self._idle = IdleTimeout(
+                self._idle_seconds,
+                self._watcher,
+                count=lambda: self._stream.counts,
+                excused=self._may_rest,
+                expired=self._rested_too_long,
+            )
 
     def look(self, limit: float) -> bool:
         """Reset the stream if nothing that was sent to the application was acknowledged for `limit` seconds.
@@ -141,11 +166,13 @@ class Pump:
         stream = self._stream
         # A reset that came after both had ended took what was still queued.
         orderly = self._orderly and stream.failure is None
-        for share in (self._up, self._down):
-            if share is not None:
-                share.close()
-        if self._idle is not None:
-            self._idle.stop()
+        with self._changing:
+            self._all_over = True
+            for share in (self._up, self._down):
+                if share is not None:
+                    share.close()
+            if self._idle is not None:
+                self._idle.stop()
         try:
             stream.release()
             self._sock.close(orderly=orderly)
@@ -275,10 +302,11 @@ class Pump:
 
     def _uplink_loop(self) -> bool:
         """Carry bulk until it is quiet or over its rate (True), or the socket's peer has finished (False)."""
-        stream, sock, up = self._stream, self._sock, self._up
+        stream, sock = self._stream, self._sock
         few = 0
         while few < FEW_READS:
             room = min(stream.wait_writable(), BUFFER_PAYLOAD)
+            up = self._up
             if up is not None and not (room := up.take(room)):
                 return True
             count = self._read_buffer(room)
@@ -351,9 +379,10 @@ class Pump:
 
     def backlog(self) -> None:
         """Give the downlink a thread, unless it has to wait for its turn.  Does not block."""
-        if self._over_rate and self._down is not None:
+        down = self._down
+        if self._over_rate and down is not None:
             self._over_rate = False
-            self._wait_for_turn(self._down, self._deliver_again)
+            self._wait_for_turn(down, self._deliver_again)
             return
         try:
             self._start_thread(f"{self._stream.label}-down", self._run_downlink)
@@ -385,11 +414,12 @@ class Pump:
                 if payload is None:
                     break
                 self._watcher.stir()
-                if self._down is None:
+                down = self._down
+                if down is None:
                     sock.send_all(payload)
                     stream.consumed(len(payload))
-                elif not self._send_within_rate(payload, self._down):
-                    self._wait_for_turn(self._down, self._deliver_again)
+                elif not self._send_within_rate(payload, down):
+                    self._wait_for_turn(down, self._deliver_again)
                     return
             orderly = self._half_close()
         except Idle:
@@ -409,8 +439,8 @@ class Pump:
     def _wait_for_turn(self, share: RateShare, go_on: Callable[[], object]) -> None:
         """Have `go_on` called when this direction has its turn, or the stream is over.  Nobody acts for it before."""
         share.when_ready(go_on)
-        if self._stream.failure is not None:  # `_failed` may have come before it waited
-            share.wake()
+        if self._stream.failure is not None or share not in (self._up, self._down):
+            share.wake()  # `_failed`, or other limits, may have come before it waited
 
     def _allowed(self, share: RateShare, wanted: int) -> int:
         """Return how much of what came may be sent now; all when no more will come, as little as that is."""
@@ -445,3 +475,10 @@ class Pump:
             self._sock.abort()
             return False
         return True
+
+
+def _share_of(share: RateShare | None, limit: RateLimit | None) -> RateShare | None:
+    """Return a share of `limit`: the one there is, if it is of that."""
+    if limit is None:
+        return None
+    return share if share is not None and share.limit is limit else limit.share()

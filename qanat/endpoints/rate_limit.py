@@ -226,10 +226,10 @@ class RateLimit:
 class RateShare:
     """One stream's part of a `RateLimit`.  One thread at a time takes; any thread wakes and closes.  Never blocks."""
 
-    __slots__ = ("_limit", "callback", "closed", "from_kept", "granted", "last_turn", "since", "small")
+    __slots__ = ("callback", "closed", "from_kept", "granted", "last_turn", "limit", "since", "small")
 
     def __init__(self, limit: RateLimit) -> None:
-        self._limit = limit
+        self.limit = limit
         # What follows is the limit's, under its lock.
         self.granted = 0  # bytes of its turn that it has not taken
         self.since = 0.0  # when it last took or was granted something
@@ -241,7 +241,7 @@ class RateShare:
 
     def take(self, wanted: int) -> int:
         """Take up to `wanted` bytes, at least 1, and return how many; 0 when it has to wait for its turn."""
-        return self._limit.take(self, wanted)
+        return self.limit.take(self, wanted)
 
     @property
     def waits(self) -> bool:
@@ -251,23 +251,23 @@ class RateShare:
     @property
     def plenty(self) -> bool:
         """Whether it may take as much as a thread is worth; a guess, without the lock."""
-        return self.granted >= MIN_BURST or self._limit.plenty
+        return self.granted >= MIN_BURST or self.limit.plenty
 
     def give_back(self, count: int) -> None:
         """Give back what was taken and not needed: there was no more to move."""
-        self._limit.give_back(self, count)
+        self.limit.give_back(self, count)
 
     def when_ready(self, callback: Callable[[], object]) -> None:
         """Have `callback`, which must not block, called once `take` gives something, perhaps at once.
 
         Some thread calls it, or nobody once this is closed and no `wake` follows.
         """
-        self._limit.wait(self, callback)
+        self.limit.wait(self, callback)
 
     def wake(self) -> None:
         """Call back now whoever waits, since it need not any more.  Idempotent."""
-        self._limit.wake(self)
+        self.limit.wake(self)
 
     def close(self) -> None:
         """Leave; whoever waits is not called.  Idempotent."""
-        self._limit.wake(self, close=True)
+        self.limit.wake(self, close=True)

@@ -14,9 +14,12 @@ LOOKS = 4
 """How often in its idle time a stream is looked at: it may rest for a quarter longer than that before it ends."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class TrafficLimits:
-    """The limits of a stream, which it may share with others.  None and 0 are no limit, and cost nothing."""
+    """The limits of a stream, which it may share with others.  None and 0 are no limit, and cost nothing.
+
+    They may change: flows of datagrams follow at once, and pumps once their `limits_changed` was called.
+    """
 
     reading: RateLimit | None = None
     """What is read from its socket here, towards the peer."""
@@ -27,6 +30,7 @@ class TrafficLimits:
 
 
 UNLIMITED = TrafficLimits()
+"""What nobody changes."""
 
 
 class IdleTimeout:

@@ -138,7 +138,7 @@ class UdpFlow:
         self._lock = threading.Lock()  # guards the next two
         self._on_over: Callable[[int, str], None] | None = on_over
         self._done = done
-        stream.datagrams_to(on_datagram if limits.writing is None else self._received)
+        stream.datagrams_to(self._received)
         stream.on_failure(self._failed)
 
     @property
@@ -169,7 +169,7 @@ class UdpFlow:
         self._stream.release()
 
     def _received(self, payload: bytes) -> None:
-        rate = self._limits.writing
+        rate = self._limits.writing  # which may be another one than before
         if rate is None or rate.take_all(len(payload)):
             self._on_datagram(payload)
 
@@ -214,9 +214,18 @@ class UdpTarget:
     """The socket of one flow at its target, until the flow is over.  It owns both."""
 
     def __init__(
-        self, stream: Stream, sock: socket.socket, watcher: Watcher, limits: TrafficLimits = UNLIMITED
+        self,
+        stream: Stream,
+        sock: socket.socket,
+        watcher: Watcher,
+        limits: TrafficLimits = UNLIMITED,
+        done: Callable[[], None] | None = None,
     ) -> None:
-        """Own `stream`, which the peer opened, and `sock`, which is connected.  Nothing is carried before `start`."""
+        """Own `stream`, which the peer opened, and `sock`, which is connected.  Nothing is carried before `start`.
+
+        `done` is as for UdpFlow.
+        """
+        self._done = done
         self._stream = stream
         self._limits = limits
         self._socket = DatagramSocket(sock)
@@ -227,7 +236,7 @@ class UdpTarget:
 
     def start(self) -> None:
         """Accept the stream, and carry its datagrams from now on.  Does not block."""
-        flow = self._flow = UdpFlow(self._stream, self._to_target, self._over, limits=self._limits)
+        flow = self._flow = UdpFlow(self._stream, self._to_target, self._over, limits=self._limits, done=self._done)
         self._stream.accept(self._peer)
         try:
             self._watcher.add(self._socket.fd, self._readable)

@@ -74,6 +74,7 @@ class LaneCore:
     def accept(self, stream: StreamState, text: str) -> None:
         """Tell the opener that its target was reached; nothing when the stream is over already."""
         if stream.phase is not StreamPhase.CLOSED:
+            stream.accepted = text
             self.sender.queue_control(wire.Accept(stream.id, text))
 
     def reset(self, stream: StreamState, reason: int, text: str) -> None:

@@ -391,7 +391,7 @@ class Stream:
 
     @property
     def accepted(self) -> str | None:
-        """The address at which the peer has reached the target; None while it has not."""
+        """The address at which the end that was asked has reached the target; None while it has not."""
         return self._state.accepted
 
     def when_accepted(self, callback: Callable[[], None]) -> None:

@@ -60,6 +60,8 @@ class Reloader(Generic[S]):
 
     def __init__(self, path: Path | None, load: Callable[[], S] | None) -> None:
         """`load` reads `path` and puts the flags over it; without a file, on flags alone, there is neither."""
+        self.told: Callable[[str, Sequence[str], QanatError | None], None] = _nobody
+        """Hears of each reload: who asked, what it changed, and why it did not take place; None where it did."""
         self._path = path
         self._load = load
         self._reloading = threading.Lock()  # held for a whole reload
@@ -119,6 +121,7 @@ class Reloader(Generic[S]):
                 done = self._reload(apply, old)
             except QanatError as error:
                 self._log_failure(error, by)
+                self.told(by, (), error)
                 raise
             finally:
                 notify("READY=1")
@@ -126,6 +129,7 @@ class Reloader(Generic[S]):
         log.info("reloaded %s (%s): %s", self._path, by, what, extra={"event": "reloaded", "by": by})
         for line in done:
             log.info("reload: %s", line)
+        self.told(by, done, None)
         return done
 
     def _reload(self, apply: Apply[S], old: S) -> list[str]:
@@ -205,6 +209,10 @@ class Reloader(Generic[S]):
             elif self._file is not None:
                 self._file.stop()
                 self._file = None
+
+
+def _nobody(by: str, lines: Sequence[str], error: QanatError | None) -> None:
+    """Nobody hears of it but the log."""
 
 
 def _tell_systemd_of_reload() -> None:

@@ -71,6 +71,10 @@ class PublishedNames:
         if directory is not None:
             _clear(directory)
 
+    def change(self, *, by_tls: bool, own_names: Sequence[str]) -> None:
+        """Go by another certificate, or none, from now on; names that are published stay."""
+        self._by_tls, self._own_names = by_tls, tuple(own_names)
+
     def join(self, name: str, acceptor: Acceptor, accept: Accept) -> Membership:
         """Publish `name`, which the rules allow, with all who do already.  As `SharedPorts.join`."""
         if self._directory is None and not self._by_tls:

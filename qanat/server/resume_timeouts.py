@@ -31,9 +31,11 @@ class _Timeout:
 class ResumeTimeouts:
     """Safe to use from any thread; nothing blocks but `join`."""
 
-    def __init__(self, resume_for: float) -> None:
-        """Take the seconds, which are the same for all, so that the first to begin is the first to expire."""
-        self._resume_for = resume_for
+    def __init__(self) -> None:
+        """Begin.  Sessions have the same seconds, so that the first to begin is the first to expire.
+
+        After other settings, one that has fewer than an older one may end as late as that.
+        """
         self._watch = DeadlineWatch("resume timeouts")
         self._lock = threading.Lock()
         self._timeouts: dict[Lane, _Timeout] = {}  # guarded by the lock
@@ -45,7 +47,7 @@ class ResumeTimeouts:
     def begin(self, session: Session, number: int, lane: Lane) -> None:
         """Give `lane`, which has lost its pipe, its time; if it has one again by then, nothing happens."""
         self.stop(lane)
-        timeout = _Timeout(self._expire, session, number, lane, Deadline(self._resume_for))
+        timeout = _Timeout(self._expire, session, number, lane, Deadline(session.resume_for))
         with self._lock:
             self._timeouts[lane] = timeout
         self._watch.add(timeout)

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,11 +25,11 @@ from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.base.watcher import Watcher
 from qanat.config.changes import changes_between
-from qanat.config.published_names import PublishRules
-from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.config.settings import ServerSettings
 from qanat.control.commands import Commands
 from qanat.control.listener import ControlSocket
 from qanat.control.paths import control_path
+from qanat.control.reload import reload_command
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
@@ -42,20 +42,21 @@ from qanat.mux.pipe_runner import PipeResult
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.process.reloading import Reloader
-from qanat.server.access.rules import ListenRules
+from qanat.server.accounts import Accounts
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
+from qanat.server.audit import AuditFile, AuditLog
+from qanat.server.enforcement import Enforcement
 from qanat.server.front_door.connection import Carry
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.observation import ServerObservation
 from qanat.server.own_names import certificate_names
 from qanat.server.published_names import PublishedNames
 from qanat.server.resume_timeouts import ResumeTimeouts
+from qanat.server.revocations import Revocations
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry, Stale
 from qanat.server.shared_ports import SharedPorts
-from qanat.session.connect_rules import ConnectRules
-from qanat.session.forward_limits import traffic_of_client
 from qanat.session.limits import (
     affordable_limits,
     affordable_streams,
@@ -81,6 +82,13 @@ _REASONS = {
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
 
+_AT_START = ("identity", "pid_file", "publish_dir", "publish_mode", "publish_group", "state_dir", "monitor")
+"""Options that count at the start alone."""
+_FOR_NEW_SESSIONS = ("keepalive.", "application_keepalive.", "flow.", "resume_for", "limits.streams", "limits.lanes")
+"""What is agreed when a session begins."""
+_TOLD = ("clients", "listen", "tls", "log.")
+"""Options whose changes are told by what was done; those of the log by whoever opens it."""
+
 _NO_SECRET = os.urandom(PROOF_SIZE)
 """Stands in for the secret of a session that there is not."""
 
@@ -94,30 +102,31 @@ class Server:
         settings = replace(settings, limits=affordable_limits(settings.limits))
         self.settings = settings
         self.identity = load_or_create_identity(settings.identity)
-        # A host's name need not be ASCII, and READY's node name must.
-        self.node = settings.node or socket.gethostname().encode("ascii", "replace").decode()[:255]
+        self.node = settings.node or _host_name()
+        self._applying = threading.Lock()  # held for a whole `apply`
         self.events = Events()
         """What has happened so far, counted."""
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._watcher = Watcher()
         self._watcher.add_chore(MemoryReturn().look)
         self._orders = itertools.count()  # of connections, as they come
-        self._resume_timeouts = ResumeTimeouts(settings.resume_for)
+        self._resume_timeouts = ResumeTimeouts()
         self._application_keepalive = application_keepalive(settings.application_keepalive)
         self._shared_ports = SharedPorts(self._watcher, self._application_keepalive)
         self._log_throttle = LogThrottle()
         self._max_streams = affordable_streams(settings.limits.streams)
-        self._clients = {
-            client.name: _KnownClient(client, self._max_streams, self._watcher) for client in settings.clients
-        }
+        self.audit = AuditLog()
+        """Where what happens is told, if the settings have a file for it."""
+        self._revocations = Revocations(settings.state_dir)
+        self._accounts = Accounts(settings.clients, self._max_streams, self._watcher, self._revocations.find)
+        self._enforcement = Enforcement(self._accounts, self._revocations, self.registry, self.audit, self._watcher)
         self._published = self._make_published()
-        publishes = any(client.allow_publish for client in settings.clients)
         self.front_door = FrontDoor(
             settings,
             self._serve_pipe,
             self._watcher.stir,
             watcher=self._watcher,
-            names=self._published if publishes and settings.tls is not None else None,
+            names=self._published,
             events=self.events,
         )
         """Where connections come in; it knows how near each limit was."""
@@ -126,11 +135,12 @@ class Server:
         self.observation = ServerObservation(self.node, self.identity.fingerprint, self.registry, self.front_door)
         self.commands = Commands()
         """What other processes can ask of this one."""
+        self.commands.register("revoke", self._enforcement.revoke)
         self.commands.register("status", lambda request: {"status": self.snapshot().to_json()})
         self._control: ControlSocket | None = None
 
     def _make_published(self) -> PublishedNames:
-        settings, clients = self.settings, tuple(self._clients.values())
+        settings = self.settings
         return PublishedNames(
             self._shared_ports,
             self._watcher,
@@ -139,7 +149,7 @@ class Server:
             group=settings.publish_group,
             by_tls=settings.tls is not None,
             own_names=() if settings.tls is None else certificate_names(settings.tls.certificate),
-            may_be_published=lambda name: any(client.publish_rules.allows(name) for client in clients),
+            may_be_published=lambda name: any(client.publish_rules.allows(name) for client in self._accounts),
             keepalive=self._application_keepalive,
         )
 
@@ -154,11 +164,73 @@ class Server:
         return self._watcher
 
     def apply(self, settings: ServerSettings) -> list[str]:
-        """Put `settings` into effect, and return what that did in words; nothing else is touched."""
-        return [f"{change} (with the next start)" for change in changes_between(self._configured, settings)]
+        """Put `settings` into effect, and return what that did, line by line; nothing else is touched.
+
+        Sessions that may not be here any more end, and streams and listeners that are not allowed any more; all others
+        go on.  Blocks on the disk and until threads that accept have ended.  Raises UsageError for a certificate that
+        cannot be used, TransportError for an address that cannot be bound: nothing has changed then.
+        """
+        with self._applying:
+            changes = [one for one in changes_between(self._configured, settings) if not one.key.startswith(_TOLD)]
+            accounts = self._accounts.read(settings.clients)
+            in_effect, max_streams = self._affordable(settings)
+            self._revocations.read_again()
+            another = settings.audit != self._configured.audit
+            audit = AuditFile(settings.audit) if another and settings.audit is not None else None
+            try:
+                lines = self.front_door.change(in_effect)
+            except BaseException:
+                if audit is not None:
+                    audit.close()
+                raise
+            if another:
+                self.audit.use(audit)
+            self._configured, self.settings, self._max_streams = settings, in_effect, max_streams
+            self.node = in_effect.node or _host_name()
+            self.registry.change(in_effect.limits.sessions, in_effect.takeover_timeout)
+            self._application_keepalive = application_keepalive(in_effect.application_keepalive)
+            tls = in_effect.tls
+            own_names = () if tls is None else certificate_names(tls.certificate)
+            self._published.change(by_tls=tls is not None, own_names=own_names)
+            lines += [f"{change}{_when(change.key)}" for change in changes]
+            lines += self._accounts.replace(accounts)
+            lines += self._enforcement.enforce("a reload")
+            self._enforcement.watch_ends()
+            for session in self.registry.sessions:
+                lines += [f"client {session.name}: {line}" for line in self._follow(session)]
+            return lines
+
+    def audit_reload(self, by: str, lines: Sequence[str], error: QanatError | None) -> None:
+        """Note a reload in the audit log: what it changed, or why it did not take place."""
+        if error is None:
+            self.audit.record("reloaded", by=by, changes=list(lines))
+        else:
+            faults = [str(fault) for fault in getattr(error, "faults", ())] or [error.message]
+            self.audit.record("reload failed", by=by, faults=faults)
+
+    def _affordable(self, settings: ServerSettings) -> tuple[ServerSettings, int]:
+        """Return `settings` with limits that the system allows, and how many streams it does."""
+        if settings.limits == self._configured.limits:
+            return replace(settings, limits=self.settings.limits), self._max_streams
+        streams = affordable_streams(settings.limits.streams)
+        return replace(settings, limits=affordable_limits(settings.limits)), streams
+
+    def _follow(self, session: ServerSession) -> list[str]:
+        """Have a session go by what the settings are now; return what that ended."""
+        account = self._accounts.find(session.name)
+        if account is None:
+            return []  # it is ending
+        return session.follow(
+            account,
+            connect_timeout=self.settings.connect_timeout,
+            max_forwards=self.settings.limits.forwards,
+            trusted_proxies=self.settings.trusted_proxies,
+        )
 
     def start(self) -> None:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
+        if self.settings.audit is not None:
+            self.audit.use(AuditFile(self.settings.audit))
         source = Source(self.snapshot, partial(self.snapshot, with_streams=False), self.events)
         self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
@@ -168,7 +240,10 @@ class Server:
         except BaseException:
             self.front_door.close()
             self._close_monitor()
+            self.audit.close()
             raise
+        self.audit.record("started", node=self.node, pid=os.getpid())
+        self._enforcement.watch_ends()
         self._watcher.stir()  # while there are threads and descriptors for it
         self._resume_timeouts.start()
         reserve_threads(self.front_door.admission.make_room)
@@ -214,6 +289,9 @@ class Server:
             stuck += session.joined.join(JOIN_TIMEOUT)
         stuck += self._close_monitor()
         self._watcher.close()
+        self._enforcement.close()
+        self.audit.record("stopped", node=self.node, pid=os.getpid())
+        self.audit.close()
         release_threads()
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
@@ -230,12 +308,18 @@ class Server:
         carry: Carry | None = None
         order = next(self._orders)
         try:
-            handshake = ServerHandshake(self.identity, self._find_tokens, self.front_door.admission.rsa_gate)
+            handshake = ServerHandshake(
+                self.identity,
+                self._accounts.secrets_of,
+                self.front_door.admission.rsa_gate,
+                reject=self._accounts.reject,
+            )
             sealed = server_handshake(pipe, handshake, deadline)
             with closed_at(deadline, pipe):
                 carry = self._admit(sealed, address, deadline, order)
         except RefusedError as error:
             self.events.refused("wrong name or token")
+            self.audit.record("refused", address=address.client, via=_via(address), why=str(error))
             log.warning("refused %s: %s", address, error, extra={"event": "refused", "peer": str(address)})
         except (HandshakeError, ProtocolError) as error:
             self.events.refused("handshake failed")
@@ -262,12 +346,16 @@ class Server:
         self, sealed: SealedPipe, hello: Hello, address: ClientAddress, deadline: Deadline, order: int
     ) -> Carry | None:
         """Begin a new session.  One that is for measuring has one lane, and ends with its pipe."""
-        settings, client = self.settings, self._clients[sealed.result.name]
+        settings, client = self.settings, self._accounts.find(sealed.result.name)
+        if client is None:
+            self._turn_away_revoked(sealed, address)
+            return None
         measures = hello.parameters.measure != 0
         if measures and not settings.bench:
             text = f"{self.node} lets nobody measure (bench: false in its configuration)"
             self.events.refused("measuring is off")
             log.warning("turned %s away: %s", address, text)
+            self._audit_turned_away(sealed, address, text)
             _turn_away(sealed, RecordKind.CLOSE, Close(CloseReason.BUSY, text).encode())
             return None
         lanes = 1 if measures else max(1, min(hello.parameters.lanes, settings.limits.lanes))
@@ -292,10 +380,8 @@ class Server:
             resume_for=0.0 if measures else settings.resume_for,
             instance=hello.instance,
             origin=_describe_origin(sealed, address),
-            connect_rules=client.connect_rules,
-            listen_rules=client.listen_rules,
+            account=client,
             connect_timeout=settings.connect_timeout,
-            connecting=client.connecting,
             watcher=self._watcher,
             max_forwards=settings.limits.forwards,
             max_lanes=lanes,
@@ -303,19 +389,26 @@ class Server:
             order=order,
             keepalive=self._application_keepalive,
             measures=measures,
-            limits=client.limits,
-            publish_rules=client.publish_rules,
             published=self._published,
             trusted_proxies=settings.trusted_proxies,
+            audit=self.audit,
         )
+        session.tokens[0] = sealed.result.token
         try:
             self.registry.claim(session, deadline)
         except tuple(_REASONS) as error:
             self.events.refused(_REASONS[type(error)].name.lower().replace("_", " "))
             log.warning("turned %s away: %s", address, error)
+            self._audit_turned_away(sealed, address, str(error))
             session.end("it did not begin")
             _turn_away(sealed, RecordKind.CLOSE, Close(_REASONS[type(error)], str(error)).encode())
             return None
+        if self._accounts.why_not(session.name, sealed.result.token):  # since the handshake
+            self.registry.release(session)
+            session.end("it did not begin")
+            self._turn_away_revoked(sealed, address)
+            return None
+        self._follow(session)  # what may have changed since it was made
         try:
             session.agent = printable(hello.parameters.agent)
             self.observation.begun(session.name)
@@ -334,6 +427,15 @@ class Server:
             extra={"event": "connected", "client": session.name, "peer": str(address)},
         )
         self.events.handshakes.add("measure" if measures else "new")
+        session.audit.connected(
+            "connected",
+            0,
+            sealed.result.token,
+            address.client,
+            _via(address) or "",
+            sealed.pipe.transport,
+            printable(hello.parameters.agent),
+        )
         lane = session.add_lane(0)
         return partial(self._carry, session, 0, lane, sealed, address, FIRST_PIPE)
 
@@ -364,6 +466,11 @@ class Server:
             session.end(f"the client broke the protocol: {error.message}", close)
             _turn_away(sealed, RecordKind.CLOSE, close.encode())
             return None
+        session.tokens[hello.lane] = sealed.result.token
+        if self._accounts.why_not(name, sealed.result.token):  # since the handshake
+            self._resume_timeouts.begin(session, hello.lane, lane)
+            self._turn_away_revoked(sealed, address)
+            return None
         self._resume_timeouts.stop(lane)
         try:
             session.origin = _describe_origin(sealed, address)
@@ -383,6 +490,15 @@ class Server:
             sealed.pipe.transport,
             printable(hello.parameters.agent),
             extra={"event": "resumed", "client": name, "lane": hello.lane, "peer": str(address)},
+        )
+        session.audit.connected(
+            "resumed" if hello.intent is Intent.RESUME else "joined",
+            hello.lane,
+            sealed.result.token,
+            address.client,
+            _via(address) or "",
+            sealed.pipe.transport,
+            printable(hello.parameters.agent),
         )
         resume = ResumePoint(hello.epoch, peer_expects=hello.expected, receive_from=expected)
         return partial(self._carry, session, hello.lane, lane, sealed, address, resume)
@@ -406,7 +522,7 @@ class Server:
             finally:
                 on_over()
 
-        place = PipePlace(sealed.pipe.transport, address.client, address.peer if address.via_proxy else "")
+        place = PipePlace(sealed.pipe.transport, address.client, _via(address) or "")
         session.start(number, lane, sealed, resume, over, silence=self.settings.keepalive.timeout, place=place)
 
     def _pipe_over(
@@ -421,6 +537,7 @@ class Server:
     ) -> None:
         """Say how a pipe ended, and have somebody wait for the lane's next one."""
         lived, cause = time.monotonic() - started, printable(result.cause)
+        session.audit.disconnected(number, address.client, cause)
         extra = {"event": "disconnected", "client": session.name, "lane": number, "peer": str(address)}
         if session.ended.is_set() or session.find_lane(number) is not lane:
             log.info("%s from %s ended after %.0f s: %s", lane.name, address, lived, cause, extra=extra)
@@ -444,6 +561,7 @@ class Server:
 
     def _session_ended(self, session: ServerSession) -> None:
         self.observation.ended(session)
+        session.audit.ended(session.why, session.tally())
         self.registry.release(session)
         for lane in session.lanes.values():
             self._resume_timeouts.stop(lane)
@@ -455,9 +573,18 @@ class Server:
         streams = share(self._max_streams, lanes)
         return hello_parameters(settings.flow, settings.keepalive, streams, lanes=lanes, resume_for=settings.resume_for)
 
-    def _find_tokens(self, name: str) -> tuple[bytes, ...] | None:
-        client = self._clients.get(name)
-        return None if client is None else client.tokens
+    def _audit_turned_away(self, sealed: SealedPipe, address: ClientAddress, why: str) -> None:
+        result = sealed.result
+        self.audit.record(
+            "turned away", client=result.name, token=result.token, address=address.client, via=_via(address), why=why
+        )
+
+    def _turn_away_revoked(self, sealed: SealedPipe, address: ClientAddress) -> None:
+        """Say to a client that it is not allowed here since a moment ago; blocks as `_turn_away`."""
+        why = self._accounts.why_not(sealed.result.name, sealed.result.token)
+        log.warning("turned %s away: %s", address, why)
+        self._audit_turned_away(sealed, address, why)
+        _turn_away(sealed, RecordKind.CLOSE, Close(CloseReason.REVOKED, why).encode())
 
 
 def _turn_away(sealed: SealedPipe, kind: RecordKind, content: bytes) -> None:
@@ -470,17 +597,21 @@ def _describe_origin(sealed: SealedPipe, address: ClientAddress) -> str:
     return f"{address} ({sealed.pipe.transport}) since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-class _KnownClient:
-    """One client of the settings with its rules parsed, and what all its sessions share."""
+def _host_name() -> str:
+    # A host's name need not be ASCII, and READY's node name must.
+    return socket.gethostname().encode("ascii", "replace").decode()[:255]
 
-    def __init__(self, settings: ClientAccount, max_streams: int, watcher: Watcher) -> None:
-        self.name = settings.name
-        self.tokens = settings.tokens
-        self.connect_rules = ConnectRules(settings.allow_connect)
-        self.listen_rules = ListenRules(settings.allow_listen, settings.shared_listen)
-        self.connecting = threading.BoundedSemaphore(max_streams)
-        self.limits = traffic_of_client(settings, watcher)
-        self.publish_rules = PublishRules(settings.allow_publish)
+
+def _via(address: ClientAddress) -> str | None:
+    """Return the trusted proxy by which somebody came, None without one."""
+    return address.peer if address.via_proxy else None
+
+
+def _when(key: str) -> str:
+    """Return when an option that has changed takes effect, if that is not now; to be read after the change."""
+    if key.startswith(_AT_START):
+        return " (takes effect with a restart)"
+    return " (for sessions that begin from now on)" if key.startswith(_FOR_NEW_SESSIONS) else ""
 
 
 def run_server(
@@ -502,6 +633,9 @@ def run_server(
     server.open_control()
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, server.apply, server.watcher):
+            if reloader is not None:
+                reloader.told = server.audit_reload
+                server.commands.register("reload", reload_command(reloader))
             ready()
             stop.wait()
         log.info("stopping: open streams have %g s to finish", server.settings.drain)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 
-from qanat.base.addresses import split_host_port
-from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress, UnixAddress
+from qanat.base.addresses import parse_address, split_host_port
+from qanat.base.endpoint_addresses import ListenPlace, PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import local_of
 from qanat.base.text import printable
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
-from qanat.config.published_names import NO_NAMES, PublishRules
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.dynamic.asked import Asked
 from qanat.endpoints.dynamic.listener import DynamicListener
@@ -28,7 +27,6 @@ from qanat.endpoints.proxy_protocol import HeaderListener, OnConnection, ProxyHe
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
 from qanat.endpoints.target import Target
 from qanat.endpoints.tcp import Listener
-from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.udp_listener import IDLE, UdpListener
 from qanat.endpoints.unix import DEFAULT_MODE, Permissions, UnixListener, UnixTarget
@@ -41,9 +39,11 @@ from qanat.mux.observer import reason_label
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.process.log_throttle import LogThrottle
-from qanat.server.access.rules import ListenRules
+from qanat.server.accounts import Account
 from qanat.server.admission.client_address import client_address
+from qanat.server.audit import AuditLog
 from qanat.server.published_names import PublishedNames
+from qanat.server.session_audit import SessionAudit
 from qanat.server.shared_ports import Accept, Membership, SharedPorts
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.forward_limits import quota_of_options
@@ -61,6 +61,7 @@ from qanat.session.messages import (
     Through,
     Unlisten,
     decode_control,
+    decode_request,
 )
 from qanat.session.session import Session, new_id
 
@@ -86,10 +87,8 @@ class ServerSession(Session):
         resume_for: float,
         instance: bytes,
         origin: str,
-        connect_rules: ConnectRules,
-        listen_rules: ListenRules,
+        account: Account,
         connect_timeout: float,
-        connecting: threading.Semaphore,
         watcher: Watcher,
         max_forwards: int,
         max_lanes: int,
@@ -97,44 +96,52 @@ class ServerSession(Session):
         order: int = 0,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
         measures: bool = False,
-        limits: TrafficLimits = UNLIMITED,
-        publish_rules: PublishRules = NO_NAMES,
         published: PublishedNames | None = None,
         trusted_proxies: Sequence[str] = (),
+        audit: AuditLog | None = None,
     ) -> None:
         """Begin a session of the client `name`, with `measures` one that is for measuring alone.
 
-        `instance` is its process's, `origin` says in words where it connects from.  `connecting` bounds the targets
-        that are being connected to, over all sessions of this client: one that has ended gives its own up, and its
-        client can be back at once for more.  Of a client's sessions, the one with the highest `order` began with the
-        latest connection.  `limits` are shared by all of them.  `trusted_proxies` are the networks whose PROXY protocol
+        `instance` is its process's, `origin` says in words where it connects from.  `account` has the rules and what
+        all sessions of this client share, as the bound on the targets that are being connected to: a session that has
+        ended gives its own up, and its client can be back at once for more.  Of a client's sessions, the one with the
+        highest `order` began with the latest connection.  `trusted_proxies` are the networks whose PROXY protocol
         headers are believed where a remote forward listens.
         """
-        super().__init__(name, parameters, new_id(), secret, resume_for, watcher, keepalive, limits)
+        session_id = new_id()
+        self.audit = SessionAudit(audit or AuditLog(), name, session_id)
+        """Where the audit log is told of what it does."""
+        super().__init__(
+            name, parameters, session_id, secret, resume_for, watcher, keepalive, account.limits, self.audit
+        )
         self.instance = instance
         self.origin = origin
         self.order = order
         self.measures = measures
         self._far_ends = FarEnds()
-        self._connect_rules = connect_rules
-        self._listen_rules = listen_rules
+        self.tokens: dict[int, str] = {}
+        """The fingerprint of the token by which the last pipe of each lane was authenticated."""
+        self._account = account
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
-        self._connecting = connecting
         self._max_forwards = max_forwards
         self._log_throttle = LogThrottle()
         self._max_lanes = max_lanes
         self._joining = threading.Lock()  # so that those who join at once are counted one by one
         self._shared_ports = shared_ports
         self._proxies = trusted_proxies
-        self._publish_rules = publish_rules
         self._published = published
+        self._listening = threading.Lock()  # guards the next three; held while one binds, which does not block
         self._listeners: dict[int, Listens] = {}
+        self._bound: dict[int, tuple[Listen, Hashable]] = {}  # what was asked, and what the rules made of it
+        self._forbidden: set[int] = set()  # forwards whose listener was ended by other rules
         self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
 
     def stop_listening(self) -> None:
         """Take no new connection for the remote forwards; those that are open go on."""
-        for listener in tuple(self._listeners.values()):
+        with self._listening:
+            listeners = tuple(self._listeners.values())
+        for listener in listeners:
             listener.close()
 
     # --- streams towards us ---------------------------------------------------------------------
@@ -146,34 +153,48 @@ class ServerSession(Session):
         if not isinstance(request, Connect):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
-        to = request.to
+        to, rules, connecting = request.to, self._account.connect_rules, self._account.connecting
+
+        def joined() -> None:
+            if self._account.connect_rules is not rules:  # since it began to connect
+                self._judge(stream)
+
         if isinstance(to, UdpAddress):
             self.udp_targets.join(
                 stream,
                 to,
-                lambda deadline: self._connect_rules.resolve(to.host, to.port, deadline, self._stopping, udp=True),
+                lambda deadline: rules.resolve(to.host, to.port, deadline, self._stopping, udp=True),
                 timeout=self._connect_timeout,
-                places=self._connecting,
+                places=connecting,
+                on_joined=joined,
             )
             return
-        target = self._target_for(to)
-        if self.joined.connect_now(stream, target.connect_now, f"to {target.name}"):
+        target = self._target_for(to, rules)
+        what = f"to {target.name}"
+        if self.joined.connect_now(stream, target.connect_now, what, on_joined=joined):
             return
+
+        def connect() -> WakeableSocket:
+            try:
+                return target.connect()
+            finally:
+                connecting.release()
+
         started = False
         try:
-            if self._connecting.acquire(blocking=False):
-                started = self.joined.connect(stream, lambda: self._connect(target), f"to {target.name}")
+            if connecting.acquire(blocking=False):
+                started = self.joined.connect(stream, connect, what, on_joined=joined)
                 if not started:
-                    self._connecting.release()  # which `_connect` does otherwise
+                    connecting.release()  # which `connect` does otherwise
             else:
                 self.refuse(stream, Reason.LIMIT, "too many targets are being connected to at once")
         finally:
             if not started:
                 target.give_up()
 
-    def _target_for(self, to: TcpAddress | UnixAddress) -> Target | UnixTarget:
+    def _target_for(self, to: TcpAddress | UnixAddress, rules: ConnectRules) -> Target | UnixTarget:
         """Return what connects to `to`, as the rules allow it."""
-        timeout, rules = self._connect_timeout, self._connect_rules
+        timeout = self._connect_timeout
         if isinstance(to, UnixAddress):
             path = to.path
             return UnixTarget(lambda: rules.unix.connectable(path), path, timeout=timeout, cancel=self._stopping)
@@ -196,12 +217,6 @@ class ServerSession(Session):
             what, threads = request.what, self.joined.threads
             self.joined.connect_now(stream, lambda: self._far_ends.connect(what, threads), f"to measure {what.name}")
 
-    def _connect(self, target: Target | UnixTarget) -> WakeableSocket:
-        try:
-            return target.connect()
-        finally:
-            self._connecting.release()
-
     # --- remote forwards ------------------------------------------------------------------------
 
     def _on_control(self, content: bytes) -> None:
@@ -214,10 +229,13 @@ class ServerSession(Session):
         if isinstance(message, Listen):
             self.send_control(self._listen(message).encode())
         elif isinstance(message, Unlisten):
-            listener = self._listeners.pop(message.forward, None)
+            with self._listening:
+                listener = self._listeners.pop(message.forward, None)
+                self._bound.pop(message.forward, None)
             if listener is not None:
                 listener.close()
                 log.info("%s: stopped listening on %s", self.name, listener.address)
+                self.audit.listens_no_more(message.forward, listener.address, "its client has withdrawn it")
         else:
             raise ProtocolError(f"a client may not send {type(message).__name__}")
 
@@ -227,26 +245,51 @@ class ServerSession(Session):
         try:
             if self.measures:
                 raise EndpointError("this session is for measuring alone", code=Reason.NOT_ALLOWED)
-            if number in self._listeners:
-                raise EndpointError(f"forward {number} listens already", code=Reason.LIMIT)
-            if len(self._listeners) >= self._max_forwards:
-                text = f"{self._max_forwards} remote forwards are in use, as many as limits.forwards allows"
-                raise EndpointError(text, code=Reason.LIMIT)
-            listener = self._bind(message, StreamQuota(self._room, quota_of_options(message.options)))
+            with self._listening:
+                listener = self._listen_locked(message)
         except EndpointError as error:
             self._parameters.observer.refused(f"listen: {reason_label(error.code)}")
             log.warning("%s: %s", self.name, error)
+            self.audit.listen_refused(number, str(message.at), error.code, error.message)
             return ListenFailed(number, error.code, error.message)
         except Exception:
             log_unexpected(f"{self.name}: listening for forward {number} failed")
             return ListenFailed(number, Reason.INTERNAL, INTERNAL_TEXT)
-        self._listeners[number] = listener
         if self._stopping.canceled:  # perhaps since `_release` went through them
             listener.close()
         log.info("%s: listening on %s", self.name, listener.address)
+        self.audit.listening(number, listener.address)
         if isinstance(message.at, PublishedName):
             return Published(number, listener.address)
         return Listening(number, listener.port)
+
+    def _listen_locked(self, message: Listen) -> Listens:
+        """Bind, and keep the listener.  Raises EndpointError."""
+        number = message.forward
+        if number in self._listeners:
+            raise EndpointError(f"forward {number} listens already", code=Reason.LIMIT)
+        if len(self._listeners) >= self._max_forwards:
+            text = f"{self._max_forwards} remote forwards are in use, as many as limits.forwards allows"
+            raise EndpointError(text, code=Reason.LIMIT)
+        place = self._place_of(message.at)
+        listener = self._bind(message, StreamQuota(self._room, quota_of_options(message.options)))
+        self._listeners[number], self._bound[number] = listener, (message, place)
+        self._forbidden.discard(number)
+        return listener
+
+    def _place_of(self, at: ListenPlace) -> Hashable:
+        """Return what the rules make of a place to listen: the same again means the same.  Raises EndpointError."""
+        rules = self._account.listen_rules
+        match at:
+            case TcpAddress(host, port):
+                return rules.check(host, port), rules.is_shared(host, port)
+            case UdpAddress(host, port):
+                return rules.check(host, port, udp=True)
+            case UnixAddress(path):
+                return rules.unix.bindable(path)
+            case PublishedName(name):
+                return self._full_name(name)
+        raise EndpointError(f"listening on {at} is not allowed by any rule", code=Reason.NOT_ALLOWED)
 
     def _bind(self, message: Listen, quota: StreamQuota) -> Listens:
         """Listen where the rules allow it.  Raises EndpointError."""
@@ -267,7 +310,7 @@ class ServerSession(Session):
         """Listen on a TCP port or a Unix socket, with what the client asks for beside that."""
         what = f"{self.name}: remote forward {message.forward}"
         if isinstance(at, UnixAddress):
-            path = self._listen_rules.unix.bindable(at.path)
+            path = self._account.listen_rules.unix.bindable(at.path)
             permissions = _permissions(message.options)
             unix = UnixListener(path, partial(_take, accept), what, self._watcher, permissions=permissions)
             unix.start()
@@ -283,7 +326,7 @@ class ServerSession(Session):
         return client_address(split_host_port(peer)[0].partition("%")[0], (), self._proxies)[1]
 
     def _bind_udp(self, message: Listen, quota: StreamQuota, at: UdpAddress) -> UdpListener:
-        addresses = self._listen_rules.check(at.host, at.port, udp=True)
+        addresses = self._account.listen_rules.check(at.host, at.port, udp=True)
         number = message.forward
 
         def open_flow(
@@ -318,13 +361,9 @@ class ServerSession(Session):
         return listener
 
     def _publish(self, number: int, quota: StreamQuota, asked: str) -> Membership:
-        name = self._publish_rules.full_name(asked)
-        if name is None or self._published is None:
-            raise EndpointError(
-                f"publishing {asked} is not allowed by any rule",
-                code=Reason.NOT_ALLOWED,
-                hint=f"add {asked} to this client's allow_publish",
-            )
+        name = self._full_name(asked)
+        if self._published is None:
+            raise EndpointError("this server publishes no names", code=Reason.NOT_ALLOWED)
 
         def accept(sock: socket.socket, peer: str, done: Callable[[], None]) -> None:
             if self.away >= LEFT_SECONDS:  # a proxy answers 502 at once then
@@ -335,9 +374,21 @@ class ServerSession(Session):
 
         return self._published.join(name, self, accept)
 
+    def _full_name(self, asked: str) -> str:
+        """Return the name that is published for `asked`.  Raises EndpointError."""
+        name = self._account.publish_rules.full_name(asked)
+        if name is None:
+            raise EndpointError(
+                f"publishing {asked} is not allowed by any rule",
+                code=Reason.NOT_ALLOWED,
+                hint=f"add {asked} to this client's allow_publish",
+            )
+        return name
+
     def _bind_tcp(self, number: int, at: TcpAddress, accept: Accept) -> Listener | Membership:
-        addresses = self._listen_rules.check(at.host, at.port)
-        if self._listen_rules.is_shared(at.host, at.port):
+        rules = self._account.listen_rules
+        addresses = rules.check(at.host, at.port)
+        if rules.is_shared(at.host, at.port):
             return self._shared_ports.join(addresses, self, accept)
         what = f"{self.name}: remote forward {number}"
         listener = Listener(addresses, partial(_take, accept), what, self._watcher, keepalive=self._keepalive)
@@ -428,9 +479,100 @@ class ServerSession(Session):
         """The remote forwards that this server listens for: the number of each, and where."""
         return tuple((number, listener.address) for number, listener in tuple(self._listeners.items()))
 
+    # --- other rules than before ------------------------------------------------------------------
+
+    def follow(
+        self, account: Account, *, connect_timeout: float, max_forwards: int, trusted_proxies: Sequence[str]
+    ) -> list[str]:
+        """Go by other settings from now on; return what that ended, in words.
+
+        A stream that they do not allow is reset with that reason, and a remote forward's port closed; what they allow
+        goes on as it is.  Blocks as `stop_listening` does.
+        """
+        with self._listening:
+            before, self._account = self._account, account
+            self._connect_timeout, self._max_forwards, self._proxies = connect_timeout, max_forwards, trusted_proxies
+            changed = account is not before
+            ended = self._judge_listeners_locked() if changed else []
+        self.joined.limits_changed()
+        lines = [line for one in ended for line in self._listen_no_more(*one)]
+        if changed and before.connect_rules is not account.connect_rules:
+            streams = [stream for lane in self.lanes.values() for stream in lane.streams]
+            lines += [line for stream in streams if (line := self._judge(stream))]
+        return lines
+
+    def _judge_listeners_locked(self) -> list[tuple[Listen, Listens, EndpointError | None]]:
+        """Take out the forwards that the rules see otherwise now, with why they may not listen; None where they may."""
+        ended: list[tuple[Listen, Listens, EndpointError | None]] = []
+        for number, (message, place) in tuple(self._bound.items()):
+            error = None
+            try:
+                if self._place_of(message.at) == place:
+                    continue
+            except EndpointError as refused:
+                error = refused
+                self._forbidden.add(number)
+            del self._bound[number]
+            ended.append((message, self._listeners.pop(number), error))
+        return ended
+
+    def _listen_no_more(self, message: Listen, listener: Listens, error: EndpointError | None) -> list[str]:
+        """Close a forward's port; listen anew where the rules allow it in another way than before."""
+        number, address = message.forward, listener.address
+        listener.close()
+        if error is None:
+            self._listen(message)
+            return [f"listens anew on {address} for a remote forward"]
+        log.warning("%s: listens no more on %s: %s", self.name, address, error)
+        self.audit.listens_no_more(number, address, error.message)
+        text = f"not allowed any more: {error.message}"
+        for lane in self.lanes.values():
+            for stream in lane.streams:
+                if _forward_of(stream) == number:
+                    stream.reset(Reason.NOT_ALLOWED, text)
+        return [f"listens no more on {address}: {error.message}"]
+
+    def _judge(self, stream: Stream) -> str:
+        """Reset a stream that the client opened if the rules do not allow it; return what was done, in words."""
+        try:
+            request = decode_request(stream.request)
+        except ProtocolError:
+            return ""  # it is being refused
+        if not isinstance(request, Connect):
+            return ""
+        try:
+            self._check(request.to, stream.accepted)
+        except EndpointError as error:
+            log.info("%s: reset: %s", stream.label, error.log_text)
+            stream.reset(Reason.NOT_ALLOWED, f"not allowed any more: {error.message}")
+            return f"stream {stream.label} to {request.to} reset: no rule allows it any more"
+        return ""
+
+    def _check(self, to: TcpAddress | UdpAddress | UnixAddress, reached: str | None) -> None:
+        """Raise EndpointError unless the rules allow `to`, which was reached at that address.
+
+        One that has yet to be reached is judged then.
+        """
+        rules = self._account.connect_rules
+        if isinstance(to, UnixAddress):
+            rules.unix.connectable(to.path)
+        elif reached is not None:
+            address = parse_address(split_host_port(reached)[0])
+            if address is not None:
+                rules.check_reached(to.host, to.port, address, udp=isinstance(to, UdpAddress))
+
+    def open_stream(self, request: bytes, *, wait: bool = True, kind: str = "", forward: str = "") -> Stream:
+        """Do as any session, and reset what waited for it while its forward's port was closed by other rules."""
+        stream = super().open_stream(request, wait=wait, kind=kind, forward=forward)
+        if self._forbidden and _forward_of(stream) in self._forbidden:
+            stream.reset(Reason.NOT_ALLOWED, "this remote forward is not allowed any more")
+        return stream
+
     def _release(self) -> None:
         self.stop_listening()
-        self._listeners.clear()
+        with self._listening:
+            self._listeners.clear()
+            self._bound.clear()
 
     def replace(self, why: str) -> None:
         """End this session, and tell its client that another one has its name now."""
@@ -446,6 +588,15 @@ class ServerSession(Session):
             if lane is not None or hello.intent is not Intent.JOIN or len(self.lanes) >= self._max_lanes:
                 return lane
             return self.add_lane(hello.lane)
+
+
+def _forward_of(stream: Stream) -> int | None:
+    """Return the remote forward of a stream, None for one that the client opened."""
+    try:
+        request = decode_request(stream.request)
+    except ProtocolError:
+        return None
+    return request.forward if isinstance(request, Through) else None
 
 
 def _take(accept: Accept, sock: socket.socket, peer: str) -> None:

@@ -44,6 +44,10 @@ class Registry:
         self._sessions: dict[tuple[str, bool], ServerSession] = {}  # by name, and whether it measures
         self._closed = False
 
+    def change(self, limit: int, takeover_timeout: float) -> None:
+        """Go by other settings from now on; sessions beyond the limit stay."""
+        self._limit, self._takeover_timeout = limit, takeover_timeout
+
     @property
     def sessions(self) -> list[ServerSession]:
         """The sessions there are."""

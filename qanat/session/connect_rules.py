@@ -110,6 +110,15 @@ class ConnectRules:
                 return True
         return not special and name is not None and self._name_allowed(name, port, udp)
 
+    def check_reached(self, host: str, port: int, address: IpAddress, *, udp: bool = False) -> None:
+        """Raise EndpointError (NOT_ALLOWED) unless `address`, at which `host` was reached, may be connected to for it.
+
+        For what was connected to under other rules.  Does not block.
+        """
+        name = None if parse_address(host) is not None else normalize_name(host)
+        if not self.allows(address, port, name, udp=udp):
+            raise self._not_allowed(host, port, [str(unmap(address)).partition("%")[0]], udp=udp)
+
     def _name_allowed(self, name: str, port: int, udp: bool) -> bool:
         return any(rule.udp == udp and port in rule.ports and rule.matches(name) for rule in self._names)
 

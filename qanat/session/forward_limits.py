@@ -14,7 +14,7 @@ from qanat.base.watcher import Watcher
 from qanat.config.settings import ClientAccount, ForwardLimits
 from qanat.endpoints.rate_limit import RateLimit
 from qanat.endpoints.stream_quota import QuotaLimits
-from qanat.endpoints.traffic_limits import UNLIMITED, TrafficLimits
+from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.session.messages import ListenOption
 
 _PER_1000_SECONDS = 1000
@@ -23,6 +23,21 @@ _PER_1000_SECONDS = 1000
 def traffic_of_client(account: ClientAccount, watcher: Watcher) -> TrafficLimits:
     """Return what all sessions of a client share at the server, where what is read from a socket goes down."""
     return _traffic(account.rate_down, account.rate_up, account.idle_timeout, watcher)
+
+
+def change_traffic_of_client(limits: TrafficLimits, old: ClientAccount, new: ClientAccount, watcher: Watcher) -> bool:
+    """Make `limits`, which all sessions of a client share, those of another account; return whether that changed any.
+
+    Pumps have to be told.
+    """
+    if (old.rate_down, old.rate_up, old.idle_timeout) == (new.rate_down, new.rate_up, new.idle_timeout):
+        return False
+    if old.rate_down != new.rate_down:
+        limits.reading = RateLimit(new.rate_down, watcher) if new.rate_down else None
+    if old.rate_up != new.rate_up:
+        limits.writing = RateLimit(new.rate_up, watcher) if new.rate_up else None
+    limits.idle_timeout = new.idle_timeout
+    return True
 
 
 def traffic_of_forward(limits: ForwardLimits, watcher: Watcher) -> TrafficLimits:
@@ -70,8 +85,6 @@ def _in_1000_seconds(rate: float) -> int:
 
 
 def _traffic(reading: int, writing: int, idle_timeout: float, watcher: Watcher) -> TrafficLimits:
-    if not (reading or writing or idle_timeout):
-        return UNLIMITED
     return TrafficLimits(
         RateLimit(reading, watcher) if reading else None,
         RateLimit(writing, watcher) if writing else None,

@@ -11,6 +11,8 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 from weakref import WeakSet
 
 from qanat.base.deadline import Deadline
@@ -40,6 +42,19 @@ INTERNAL_TEXT = "a fault of the program at the other end"
 """What the peer is told with Reason.INTERNAL; the log here has the traceback."""
 
 
+class StreamObserver(Protocol):
+    """Who is told what becomes of a session's streams, by some thread each time.  Must neither block nor raise."""
+
+    def opened(self, stream: Stream, address: str) -> None:
+        """Note that a stream is joined to a connection with `address`; "" where there is none of its own."""
+
+    def refused(self, stream: Stream, reason: int, text: str) -> None:
+        """Note that a stream of the peer was refused."""
+
+    def closed(self, stream: Stream) -> None:
+        """Note that a stream that was opened is over."""
+
+
 class JoinedStreams:
     """See the module's docstring.  Safe to use from any thread."""
 
@@ -53,6 +68,7 @@ class JoinedStreams:
         unacknowledged: float = DEFAULT_KEEPALIVE.unacknowledged,
         limits: TrafficLimits = UNLIMITED,
         closer_reasons: bool = False,
+        observer: StreamObserver | None = None,
     ) -> None:
         """`name` is for logs; `on_ended`, which must not block, is called when a stream is over and its socket closed.
 
@@ -68,6 +84,7 @@ class JoinedStreams:
         self._unacknowledged = unacknowledged
         self._limits = limits
         self._closer_reasons = closer_reasons
+        self._observer = observer
         self._lock = threading.Lock()  # guards the next three
         self._idle = LazyCondition(self._lock)
         self._pumps: WeakSet[Pump] = WeakSet()
@@ -192,19 +209,26 @@ class JoinedStreams:
         connect: Callable[[], WakeableSocket | None],
         what: str,
         limits: TrafficLimits | None = None,
+        on_joined: Callable[[], None] = lambda: None,
     ) -> bool:
         """Join the peer's stream to what `connect` returns; False when that is None: it has to be waited for.
 
-        Does not block, and neither may `connect`.  EndpointError from it refuses the stream.
+        Does not block, and neither may `connect`, nor `on_joined`, which is called once they are joined.  EndpointError
+        from `connect` refuses the stream.
         """
         self._begin()
-        connected = self._join(stream, connect, what, limits)
+        connected = self._join(stream, connect, what, limits, on_joined)
         if not connected:
             self._uncount()  # it has not ended: `on_ended` is not for it
         return connected
 
     def connect(
-        self, stream: Stream, connect: Callable[[], WakeableSocket], what: str, limits: TrafficLimits | None = None
+        self,
+        stream: Stream,
+        connect: Callable[[], WakeableSocket],
+        what: str,
+        limits: TrafficLimits | None = None,
+        on_joined: Callable[[], None] = lambda: None,
     ) -> bool:
         """Do the same in a thread, where `connect` may block.  Does not block.
 
@@ -212,7 +236,7 @@ class JoinedStreams:
         """
         self._begin()
         try:
-            self.threads.start(f"{stream.label}-connect", lambda: self._join(stream, connect, what, limits))
+            self.threads.start(f"{stream.label}-connect", lambda: self._join(stream, connect, what, limits, on_joined))
         except NoThread as error:
             self.ended()
             log.warning("%s %s: %s", self._name, what, error)
@@ -226,6 +250,7 @@ class JoinedStreams:
         connect: Callable[[], WakeableSocket | None],
         what: str,
         limits: TrafficLimits | None,
+        on_joined: Callable[[], None],
     ) -> bool:
         """Join `stream` to what `connect` returns, or refuse it; False when that is None, and nothing was done."""
         target: WakeableSocket | None = None
@@ -235,9 +260,12 @@ class JoinedStreams:
                 return False
             stream.accept(target.peer)
             self.pump(stream, target, self.ended, limits)
+            on_joined()
         except EndpointError as error:
             log.info("%s %s: %s", self._name, what, error.log_text)
             code = error.closer_code if self._closer_reasons else error.code
+            if self._observer is not None:
+                self._observer.refused(stream, code, error.message)
             refuse(stream, Reason(code), error.message)
             self.ended()
         except Exception:
@@ -263,6 +291,10 @@ class JoinedStreams:
 
         With `read_now` what is there already is queued on the stream before this returns, and not sent.
         """
+        observer = self._observer
+        if observer is not None:
+            observer.opened(stream, target.peer)
+            on_over = partial(_closed, observer, stream, on_over)
         pump = Pump(
             stream,
             target,
@@ -289,6 +321,13 @@ class JoinedStreams:
         with self._lock:
             pumps = list(self._pumps)
         return sum(pump.look(self._unacknowledged) for pump in pumps) > 0
+
+    def limits_changed(self) -> None:
+        """Have all of them follow what their limits are now.  Does not block."""
+        with self._lock:
+            pumps = list(self._pumps)
+        for pump in pumps:
+            pump.limits_changed()
 
     def ended(self) -> None:
         """Note that one of them is over, and its socket closed."""
@@ -464,6 +503,14 @@ class _PendingJoining:
             refuse(self._stream, Reason.INTERNAL, INTERNAL_TEXT)
         self._pending.refused(Reason.INTERNAL, "a fault of this program")
         self._joined.ended()
+
+
+def _closed(observer: StreamObserver, stream: Stream, on_over: Callable[[], None]) -> None:
+    """Tell that a stream is over to who observes it, then to who waits for it."""
+    try:
+        observer.closed(stream)
+    finally:
+        on_over()
 
 
 def _nothing() -> None:

@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
@@ -34,7 +35,7 @@ from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
-from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, refuse
+from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, StreamObserver, refuse
 from qanat.session.messages import UPGRADE, StreamRequest, check_known, decode_request
 from qanat.session.places import PastFailure, PipePlace, Tally
 from qanat.session.udp_targets import UdpTargets
@@ -64,6 +65,7 @@ class Session(ABC):
         watcher: Watcher,
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
         limits: TrafficLimits = UNLIMITED,
+        observer: StreamObserver | None = None,
     ) -> None:
         """Begin a session with lane 0; `parameters` hold for each of its lanes.  `name` is the client's.
 
@@ -98,8 +100,10 @@ class Session(ABC):
             unacknowledged=keepalive.unacknowledged,
             limits=limits,
             closer_reasons=bool(parameters.peer_features & Features.KINDS),
+            observer=observer,
         )
-        self.udp_targets = UdpTargets(name, watcher, self.joined.threads, limits)
+        self.udp_targets = UdpTargets(name, watcher, self.joined.threads, limits, observer)
+        self._observer = observer
         self._stream_limits = limits
         self._watcher = watcher
         self._parameters = parameters
@@ -462,6 +466,10 @@ class Session(ABC):
             raise WouldBlock
         stream = self.open_stream(request, wait=False, kind="udp", forward=forward)
         limits = self._stream_limits if limits is None else limits
+        observer = self._observer
+        if observer is not None:
+            observer.opened(stream, "")
+            done = partial(_closed, observer, stream, done)
         return UdpFlow(stream, on_datagram, on_over, limits=limits, done=done)
 
     def join_accepted(
@@ -516,11 +524,20 @@ class Session(ABC):
         self.joined.accept_pending(pending, what, open_stream, limits)
 
     def refuse(self, stream: Stream, reason: Reason, text: str) -> None:
-        """Reset a stream and release it.  Idempotent; does not block."""
+        """Refuse a stream of the peer: reset it and release it.  Idempotent; does not block."""
+        if self._observer is not None:
+            self._observer.refused(stream, reason, text)
         refuse(stream, reason, text)
 
     def _stream_ended(self) -> None:  # noqa: B027 - only a client's session has something to do
         """Note that a stream is over, and its socket closed.  Must not block."""
+
+
+def _closed(observer: StreamObserver, stream: Stream, done: Callable[[], None] | None) -> None:
+    """Tell that a flow is over to who observes it, and to who waits for it."""
+    observer.closed(stream)
+    if done is not None:
+        done()
 
 
 def _misplaced(message: bytes) -> None:

@@ -11,8 +11,10 @@ import yaml
 
 from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.config.load import check_config, load_config
+from qanat.config.moments import parse_moment
 from qanat.config.options import Kind, options_of
 from qanat.config.settings import (
+    AuditSettings,
     ClientAccount,
     ClientSettings,
     ClientTls,
@@ -52,6 +54,10 @@ WITHOUT_DEFAULT = {
     "failover_after",
     "publish_dir",
     "publish_group",
+    "audit",
+    "max_bytes",
+    "keep",  # which are nothing without a file
+    "not_after",
     "monitor",
     "listen",
     "mode",
@@ -176,6 +182,8 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     server = load_config(file, want="server", environ={})
     assert server.tls == ServerTls(*(directory / name for name in ("fullchain.pem", "privkey.pem", "clients-ca.pem")))
     assert server.node == "tunnel-1"
+    assert server.audit == AuditSettings(directory / "audit.log")
+    assert server.clients[0].not_after == (parse_moment("2027-01-31T00:00:00Z"),)
     assert server.monitor == MonitorSettings("127.0.0.1:9480", directory / "metrics.token", group="www-data")
     client = load_config(file, want="client", environ={})
     assert client.servers == (RemoteServer(("wss://tunnel.example.com/tunnel",), parse_token(TOKEN), FINGERPRINT),)

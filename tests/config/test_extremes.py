@@ -42,6 +42,8 @@ COMPANIONS = {
     ("reconnect", "min"): {"max": 86_400},
     ("reconnect", "max"): {"min": 0.1},
     ("monitor", "max_clients"): {"listen": "127.0.0.1:0"},
+    ("audit", "max_bytes"): {"file": "audit.log"},
+    ("audit", "keep"): {"file": "audit.log"},
 }
 """What has to be beside a value, since the two must go together."""
 
@@ -151,7 +153,7 @@ def test_they_do_with_all_bounds_at_once(directory: Path, bound: str) -> None:
             if (option.key in times and bound == "low") or option.key == "failover_after":
                 continue  # a tenth of a second for each step at once is no promise on a busy machine
             tree.setdefault(section, {})[option.key] = getattr(option.declared, bound)
-            if section == "monitor":
+            if section in ("monitor", "audit"):
                 tree[section] |= COMPANIONS[section, option.key]
         return {**tree.pop(""), **tree}
 

@@ -192,7 +192,7 @@ def test_an_alias_of_itself_ends(directory: ConfigDirectory) -> None:
         ("limits: [a]", "5:11", "`limits` must be a section"),
         ("sessions: 5", "5:3", "it belongs in `limits:`"),
         ("token: x", "5:3", "it belongs in an entry of `clients:`"),
-        ("xyzzy: 5", "5:3", "known are application_keepalive, bench, clients, connect_timeout"),
+        ("xyzzy: 5", "5:3", "known are application_keepalive, audit, bench, clients, connect_timeout"),
         ("keepalive: {interval: 45}", "5:15", "leaves `timeout` no longer than `interval`"),
         ("keepalive: {timeout: 10}", "5:15", "leaves `timeout` no longer than `interval`"),
         (

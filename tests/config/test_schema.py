@@ -180,7 +180,7 @@ def numbers() -> Iterator[tuple[str, Option]]:
                 yield f"{name} {option.key}: @", option
             for inner in options_of(option.settings) if option.settings else ():
                 if inner.kind in (Kind.WHOLE, Kind.NUMBER):
-                    needed = "listen: '127.0.0.1:0', " if option.key == "monitor" else ""
+                    needed = {"monitor": "listen: '127.0.0.1:0', ", "audit": "file: audit.log, "}.get(option.key, "")
                     yield f"{name} {option.key}: {{{needed}{inner.key}: @}}", inner
 
 

@@ -26,6 +26,7 @@ class Sessions(Session):
 
     def __init__(self) -> None:
         self.expired: list[Lane] = []
+        self.resume_for = 0.001
 
     def lane_expired(self, number: int, lane: Lane) -> None:
         self.expired.append(lane)
@@ -47,7 +48,7 @@ def hasty() -> Iterator[None]:
 
 
 def test_whoever_comes_back_just_as_its_time_is_up_harms_nobody(hasty: None) -> None:
-    timeouts, session = ResumeTimeouts(0.001), Sessions()
+    timeouts, session = ResumeTimeouts(), Sessions()
     timeouts.start()
     for _ in range(3000):
         lane = make_lane()

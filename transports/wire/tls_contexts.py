@@ -66,6 +66,12 @@ class ReloadingServerContext:
         self._seen = self._state_of_files()
         self._context = self._load()
 
+    @property
+    def changed(self) -> bool:
+        """Whether one of its files is another one than was loaded."""
+        with self._lock:
+            return self._state_of_files() != self._seen
+
     def context(self) -> ssl.SSLContext:
         """Return the context for a new connection: two `stat` calls, and loading only after a change.
 

@@ -40,8 +40,20 @@ class Admission:
         self._rates = AddressRates(
             limits.per_address_rate, limits.per_address_burst, max_delay=limits.header_timeout / 2, clock=clock
         )
-        self.rsa_gate: AbstractContextManager[object] = RsaGate(limits.rsa_operations, events or Events(), clock)
+        self._rsa_operations = limits.rsa_operations
+        self._clock = clock
+        self._events = events or Events()
+        self.rsa_gate: AbstractContextManager[object] = RsaGate(limits.rsa_operations, self._events, clock)
         """Entered round each RSA private-key operation; blocks while `limits.rsa_operations` are running."""
+
+    def change(self, limits: ServerLimits) -> None:
+        """Go by other limits from now on; who has been let in already stays."""
+        self._limit = limits.handshakes
+        self._rate.change(limits.handshake_rate, limits.handshakes)
+        self._rates.change(limits.per_address_rate, limits.per_address_burst, max_delay=limits.header_timeout / 2)
+        if limits.rsa_operations != self._rsa_operations:
+            self._rsa_operations = limits.rsa_operations
+            self.rsa_gate = RsaGate(limits.rsa_operations, self._events, self._clock)
 
     @property
     def handshakes(self) -> int:
@@ -223,12 +235,20 @@ class AddressRates:
         self._max_debt = rate * max_delay
         self._clock = clock
         self._capacity = capacity
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards all of it
         self._buckets: OrderedDict[str, tuple[float, float, float]] = OrderedDict()  # key: tokens, when, the fewest
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._buckets)
+
+    def change(self, rate: float, burst: int, *, max_delay: float) -> None:
+        """Give each address another burst and rate from now on; what each has used of it stays used."""
+        with self._lock:
+            more = burst - self._burst
+            self._rate, self._burst, self._max_debt = rate, float(burst), rate * max_delay
+            for key, (tokens, since, fewest) in self._buckets.items():
+                self._buckets[key] = max(-self._max_debt, tokens + more), since, fewest + more
 
     @property
     def used_most(self) -> dict[str, Usage]:

@@ -76,6 +76,15 @@ class HandshakeRate:
         self._addresses: dict[str, _AddressBookings] = {}
         self._holding: Counter[int] = Counter()  # how many addresses hold so many bookings
 
+    def change(self, rate: float, burst: int) -> None:
+        """Go by another rate and burst from now on; bookings stay as they are."""
+        with self._lock:
+            self._advance_locked()
+            taken = self._burst - self._tokens
+            self._rate, self._burst, self._most_kept = rate, float(burst), burst // 2
+            self._tokens = max(0.0, self._burst - taken)
+            self._fewest = min(self._fewest, self._tokens)
+
     def __len__(self) -> int:
         """How many bookings there are, neither used nor stale."""
         with self._lock:

@@ -101,9 +101,13 @@ close into a reset, which can destroy the answer on its way (RFC 9112 §9.6)."""
 _LINGER_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class FrontDoorContext:
-    """What all connections of one front door share.  Safe to use from any thread."""
+    """What all connections of one front door share.  Safe to use from any thread.
+
+    The front door changes `settings`, `tls` and `names` when it gets other settings: new connections, and new requests
+    on those there are, go by these.
+    """
 
     settings: ServerSettings
     tls: ReloadingServerContext | None

@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from qanat.base.addresses import listen_addresses
@@ -28,7 +29,7 @@ from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.usage import Usage
 from qanat.base.watcher import Watcher
-from qanat.config.settings import ServerSettings
+from qanat.config.settings import ServerSettings, ServerTls
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, OnPipe
@@ -80,16 +81,14 @@ class FrontDoor:
         `events` counts who is turned away, and why.
         """
         self._settings = settings
+        self._names = names
         self._on_end = on_end
         events = Events() if events is None else events
         self.admission = Admission(settings.limits, events=events)
         self._closing = threading.Event()
         self._log_throttle = LogThrottle()
         self._threads = ThreadGroup("front door")
-        tls = settings.tls
-        context = None
-        if tls is not None:
-            context = ReloadingServerContext(tls.certificate, tls.key, ALPN, client_ca=tls.client_ca)
+        context = None if settings.tls is None else _tls_context(settings.tls)
         self._own_watcher = Watcher() if watcher is None else None
         watching = self._own_watcher if watcher is None else watcher
         assert watching is not None  # it is one of the two
@@ -105,13 +104,13 @@ class FrontDoor:
             threads=self._threads,
             probes=Probes(settings.path, enabled=settings.doctor, closing=self._closing),
             split=self._split,
-            names=names,
+            names=names if _takes_names(settings) else None,
             kept=self._kept,
             events=events,
             watcher=watching,
         )
         self._deadlines = DeadlineWatch("front door deadlines")
-        self._listeners: list[Acceptor] = []
+        self._listeners: list[tuple[tuple[str, int], Acceptor]] = []  # with what the settings say
         self.addresses: tuple[tuple[str, int], ...] = ()
         """What is listened on, with the ports that were really bound; empty before `start`."""
         self._changed = threading.Condition()  # guards _connections; notified when one ends, and by close
@@ -134,20 +133,98 @@ class FrontDoor:
         Raises TransportError when an address cannot be bound, and UsageError when it is no address at all.
         """
         try:
-            for host, port in self._settings.listen:
-                self._listeners.append(Acceptor(bind(listen_addresses(host, port), backlog=_BACKLOG)))
-        except BindError as error:
-            self.close()
-            hint = error.hint or "see `listen` in the configuration"
-            raise TransportError(error.message, hint=hint) from error
+            for asked in self._settings.listen:
+                self._listeners.append((asked, _bind(asked)))
         except QanatError:
             self.close()
             raise
-        self.addresses = tuple(address for listener in self._listeners for address in listener.addresses)
+        self._note_addresses()
         self._deadlines.start()
-        for listener in self._listeners:
-            where = format_address(listener.addresses[0])
-            self._threads.start(f"accept {where}", partial(self._accept_loop, listener))
+        for _, listener in self._listeners:
+            self._accept_from(listener)
+
+    def _note_addresses(self) -> None:
+        self.addresses = tuple(address for _, listener in self._listeners for address in listener.addresses)
+
+    def _accept_from(self, listener: Acceptor) -> None:
+        where = format_address(listener.addresses[0])
+        self._threads.start(f"accept {where}", partial(self._accept_loop, listener))
+
+    def change(self, settings: ServerSettings) -> list[str]:
+        """Go by other settings from now on, and return what that did to listeners and certificates, in words.
+
+        Connections that there are stay, and so do listeners that are still wanted.  Does not block.  Raises UsageError
+        for a certificate that cannot be used, TransportError for an address that cannot be bound, and NoThread: nothing
+        has changed then.
+        """
+        context, lines = self._context.tls, list[str]()
+        if settings.tls != self._settings.tls or (context is not None and context.changed):
+            context = None if settings.tls is None else _tls_context(settings.tls)
+            lines.append("tls: new connections get the new certificate" if context else "tls: none any more")
+        lines += self._listen_on(settings.listen)
+        self._settings = self._context.settings = settings
+        self._context.tls = context
+        self._context.names = self._names if _takes_names(settings) else None
+        self.admission.change(settings.limits)
+        self._context.probes.change(settings.path, enabled=settings.doctor)
+        self._kept.header_timeout = settings.limits.header_timeout
+        return lines
+
+    def _listen_on(self, wanted: Sequence[tuple[str, int]]) -> list[str]:
+        """Bind what is wanted and not bound, then leave what is not wanted any more.  All or nothing."""
+        missing = Counter(wanted)
+        unwanted = []
+        for asked, listener in self._listeners:
+            if missing[asked]:
+                missing[asked] -= 1
+            else:
+                unwanted.append((asked, listener))
+        # An address that another one stands in the way of, as 0.0.0.0 of 127.0.0.1, has to wait until that is left.
+        ports = {port for (_, port), _ in unwanted}
+        new = sorted(missing.elements(), key=lambda asked: asked[1] in ports)
+        bound: list[tuple[tuple[str, int], Acceptor]] = []
+        left: list[tuple[str, int]] = []
+        try:
+            for asked in new:
+                try:
+                    bound.append((asked, _bind(asked)))
+                except TransportError:
+                    in_the_way = [one for one in unwanted if one[0][1] == asked[1] and one[0] not in left]
+                    if not in_the_way:
+                        raise
+                    for one in in_the_way:
+                        self._leave(one)
+                        left.append(one[0])
+                    bound.append((asked, _bind(asked)))
+            for _, listener in bound:
+                self._accept_from(listener)
+        except QanatError:
+            for _, listener in bound:
+                listener.close()
+            for asked in left:  # which was free a moment ago
+                self._take_back(asked)
+            raise
+        for one in unwanted:
+            if one[0] not in left:
+                self._leave(one)
+        self._listeners += bound
+        self._note_addresses()
+        lines = [f"listen: {format_address(listener.addresses[0])} added" for _, listener in bound]
+        return lines + [f"listen: {format_address(listener.addresses[0])} removed" for _, listener in unwanted]
+
+    def _leave(self, one: tuple[tuple[str, int], Acceptor]) -> None:
+        self._listeners.remove(one)
+        one[1].close()
+
+    def _take_back(self, asked: tuple[str, int]) -> None:
+        try:
+            listener = _bind(asked)
+            self._accept_from(listener)
+        except QanatError as error:
+            log.error("%s; it was listened on before, and is not any more", error)
+        else:
+            self._listeners.append((asked, listener))
+            self._note_addresses()
 
     def close(self) -> None:
         """Stop accepting, then end the connections that are no pipes yet.  Idempotent; does not block.
@@ -155,7 +232,7 @@ class FrontDoor:
         Pipes that were handed over are their owner's to end.
         """
         self._closing.set()
-        for listener in self._listeners:
+        for _, listener in self._listeners:
             listener.close()
         with self._changed:
             self._changed.notify_all()
@@ -291,3 +368,21 @@ class FrontDoor:
             self._connections.discard(connection)
             self._changed.notify_all()
         self._on_end()
+
+
+def _bind(asked: tuple[str, int]) -> Acceptor:
+    """Return what listens there.  Raises TransportError, and UsageError for what is no address at all."""
+    host, port = asked
+    try:
+        return Acceptor(bind(listen_addresses(host, port), backlog=_BACKLOG))
+    except BindError as error:
+        raise TransportError(error.message, hint=error.hint or "see `listen` in the configuration") from error
+
+
+def _tls_context(tls: ServerTls) -> ReloadingServerContext:
+    return ReloadingServerContext(tls.certificate, tls.key, ALPN, client_ca=tls.client_ca)
+
+
+def _takes_names(settings: ServerSettings) -> bool:
+    """Return whether TLS connections for published names come in here."""
+    return settings.tls is not None and any(client.allow_publish for client in settings.clients)

@@ -80,7 +80,8 @@ class KeptConnections:
         self.threads = threads
         self.closing = False
         """Whether each of them ends as soon as it has nothing to do."""
-        self._header_timeout = header_timeout
+        self.header_timeout = header_timeout
+        """It may be changed."""
         self._lock = threading.Lock()  # guards the two below
         self._idle: OrderedDict[KeptConnection, float] = OrderedDict()
         self._unfinished: OrderedDict[KeptConnection, float] = OrderedDict()
@@ -88,7 +89,7 @@ class KeptConnections:
 
     def add_idle(self, connection: KeptConnection, *, unfinished: bool) -> None:
         """Have it closed after a time, unless it is forgotten before; `unfinished` is whether a head has begun."""
-        at = time.monotonic() + (self._header_timeout if unfinished else IDLE)
+        at = time.monotonic() + (self.header_timeout if unfinished else IDLE)
         with self._lock:
             if unfinished:
                 self._idle.pop(connection, None)

@@ -93,6 +93,10 @@ class Probes:
         self._lock = threading.Lock()
         self._pipes: set[Pipe] = set()
 
+    def change(self, path: str, *, enabled: bool) -> None:
+        """Answer at another path, or nobody, from now on; a probe that has begun goes on."""
+        self._path, self._enabled = path, enabled
+
     def close(self) -> None:
         """End the pipes that are probed.  Does not block."""
         with self._lock:

@@ -1,0 +1,195 @@
+"""Who was thrown out is out within the same call, stays out, and the audit log says by whom."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qanat.base.errors import UsageError
+from qanat.config.moments import format_moment, parse_moment
+from qanat.config.settings import AuditSettings
+from qanat.control.commands import Request
+from qanat.handshake.tokens import token_fingerprint
+from qanat.server.revocations import FILE_NAME, Revocations
+from qanat.server.server import Server
+from tests.server.test_reload import ANY, NEW, OLD, A, B, Site, is_reset, session_of_a
+from tests.support.applications import connection, exchange
+from tests.support.background import wait_until
+
+OLDS, NEWS = token_fingerprint(OLD), token_fingerprint(NEW)
+
+
+class AuditedSite(Site):
+    """A site with an audit log."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        super().__init__(directory, stack)
+        self.settings = replace(self.settings, audit=AuditSettings(directory / "audit.log"))
+        self.apply()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of this name so far."""
+        self.server.audit.flush()
+        lines = (self.directory / "audit.log").read_text().splitlines()
+        return [entry for line in lines if (entry := json.loads(line))["event"] == name]
+
+    def revoke(self, **fields: object) -> dict[str, Any]:
+        return self.server.commands.run(Request("revoke", {"client": "a", **fields}, "user tester (process 1)"))
+
+
+@pytest.fixture(scope="module")
+def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditedSite]:
+    with ExitStack() as stack:
+        yield AuditedSite(tmp_path_factory.mktemp("site"), stack)
+
+
+@pytest.fixture
+def site(whole_site: AuditedSite) -> Iterator[AuditedSite]:
+    """The site as it was at first; afterwards its bystander has noticed nothing."""
+    before = whole_site.session_of("b")
+    yield whole_site
+    if whole_site.server._revocations.find(OLDS):
+        whole_site.revoke(undo=True)
+    whole_site.apply()
+    assert exchange(whole_site._witness, b"still there?") == b"still there?"
+    assert whole_site.session_of("b") == before
+
+
+def test_a_revoked_client_is_cut_and_refused_until_it_has_another_token(site: AuditedSite) -> None:
+    with site.client(A, site.local) as client, connection(client.local_ports[0]) as sock:
+        assert exchange(sock, b"one") == b"one"
+        answer = site.revoke()
+        assert answer["ok"] is True
+        assert answer["lasting"] is True
+        assert answer["tokens"] == [OLDS]
+        assert len(answer["ended"]) == 1
+        assert is_reset(sock)
+        (line,) = site.events("session revoked")
+        assert line["client"] == "a"
+        assert line["token"] == OLDS
+        assert line["by"] == "user tester (process 1)"
+        (line,) = site.events("revoked")
+        assert line["tokens"] == [OLDS]
+        wait_until(lambda: any(OLDS in each["why"] for each in site.events("refused")), "it was refused")
+        assert site.apply() == []  # a reload does not let it in again
+        assert site.session_of("a") is None
+        site.apply(replace(A, tokens=(OLD, NEW)), B)
+        with site.client(replace(A, tokens=(NEW,))):
+            session_of_a(site)
+
+
+def test_what_is_revoked_stays_so_for_the_next_server(site: AuditedSite) -> None:
+    site.revoke()
+    again = Revocations(site.directory)
+    found = again.find(OLDS)
+    assert found is not None
+    assert found.client == "a"
+    assert "user tester (process 1)" in str(found)
+
+
+def test_one_token_of_two_can_be_revoked(site: AuditedSite) -> None:
+    site.apply(replace(A, tokens=(OLD, NEW)), B)
+    with site.client(replace(A, tokens=(NEW,)), site.local) as client, connection(client.local_ports[0]) as sock:
+        assert exchange(sock, b"one") == b"one"
+        assert site.revoke(token=OLDS)["ended"] == []
+        assert exchange(sock, b"two") == b"two"
+
+
+def test_a_revocation_that_cannot_be_written_holds_and_says_that_it_will_not_last(
+    site: AuditedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, content: bytes) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qanat.server.revocations.replace_file", fails)
+        answer = site.revoke()
+        assert answer["lasting"] is False
+        assert "Read-only" in answer["problem"]
+        assert site.server._accounts.why_not("a", OLDS)
+
+
+@pytest.mark.parametrize("fields", [{"client": "nobody"}, {"token": "0" * 16}, {"undo": True}])
+def test_what_there_is_not_cannot_be_revoked(site: AuditedSite, fields: dict[str, object]) -> None:
+    answer = site.revoke(**fields)
+    assert answer["ok"] is False
+    assert answer["hint"]
+
+
+def test_a_damaged_list_ends_the_start_and_fails_a_reload(site: AuditedSite) -> None:
+    path = site.directory / FILE_NAME
+    path.write_text("{")
+    with pytest.raises(UsageError, match="is damaged"):
+        site.apply(B)
+    with pytest.raises(UsageError, match="is damaged"):
+        Server(site.settings)
+    path.unlink()
+    assert site.apply() == []
+
+
+def test_a_token_ends_at_its_moment_with_its_sessions(site: AuditedSite, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "qanat.server")
+    with site.client(A, site.local) as client, connection(client.local_ports[0]) as sock:
+        assert exchange(sock, b"one") == b"one"
+        lines = site.apply(replace(A, not_after=(time.time() + 1.0,)), B)
+        assert lines == ["client a: not_after"]
+        assert exchange(sock, b"two") == b"two"
+        assert f"the token {OLDS} of the client a ends at" in caplog.text
+        assert is_reset(sock)
+        wait_until(lambda: any("ended at" in each["why"] for each in site.events("refused")), "it was refused")
+        assert [each["token"] for each in site.events("token ended")] == [OLDS]
+
+
+def test_of_two_tokens_each_has_its_own_end(site: AuditedSite) -> None:
+    site.apply(replace(A, tokens=(OLD, NEW), not_after=(time.time() - 1, float("inf"))), B)
+    assert "ended at" in site.server._accounts.why_not("a", OLDS)
+    assert site.server._accounts.why_not("a", NEWS) == ""
+
+
+def test_what_a_session_did_is_told_with_its_bytes(site: AuditedSite) -> None:
+    before = len(site.events("session ended"))
+    with site.client(A, site.local, replace(site.local, kind="remote", listen=ANY)) as client:
+        session = session_of_a(site)
+        with connection(client.local_ports[0]) as sock:
+            assert exchange(sock, b"x" * 1000) == b"x" * 1000
+        wait_until(lambda: session.open_streams == 0, "the stream is over")
+        wait_until(lambda: bool(site.events("stream closed")), "its end is told")
+    wait_until(lambda: len(site.events("session ended")) > before, "the session is over")
+    connected = site.events("connected")[-1]
+    assert connected["token"] == OLDS
+    assert connected["address"] == "127.0.0.1"
+    assert connected["transport"] == "websocket"
+    opened, closed = site.events("stream opened")[-1], site.events("stream closed")[-1]
+    assert opened["to"] == opened["address"] == f"127.0.0.1:{site.target.port}"
+    assert opened["session"] == connected["session"]
+    assert (closed["bytes_received"], closed["bytes_sent"]) == (1000, 1000)
+    assert closed["stream"] == opened["stream"]
+    refused = site.events("listen refused")[-1]
+    assert refused["reason"] == "not allowed"
+    assert site.events("session ended")[-1]["bytes_received"] == 1000
+    text = (site.directory / "audit.log").read_text()
+    assert OLD.decode() not in text
+    assert "qanat1-" not in text
+
+
+def test_a_reload_is_told_with_who_asked(site: AuditedSite) -> None:
+    site.server.audit_reload("user tester (process 1)", ["drain: 1 -> 2"], None)
+    site.server.audit_reload("SIGHUP", (), UsageError("a fault"))
+    assert site.events("reloaded")[-1]["changes"] == ["drain: 1 -> 2"]
+    assert site.events("reload failed")[-1]["faults"] == ["a fault"]
+
+
+def test_moments_are_written_as_they_are_read() -> None:
+    assert format_moment(parse_moment("2027-01-31T01:00:00+01:00")) == "2027-01-31T00:00:00Z"
+    assert parse_moment("never") == float("inf")
+    for wrong in ("tomorrow", "2027-01-31", "2027-01-31T00:00:00", "2027-13-31T00:00:00Z"):
+        with pytest.raises(UsageError):
+            parse_moment(wrong)
