@@ -22,6 +22,8 @@ COMMANDS = {
     "bench": "measure latency and throughput through the tunnel, beside the running client",
     "doctor": "find out what a path lets through, and which setting of which proxy to change",
     "service": "keep a configuration running: under systemd, supervisor or cron, at boot and after a crash",
+    "reload": "have a running server or client read its configuration again",
+    "revoke": "throw a client out of a running server, and keep its tokens out",
     "wait": "block until the running client of a configuration is connected",
     "init": "write a server's and a client's configuration that fit together, a token and a key",
     "token": "print a new token",
