@@ -115,7 +115,7 @@ class HandshakeResult:
     server_spki: bytes = field(repr=False)
     takes_probes: bool = False
     """Whether the server takes PROBE records before HELLO."""
-    token: str = ""
+    token: str = field(default="", compare=False)
     """At a server, the fingerprint of the token by which the client has proven itself."""
 
 

@@ -494,7 +494,8 @@ class ServerSession(Session):
             self._connect_timeout, self._max_forwards, self._proxies = connect_timeout, max_forwards, trusted_proxies
             changed = account is not before
             ended = self._judge_listeners_locked() if changed else []
-        self.joined.limits_changed()
+        if changed:
+            self.joined.limits_changed()
         lines = [line for one in ended for line in self._listen_no_more(*one)]
         if changed and before.connect_rules is not account.connect_rules:
             streams = [stream for lane in self.lanes.values() for stream in lane.streams]

@@ -13,6 +13,7 @@ from qanat.handshake.fields import lp
 from qanat.handshake.keys import ClientKey, ServerIdentity
 from qanat.handshake.machine import TRANSITIONS, ClientHandshake, Event, ServerHandshake, State
 from qanat.handshake.messages import ServerKey
+from qanat.handshake.tokens import token_fingerprint
 from tests.support.handshake.attackers import ForgingClient, forge_session_key
 from tests.support.handshake.scenario import NAME, OTHER_TOKEN, TOKEN, complete, make_client, make_server
 
@@ -257,6 +258,35 @@ def test_the_private_key_is_used_inside_the_gate_and_once(client_key: ClientKey)
     watched = Watched(keys.generate_private_key(3072))
     complete(make_client(client_key), ServerHandshake(watched, {NAME: (TOKEN,)}.get, gate()))
     assert events == ["in", "decrypt", "out"]
+
+
+def test_a_proven_token_that_does_not_count_any_more_is_refused_like_a_wrong_one(
+    identity: ServerIdentity, client_key: ClientKey
+) -> None:
+    asked: list[tuple[str, bytes]] = []
+
+    def reject(name: str, token: bytes) -> str:
+        asked.append((name, token))
+        return "it has ended"
+
+    server, client = ServerHandshake(identity, {NAME: (TOKEN,)}.get, reject=reject), make_client(client_key)
+    m2, m3 = client.receive(server.start())
+    server.receive(m2)
+    (answer,) = server.receive(m3)
+    with pytest.raises(RefusedError, match="does not accept the client"):
+        client.receive(answer)
+    assert server.refused
+    assert server.refusal_detail == "it has ended"
+    assert asked == [(NAME, TOKEN)]
+
+
+def test_a_server_knows_by_which_token_a_client_has_proven_itself(
+    identity: ServerIdentity, client_key: ClientKey
+) -> None:
+    server = ServerHandshake(identity, {NAME: (b"x" * 32, TOKEN)}.get)
+    complete(make_client(client_key), server)
+    assert server.result.token == token_fingerprint(TOKEN)
+    assert len(server.result.token) == 16
 
 
 class TestDowngrade:

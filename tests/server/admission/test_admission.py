@@ -33,6 +33,22 @@ def test_a_burst_is_free_and_what_follows_waits_in_turn() -> None:
     assert [bucket.delay("192.0.2.1") for _ in range(6)] == [0, 0, 0, 0.5, 1.0, 1.5]
 
 
+def test_another_burst_and_rate_count_at_once_and_what_was_used_stays_used() -> None:
+    bucket = rates(Clock())
+    assert [bucket.delay("192.0.2.1") for _ in range(5)] == [0, 0, 0, 0.5, 1.0]
+    bucket.change(1.0, 6, max_delay=5.0)
+    assert [bucket.delay("192.0.2.1") for _ in range(3)] == [0, 1.0, 2.0]
+    assert [bucket.delay("192.0.2.2") for _ in range(7)] == [0, 0, 0, 0, 0, 0, 1.0]
+
+
+def test_other_limits_on_handshakes_count_at_once() -> None:
+    admission = Admission(ServerLimits(handshakes=1), clock=Clock())
+    assert admission.enter("192.0.2.1", lambda: None) is not None
+    assert admission.enter("192.0.2.1", lambda: None) is None
+    admission.change(ServerLimits(handshakes=3))
+    assert [admission.enter("192.0.2.1", lambda: None) is not None for _ in range(3)] == [True, True, False]
+
+
 def test_waiting_refills_the_bucket_but_never_above_the_burst() -> None:
     clock = Clock()
     bucket = rates(clock)

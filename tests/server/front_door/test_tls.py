@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,29 @@ def test_a_renewed_certificate_is_served_without_a_restart(certificate: Certific
         assert certificate.served_by(door) == certificate.serial
         certificate.tls.certificate.write_text("garbage")
         assert certificate.served_by(door) == certificate.serial
+
+
+def test_other_settings_bring_another_certificate_and_who_is_connected_stays(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Certificate(tmp_path / "other")
+    settings = ServerSettings(clients=(), tls=certificate.tls, listen=(("127.0.0.1", 0),))
+    with front_door(tls=certificate.tls) as door, connect(door) as sock:
+        with certificate.client_context().wrap_socket(sock, server_hostname="localhost") as tls:
+            assert door.change(settings) == []
+            assert door.change(replace(settings, tls=other.tls)) == ["tls: new connections get the new certificate"]
+            assert other.served_by(door) == other.serial
+            tls.sendall(request("GET /healthz HTTP/1.1"))
+            assert read_to_end(tls).endswith(b"ok\n")
+        other.renew()
+        assert door.change(replace(settings, tls=other.tls)) == ["tls: new connections get the new certificate"]
+        other.tls.certificate.write_text("garbage")
+        with pytest.raises(UsageError):
+            door.change(replace(settings, tls=other.tls))
+        assert other.served_by(door) == other.serial
+        assert door.change(replace(settings, tls=None)) == ["tls: none any more"]
+        assert exchange(door, request("GET /healthz HTTP/1.1")).endswith(b"ok\n")
 
 
 def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path) -> None:
