@@ -11,12 +11,12 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from qanat.base.addresses import parse_address
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
@@ -27,10 +27,14 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.client.forward_changes import Fate, ForwardChange, compare_forwards
+from qanat.client.forward_shares import ForwardShares, ServedForward
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.local_forwards import LocalForwards
+from qanat.client.local_port import Service
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.observation import ClientObservation
+from qanat.client.remote_forwards import ForwardNumbers, change_of_remote
 from qanat.client.server_connection import STOPPING, ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
@@ -41,7 +45,7 @@ from qanat.control.listener import ControlSocket
 from qanat.control.paths import control_path
 from qanat.control.reload import reload_command
 from qanat.endpoints.pending import PendingConnection
-from qanat.endpoints.stream_quota import StreamQuota, StreamRoom, address_of
+from qanat.endpoints.stream_quota import StreamRoom, address_of
 from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
@@ -53,13 +57,14 @@ from qanat.mux.frames import Reason, reason_name
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.process.reloading import Reloader
-from qanat.session.forward_limits import quota_of_forward, traffic_of_forward
 from qanat.session.limits import CLIENT_STREAMS, affordable_streams, application_keepalive
 from qanat.session.messages import Connect
 
 log = logging.getLogger("qanat.client")
 
 _NO_SESSION = "connections are reset while there is no session with the server"
+ANSWER_TIMEOUT = 5.0
+"""Seconds that connected servers get to say what became of remote forwards that are asked for while it runs."""
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and threads get to end."""
 
@@ -85,22 +90,17 @@ class Client:
         self._watcher.add_chore(MemoryReturn().look)
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
+        self._applying = threading.Lock()  # one change of the settings after the other
+        self._shares = ForwardShares(StreamRoom(self._max_streams), self._watcher)
+        self._shares.change(settings.forwards)
+        self._numbers = ForwardNumbers(settings.forwards)
         self._local = LocalForwards(
             settings.forwards,
-            self._accepted,
-            self._open_flow,
-            self._enter,
-            self._ask,
+            self._shares.serve,
+            Service(self._accepted, self._open_flow, self._enter, self._ask),
             self._watcher,
             application_keepalive(settings.application_keepalive),
         )
-        self._limits: dict[Forward, TrafficLimits] = {}  # of each port; those of one forward share theirs
-        self._quotas: dict[Forward, StreamQuota] = {}
-        room = StreamRoom(self._max_streams)
-        for forward in settings.forwards:
-            parts = forward.parts()
-            self._limits |= dict.fromkeys(parts, traffic_of_forward(forward.limits, self._watcher))
-            self._quotas |= dict.fromkeys(parts, _quota(room, forward))
         self.commands = Commands()
         """What other processes can ask of this one."""
         path = control_path(settings)
@@ -121,7 +121,8 @@ class Client:
                 watcher=self._watcher,
                 max_streams=self._max_streams,
                 changed=self._update,
-                limits=self._limits,
+                remotes=self._numbers.forwards,
+                limits=self._shares.traffic,
                 events=self.events,
             )
             for number, server in enumerate(settings.servers, 1)
@@ -214,13 +215,54 @@ class Client:
         return self._watcher
 
     def apply(self, settings: ClientSettings) -> list[str]:
-        """Put `settings` into effect, and return what that did in words; nothing else is touched."""
-        return [f"{change} (with the next start)" for change in changes_between(self.settings, settings)]
+        """Put `settings` into effect, and return what that did in words; nothing else is touched.
+
+        Blocks until connected servers have answered for remote forwards, at most ANSWER_TIMEOUT.
+        """
+        with self._applying:
+            done = [str(change) for change in self._change_forwards(settings.forwards, ANSWER_TIMEOUT)]
+            left = [
+                change
+                for change in changes_between(self.settings, settings)
+                if change.key not in ("log", "watch_config")
+            ]
+            return done + [f"{change} (with the next start)" for change in left if not change.key.startswith("log.")]
 
     @property
     def local_ports(self) -> list[int]:
         """The ports bound for the local forwards, in their order; known after `start`."""
         return self._local.ports
+
+    # --- while it runs ----------------------------------------------------------------------------
+
+    def change_forwards(self, forwards: Sequence[Forward], timeout: float = ANSWER_TIMEOUT) -> list[ForwardChange]:
+        """Have these forwards in place of the present ones; return what came of each that differs.
+
+        The others are not touched.  Blocks until connected servers have answered, at most `timeout` seconds.
+        """
+        with self._applying:
+            return self._change_forwards(forwards, timeout)
+
+    def _change_forwards(self, forwards: Sequence[Forward], timeout: float) -> list[ForwardChange]:
+        if self._stopping.is_set() or tuple(forwards) == self.settings.forwards:
+            return []
+        fates = compare_forwards(
+            *([one for one in each if one.kind == "remote"] for each in (self.settings.forwards, forwards))
+        )
+        self._shares.change(forwards)
+        self._numbers.change(forwards)
+        changes = self._local.change(forwards, self._shares.serve)
+        self.settings = replace(self.settings, forwards=tuple(forwards))
+        sessions = [server.change_remotes(self._numbers.forwards) for server in self.servers]
+        asked = [session.remotes for session in sessions if session is not None and session.attached]
+        begun = [one for one in self._numbers.forwards if one.forward in fates.changed or one.forward in fates.added]
+        deadline = Deadline(timeout)
+        for remotes in asked:
+            remotes.wait(begun, deadline)
+        changes += [ForwardChange(Fate.REMOVED, forward) for forward in fates.removed]
+        for one in begun:
+            changes.append(change_of_remote(one, fates.changed.get(one.forward), asked))
+        return changes
 
     def _update(self) -> None:
         """Draw the conclusions from a change of any server's connection, and wake those who wait for a session."""
@@ -248,12 +290,13 @@ class Client:
 
     # --- local forwards -------------------------------------------------------------------------
 
-    def _accepted(self, forward: Forward, sock: socket.socket, peer: str) -> None:
+    def _accepted(self, served: ServedForward, sock: socket.socket, peer: str) -> None:
+        forward = served.forward
         assert isinstance(forward.to, TcpAddress | UnixAddress)
-        limits, what = self._limits[forward], str(forward)
-        request, over = Connect(forward.to, peer).encode(), self._enter(forward, sock, peer)
+        request, over = Connect(forward.to, peer).encode(), self._enter(served, sock, peer)
         if over is None:
             return
+        what = str(forward)
         first = encode(forward.proxy_protocol, peer, local_of(sock)) if forward.proxy_protocol else b""
 
         def give_up(error: QanatError) -> None:
@@ -263,24 +306,25 @@ class Client:
                 log.warning("%s: %s", what, error)
 
         def join(session: ClientSession) -> None:
-            session.join_accepted(sock, peer, request, what, over, limits, first=first)
+            session.join_accepted(sock, peer, request, what, over, served.traffic, first=first)
 
         self._join(peer, join, give_up)
 
-    def _enter(self, forward: Forward, sock: socket.socket, peer: str) -> Callable[[], None] | None:
+    def _enter(self, served: ServedForward, sock: socket.socket, peer: str) -> Callable[[], None] | None:
         """Count a connection to a forward; return what has to be called when it is over, None when it may not come."""
-        quota, address = self._quotas[forward], address_of(peer)
-        refused = quota.enter(address)
+        address = address_of(peer)
+        refused = served.quota.enter(address)
         if not refused:
-            return partial(quota.leave, address)
+            return partial(served.quota.leave, address)
         self.events.refused("quota")
         sock.close()  # which resets it
-        if self._log_throttle.due(f"quota of {forward}"):
-            log.warning("%s: closed the connection from %s: %s", forward, peer, refused)
+        if self._log_throttle.due(f"quota of {served.forward}"):
+            log.warning("%s: closed the connection from %s: %s", served.forward, peer, refused)
         return None
 
-    def _ask(self, forward: Forward, pending: PendingConnection, to: TcpAddress) -> None:
-        self.connect(pending, to, f"{forward}, to {to}", self._limits[forward], kind="dynamic", forward=str(forward))
+    def _ask(self, served: ServedForward, pending: PendingConnection, to: TcpAddress) -> None:
+        what = str(served.forward)
+        self.connect(pending, to, f"{what}, to {to}", served.traffic, kind="dynamic", forward=what)
 
     def connect(
         self,
@@ -333,13 +377,15 @@ class Client:
 
     def _open_flow(
         self,
-        forward: Forward,
+        served: ServedForward,
         to: UdpAddress,
         origin: str,
         on_datagram: Callable[[bytes], None],
         on_over: Callable[[int, str], None],
     ) -> UdpFlow:
         """Open a flow for who sent to a local forward.  Does not block.  Raises as `Session.open_flow`."""
+
+        forward, quota = served.forward, served.quota
 
         def warn(why: str) -> None:
             if self._log_throttle.due(f"{forward}: {why}"):
@@ -354,7 +400,7 @@ class Client:
             session = self._choose_locked()
         if session is None:
             raise WouldBlock
-        quota, address = self._quotas[forward], address_of(origin)
+        address = address_of(origin)
         refused = quota.enter(address)
         try:
             if refused:
@@ -364,7 +410,7 @@ class Client:
                 Connect(to, origin).encode(),
                 on_datagram,
                 over,
-                limits=self._limits[forward],
+                limits=served.traffic,
                 done=lambda: quota.leave(address),
                 forward=str(forward),
             )
@@ -429,14 +475,6 @@ class Client:
                 if remaining is None or remaining > 0:
                     needed, again = False, remaining
         return again
-
-
-def _quota(room: StreamRoom, forward: Forward) -> StreamQuota:
-    """Return the quota of a forward; one that only this machine reaches may use the room whole."""
-    at = forward.listen
-    address = parse_address(at.host) if isinstance(at, TcpAddress) else None
-    ours = not isinstance(at, TcpAddress) or at.host == "localhost" or (address is not None and address.is_loopback)
-    return StreamQuota(room, quota_of_forward(forward.limits), shared=not ours)
 
 
 def run_client(

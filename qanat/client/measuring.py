@@ -173,7 +173,7 @@ def _begin(settings: ClientSettings, sealed: SealedPipe, ready: Ready, watcher: 
         sealed.result.resume,
         0.0,
         node=ready.node,
-        remotes={},
+        remotes=(),
         required=RequiredForwards((), lambda error: None),
         connect_timeout=settings.connect_timeout,
         watcher=watcher,

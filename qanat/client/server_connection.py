@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -39,6 +39,7 @@ from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.news import ConnectionNews
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
+from qanat.client.remote_forwards import NumberedForward
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.client.ways import Candidate
@@ -74,13 +75,14 @@ class ServerConnection:
         watcher: Watcher,
         max_streams: int,
         changed: Callable[[], None],
+        remotes: Sequence[NumberedForward] = (),
         limits: Mapping[Forward, TrafficLimits] | None = None,
         events: Events | None = None,
     ) -> None:
         """Read the server's URLs and TLS files; raises UsageError when one of them cannot be used.
 
-        `changed` is called, without a lock, whenever something that can be asked here may have changed.  `limits` are
-        those of forwards that have any.  `events` counts what happens.
+        `changed` is called, without a lock, whenever something that can be asked here may have changed.  `remotes` has
+        the remote forwards; `limits` are those of forwards that have any.  `events` counts what happens.
         """
         self.refused: RefusedError | None = None
         """Why the server refuses us, or is not the one that is known; None once a session has been up."""
@@ -114,10 +116,8 @@ class ServerConnection:
             self._events,
             news,
         )
-        firsts = itertools.accumulate((forward.ports for forward in settings.forwards[:-1]), initial=0)
-        numbered = zip(firsts, settings.forwards, strict=False)  # no number is for no forward
-        self._remotes = {first: forward for first, forward in numbered if forward.kind == "remote"}
-        required = self._remotes if settings.exit_on_forward_failure else ()
+        self._remotes = tuple(remotes)
+        required = [one.first for one in self._remotes] if settings.exit_on_forward_failure else ()
         self._connect_rules = ConnectRules(
             settings.allow_connect, key="allow_connect", place=" in the client's configuration"
         )
@@ -128,6 +128,7 @@ class ServerConnection:
         self._hurry = threading.Event()  # it stops, or the way to the server has changed: no delay
         self._ways: list[Watched] = []  # what is watched while no session watches its own connections
         self._session: ClientSession | None = None
+        self._beginning = threading.Lock()  # so that a session that begins has the forwards that are wanted then
         self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
         self._threads = ThreadGroup(name)
@@ -195,6 +196,19 @@ class ServerConnection:
             self._mark_disconnected(anew=True)
         elif not wanted and self._wanted.is_set():
             self._wanted.clear()
+
+    def change_remotes(self, remotes: Sequence[NumberedForward]) -> ClientSession | None:
+        """Have these remote forwards from now on; return the session that has asked for them, if there is one.
+
+        Those that are not new are left alone.  Does not block.
+        """
+        with self._beginning:
+            self._remotes = tuple(remotes)
+            session = self._session
+        self._required.keep(one.first for one in remotes)
+        if session is not None:
+            session.remotes.change(remotes)
+        return session
 
     def stop_connecting(self) -> None:
         """Begin no session any more; the present one is still kept.  Does not block."""
@@ -385,9 +399,11 @@ class ServerConnection:
             with contextlib.suppress(QanatError):  # it is closed already
                 sealed.send_last(bytes((RecordKind.CLOSE,)) + close.encode(), STOPPING)
             return
-        session.request_forwards()
-        self.succeeded, self.refused = True, None
-        self._session = session
+        with self._beginning:
+            session.remotes.change(self._remotes)  # which may have changed since it was made
+            session.request_forwards()
+            self.succeeded, self.refused = True, None
+            self._session = session
         if self._cancel_all.canceled:
             return  # `close` has looked for a session before there was one
         session.on_end(self._changed)

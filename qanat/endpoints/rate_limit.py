@@ -70,12 +70,22 @@ class RateLimit:
         """Allow `rate` bytes a second, above 0, on the clock of `timers`."""
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows, and all shares
-        self._bucket = TokenBucket(rate, max(MIN_BURST, rate * BURST_SECONDS), clock())
+        self._bucket = TokenBucket(rate, _burst(rate), clock())
         self._kept = TokenBucket(rate / 2, self._bucket.burst / 2, clock())  # of these, what is for small exchanges
         self._fresh: deque[RateShare] = deque()  # those who wait for the first time since a while
         self._waiting: deque[RateShare] = deque()
         self._fresh_next = True  # whose turn it is, where both have some
         self._timer = timers.timer(self._turn)
+
+    def change(self, rate: float) -> None:
+        """Allow another `rate` from now on, also to those who have a share.  Whoever waits is looked at anew."""
+        with self._lock:
+            now = self._clock()
+            for bucket, part in ((self._bucket, rate), (self._kept, rate / 2)):
+                bucket.refill(now)
+                bucket.rate, bucket.burst = part, _burst(rate) * part / rate
+                bucket.tokens = min(bucket.burst, bucket.tokens)
+        self._turn()  # which sets the timer anew for whoever waits
 
     def share(self) -> RateShare:
         """Return the share of one more stream, which has to `close` it."""
@@ -221,6 +231,10 @@ class RateLimit:
         queue = self._fresh if self._fresh and (self._fresh_next or not self._waiting) else self._waiting
         self._fresh_next = queue is self._waiting
         return queue.popleft()
+
+
+def _burst(rate: float) -> float:
+    return max(MIN_BURST, rate * BURST_SECONDS)
 
 
 class RateShare:

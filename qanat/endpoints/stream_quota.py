@@ -85,6 +85,20 @@ class StreamQuota:
         self._busy: dict[str, _OfAddress] = {}  # those with a stream, by what `bucket_key` returns
         self._seen: OrderedDict[str, _OfAddress] = OrderedDict()  # others, as long as their rate has to be known
 
+    def change(self, limits: QuotaLimits, *, shared: bool) -> None:
+        """Hold to other limits from now on; streams that are open stay, and count."""
+        with self._room.lock:
+            self._shared = shared
+            if limits == self._limits:
+                return
+            now, before, self._limits = self._room.clock(), self._limits, limits
+            if limits.streams_per_second != before.streams_per_second:
+                self._bucket = _bucket(limits.streams_per_second, now)
+            if limits.streams_per_second_per_address != before.streams_per_second_per_address:
+                self._seen.clear()
+                for key, known in self._busy.items():
+                    known.bucket = _bucket(limits.streams_per_second_per_address, now) if key else None
+
     def __len__(self) -> int:
         """How many streams there are."""
         return self._open

@@ -68,7 +68,8 @@ class UdpListener:
         self._open_flow = open_flow
         self._name = name
         self._watcher = watcher
-        self._idle = idle
+        self.idle = idle
+        """Seconds without a datagram after which a flow ends; it may be changed."""
         self._max_flows = max_flows
         try:
             sockets = listen.bind_udp(addresses)
@@ -157,18 +158,18 @@ class UdpListener:
         """End the flows that have been idle for long enough, now and then."""
         now = time.monotonic()
         with self._lock:
-            idle = [key for key, flow in self._flows.items() if now - flow.used_at >= self._idle]
+            idle = [key for key, flow in self._flows.items() if now - flow.used_at >= self.idle]
             flows = [self._flows.pop(key) for key in idle]
             more = bool(self._flows)
         for flow in flows:
-            flow.close(f"idle for {self._idle:g} s")
+            flow.close(f"idle for {self.idle:g} s")
         if more:
             self._look_later()
         return None
 
     def _look_later(self) -> None:
         try:
-            self._timer.set(time.monotonic() + self._idle / 4)
+            self._timer.set(time.monotonic() + self.idle / 4)
         except (NoThread, OSError) as error:
             log.warning("%s: flows that are idle stay: %s", self._name, error)
 

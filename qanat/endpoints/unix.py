@@ -111,6 +111,16 @@ class UnixListener:
             self.close()
             raise
 
+    def set_permissions(self, permissions: Permissions) -> None:
+        """Give the file another owner and mode.  Does not block, but for names.  Raises EndpointError."""
+        if self._file is None:
+            return  # an abstract name
+        user, group = permissions.ids()
+        try:
+            _change_permissions(self.address, self._file, permissions.mode, user, group)
+        except OSError as error:
+            raise _cannot_listen(self.address, error) from error
+
     def close(self) -> None:
         """Stop accepting, and remove the file.  Idempotent, from any thread; blocks as TCP's does."""
         made, self._file = self._file, None
@@ -288,16 +298,36 @@ def _set_permissions(path: str, mode: int, user: int, group: int) -> tuple[int, 
         if not stat.S_ISSOCK(made.st_mode) or made.st_uid != os.geteuid():
             raise OSError(errno.EADDRINUSE, "another file took its place")
         try:
-            itself = f"/proc/self/fd/{descriptor}"
-            if (user, group) != (-1, -1):
-                os.chown(itself, user, group)
-            os.chmod(itself, mode)
+            _change_file(descriptor, mode, user, group)
         except OSError:
             os.unlink(path)
             raise
     finally:
         os.close(descriptor)
     return made.st_dev, made.st_ino
+
+
+def _change_permissions(path: str, made: tuple[int, int], mode: int, user: int, group: int) -> None:
+    """Give the file that we have made another owner and mode, likewise by a descriptor.  Raises OSError."""
+    if _O_PATH is None:
+        os.chmod(path, mode)
+        os.chown(path, user, group, follow_symlinks=False)
+        return
+    descriptor = os.open(path, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if (found.st_dev, found.st_ino) != made:
+            raise OSError(errno.EADDRINUSE, "another file took its place")
+        _change_file(descriptor, mode, user, group)
+    finally:
+        os.close(descriptor)
+
+
+def _change_file(descriptor: int, mode: int, user: int, group: int) -> None:
+    itself = f"/proc/self/fd/{descriptor}"
+    if (user, group) != (-1, -1):
+        os.chown(itself, user, group)
+    os.chmod(itself, mode)
 
 
 def _user_id(name: str) -> int:

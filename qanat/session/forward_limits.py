@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 from qanat.base.watcher import Watcher
-from qanat.config.settings import ClientAccount, ForwardLimits
+from qanat.config.settings import MAX_RATE, ClientAccount, ForwardLimits
 from qanat.endpoints.rate_limit import RateLimit
 from qanat.endpoints.stream_quota import QuotaLimits
 from qanat.endpoints.traffic_limits import TrafficLimits
@@ -43,6 +43,25 @@ def change_traffic_of_client(limits: TrafficLimits, old: ClientAccount, new: Cli
 def traffic_of_forward(limits: ForwardLimits, watcher: Watcher) -> TrafficLimits:
     """Return what all streams of a forward share at the client, where what is read from a socket goes up."""
     return _traffic(limits.rate_up, limits.rate_down, limits.idle_timeout, watcher)
+
+
+def change_traffic(before: TrafficLimits, limits: ForwardLimits, watcher: Watcher) -> TrafficLimits:
+    """Return what a forward's new streams share when it has other limits; open ones follow rates that they have.
+
+    A stream that began without a rate keeps having none, and each keeps its idle time.
+    """
+    return TrafficLimits(
+        _change_rate(before.reading, limits.rate_up, watcher),
+        _change_rate(before.writing, limits.rate_down, watcher),
+        limits.idle_timeout,
+    )
+
+
+def _change_rate(before: RateLimit | None, rate: int, watcher: Watcher) -> RateLimit | None:
+    if before is None:
+        return RateLimit(rate, watcher) if rate else None
+    before.change(rate or MAX_RATE)
+    return before if rate else None
 
 
 def quota_of_forward(limits: ForwardLimits) -> QuotaLimits:

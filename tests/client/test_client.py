@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError, QanatError, RefusedError, StreamReset
 from qanat.client.client import Client, run_client
 from qanat.client.connect import Connector
+from qanat.client.forward_shares import ServedForward
 from qanat.client.status import is_connected, status_file
 from qanat.config.settings import ApplicationProbes, ClientSettings, Forward, Reconnect, RemoteServer
 from qanat.handshake.exchange import SealedPipe
@@ -409,7 +411,7 @@ def test_a_remote_forward_that_has_listened_once_may_fail_later_and_is_asked_for
 def test_a_remote_forward_that_keeps_failing_is_not_told_with_every_try(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qanat.client.session.RETRY_IN_USE", 0.01)
+    monkeypatch.setattr("qanat.client.remote_forwards.RETRY_IN_USE", 0.01)
     sessions = Sessions()
     with client_of(tmp_path, sessions, remote(8001)):
         carried = sessions.next()
@@ -439,7 +441,7 @@ def test_what_a_lost_session_left_unanswered_is_required_of_the_next(tmp_path: P
 def test_a_local_address_in_use_is_asked_for_until_it_is_free_and_the_others_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qanat.client.local_forwards.RETRY_IN_USE", 0.05)
+    monkeypatch.setattr("qanat.client.local_port.RETRY_IN_USE", 0.05)
     sessions = Sessions()
     with ExitStack() as stack:
         free, (taken, still_taken) = free_and_taken(stack)
@@ -482,13 +484,14 @@ def test_application_keepalive_holds_for_what_a_forward_accepts(tmp_path: Path, 
     seen: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     client = Client(settings)
 
-    def accepted(forward: Forward, sock: socket.socket, peer: str) -> None:
+    def accepted(served: ServedForward, sock: socket.socket, peer: str) -> None:
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         alive = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         seen.put([alive, *(sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)])
         sock.close()
 
-    client._local._accepted = accepted
+    for port in client._local._all_locked():
+        port._service = replace(port._service, accepted=accepted)
     client.start()
     try:
         ending_at(client.local_ports[0])

@@ -16,8 +16,9 @@ import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import RefusedError
-from qanat.client import session as client_session
+from qanat.client import remote_forwards
 from qanat.client.client import Client, run_client
+from qanat.client.remote_forwards import RemoteForwards
 from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
 from qanat.endpoints import target
 from qanat.endpoints.wakeable import WakeableSocket
@@ -43,7 +44,7 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.fixture(autouse=True)
 def _on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that one server still has is in use for the other, which is otherwise asked again in ten seconds."""
-    monkeypatch.setattr(client_session, "RETRY_IN_USE", 0.1)
+    monkeypatch.setattr(remote_forwards, "RETRY_IN_USE", 0.1)
 
 
 class Place:
@@ -379,15 +380,15 @@ def test_a_port_that_is_asked_for_again_just_as_the_servers_change_costs_no_sess
     """The system may give the processor to another thread between the last look and the question."""
     first = rig.first
     reached, go_on = threading.Event(), threading.Event()
-    request = client_session.ClientSession._request
+    request = RemoteForwards._request
 
-    def request_late(self: client_session.ClientSession, number: int) -> None:
+    def request_late(self: RemoteForwards, number: int) -> None:
         if "-forward-" in threading.current_thread().name and not reached.is_set():
             reached.set()
             assert go_on.wait(SECONDS)
         request(self, number)
 
-    monkeypatch.setattr(client_session.ClientSession, "_request", request_late)
+    monkeypatch.setattr(RemoteForwards, "_request", request_late)
     port = rig.remote_port
     first.start()
     with socket.create_server(("127.0.0.1", port)):

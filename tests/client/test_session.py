@@ -9,7 +9,8 @@ import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.watcher import Watcher
-from qanat.client import session as client_session
+from qanat.client import remote_forwards
+from qanat.client.remote_forwards import NumberedForward
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.config.settings import Forward
@@ -31,7 +32,7 @@ def a_session(watcher: Watcher, *remotes: Forward) -> ClientSession:
         node="",
         connect_timeout=1.0,
         watcher=watcher,
-        remotes=dict(enumerate(remotes)),
+        remotes=[NumberedForward(forward, (number,)) for number, forward in enumerate(remotes)],
         required=RequiredForwards((), pytest.fail),
     )
 
@@ -41,7 +42,7 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
     monkeypatch: pytest.MonkeyPatch, early: bool, asked: int
 ) -> None:
     """The server takes a second LISTEN for a port that it has for the end of the session."""
-    monkeypatch.setattr(client_session, "RETRY_IN_USE", 0.2)
+    monkeypatch.setattr(remote_forwards, "RETRY_IN_USE", 0.2)
     sent: list[bytes] = []
     session = a_session(Watcher(), Forward("remote", TcpAddress("127.0.0.1", 80), TcpAddress("127.0.0.1", 1)))
     monkeypatch.setattr(session, "send_control", sent.append)

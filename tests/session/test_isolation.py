@@ -19,8 +19,7 @@ import pytest
 from qanat.base import listen, unexpected
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client import connect as connect_module
-from qanat.client import server_connection
-from qanat.client import session as client_session
+from qanat.client import remote_forwards, server_connection, session
 from qanat.client.client import Client
 from qanat.client.connect import Connector
 from qanat.client.reconnector import Reconnector
@@ -223,7 +222,7 @@ CLIENT = [
     Case(WakeableSocket, "half_close", "local"),
     Case(ClientSession, "_on_open", "remote"),
     Case(JoinedStreams, "connect_now", "remote"),
-    Case(client_session, "resolve", "remote"),
+    Case(session, "resolve", "remote"),
     Case(StreamTarget, "connect_now", "remote"),
 ]
 SERVER = [
@@ -278,7 +277,7 @@ def stack() -> Iterator[ExitStack]:
 @pytest.fixture(autouse=True)
 def _quick_and_heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "qanat")
-    monkeypatch.setattr(client_session, "RETRY_IN_USE", 0.1)
+    monkeypatch.setattr(remote_forwards, "RETRY_IN_USE", 0.1)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.provoke == "start"], ids=str)
