@@ -24,6 +24,9 @@ COMMANDS = {
     "service": "keep a configuration running: under systemd, supervisor or cron, at boot and after a crash",
     "reload": "have a running server or client read its configuration again",
     "revoke": "throw a client out of a running server, and keep its tokens out",
+    "status": "show what runs here, who is connected and what moves; exit code for monitoring",
+    "kick": "end a session or a stream of a running server or client",
+    "log-level": "show or change how much a running server or client logs",
     "wait": "block until the running client of a configuration is connected",
     "init": "write a server's and a client's configuration that fit together, a token and a key",
     "token": "print a new token",
@@ -32,7 +35,7 @@ COMMANDS = {
     "schema": "print a JSON Schema of configuration files, for editors",
     "demo": "run a whole tunnel on loopback and prove it by a request through it",
 }
-"""Each command's name, which is its module's, and what it does."""
+"""Each command's name, which is its module's with _ for -, and what it does."""
 
 EXIT_CODES = """\
 exit codes:
@@ -96,7 +99,7 @@ class _CommandParser(argparse.ArgumentParser):
         """Load the command's module and add what it takes, once."""
         if not self._filled:
             self._filled = True
-            module: Any = importlib.import_module(f"qanat.cli.{self.prog.split()[-1]}")
+            module: Any = importlib.import_module(f"qanat.cli.{self.prog.split()[-1].replace('-', '_')}")
             module.add_arguments(self)
             self.set_defaults(run=module.run)
             self.epilog = getattr(module, "DETAILS", "") + EXIT_CODES

@@ -41,9 +41,12 @@ from qanat.client.status import Status, status_file
 from qanat.config.changes import changes_between
 from qanat.config.settings import ClientSettings, Forward
 from qanat.control.commands import Commands
+from qanat.control.kick import kick_command
 from qanat.control.listener import ControlSocket
+from qanat.control.log_level import log_level
 from qanat.control.paths import control_path
 from qanat.control.reload import reload_command
+from qanat.control.status import status_command
 from qanat.endpoints.pending import PendingConnection
 from qanat.endpoints.stream_quota import StreamRoom, address_of
 from qanat.endpoints.traffic_limits import TrafficLimits
@@ -129,7 +132,9 @@ class Client:
         )
         """The connections to the servers, in the order of the settings."""
         self.observation = ClientObservation(settings.name, self.servers, self._local)
-        self.commands.register("status", lambda request: {"status": self.snapshot().to_json()})
+        self.commands.register("status", status_command(self.snapshot, self.observation.sample))
+        self.commands.register("kick", kick_command(self._sessions, f"the client {settings.name}"))
+        self.commands.register("log-level", log_level)
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -263,6 +268,9 @@ class Client:
         for one in begun:
             changes.append(change_of_remote(one, fates.changed.get(one.forward), asked))
         return changes
+
+    def _sessions(self) -> list[ClientSession]:
+        return [session for server in self.servers if (session := server.session) is not None]
 
     def _update(self) -> None:
         """Draw the conclusions from a change of any server's connection, and wake those who wait for a session."""

@@ -12,7 +12,7 @@ from qanat.base.version import __version__
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.server_connection import ServerConnection
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import snapshot_of_session, sum_of, totals_of
+from qanat.monitor.sessions import sample_rates, snapshot_of_session, sum_of, totals_of
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -33,6 +33,13 @@ class ClientObservation:
         self._servers = servers
         self._local = local
         self._looking = threading.Lock()  # rates are those between two looks
+
+    def sample(self) -> None:
+        """Look at the streams' counts alone, so that a snapshot a moment later has rates."""
+        with self._looking:
+            for server in self._servers:
+                if (session := server.session) is not None:
+                    sample_rates(session)
 
     def snapshot(self, troubles: tuple[str, ...] = (), *, with_streams: bool = True) -> ClientSnapshot:
         """Return how the client is now.  Blocks only while another thread does the same.

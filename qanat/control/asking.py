@@ -40,7 +40,7 @@ class ControlUsage(UsageError):
     faults: tuple[str, ...] = ()
 
 
-def ask(path: Path, command: str, *, timeout: float = ANSWER_TIMEOUT, **fields: object) -> dict[str, Any]:
+def ask(path: Path, command: str, *, timeout: float = ANSWER_TIMEOUT, **fields: Any) -> dict[str, Any]:
     """Ask the process whose control socket this is; return its answer.  Blocks for `timeout` seconds at most.
 
     Raises NotRunning, ControlFault and, for what the process calls bad usage, UsageError; each with what it said.

@@ -75,7 +75,8 @@ class ControlSocket:
                     log.info("no control socket: another process has %s", self._path)
                     return False
                 self._listener = self._bind(directory)
-                self._directory = os.dup(directory)
+                # Opened anew: a copy of `directory` would hold its lock.
+                self._directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
             self._watcher.add(self._listener.fileno(), self._accept)
         except (NoThread, OSError) as error:
             log.info("no control socket, so `status` cannot ask this process: %s", _why(error))

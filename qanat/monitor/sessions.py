@@ -91,6 +91,14 @@ def tally_of(shown: SessionSnapshot) -> Tally:
     return Tally(shown.bytes_received, shown.bytes_sent, shown.streams_opened, shown.recoveries, shown.replayed_bytes)
 
 
+def sample_rates(session: Session) -> None:
+    """Look at the streams' counts alone, so that a snapshot a moment later has rates.  As `snapshot_of_session`."""
+    now = time.monotonic()
+    for lane in session.lanes.values():
+        for stream in lane.streams:
+            rates_of(stream, stream.figures(), now)
+
+
 def _lane(session: Session, number: int, figures: LaneFigures, offset: float) -> LaneSnapshot:
     place = session.place_of(number)
     return LaneSnapshot(

@@ -33,6 +33,8 @@ log = logging.getLogger("qanat.log")
 
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
+_OURS = "qanat"
+
 # Texts of the other end are logged too: a line break in one must not forge a line of ours, and an
 # escape sequence must not reach a terminal, nor what reverses the direction of its text.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
@@ -91,6 +93,39 @@ def use_log(handler: logging.Handler, settings: LogSettings) -> None:
     _installed = handler
     logging.getLogger("qanat").setLevel(LEVELS[settings.level])
     logging.captureWarnings(True)
+
+
+def set_log_level(level: str, logger: str = "") -> None:
+    """Have `logger` and what is below it log from `level` on, until a reload or a restart; all of ours by default.
+
+    A name without "qanat." at its front is one of ours; level "default" takes back what was set for one.  Raises
+    UsageError for a level or a logger that there is not.
+    """
+    name = logger if logger == _OURS or logger.startswith(f"{_OURS}.") else f"{_OURS}.{logger}" if logger else _OURS
+    known = [each for each in logging.root.manager.loggerDict if each == _OURS or each.startswith(f"{_OURS}.")]
+    if name not in known:
+        names = ", ".join(sorted(each.removeprefix(f"{_OURS}.") for each in known if each != _OURS))
+        raise UsageError(f"there is no logger {logger!r} in this process", hint=f"there are {names}")
+    if level == "default" and name != _OURS:
+        number = logging.NOTSET
+    elif level in LEVELS:
+        number = LEVELS[level]
+    else:
+        raise UsageError(
+            f"there is no log level {level!r}",
+            hint=f"there are {', '.join(LEVELS)}, and `default` for a logger that has a level of its own",
+        )
+    logging.getLogger(name).setLevel(number)
+    log.warning("the level of %s is %s now", name, level, extra={"event": "log level"})
+
+
+def log_levels() -> dict[str, str]:
+    """Return the level of each logger of ours that has one of its own."""
+    found = {}
+    for name, each in sorted(logging.root.manager.loggerDict.items()):
+        if isinstance(each, logging.Logger) and each.level and (name == _OURS or name.startswith(f"{_OURS}.")):
+            found[name] = logging.getLevelName(each.level).lower()
+    return found
 
 
 def reopen() -> bool:

@@ -14,7 +14,7 @@ from qanat.base.sockets import format_address
 from qanat.base.version import __version__
 from qanat.config.settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import snapshot_of_session, sum_of, tally_of, totals_of
+from qanat.monitor.sessions import sample_rates, snapshot_of_session, sum_of, tally_of, totals_of
 from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot, SessionSnapshot
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
@@ -50,6 +50,12 @@ class ServerObservation:
         with self._counting:
             self._past.setdefault(session.name, Tally()).add(tally)
             self._over.add(session)
+
+    def sample(self) -> None:
+        """Look at the streams' counts alone, so that a snapshot a moment later has rates."""
+        with self._looking:
+            for session in self._registry.sessions:
+                sample_rates(session)
 
     def snapshot(
         self, settings: ServerSettings, troubles: tuple[str, ...] = (), *, with_streams: bool = True

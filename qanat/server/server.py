@@ -27,9 +27,12 @@ from qanat.base.watcher import Watcher
 from qanat.config.changes import changes_between
 from qanat.config.settings import ServerSettings
 from qanat.control.commands import Commands
+from qanat.control.kick import kick_command
 from qanat.control.listener import ControlSocket
+from qanat.control.log_level import log_level
 from qanat.control.paths import control_path
 from qanat.control.reload import reload_command
+from qanat.control.status import status_command
 from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
@@ -136,7 +139,9 @@ class Server:
         self.commands = Commands()
         """What other processes can ask of this one."""
         self.commands.register("revoke", self._enforcement.revoke)
-        self.commands.register("status", lambda request: {"status": self.snapshot().to_json()})
+        self.commands.register("status", status_command(self.snapshot, self.observation.sample))
+        self.commands.register("kick", kick_command(lambda: self.registry.sessions, self.node))
+        self.commands.register("log-level", log_level)
         self._control: ControlSocket | None = None
 
     def _make_published(self) -> PublishedNames:

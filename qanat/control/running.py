@@ -1,0 +1,125 @@
+"""Which servers and clients run here: their control sockets, found without a word from their user.
+
+    -c FILE     the socket of this configuration's process, by its name; else, since a reload may have changed what
+                the name is made from, one in the same directory whose process says that it runs on this file
+    otherwise   every socket in the directories where state is by default, and, on Linux, in those that a process of
+                this program holds open (proc(5)): a control socket's owner keeps its directory open for that
+
+A socket is asked only when its file and its process are of one user, ours or, for root, any; and nothing that it says
+is believed to be harmless on a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qanat.base.errors import QanatError, UsageError
+from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.state import environment_state_dir, user_state_dir
+from qanat.control.asking import ANSWER_TIMEOUT, ask
+from qanat.control.paths import ENDING, control_path
+
+SYSTEM_DIRECTORIES = (Path("/var/lib/qanat"), Path("/var/lib/private/qanat"), Path("/etc/qanat"))
+"""Where the units in deploy/ and the packages keep state, and where a configuration lies whose state_dir is its own."""
+_PROC = Path("/proc")
+_PROGRAMS = (b"qanat", b"tunnel.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One process that can be asked."""
+
+    path: Path
+    """Its control socket."""
+
+    def ask(self, command: str, *, timeout: float = ANSWER_TIMEOUT, **fields: Any) -> dict[str, Any]:
+        """Do as `qanat.control.asking.ask`."""
+        return ask(self.path, command, timeout=timeout, **fields)
+
+
+class NothingRuns(QanatError):
+    """There is nobody to ask."""
+
+
+def running_of(settings: ServerSettings | ClientSettings, config: Path) -> Running:
+    """Return the process that runs on a configuration.  Blocks for the answers of others that share its directory.
+
+    Raises NothingRuns, and UsageError for a client that keeps no state.
+    """
+    path = control_path(settings)
+    if path is None:
+        raise UsageError("this configuration has no control socket", hint="set state_dir; on Windows there is none")
+    if _is_socket(path):
+        return Running(path)
+    for other in _sockets_in(path.parent):
+        with contextlib.suppress(QanatError):
+            said = ask(other, "status", timeout=5.0, brief=True)["status"]
+            if said.get("config") == str(config.absolute()):
+                return Running(other)
+    raise NothingRuns(
+        f"nothing runs on {config}",
+        hint=f"start it, or run this as its user and with its STATE_DIRECTORY: its control socket would be {path}",
+    )
+
+
+def find_running(environ: Mapping[str, str] = os.environ) -> list[Running]:
+    """Return all that can be found, in the order of their sockets' paths; perhaps some that are gone already."""
+    found: dict[tuple[int, int], Path] = {}
+    for directory in _directories(environ):
+        for path in _sockets_in(directory):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.setdefault((status.st_dev, status.st_ino), path)
+    return [Running(path) for path in sorted(found.values())]
+
+
+def _directories(environ: Mapping[str, str]) -> Iterator[Path]:
+    known = (environment_state_dir(environ), user_state_dir(environ, needed=False), Path("."))
+    yield from (path for path in known if path is not None)
+    yield from SYSTEM_DIRECTORIES
+    yield from _held_open()
+
+
+def _held_open() -> Iterator[Path]:
+    """Yield the directories that processes of this program, which we may look at, hold open."""
+    try:
+        processes = [each for each in _PROC.iterdir() if each.name.isdigit()]
+    except OSError:
+        return
+    for process in processes:
+        try:
+            if not _runs_this_program((process / "cmdline").read_bytes()):
+                continue
+            descriptors = list((process / "fd").iterdir())
+        except OSError:  # gone, or another user's
+            continue
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                if stat.S_ISDIR(descriptor.stat().st_mode):
+                    yield Path(os.readlink(descriptor))
+
+
+def _runs_this_program(command: bytes) -> bool:
+    return any(os.path.basename(part).startswith(_PROGRAMS) for part in command.split(b"\0")[:4])
+
+
+def _sockets_in(directory: Path) -> list[Path]:
+    try:
+        return [path.absolute() for path in sorted(directory.glob(f"*-????????.{ENDING}")) if _is_socket(path)]
+    except OSError:
+        return []
+
+
+def _is_socket(path: Path) -> bool:
+    """Whether it is a socket whose owner we are, or may speak for."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISSOCK(status.st_mode) and os.geteuid() in (0, status.st_uid)
