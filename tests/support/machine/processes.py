@@ -129,7 +129,7 @@ class Pair:
     def copied_to(self, directory: Path) -> Pair:
         """The same server's files and the client's once more, for a client with a forward on a port of its own."""
         copied, etc = copy.copy(self), directory / "etc"
-        shutil.copytree(self.directory / "etc", etc)
+        shutil.copytree(self.directory / "etc", etc, ignore=shutil.ignore_patterns("*.sock"))
         copied.directory = directory
         paths = ("server_yaml", "client_yaml", "token_file", "identity")
         copied.written = replace(self.written, **{name: etc / getattr(self.written, name).name for name in paths})
