@@ -110,6 +110,8 @@ class Watcher:
         self._timers: list[tuple[float, int, Timer]] = []
         """A heap: once for each time for which a timer is set."""
         self._order = itertools.count()
+        self._busy_since = math.inf
+        """Since when the thread has been in its present round; infinite while it waits."""
         self._wakes_at = -math.inf
         """When the thread looks at the timers by itself; it need not be woken for a later one, nor while it runs."""
         self._thread: threading.Thread | None = None
@@ -203,6 +205,20 @@ class Watcher:
             except (NoThread, OSError):
                 self.stirred = False
 
+    def stuck(self, now: float, patience: float) -> str:
+        """Return in words that the thread has not come round for more than `patience` seconds; "" while it does.
+
+        `now` is on `time.monotonic`.  Does not block, not even for the watcher's lock.
+        """
+        if self._thread is None or self._closed:
+            return ""
+        busy, late = now - self._busy_since, now - self._wakes_at
+        if busy > patience:
+            return f"the watcher has been in one round for {busy:.0f} s"
+        if math.isfinite(late) and self._busy_since == math.inf and late > patience:
+            return f"the watcher has slept for {late:.0f} s too long"
+        return ""
+
     def _started_locked(self) -> _Epoll | _Selector | None:
         """Return what waits, with the thread started; None when this is closed.  Raises NoThread."""
         if self._closed:
@@ -240,7 +256,9 @@ class Watcher:
         wait = poll.wait
         while not self._closed:
             dirty: set[Flushable] = set()
+            self._busy_since = math.inf
             found = wait(self._seconds_to_wait())
+            self._busy_since = time.monotonic()
             self._wakes_at = -math.inf  # The heap is looked at again before the next wait.
             for fd in found:
                 callback = ready.get(fd)

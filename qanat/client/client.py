@@ -56,7 +56,10 @@ from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.monitor.monitor import Monitor, Source, open_monitor
 from qanat.monitor.snapshot import ClientSnapshot
+from qanat.monitor.summary import summary_of
+from qanat.monitor.watchdog import ServiceReporter, Watchdog
 from qanat.mux.frames import Reason, reason_name
+from qanat.mux.lane import Lane
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.process.reloading import Reloader
@@ -132,6 +135,8 @@ class Client:
         )
         """The connections to the servers, in the order of the settings."""
         self.observation = ClientObservation(settings.name, self.servers, self._local)
+        self.watchdog = Watchdog(self._watcher, self._lanes)
+        """Whether all of this moves."""
         self.commands.register("status", status_command(self.snapshot, self.observation.sample))
         self.commands.register("kick", kick_command(self._sessions, f"the client {settings.name}"))
         self.commands.register("log-level", log_level)
@@ -212,7 +217,7 @@ class Client:
 
     def snapshot(self, *, with_streams: bool = True) -> ClientSnapshot:
         """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
-        return self.observation.snapshot(with_streams=with_streams)
+        return self.observation.snapshot(self.watchdog.look(0.1), with_streams=with_streams)
 
     @property
     def watcher(self) -> Watcher:
@@ -268,6 +273,9 @@ class Client:
         for one in begun:
             changes.append(change_of_remote(one, fates.changed.get(one.forward), asked))
         return changes
+
+    def _lanes(self) -> list[Lane]:
+        return [lane for session in self._sessions() for lane in session.lanes.values()]
 
     def _sessions(self) -> list[ClientSession]:
         return [session for server in self.servers if (session := server.session) is not None]
@@ -507,16 +515,19 @@ def run_client(
         stop.set()
 
     watcher = start_thread("stop-watcher", stop_when_over)
+    reporter = ServiceReporter(client.watchdog.look, lambda: summary_of(client.snapshot()))
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, client.apply, client.watcher):
             if reloader is not None:
                 client.commands.register("reload", reload_command(reloader))
             ready()
+            reporter.start()
             stop.wait()
         if client.failure is None:
             log.info("stopping: open streams have %g s to finish", client.settings.drain)
     finally:
         client.stop()
+        reporter.stop()
     watcher.join(JOIN_TIMEOUT)
     if client.failure is not None:
         raise client.failure

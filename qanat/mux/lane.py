@@ -358,6 +358,21 @@ class Lane:
                 len(core.streams),
             )
 
+    def trouble(self, patience: float, lock_seconds: float) -> str:
+        """Return in words what this end of the lane should do and does not; "" while it moves, or has no pipe.
+
+        What has been due for less than `patience` seconds is none.  Blocks for the lane's lock, `lock_seconds` at most.
+        """
+        if not self.lock.acquire(timeout=lock_seconds):
+            return f"{self.name}: its lock has been held for more than {lock_seconds:g} s"
+        try:
+            runner = self._runner
+            attached = runner is not None and self.core.sender.attached and self.core.ended is None
+            what = runner.trouble_locked(patience) if runner is not None and attached else ""
+        finally:
+            self.lock.release()
+        return f"{self.name}: {what}" if what else ""
+
     @property
     def streams(self) -> list[Stream]:
         """The streams that are open on the wire."""

@@ -114,6 +114,10 @@ class PendingControl:
         """Return for how many seconds the last PING has had no answer; None once it has one."""
         return None if self._ping_sent is None else now - self._ping_sent[1]
 
+    def overdue(self, now: float) -> float:
+        """Return for how many seconds a PING has been due; below 0 until then."""
+        return now - self._ping_due
+
     def ping_now(self, now: float) -> int:
         """Have a PING sent with the next record, whatever the interval says; return its value."""
         self._ping_due = now

@@ -334,6 +334,20 @@ class PipeRunner:
         """End the pipe at once, without CLOSE.  Idempotent, from any thread; does not block."""
         self._sealed.close(cause)
 
+    def trouble_locked(self, patience: float) -> str:
+        """Return what has been due for `patience` seconds and is not done, though no peer keeps us from it; else ""."""
+        if not self._started or self._writer_ended or self._sealed.cause is not None:
+            return ""
+        overdue = self._lane.core.pending.overdue(self._lane.clock())
+        # Whoever is in the middle of sending may be kept there by the peer; how long is `set_write_timeout`'s to say.
+        sends = self._sending or self._inline or self._paused or self._close_sent
+        if overdue > patience and not sends:
+            return f"a PING has been due for {overdue:.0f} s, and nobody sends it"
+        quiet = time.monotonic() - self._heard_at
+        if self._watched and quiet > self._silence + patience:
+            return f"nothing has come for {quiet:.0f} s, and nobody ends its pipe"
+        return ""
+
     # --- the reader -----------------------------------------------------------------------------
 
     def _read(self) -> None:

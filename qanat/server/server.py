@@ -39,6 +39,8 @@ from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.monitor.monitor import Monitor, Source, open_monitor
 from qanat.monitor.snapshot import ServerSnapshot
+from qanat.monitor.summary import summary_of
+from qanat.monitor.watchdog import ServiceReporter, Watchdog
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
 from qanat.mux.pipe_runner import PipeResult
@@ -138,6 +140,8 @@ class Server:
         self.observation = ServerObservation(self.node, self.identity.fingerprint, self.registry, self.front_door)
         self.commands = Commands()
         """What other processes can ask of this one."""
+        self.watchdog = Watchdog(self._watcher, self._lanes)
+        """Whether all of this moves."""
         self.commands.register("revoke", self._enforcement.revoke)
         self.commands.register("status", status_command(self.snapshot, self.observation.sample))
         self.commands.register("kick", kick_command(lambda: self.registry.sessions, self.node))
@@ -256,6 +260,9 @@ class Server:
         log.info("listening on %s", where, extra={"event": "listening"})
         log.info("server key fingerprint %s", self.identity.fingerprint)
 
+    def _lanes(self) -> list[Lane]:
+        return [lane for session in self.registry.sessions for lane in session.lanes.values()]
+
     def open_control(self) -> None:
         """Let other processes of this user ask, in `state_dir`, until `stop`.  Does not block."""
         path = control_path(self.settings)
@@ -265,7 +272,7 @@ class Server:
 
     def snapshot(self, *, with_streams: bool = True) -> ServerSnapshot:
         """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
-        return self.observation.snapshot(self.settings, with_streams=with_streams)
+        return self.observation.snapshot(self.settings, self.watchdog.look(0.1), with_streams=with_streams)
 
     def stop(self) -> None:
         """End gracefully: no new connection or stream, `drain` seconds for open ones, then close the sessions.
@@ -636,14 +643,17 @@ def run_server(
     server.observation.config = None if reloader is None else reloader.path
     server.start()
     server.open_control()
+    reporter = ServiceReporter(server.watchdog.look, lambda: summary_of(server.snapshot()))
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, server.apply, server.watcher):
             if reloader is not None:
                 reloader.told = server.audit_reload
                 server.commands.register("reload", reload_command(reloader))
             ready()
+            reporter.start()
             stop.wait()
         log.info("stopping: open streams have %g s to finish", server.settings.drain)
     finally:
         server.stop()
+        reporter.stop()
         log.info("stopped")
