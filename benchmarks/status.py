@@ -1,0 +1,127 @@
+"""How long a look at a large server takes: `python -m benchmarks.status [SESSIONS [STREAMS]]`.
+
+A server in this process has so many sessions, on no pipe, with idle streams spread over them, and is asked over a real
+control socket as `tunnel.py status` does.  Prints the processor time of a snapshot and of a whole answer, both ends of
+the socket included: the machine may be busy with something else.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qanat.base.deadline import Deadline
+from qanat.base.watcher import Watcher
+from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.control.asking import ask
+from qanat.control.paths import control_path
+from qanat.monitor.reading import read_snapshot
+from qanat.monitor.snapshot import streams_of
+from qanat.mux.parameters import LaneParameters
+from qanat.server.access.rules import ListenRules
+from qanat.server.server import Server
+from qanat.server.session import ServerSession
+from qanat.server.shared_ports import SharedPorts
+from qanat.session.connect_rules import ConnectRules
+from qanat.session.messages import Through
+
+SESSIONS, STREAMS = 1000, 5000
+LOOKS = 5
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Seconds of processor time, the median of LOOKS, and what one answer had."""
+
+    snapshot: float
+    answer: float
+    size: int
+    streams: int
+
+
+def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -> Looks:
+    """Look at a server with so many sessions and streams, whose files are in `directory`.  Blocks."""
+    settings = ServerSettings(
+        listen=(("127.0.0.1", 0),),
+        clients=(ClientAccount("office", (b"t" * 32,)),),
+        identity=directory / "server.key",
+        state_dir=directory,
+    )
+    server = Server(settings)
+    server.registry._limit = sessions  # affordable_limits has fitted it to the descriptors, of which these need none
+    server.start()
+    watcher = Watcher()
+    try:
+        server.open_control()
+        ports = SharedPorts(watcher)
+        for number in range(sessions):
+            session = _session(f"client-{number}", watcher, ports)
+            server.registry.claim(session, Deadline(10))
+            for stream in range(number, streams, sessions):
+                session.open_stream(Through(0, f"192.0.2.7:{stream % 65536}").encode(), forward="127.0.0.1:8080")
+        path = control_path(settings)
+        assert path is not None
+        answer: dict[str, object] = {}
+
+        def look() -> None:
+            answer.update(ask(path, "status"))
+
+        look()
+        taken, answered = _median(server.snapshot), _median(look)
+        snapshot = read_snapshot(answer["status"])
+        return Looks(taken, answered, len(json.dumps(answer)), sum(1 for _ in streams_of(snapshot)))
+    finally:
+        for each in server.registry.sessions:
+            each.end("measured")
+        server.stop()
+        watcher.close()
+
+
+def _session(name: str, watcher: Watcher, ports: SharedPorts) -> ServerSession:
+    return ServerSession(
+        name,
+        LaneParameters(client=False, peer_max_streams=STREAMS),
+        secret=b"r" * 32,
+        resume_for=600.0,
+        instance=name.encode().ljust(16)[:16],
+        origin=name,
+        connect_rules=ConnectRules(()),
+        listen_rules=ListenRules(()),
+        connect_timeout=1.0,
+        connecting=threading.Semaphore(),
+        max_forwards=1,
+        max_lanes=1,
+        watcher=watcher,
+        shared_ports=ports,
+    )
+
+
+def _median(do: Callable[[], object]) -> float:
+    found = []
+    for _ in range(LOOKS):
+        began = time.process_time()
+        do()
+        found.append(time.process_time() - began)
+    return statistics.median(found)
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    sessions, streams = [*map(int, sys.argv[1:]), *(SESSIONS, STREAMS)[len(sys.argv) - 1 :]]
+    with tempfile.TemporaryDirectory(prefix="q-") as directory:
+        looks = measure(Path(directory), sessions, streams)
+    print(
+        f"{sessions} sessions, {streams} streams: snapshot {looks.snapshot * 1000:.0f} ms, "
+        f"answer {looks.answer * 1000:.0f} ms, {looks.size / 1e6:.2f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()
