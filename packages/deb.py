@@ -45,7 +45,7 @@ def build_deb(wheels: Sequence[Wheel], into: Path) -> tuple[Path, Path]:
         settle(tree)
         for script in _SCRIPTS:
             (tree / "DEBIAN" / script).chmod(0o755)
-        build = ["dpkg-deb", "--root-owner-group", "--threads-max=1", "-Zxz", "-z6", "--build", str(tree)]
+        build = ["dpkg-deb", "--root-owner-group", "--threads-max=1", "-Zxz", "-z2", "--build", str(tree)]
         made = Path(directory, name)
         subprocess.run([*build, str(made)], check=True, env=build_environment(), stdout=subprocess.DEVNULL, umask=0o022)
         purl = f"pkg:deb/qanat@{version()}-{REVISION}?arch={architecture}"
@@ -57,9 +57,7 @@ def lay_out(wheels: Sequence[Wheel], tree: Path) -> None:
     """Lay out below `tree` what the package installs, with the paths that it has there."""
     library = tree / "usr" / "lib" / "qanat"
     unpack(wheels, library)
-    for stray in ("*.pyi", "*.c", "*.h", "*.pyx", "*.pxd"):
-        for path in library.rglob(stray):
-            path.unlink()
+    _leave_out(library)
     command = tree / "usr" / "bin" / "qanat"
     command.parent.mkdir(parents=True)
     shutil.copy(DEBIAN / "qanat", command)
@@ -71,6 +69,15 @@ def lay_out(wheels: Sequence[Wheel], tree: Path) -> None:
     for page in write_manuals(tree / "usr" / "share" / "man"):
         _compress(page)
     _documents(tree, wheels)
+
+
+def _leave_out(library: Path) -> None:
+    """Remove what nobody runs: C sources, stubs for type checkers, and tests that wheels bring along."""
+    for pattern in ("*.pyi", "*.c", "*.h", "*.pyx", "*.pxd"):
+        for path in library.rglob(pattern):
+            path.unlink()
+    for path in library.glob("*/tests"):
+        shutil.rmtree(path)
 
 
 def _units(into: Path) -> None:

@@ -28,7 +28,17 @@ def build_pyz(wheels: Sequence[Wheel], target: Path) -> Path:
         unpack(wheels, tree)
         settle(tree)
         python = f"/usr/bin/env python{sys.version_info.major}.{sys.version_info.minor}"
-        shiv = [sys.executable, "-m", "shiv", "--console-script", "qanat", "--python", python, "--reproducible"]
+        shiv = [
+            sys.executable,
+            "-m",
+            "shiv",
+            "--console-script",
+            "qanat",
+            "--python",
+            python,
+            "--reproducible",
+            "--uncompressed",
+        ]
         subprocess.run(
             [*shiv, "--site-packages", str(tree), "--output-file", str(archive)],
             check=True,

@@ -49,6 +49,10 @@ _DEBIAN_PACKAGES = {
     "wg": "wireguard-tools",
     "tcpdump": "tcpdump",
     "dig": "bind9-dnsutils",
+    "dpkg-deb": "dpkg",
+    "mount": "mount",
+    "umount": "mount",
+    "unshare": "util-linux",
     "promtool": "prometheus",
 }
 
