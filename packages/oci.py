@@ -1,7 +1,7 @@
 """The image, as an OCI archive: Qanat and Python, without a shell, for a user that is not root.
 
 `lay_out` makes the context that deploy/oci/Dockerfile copies, out of the Debian packages that Python needs; buildah,
-podman or docker does the rest.  The archive is written anew at the end, so that its bytes depend on nothing but its content.
+podman or docker does the rest.  The archive is written anew at the end, so that its bytes depend on its content alone.
 """
 
 from __future__ import annotations
