@@ -22,6 +22,7 @@ from tests.support.applications import (
 )
 from tests.support.harness import Tunnel
 from tests.support.machine.ports import unused_port
+from tests.support.machine.web import Nginx
 from tests.support.scenarios import Bulk
 from tests.support.troubles.catalog import TROUBLES
 
@@ -70,6 +71,22 @@ def way(request: pytest.FixtureRequest, directory: Path) -> Iterator[Way]:
             tunnel.client_settings["url"] = path.url
             tunnel.start()
             yield Way(tunnel, ports, bulk, bulk_target)
+
+
+def test_a_proxy_that_takes_the_token_for_a_login_is_passed_without_it(directory: Path) -> None:
+    port, front = unused_port(), unused_port()
+    with Target(echo) as target:
+        forward = {"local": f"127.0.0.1:{port}", "to": target.address}
+        tunnel = Tunnel(directory / "tunnel", [forward], client={"transport": "split"})
+        tunnel.client_settings["url"] = f"ws://127.0.0.1:{front}/tunnel"
+        block = (
+            f"server {{ listen 127.0.0.1:{front}; location / {{\nif ($http_authorization) {{ return 401; }}\n"
+            f"proxy_pass http://127.0.0.1:{tunnel.port};\n}} }}"
+        )
+        with Nginx(directory / "nginx", [block], front), tunnel:
+            tunnel.start()
+            with connection(port) as sock:
+                assert exchange(sock, b"without") == b"without"
 
 
 def test_a_tunnel_keeps_its_promises_over_requests_that_each_end(way: Way) -> None:

@@ -91,6 +91,8 @@ AGAIN = 10.0
 """Seconds until a streamed answer is tried again on a path that has let one through before."""
 _MOST_SHORT = 2
 """How often in turn one may be cut at once until packets are better."""
+_REFUSALS = (401, 403)
+"""Answers to a first request that may be about its Authorization: it is made again without."""
 _MOST_UNKNOWN = 2
 """How often in turn the server may not know the pipe until that is believed."""
 
@@ -109,6 +111,10 @@ class _Failed(Exception):
     def __init__(self, why: str, *, status: int = 0) -> None:
         super().__init__(why)
         self.status = status
+
+
+class _HeaderRefused(TransportError):
+    """A proxy may have checked the header that our token travels in for a login of its own."""
 
 
 class ClientPipe(Pipe):
@@ -678,29 +684,43 @@ def connect(url: TunnelUrl, *, route: Route = DIRECT, deadline: Deadline, cancel
     for files that `route` names and that cannot be used.
     """
     cancel = cancel or Cancel()
-    requests: Requests = Connections(url, route, WRITE_TIMEOUT)
     try:
-        return _open_pipe(requests, deadline, cancel)
+        requests: Requests = Connections(url, route, WRITE_TIMEOUT)
+        try:
+            return _open_pipe(requests, deadline, cancel)
+        except _HeaderRefused:
+            requests = Connections(url, route, WRITE_TIMEOUT)
+            return _open_pipe(requests, deadline, cancel, header=False)
     except TransportError as error:
         if requests.answered or cancel.canceled or deadline.passed:
             raise
         failure = error
-    requests = Http2Requests(url, route, WRITE_TIMEOUT)
     try:
-        return _open_pipe(requests, deadline, cancel)
+        requests = Http2Requests(url, route, WRITE_TIMEOUT)
+        try:
+            return _open_pipe(requests, deadline, cancel)
+        except _HeaderRefused:
+            requests = Http2Requests(url, route, WRITE_TIMEOUT)
+            return _open_pipe(requests, deadline, cancel, header=False)
     except TransportError:
         if requests.answered:
             raise
     raise failure
 
 
-def _open_pipe(requests: Requests, deadline: Deadline, cancel: Cancel) -> ClientPipe:
-    """Ask for a pipe, and take in the answer.  Raises TransportError."""
+def _open_pipe(requests: Requests, deadline: Deadline, cancel: Cancel, *, header: bool = True) -> ClientPipe:
+    """Ask for a pipe, and take in the answer; without `header` with no Authorization of ours.  Raises TransportError.
+
+    _HeaderRefused where it may go without.
+    """
     url, nonce = requests.url, os.urandom(NONCE_SIZE)
-    carriers = [Carrier.COOKIE] if requests.has_authorization else [Carrier.HEADER, Carrier.COOKIE]
+    header = header and not requests.has_authorization
+    carriers = [Carrier.HEADER, Carrier.COOKIE] if header else [Carrier.COOKIE]
     carried = [(carrier, nonce_text(nonce)) for carrier in carriers]
     try:
         with requests.first(carried, OPENING + nonce, deadline, cancel) as first:
+            if header and first.answer.status in _REFUSALS:
+                raise _HeaderRefused(f"{url} refuses what has an Authorization")
             pipe = _take_first(requests, first, deadline)
         found = cookies(first.answer.headers)
         requests.add_cookies(found)
