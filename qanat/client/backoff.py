@@ -37,7 +37,8 @@ class Backoff:
 
     def __init__(self, delays: Delays, uniform: Callable[[float, float], float] = random.uniform) -> None:
         """Start with no failure.  `uniform(a, b)` returns a random number between a and b."""
-        self._delays = delays
+        self.delays = delays
+        """The configured ones, which may be changed."""
         self._uniform = uniform
         self._failures = 0
         self._server_delays = 0  # in a row
@@ -74,14 +75,14 @@ class Backoff:
         much later would find the place gone.  After MAX_SERVER_DELAYS in a row it is only a minimum.
         """
         self._server_delays = 0 if retry_after is None else self._server_delays + 1
-        jitter = self._uniform(0, self._delays.min)
+        jitter = self._uniform(0, self.delays.min)
         if retry_after is not None and self._server_delays <= MAX_SERVER_DELAYS and not self._refused:
             return max(MIN_SERVER_DELAY, retry_after) + jitter
         if self._refused:
             # Half of the ceiling is certain: after a refusal nobody wants a burst of tries.
-            wait = self._uniform(self._delays.max / 2, self._delays.max)
+            wait = self._uniform(self.delays.max / 2, self.delays.max)
         elif not self._failures:
-            wait = self._uniform(0, self._delays.first)
+            wait = self._uniform(0, self.delays.first)
         else:
-            wait = self._uniform(0, min(self._delays.max, self._delays.min * 2 ** (min(self._failures, 32) - 1)))
+            wait = self._uniform(0, min(self.delays.max, self.delays.min * 2 ** (min(self._failures, 32) - 1)))
         return wait if retry_after is None else max(wait, retry_after + jitter)

@@ -6,6 +6,7 @@ Threads: each server's connection has its own (`qanat.client.server_connection`)
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import socket
@@ -13,13 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
-from qanat.base.errors import EndpointError, NoThread, QanatError, WouldBlock
+from qanat.base.errors import EndpointError, NoThread, QanatError, UsageError, WouldBlock
 from qanat.base.events import Events
 from qanat.base.proxy_protocol import encode
 from qanat.base.sockets import local_of
@@ -27,6 +28,7 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup, start_thread
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.client.connect import Connector
 from qanat.client.forward_changes import Fate, ForwardChange, compare_forwards
 from qanat.client.forward_shares import ForwardShares, ServedForward
 from qanat.client.known_hosts import KnownHosts
@@ -34,12 +36,12 @@ from qanat.client.local_forwards import LocalForwards
 from qanat.client.local_port import Service
 from qanat.client.network_watch import NetworkWatch
 from qanat.client.observation import ClientObservation
+from qanat.client.reload import MOVES, ServerPlan, describe_options, describe_server_change, effective, plan_servers
 from qanat.client.remote_forwards import ForwardNumbers, change_of_remote
 from qanat.client.server_connection import STOPPING, ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
-from qanat.config.changes import changes_between
-from qanat.config.settings import ClientSettings, Forward
+from qanat.config.settings import ClientSettings, Forward, RemoteServer
 from qanat.control.commands import Commands
 from qanat.control.kick import kick_command
 from qanat.control.listener import ControlSocket
@@ -71,8 +73,19 @@ log = logging.getLogger("qanat.client")
 _NO_SESSION = "connections are reset while there is no session with the server"
 ANSWER_TIMEOUT = 5.0
 """Seconds that connected servers get to say what became of remote forwards that are asked for while it runs."""
+ALL = "all"
+"""What `connect` says where each server has a session."""
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and threads get to end."""
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What was made for the servers of other settings before anything was changed, by their index there."""
+
+    connectors: dict[int, Connector] = field(default_factory=dict)
+    """Of servers that stay and are reached otherwise from now on."""
+    added: dict[int, ServerConnection] = field(default_factory=dict)
 
 
 class Client:
@@ -81,6 +94,9 @@ class Client:
     def __init__(self, settings: ClientSettings) -> None:
         """Read URLs and TLS files; raises UsageError when one of them cannot be used."""
         self.settings = settings
+        """What it runs with now."""
+        self._server_settings = settings.servers
+        self._succeeded = False  # whether any session has been up
         self.failure: QanatError | None = None
         """Why the client gave up; None while it does not."""
         self.over = threading.Event()
@@ -115,31 +131,35 @@ class Client:
         """Where others can see what this does; None where the settings have none, and before `start`."""
         self._waiting = ThreadGroup("client")
         self._failover: threading.Thread | None = None
-        known, several = KnownHosts((settings.state_dir or Path()) / "known_hosts"), len(settings.servers) > 1
-        self.servers = tuple(
-            ServerConnection(
-                f"connector {number}" if several else "connector",
-                settings,
-                server,
-                keys=self._keys,
-                known=known,
-                watch=self._watch,
-                watcher=self._watcher,
-                max_streams=self._max_streams,
-                changed=self._update,
-                remotes=self._numbers.forwards,
-                limits=self._shares.traffic,
-                events=self.events,
-            )
-            for number, server in enumerate(settings.servers, 1)
-        )
+        self._known_hosts = KnownHosts((settings.state_dir or Path()) / "known_hosts")
+        self._connectors = itertools.count(1)
+        self.servers = tuple(self._connection(settings, server) for server in settings.servers)
         """The connections to the servers, in the order of the settings."""
+        self._leaving: list[ServerConnection] = []  # to servers that are not in the settings any more
         self.observation = ClientObservation(settings.name, self.servers, self._local)
         self.watchdog = Watchdog(self._watcher, self._lanes)
         """Whether all of this moves."""
         self.commands.register("status", status_command(self.snapshot, self.observation.sample))
         self.commands.register("kick", kick_command(self._sessions, f"the client {settings.name}"))
         self.commands.register("log-level", log_level)
+
+    def _connection(self, settings: ClientSettings, server: RemoteServer) -> ServerConnection:
+        """Return a connection to a server, which does nothing yet.  Raises UsageError."""
+        number = next(self._connectors)
+        return ServerConnection(
+            f"connector {number}" if len(settings.servers) > 1 or number > 1 else "connector",
+            settings,
+            server,
+            keys=self._keys,
+            known=self._known_hosts,
+            watch=self._watch,
+            watcher=self._watcher,
+            max_streams=self._max_streams,
+            changed=self._update,
+            remotes=self._numbers.forwards,
+            limits=self._shares.traffic,
+            events=self.events,
+        )
 
     # --- start and stop -------------------------------------------------------------------------
 
@@ -165,7 +185,7 @@ class Client:
         if self._control is not None:
             self._control.start()
         self._local.start()
-        wanted = self.servers if self.settings.connect == "all" else self.servers[:1]
+        wanted = self.servers if self.settings.connect == ALL else self.servers[:1]
         for server in wanted:
             server.want(True)
         for server in self.servers:
@@ -181,12 +201,14 @@ class Client:
         self._stopping.set()
         if self._control is not None:
             self._control.stop_listening()
-        for server in self.servers:
+        with self._applying:
+            servers = (*self.servers, *self._leaving)
+        for server in servers:
             server.stop_connecting()
         self._local.close()
         with self._changed:
             self._changed.notify_all()
-        sessions = [server.session for server in self.servers if server.session is not None]
+        sessions = [server.session for server in servers if server.session is not None]
         deadline = Deadline(self.settings.drain)
         for session in sessions:
             session.drain(deadline)
@@ -196,7 +218,7 @@ class Client:
         deadline = Deadline(JOIN_TIMEOUT)
         for session in sessions:
             session.ended.wait(deadline.remaining())
-        for server in self.servers:
+        for server in servers:
             server.close()
         self._waiting.join(JOIN_TIMEOUT)
         if self._failover is not None:
@@ -230,13 +252,15 @@ class Client:
         Blocks until connected servers have answered for remote forwards, at most ANSWER_TIMEOUT.
         """
         with self._applying:
-            done = [str(change) for change in self._change_forwards(settings.forwards, ANSWER_TIMEOUT)]
-            left = [
-                change
-                for change in changes_between(self.settings, settings)
-                if change.key not in ("log", "watch_config")
-            ]
-            return done + [f"{change} (with the next start)" for change in left if not change.key.startswith("log.")]
+            if self._stopping.is_set():
+                return []
+            before, now = self.settings, effective(self.settings, settings)
+            plan = plan_servers(before.servers, now.servers)
+            change = self._prepare(before, now, plan)
+            self.settings = replace(now, forwards=before.forwards)
+            self._local.keepalive = application_keepalive(now.application_keepalive)
+            done = [*describe_options(before, settings), *self._change_servers(now, plan, change)]
+            return done + [str(change) for change in self._change_forwards(settings.forwards, ANSWER_TIMEOUT)]
 
     @property
     def local_ports(self) -> list[int]:
@@ -280,14 +304,113 @@ class Client:
     def _sessions(self) -> list[ClientSession]:
         return [session for server in self.servers if (session := server.session) is not None]
 
+    def _prepare(self, before: ClientSettings, now: ClientSettings, plan: ServerPlan) -> _Prepared:
+        """Make what the servers of other settings need.  Raises UsageError, which says all that is wrong."""
+        faults: list[UsageError] = []
+        prepared = _Prepared()
+        pairs = (*plan.kept, *(() if plan.moved is None else (plan.moved,)))
+        for index, server in enumerate(now.servers):
+            former = next((self.servers[old] for old, new in pairs if new == index), None)
+            try:
+                if former is None:
+                    prepared.added[index] = self._connection(now, server)
+                elif not former.connector.goes(now, server):
+                    prepared.connectors[index] = Connector(now, server, self._keys, self._known_hosts)
+            except UsageError as error:
+                faults.append(error)
+        if faults:
+            raise UsageError("; ".join(dict.fromkeys(fault.message for fault in faults)), hint=faults[0].hint)
+        return prepared
+
+    def _change_servers(self, now: ClientSettings, plan: ServerPlan, prepared: _Prepared) -> list[str]:
+        """Go on with the servers of these settings; return what that did, in words."""
+        done: list[str] = []
+        before, servers = self._server_settings, dict[int, ServerConnection]()
+        for old, new in plan.kept:
+            connection, server = self.servers[old], now.servers[new]
+            done += describe_server_change(before[old], server)
+            connection.adopt(now, server, prepared.connectors.get(new))
+            servers[new] = connection
+        if plan.moved is not None:
+            old, new = plan.moved
+            connection, server = self.servers[old], now.servers[new]
+            former = connection.connector
+            done.append(f"server {server.urls[0]} in place of {before[old].urls[0]}: {MOVES}, if it is the same one")
+            connection.adopt(
+                now,
+                server,
+                prepared.connectors.get(new),
+                lambda: self._go_elsewhere(connection, before[old], former),
+            )
+            servers[new] = connection
+        removed = [self.servers[old] for old in plan.removed]
+        for old in plan.removed:
+            done.append(f"removed server {before[old].urls[0]}: its session ends with its last stream")
+        for new, connection in prepared.added.items():
+            done.append(f"added server {now.servers[new].urls[0]}")
+            servers[new] = connection
+        with self._changed:
+            self.servers = tuple(servers[index] for index in range(len(now.servers)))
+            self._server_settings = now.servers
+        for connection in prepared.added.values():
+            connection.change_remotes(self._numbers.forwards)
+            connection.start()
+        self._choose_servers()
+        self._dismiss(removed)
+        return done
+
+    def _go_elsewhere(self, connection: ServerConnection, server: RemoteServer, former: Connector) -> None:
+        """Let the session stay where it is, and begin another one: the server in the settings is not its own."""
+
+        def part() -> None:
+            with self._applying:
+                if self._stopping.is_set() or self.servers != (connection,):
+                    return
+                try:
+                    new = self._connection(self.settings, self.settings.servers[0])
+                except UsageError as error:
+                    log.error("%s", error)
+                    return
+                connection.adopt(self.settings, server, former)
+                with self._changed:
+                    self.servers = (new,)
+                new.start()
+                self._choose_servers()
+                log.info("%s is another server: streams stay with the former one until they end", new.url)
+                self._dismiss([connection])
+
+        try:
+            self._waiting.start("another-server", part)
+        except NoThread as error:
+            log.warning("the former server is kept for now: %s", error)
+
+    def _dismiss(self, connections: Sequence[ServerConnection]) -> None:
+        """Part from servers that are not in the settings any more."""
+        for connection in connections:
+            connection.dismiss()
+        gone = [one for one in self._leaving if one.over]
+        self._leaving = [*(one for one in self._leaving if not one.over), *connections]
+        self.observation.servers = (*self.servers, *self._leaving)
+        for one in gone:
+            one.close()
+        self._update()
+
+    def _choose_servers(self) -> None:
+        """Want the servers that are needed now."""
+        if self._failover is None and len(self.servers) > 1 and self.settings.connect != ALL:
+            self._failover = start_thread("failover", self._failover_loop)
+        with self._changed:
+            self._choose_servers_locked(time.monotonic())
+            self._changed.notify_all()
+
     def _update(self) -> None:
         """Draw the conclusions from a change of any server's connection, and wake those who wait for a session."""
         servers = self.servers
         refusals = [server.refused for server in servers if server.refused is not None]
-        succeeded = any(server.succeeded for server in servers)
+        self._succeeded = self._succeeded or any(server.succeeded for server in servers)
         if self.failure is None and not self._stopping.is_set():
             self.failure = next(filter(None, (server.forward_failure for server in servers)), None)
-            if self.failure is None and len(refusals) == len(servers) and not succeeded:
+            if self.failure is None and len(refusals) == len(servers) and not self._succeeded:
                 self.failure = refusals[0]
         if self.failure is not None or all(server.over for server in servers):
             self.over.set()
@@ -454,7 +577,7 @@ class Client:
         """Return the session for a new stream: the first server's in order, or of all wanted the least loaded one."""
         sessions = [server.session for server in self.servers]
         live = [s for s in sessions if s is not None and s.attached and not s.retired]
-        if self.settings.connect == "all":
+        if self.settings.connect == ALL:
             random.shuffle(live)  # among equals, not always the first
             return min(live, key=lambda session: session.open_streams, default=None)
         return live[0] if live else None
@@ -477,7 +600,7 @@ class Client:
         A server is needed while every one before it has been disconnected for `failover_after`, or refuses us.
         """
         needed, again = True, None
-        for server in self.servers:
+        for server in self.servers if self.settings.connect != ALL else ():
             server.want(needed)
             session = server.session
             if session is not None:
@@ -490,6 +613,11 @@ class Client:
                 remaining = None if since is None else since + self.settings.failover_after - now
                 if remaining is None or remaining > 0:
                     needed, again = False, remaining
+        if self.settings.connect == ALL:
+            for server in self.servers:
+                server.want(True)
+                if server.session is not None:
+                    server.session.return_to_service()
         return again
 
 

@@ -113,6 +113,24 @@ class Connector:
         if server.fingerprint is None:
             known.check_usable([url.address for url in urls])
 
+    def goes(self, settings: ClientSettings, server: RemoteServer) -> bool:
+        """Return whether it goes the ways of these settings: by the same URLs, transports and route."""
+        same = self._server.urls == server.urls and self._settings.transports == settings.transports
+        return same and self._route == route_of(settings)
+
+    def use(self, settings: ClientSettings, server: RemoteServer) -> None:
+        """Take over from settings for which `goes` is true what else is in them: for the next connection."""
+        self._settings, self._server = settings, server
+
+    def follow(self, former: Connector) -> None:
+        """Go on with what another one has learned of a server that is the same: the cookies of its load balancer."""
+        self._cookies.update(former._cookies)
+
+    def allows(self, way: Candidate, former: Connector) -> bool:
+        """Return whether a connection that `former` has made over `way` is one that this could have made."""
+        ways = self.candidates if self.ways is None else self.ways.candidates
+        return way in ways and self._route == former._route
+
     @property
     def literal_addresses(self) -> tuple[SockAddr, ...]:
         """The addresses of servers and proxies that are written as such, and that this machine's networks have."""

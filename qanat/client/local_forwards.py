@@ -74,7 +74,8 @@ class LocalForwards:
         """`watcher` accepts, and gives `service` what comes; `serve` is asked for each local one of `forwards`."""
         self._service = service
         self._watcher = watcher
-        self._keepalive = keepalive
+        self.keepalive = keepalive
+        """How the connections of ports that are bound from now on are probed."""
         self._changed = threading.Condition()  # guards all below, and the ports
         self._ranges = [
             _Range(forward, tuple(map(self._port, serve(forward)))) for forward in forwards if forward.kind == "local"
@@ -182,7 +183,7 @@ class LocalForwards:
         return [one for each in self._ranges for one in each.ports]
 
     def _port(self, served: ServedForward) -> LocalPort:
-        return LocalPort(served, self._service, self._watcher, self._keepalive)
+        return LocalPort(served, self._service, self._watcher, self.keepalive)
 
     def _continue(self, served: ServedForward, port: LocalPort | None) -> LocalPort:
         """Return the port that serves a forward from now on: the one that is there, or a new one."""

@@ -30,7 +30,8 @@ class ClientObservation:
         self.config: Path | None = None
         """The configuration file, where there is one."""
         self._name = name
-        self._servers = servers
+        self.servers = servers
+        """The connections that are shown, which may be others later."""
         self._local = local
         self._looking = threading.Lock()  # rates are those between two looks
 
@@ -47,7 +48,7 @@ class ClientObservation:
         Without the streams themselves it costs little, however many there are.
         """
         with self._looking:
-            servers = [(server, server.session) for server in self._servers]
+            servers = [(server, server.session) for server in self.servers]
             shown = {
                 id(session): snapshot_of_session(session, peer=server.url, with_streams=with_streams)
                 for server, session in servers

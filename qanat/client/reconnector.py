@@ -61,12 +61,13 @@ NETWORK_SETTLES = 60.0
 LOGGED_DELAY = 0.5
 """Seconds of delay from which on the log says when the next try comes."""
 BETTER = "a way that comes first was due"
+RECONFIGURED = "the configuration has changed"
 SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReconnectContext:
-    """What all lanes of a client's session have in common."""
+    """What all lanes of a client's session have in common.  `qanat.client.server_connection` changes it."""
 
     settings: ClientSettings
     connector: Connector
@@ -77,6 +78,10 @@ class ReconnectContext:
     changed: Callable[[], None]  # called when a lane is on a pipe, or on none any more; must not block
     events: Events
     news: ConnectionNews = field(default_factory=ConnectionNews)
+    elsewhere: Callable[[], None] | None = None
+    """Called when the server that is reached by other settings turns out not to be the session's; must not block."""
+    followers: list[Callable[[], None]] = field(default_factory=list)
+    """Called when other settings count."""
 
 
 @dataclass(eq=False)
@@ -88,6 +93,7 @@ class _RunningPipe:
     since: float
     progress: int  # the lane's, when the pipe took it over
     old_at: float | None
+    connector: Connector  # that made it
     being_replaced: bool = False  # a newer one is about to take over
 
 
@@ -102,8 +108,9 @@ class Reconnector:
         lane: Lane,
         candidate: Candidate,
         backoff: Backoff,
+        connector: Connector | None = None,
     ) -> None:
-        """`candidate`, is tried first."""
+        """`candidate` is tried first, and `connector`, by default the context's, has made the session's first pipe."""
         self.logged_the_end = False
         """Whether the log says why the session is over; if not, it was not a pipe that ended it."""
         self._context = context
@@ -111,8 +118,9 @@ class Reconnector:
         self._number = number
         self._lane = lane
         self._backoff = backoff
-        candidates = context.connector.candidates
-        first = candidates.index(candidate)
+        self._connector = connector or context.connector
+        candidates = self._connector.candidates
+        first = candidates.index(candidate) if candidate in candidates else 0
         self._candidates = candidates[first:] + candidates[:first]
         self._next_candidate = 0
         self._epoch = 0
@@ -120,7 +128,7 @@ class Reconnector:
         self._server_has_lane = False  # for certain
         self._pipes = ThreadGroup(f"pipes of {lane.name}")
         self._dial = Cancel()  # canceled when no pipe is needed any more
-        self._ways = context.connector.ways
+        self._ways = self._connector.ways
         self._looking = (
             Cancel()
         )  # canceled when the pipe is lost, and there is more to do than to look for a better way
@@ -141,6 +149,7 @@ class Reconnector:
         NoThread; the lane is over when this raises anything.
         """
         self._session.on_end(self._on_session_end)
+        self._context.followers.append(self._settings_changed)
         if self._ways is not None:
             self._ways.follow(self._way_found)
         try:
@@ -155,6 +164,7 @@ class Reconnector:
             raise
         finally:
             self._session.off_end(self._on_session_end)
+            self._context.followers.remove(self._settings_changed)
             if self._ways is not None:
                 self._ways.unfollow(self._way_found)
             if self._watched is not None:
@@ -170,6 +180,7 @@ class Reconnector:
         """Block until a pipe has to be made, and return why; None when the lane is over or has expired."""
         with self._changed:
             while not self._is_over_locked():
+                self._follow_settings_locked()
                 now, running = time.monotonic(), self._running
                 cause, until = "it is old", None if running is None else running.old_at
                 if until is not None:
@@ -183,6 +194,8 @@ class Reconnector:
                     until = None  # the session ends with this pipe, and would with its replacement
                 elif self._replace_because is not None:
                     cause, until = self._replace_because, self._retry_at
+                elif not self._connector.allows(running.candidate, running.connector):
+                    cause, until = RECONFIGURED, self._retry_at
                 better_at = self._better_at_locked()
                 if better_at is not None and (until is None or better_at < until):
                     cause, until = BETTER, better_at
@@ -193,6 +206,25 @@ class Reconnector:
                 return None
         self._session.lane_expired(self._number, self._lane)
         return None
+
+    def _settings_changed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _follow_settings_locked(self) -> None:
+        """Go the ways of the present settings from now on, by this very thread."""
+        connector = self._context.connector
+        self._backoff.delays = self._context.settings.reconnect
+        if connector is self._connector:
+            return
+        if self._ways is not None:
+            self._ways.unfollow(self._way_found)
+        self._connector, self._ways = connector, connector.ways
+        if self._ways is not None:
+            self._ways.follow(self._way_found)
+        self._candidates, self._next_candidate = connector.candidates, 0
+        self._retry_at = 0.0
+        self._backoff.succeeded()  # what failed by other settings says nothing about these
 
     def _better_at_locked(self) -> float | None:
         """Return when to look for a better way than the present one; None when there is none, or it cannot be taken."""
@@ -264,7 +296,7 @@ class Reconnector:
         candidate = self._candidates[self._next_candidate]
         self._context.news.trying()
         try:
-            reached, sealed = self._context.connector.reach(candidate, self._dial, self._session.node)
+            reached, sealed = self._connector.reach(candidate, self._dial, self._session.node)
         except Exception as error:
             self._failed(candidate, error)
             return
@@ -283,7 +315,7 @@ class Reconnector:
         if better is None:
             return
         try:
-            sealed = self._context.connector.prove(better, looking, self._session.node)
+            sealed = self._connector.prove(better, looking, self._session.node)
             self._take_pipe(better, better, sealed, f"{better.transport} comes first, and works")
         except QanatError as error:
             log.debug("%s is no better way yet: %s", better, error)
@@ -300,6 +332,10 @@ class Reconnector:
             self._session.end(error.message)
         except _LaneOver:
             if self._old_pipe_answers():
+                if why == RECONFIGURED and self._context.elsewhere is not None:
+                    self._leave(sealed)
+                    self._context.elsewhere()
+                    return
                 text = "whoever answers now does not know the session, which still works"
                 self._failed(candidate, TransportError(text))
                 return
@@ -334,7 +370,7 @@ class Reconnector:
         hello = Hello(
             context.instance, context.parameters, intent, session.id, self._number, self._epoch, expected
         ).proven(session.secret, sealed.result.transcript)
-        ready = context.connector.exchange_hello(candidate, sealed, hello, Deadline(timeout), self._dial)
+        ready = self._connector.exchange_hello(candidate, sealed, hello, Deadline(timeout), self._dial)
         if ready.answer is Answer.EXPIRED:
             sealed.close("the session is over")
             raise _LaneOver
@@ -343,6 +379,14 @@ class Reconnector:
             raise ProtocolError("the server answers for another session than the one that was to be resumed")
         self._server_has_lane = True
         return ready
+
+    def _leave(self, sealed: SealedPipe) -> None:
+        """Go on with the pipe that there is: the new one leads to another server."""
+        sealed.close("it leads to another server")
+        with self._changed:
+            if self._running is not None:
+                self._running.being_replaced = False
+            self._retry_at = time.monotonic() + self._context.settings.reconnect.min
 
     def _old_pipe_answers(self) -> bool:
         """Whether the old pipe's server answers, whatever another one behind the same URL says; blocks."""
@@ -369,7 +413,7 @@ class Reconnector:
         """Run the lane on this pipe, in a thread of its own.  Raises NoThread."""
         now, age = time.monotonic(), self._context.settings.max_pipe_age
         old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
-        running = _RunningPipe(candidate, sealed, now, self._lane.progress, old_at)
+        running = _RunningPipe(candidate, sealed, now, self._lane.progress, old_at, self._connector)
         with self._changed:
             self._running = running
             self._replace_because = None

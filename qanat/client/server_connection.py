@@ -38,7 +38,7 @@ from qanat.client.connect import Connector, describe_failure, describe_server, f
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.news import ConnectionNews
-from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, ReconnectContext, Reconnector
+from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, RECONFIGURED, ReconnectContext, Reconnector
 from qanat.client.remote_forwards import NumberedForward
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
@@ -98,6 +98,7 @@ class ServerConnection:
         self._name = name
         self._settings = settings
         self._watcher = watcher
+        self._all_streams = max_streams
         self._max_streams = share(max_streams, settings.lanes)
         self._changed = changed
         self._events = Events() if events is None else events
@@ -122,13 +123,15 @@ class ServerConnection:
             settings.allow_connect, key="allow_connect", place=" in the client's configuration"
         )
         self._required = RequiredForwards(required, self._forwards_failed)
-        self._candidates = itertools.cycle(self._context.connector.candidates)
+        self._turns = itertools.cycle(self._context.connector.candidates)
+        self._connectors: list[Connector] = []  # former ones, which may still dial
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._hurry = threading.Event()  # it stops, or the way to the server has changed: no delay
         self._ways: list[Watched] = []  # what is watched while no session watches its own connections
         self._session: ClientSession | None = None
-        self._beginning = threading.Lock()  # so that a session that begins has the forwards that are wanted then
+        self._beginning = threading.Lock()  # so that a session that begins has the settings that count then
+        self._hurry_because = ""
         self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
         self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
         self._threads = ThreadGroup(name)
@@ -210,6 +213,52 @@ class ServerConnection:
             session.remotes.change(remotes)
         return session
 
+    def adopt(
+        self,
+        settings: ClientSettings,
+        server: RemoteServer,
+        connector: Connector | None,
+        elsewhere: Callable[[], None] | None = None,
+    ) -> None:
+        """Go on with other settings, and with another `connector` where these name other ways to the server.
+
+        The session stays; a connection that the new settings do not allow is replaced by one that they do.  `elsewhere`
+        is called, by a thread that must not wait, if that leads to another server.  Does not block.
+        """
+        rules = ConnectRules(settings.allow_connect, key="allow_connect", place=" in the client's configuration")
+        with self._beginning:
+            context, session = self._context, self._session
+            self._settings, self.url = settings, server.urls[0]
+            self._max_streams = share(self._all_streams, settings.lanes)
+            self._connect_rules = rules
+            self._backoff.delays = settings.reconnect
+            context.settings, context.elsewhere = settings, elsewhere
+            context.parameters = hello_parameters(
+                settings.flow, settings.keepalive, self._max_streams, lanes=settings.lanes
+            )
+            if connector is None:
+                context.connector.use(settings, server)
+            else:
+                connector.follow(context.connector)
+                self._connectors = [one for one in (*self._connectors, context.connector) if one.join(0)]
+                context.connector = connector
+                self._turns = itertools.cycle(connector.candidates)
+            if session is not None:
+                session.use(connect_rules=rules, connect_timeout=settings.connect_timeout)
+        for follower in tuple(context.followers):
+            follower()
+        if session is None:
+            self._hurry_because = RECONFIGURED
+            self._hurry.set()
+
+    def dismiss(self) -> None:
+        """Begin no session any more; the present one ends once its last stream has.  Idempotent; does not block."""
+        self.stop_connecting()
+        with self._beginning:
+            session = self._session
+        if session is not None:
+            session.retire("the client's configuration has this server no more")
+
     def stop_connecting(self) -> None:
         """Begin no session any more; the present one is still kept.  Does not block."""
         self._stopping.set()
@@ -227,7 +276,8 @@ class ServerConnection:
         stuck = self._threads.join(2 * JOIN_TIMEOUT)
         for former in self._former:
             stuck += former.joined.join(JOIN_TIMEOUT)
-        stuck += self.connector.join(JOIN_TIMEOUT)
+        for connector in (*self._connectors, self.connector):
+            stuck += connector.join(JOIN_TIMEOUT)
         if stuck:
             log.warning("still running at the end: %s", ", ".join(stuck))
 
@@ -251,16 +301,18 @@ class ServerConnection:
 
     def _connector_loop(self) -> None:
         try:
-            for candidate in self._candidates:
+            while True:
                 self._wanted.wait()
                 if self._stopping.is_set():
                     return
+                with self._beginning:
+                    connector, candidate = self._context.connector, next(self._turns)
                 self._waiting = f"connecting to {candidate.url}"
                 self.news.trying()
                 self._changed()
                 self._hurry.clear()
                 self._watch_ways()
-                retry_after = self._run_once(candidate)
+                retry_after = self._run_once(connector, candidate)
                 delay = self._backoff.delay(retry_after)
                 self.news.tries_again(delay)
                 if delay >= LOGGED_DELAY:
@@ -272,7 +324,8 @@ class ServerConnection:
                     log.info("trying again in %.1f s", delay)
                 self._watch_ways()
                 if self._hurry.wait(delay) and not self._stopping.is_set():
-                    log.info("the network has changed: trying again at once")
+                    why, self._hurry_because = self._hurry_because or "the network has changed", ""
+                    log.info("%s: trying again at once", why)
                     self._backoff.succeeded()  # what failed on the old network says nothing about the new one
         finally:
             self._watch_no_ways()
@@ -290,13 +343,13 @@ class ServerConnection:
             self._context.watch.remove(way)
         self._ways = []
 
-    def _run_once(self, candidate: Candidate) -> float | None:
+    def _run_once(self, connector: Connector, candidate: Candidate) -> float | None:
         """Connect, and keep the session until its end; blocks.  Returns the seconds that the server asks us to wait.
 
         Never raises: whatever goes wrong is this connection's failure.
         """
         try:
-            session, reached, sealed, lanes = self._begin_session(candidate)
+            session, reached, sealed, lanes = self._begin_session(connector, candidate)
         except RefusedError as error:
             self._events.connect_failures.add(failure_label(error))
             self._log_refusal(candidate, error)
@@ -314,7 +367,7 @@ class ServerConnection:
             log_unexpected(f"connecting to {candidate.url} failed")
             return None
         try:
-            self._keep_session(candidate, session, reached, sealed, lanes)
+            self._keep_session(connector, candidate, session, reached, sealed, lanes)
         except NoThread as error:
             self._backoff.failed()
             log.error("%s", error)
@@ -334,13 +387,13 @@ class ServerConnection:
             self._former = [former for former in (*self._former, session) if former.joined.busy]
         return None
 
-    def _begin_session(self, turn: Candidate) -> tuple[ClientSession, Candidate, SealedPipe, int]:
+    def _begin_session(self, connector: Connector, turn: Candidate) -> tuple[ClientSession, Candidate, SealedPipe, int]:
         """Return a new session, its first pipe and the way that goes, and how many lanes the server grants.  Blocks."""
         settings, context = self._settings, self._context
-        candidate, sealed = context.connector.reach(turn, self._cancel_new)
+        candidate, sealed = connector.reach(turn, self._cancel_new)
         try:
             hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
-            ready = context.connector.exchange_hello(candidate, sealed, hello, deadline, self._cancel_new)
+            ready = connector.exchange_hello(candidate, sealed, hello, deadline, self._cancel_new)
             session = self._make_session(sealed, ready)
         except BaseException:
             sealed.close("the session did not begin")
@@ -390,27 +443,32 @@ class ServerConnection:
         )
 
     def _keep_session(
-        self, candidate: Candidate, session: ClientSession, reached: Candidate, sealed: SealedPipe, lanes: int
+        self,
+        connector: Connector,
+        candidate: Candidate,
+        session: ClientSession,
+        reached: Candidate,
+        sealed: SealedPipe,
+        lanes: int,
     ) -> None:
         """Keep the session, which began on a pipe over `reached`, until it is over; blocks."""
         self._watch_no_ways()
-        if self._stopping.is_set():  # nobody who stops can have seen this session, to take leave of the server
+        with self._beginning:
+            leaves = self._stopping.is_set()
+            if not leaves:
+                self._begin_service(session)
+        if leaves:  # nobody who stops can have seen this session, to take leave of the server
             close = Close(CloseReason.SHUTDOWN, STOPPING)
             with contextlib.suppress(QanatError):  # it is closed already
                 sealed.send_last(bytes((RecordKind.CLOSE,)) + close.encode(), STOPPING)
             return
-        with self._beginning:
-            session.remotes.change(self._remotes)  # which may have changed since it was made
-            session.request_forwards()
-            self.succeeded, self.refused = True, None
-            self._session = session
         if self._cancel_all.canceled:
             return  # `close` has looked for a session before there was one
         session.on_end(self._changed)
         for number in range(1, lanes):
             run = partial(self._lane_loop, candidate, session, number)
             self._threads.start(f"{self._name} lane {number}", run)
-        reconnector = Reconnector(self._context, session, 0, session.add_lane(0), candidate, self._backoff)
+        reconnector = Reconnector(self._context, session, 0, session.add_lane(0), candidate, self._backoff, connector)
         reconnector.run(reached, sealed)
         if not reconnector.logged_the_end and not session.stopped and not self._cancel_all.canceled:
             log.warning(
@@ -419,6 +477,14 @@ class ServerConnection:
                 session.why,
                 extra={"event": "expired", "url": str(candidate.url)},
             )
+
+    def _begin_service(self, session: ClientSession) -> None:
+        """Have the session serve, by the settings that count now; they may have changed since it was made."""
+        session.remotes.change(self._remotes)
+        session.use(connect_rules=self._connect_rules, connect_timeout=self._settings.connect_timeout)
+        session.request_forwards()
+        self.succeeded, self.refused = True, None
+        self._session = session
 
     def _lane_loop(self, candidate: Candidate, session: ClientSession, number: int) -> None:
         """Keep a further lane, and another one when that is over, while the session lasts."""

@@ -68,7 +68,8 @@ class ClientSession(Session):
         self.node = node
         """What the server calls itself: of several behind one address, this one has the session."""
         self.retired = False
-        """Whether another server is preferred, and this session only keeps its streams until they end."""
+        """Whether another server is preferred, or this one not wanted: it only keeps its streams until they end."""
+        self._retired_because = ""
         self.remotes = RemoteForwards(
             name,
             remotes,
@@ -90,15 +91,19 @@ class ClientSession(Session):
         """Ask the server to listen for every remote forward.  Does not block."""
         self.remotes.request()
 
-    def retire(self) -> None:
-        """Give the ports back, since another server is preferred, and stop when the last stream has ended.
+    def use(self, *, connect_rules: ConnectRules, connect_timeout: float) -> None:
+        """Judge by these rules, and wait for targets so long, from the next stream on.  Does not block."""
+        self._connect_rules, self._connect_timeout = connect_rules, connect_timeout
+
+    def retire(self, why: str = "the client prefers another server") -> None:
+        """Give the ports back, and stop when the last stream has ended: there is another server, or none is wanted.
 
         Idempotent; does not block.
         """
         with self._retiring:
             if self.retired:
                 return
-            self.retired = True
+            self.retired, self._retired_because = True, why
             self.remotes.withdraw()
         self._stream_ended()
 
@@ -116,7 +121,7 @@ class ClientSession(Session):
 
     def _stream_ended(self) -> None:
         if self.retired and not len(self.joined):
-            self.stop(CloseReason.SHUTDOWN, "the client prefers another server")
+            self.stop(CloseReason.SHUTDOWN, self._retired_because)
 
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
