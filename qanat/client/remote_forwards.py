@@ -45,6 +45,8 @@ RETRY_IN_USE = 10.0
 """Seconds until a remote forward is asked for again whose port was in use."""
 RETRY_NOT_ALLOWED = 60.0
 """The same when the server's rules refused it: they may change."""
+LOOK = 1.0
+"""Seconds in which whoever waits to ask again sees that the forward is wanted no more."""
 MAX_NUMBER = 0xFFFF_FFFF
 REMEMBERED = 1024
 """Numbers of forwards that are gone for which the server may still open a stream, since it had not heard of it."""
@@ -341,13 +343,16 @@ class RemoteForwards:
             log.error("%s; asking again in %.0f s", error, wait)
 
         def ask_again() -> None:
-            # Not `_stopping`: a client that drains must not wait for this.
-            if not self._draining.wait(wait):
-                with self._order:
-                    if not self._withdrawn and generation == self._generation:
-                        for answer in answers:
-                            if self._failed_last(answer):
-                                self._request(answer.forward)
+            deadline = Deadline(wait)
+            while (remaining := deadline.remaining()) and not deadline.passed:
+                # Not `_stopping`: a client that drains must not wait for this.
+                if self._draining.wait(min(remaining, LOOK)) or not any(map(self._failed_last, answers)):
+                    return
+            with self._order:
+                if not self._withdrawn and generation == self._generation:
+                    for answer in answers:
+                        if self._failed_last(answer):
+                            self._request(answer.forward)
 
         try:
             self._start(f"{self._name}-forward-{one.first}", ask_again)

@@ -253,7 +253,8 @@ class ServerConnection:
 
     def dismiss(self) -> None:
         """Begin no session any more; the present one ends once its last stream has.  Idempotent; does not block."""
-        self.stop_connecting()
+        for event in (self._stopping, self._hurry, self._wanted):
+            event.set()  # a session that is just beginning is left to begin, so that it can take leave of the server
         with self._beginning:
             session = self._session
         if session is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,9 +116,16 @@ def rig(shared: Rig, caplog: pytest.LogCaptureFixture) -> Iterator[Rig]:
     shared.wait_connected()
 
 
-def _short_directory() -> object:
-    import tempfile
+@pytest.fixture
+def own_rig(caplog: pytest.LogCaptureFixture) -> Iterator[Rig]:
+    """One whose connections may be other ones at the end."""
+    caplog.set_level(logging.INFO, "qanat")
+    with ExitStack() as stack:
+        yield Rig(Path(stack.enter_context(_short_directory())), stack)
 
+
+def _short_directory() -> AbstractContextManager[str]:
+    """A Unix socket's path has 107 bytes at most."""
     return tempfile.TemporaryDirectory(dir="/tmp", prefix="q")
 
 
@@ -322,7 +330,8 @@ def test_another_token_is_for_the_next_connection(rig: Rig) -> None:
         exchange(sock, b"still here")
 
 
-def test_another_way_moves_the_streams_without_a_byte_lost(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_way_moves_the_streams_without_a_byte_lost(own_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig = own_rig
     forward = rig.to(rig.one)
     with connection_after(rig, forward) as sock, Relay(rig.port) as relay:
         session = rig.client.servers[0].session
@@ -338,7 +347,8 @@ def test_another_way_moves_the_streams_without_a_byte_lost(rig: Rig, caplog: pyt
         assert rig.client.servers[0].session is session
 
 
-def test_another_url_of_the_same_server_takes_the_session_over(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_url_of_the_same_server_takes_the_session_over(own_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig = own_rig
     forward = rig.to(rig.one)
     with connection_after(rig, forward) as sock, Relay(rig.port) as relay:
         session = rig.client.servers[0].session
@@ -352,7 +362,8 @@ def test_another_url_of_the_same_server_takes_the_session_over(rig: Rig, caplog:
         wait_until(lambda: "since the configuration has changed" in caplog.text, "it is back")
 
 
-def test_a_url_of_another_server_begins_a_session_there_and_leaves_the_streams(rig: Rig, tmp_path: Path) -> None:
+def test_a_url_of_another_server_begins_a_session_there_and_leaves_the_streams(own_rig: Rig, tmp_path: Path) -> None:
+    rig = own_rig
     forward = rig.to(rig.one)
     settings = replace(rig.server.settings, listen=(("127.0.0.1", 0),), identity=place_identity(tmp_path / "key"))
     other = Server(replace(settings, publish_dir=None))
@@ -373,7 +384,8 @@ def test_a_url_of_another_server_begins_a_session_there_and_leaves_the_streams(r
         other.stop()
 
 
-def test_servers_come_and_go(rig: Rig, tmp_path: Path) -> None:
+def test_servers_come_and_go(own_rig: Rig, tmp_path: Path) -> None:
+    rig = own_rig
     forward = rig.to(rig.one)
     settings = replace(rig.server.settings, listen=(("127.0.0.1", 0),), identity=place_identity(tmp_path / "key"))
     other = Server(replace(settings, publish_dir=None))
