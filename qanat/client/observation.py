@@ -38,7 +38,7 @@ class ClientObservation:
     def sample(self) -> None:
         """Look at the streams' counts alone, so that a snapshot a moment later has rates."""
         with self._looking:
-            for server in self._servers:
+            for server in self.servers:
                 if (session := server.session) is not None:
                     sample_rates(session)
 
