@@ -70,3 +70,4 @@ def test_every_fault_that_is_chosen_is_there_and_there_are_enough() -> None:
     names = [one.name for one in FAULTS]
     assert set(CHOSEN) <= set(names)
     assert len(set(names)) == len(names) >= 60
+    assert len({one.name for one in SOUND}) == len(SOUND) >= 20
