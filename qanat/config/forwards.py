@@ -80,7 +80,7 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
                 "a name"
             )
         if "dynamic" in keys:
-            extras["passwords"] = f.text("password_file", None, partial(_read_passwords, f))
+            extras["passwords"] = f.text("password_file", None, partial(read_passwords, f))
             if "to" in f:
                 f.refuse("to", "is what whoever connects to a `dynamic` forward says; leave one of the two out")
             to = ANYWHERE, 0
@@ -88,7 +88,11 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
             f.knows("password_file")
             f.require("to", "it is where to connect: HOST:PORT")
             if "password_file" in f:
-                f.refuse("password_file", "goes with `dynamic` alone: at other ports nobody is asked for a password")
+                f.refuse(
+                    "password_file",
+                    "goes with `dynamic` alone: at other ports nobody is asked for a password; for a remote dynamic "
+                    "port, set dynamic_password_file for this client on the server",
+                )
         f.finish()
         if over_udp and to is not None and not isinstance(to[0], Anywhere):
             listens, to = _over_udp(f, keys, listens, to)
@@ -123,7 +127,8 @@ def read_forwards(s: Section) -> tuple[Forward, ...]:
     return tuple(forwards)
 
 
-def _read_passwords(f: Section, text: str) -> Passwords:
+def read_passwords(f: Section, text: str) -> Passwords:
+    """Return the users in the file that `text` names in the section `f`.  Raises UsageError."""
     path = f.resolve(text)
     content = read_private_text(path)
     return named(f"names {path}, which", Passwords.parse, content)

@@ -145,6 +145,18 @@ class ClientAccount:
         parse=check_publish_rule,
         unset="none",
     )
+    dynamic_passwords: Passwords | None = field(
+        default=None,
+        repr=False,
+        metadata=declared(
+            doc="Users and passwords that its remote dynamic ports ask for.",
+            own={
+                "dynamic_password_file": text(
+                    doc="USER:PASSWORD lines that the client's remote dynamic ports on this server ask for."
+                )
+            },
+        ),
+    )
     rate_up: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from the client to this server. {_NO_LIMIT}")
     rate_down: int = option(0, low=0, high=MAX_RATE, unit=_RATE, doc=f"Bytes from this server to it. {_NO_LIMIT}")
     idle_timeout: float = option(0.0, low=0, high=MAX_IDLE, unit="seconds", doc=f"{_IDLE} {_NO_LIMIT}")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qanat.base.addresses import MAX_UNIX_PATH
 from qanat.base.endpoint_addresses import PublishedName
 from qanat.base.errors import EndpointError, UsageError
 from qanat.base.sockets import describe_os_error
@@ -33,6 +34,8 @@ from qanat.server.shared_ports import Accept, Acceptor, Membership, SharedPorts
 log = logging.getLogger("qanat.server")
 
 _BACKLOG = 512
+_TEMPORARY = 3
+"""Characters of a name that a socket has before it is in its place: no more than any name has, so that it fits too."""
 VIA_PROXY = "the proxy"
 """What is known of a visitor who came through a proxy: the proxy tells the service the rest."""
 
@@ -161,7 +164,13 @@ class NameListener:
 def _bind(path: Path, mode: int, group: int | None) -> socket.socket:
     """Return a listening socket in place of what is at `path`, which nobody can connect to before it has its mode."""
     # Beside its place first, since between bind and chmod everybody could connect, or nobody.
-    new = path.with_name(f".{path.name[:40]}.new")
+    new = path.with_name(f".{path.name[:_TEMPORARY]}~")
+    if (size := len(os.fsencode(path))) > MAX_UNIX_PATH:
+        raise EndpointError(
+            f"cannot publish {path.name}: the path of its socket would have {size} bytes, of {MAX_UNIX_PATH} at most",
+            code=Reason.LIMIT,
+            hint="choose a shorter publish_dir on the server, or a shorter name",
+        )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):

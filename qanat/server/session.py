@@ -414,7 +414,7 @@ class ServerSession(Session):
         ) -> UdpFlow:
             return self.open_flow(Through(number, origin, to).encode(), on_datagram, on_over, forward=str(at))
 
-        proxy = DynamicPort(name, self._watcher, ask, open_flow)
+        proxy = DynamicPort(name, self._watcher, ask, open_flow, passwords=self._account.settings.dynamic_passwords)
         return DynamicListener(self._bind_streams(message, at, take), proxy)
 
     def _enter(
@@ -493,6 +493,9 @@ class ServerSession(Session):
             before, self._account = self._account, account
             self._connect_timeout, self._max_forwards, self._proxies = connect_timeout, max_forwards, trusted_proxies
             changed = account is not before
+            for listener in self._listeners.values():
+                if isinstance(listener, DynamicListener):
+                    listener.ask_for(account.settings.dynamic_passwords)
             ended = self._judge_listeners_locked() if changed else []
         if changed:
             self.joined.limits_changed()

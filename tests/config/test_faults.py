@@ -15,6 +15,15 @@ def directory(tmp_path: Path) -> ConfigDirectory:
     return ConfigDirectory(tmp_path)
 
 
+def test_a_directory_for_names_that_makes_sockets_paths_too_long_is_refused(directory: ConfigDirectory) -> None:
+    assert directory.server(server_with(f"publish_dir: /run/{'long' * 21}")).publish_dir is not None
+    rule = SERVER + "      allow_publish: ['*.office.example.com']\n"
+    assert directory.server(rule + "  publish_dir: /run/qanat/published\n").publish_dir is not None
+    (fault,) = directory.faults(rule + f"  publish_dir: /run/{'long' * 21}\n")
+    assert "makes the path of a socket too long" in fault
+    assert "110 bytes, and 107 are possible" in fault
+
+
 def test_all_faults_are_reported_at_once_in_the_order_of_the_file(directory: ConfigDirectory) -> None:
     faults = directory.faults("""\
         server:

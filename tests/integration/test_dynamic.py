@@ -264,6 +264,23 @@ def test_passwords_let_in_whom_they_should(proxies: Proxies) -> None:
     assert "wrong user or password" in proxies.tunnel.client.output
 
 
+def test_a_remote_dynamic_port_asks_for_the_passwords_that_the_server_has(proxies: Proxies, tmp_path: Path) -> None:
+    port, url = unused_port(), f"http://127.0.0.1:{proxies.web[0]}/small"
+    forward = {"remote": f"127.0.0.1:{port}", "to": "dynamic"}
+    client, account = {"allow_connect": ["127.0.0.1:*"]}, {"dynamic_password_file": "users"}
+    with Tunnel(tmp_path, [forward], client=client, account=account) as tunnel:
+        (tmp_path / "users").touch(mode=0o600)
+        (tmp_path / "users").write_text(f"alice:{PASSWORD}\n")
+        tunnel.start()
+        for option in ("http://", "socks5h://"):
+            proxy = ("-x", f"{option}127.0.0.1:{port}")
+            assert curl(*proxy, "-U", f"alice:{PASSWORD}", url) == (0, SMALL.decode())
+            assert SMALL.decode() not in curl(*proxy, "-U", "alice:wrong", url)[1]
+            assert SMALL.decode() not in curl(*proxy, url)[1]
+        tunnel.server.wait_for("wrong user or password")
+        assert PASSWORD not in tunnel.server.output
+
+
 def test_a_websocket_goes_through_as_a_plain_request_that_is_upgraded(proxies: Proxies, port: int) -> None:
     def serve(sock: socket.socket, target: Target) -> str:
         head = http_head(sock)

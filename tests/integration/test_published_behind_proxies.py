@@ -8,47 +8,21 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import websocket
 
 from tests.support.background import wait_until
-from tests.support.harness import ROOT, SECONDS, Program, Tunnel
+from tests.support.harness import SECONDS
 from tests.support.machine.browser import all_well, browse
-from tests.support.machine.certificates import Authority
-from tests.support.machine.ports import unused_port
 from tests.support.machine.programs import require_program
-from tests.support.machine.published import PUBLISHING, start_published
+from tests.support.machine.published import PUBLISHING
+from tests.support.machine.published_site import NAME, Site, behind_proxies
 from tests.support.web_service import RESOURCES, resource
 
 UPLOAD = 8_000_000
-NAME = "app.office.example.com"
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The proxies, by their names and ports, in front of one server that one client publishes a service at."""
-
-    tunnel: Tunnel
-    ports: dict[str, int]
-    directory: Path
-    ca_file: Path
-    service: Program
-
-    def curl(self, proxy: str, *arguments: object) -> bytes:
-        """What curl prints; `--next` and further URLs may follow."""
-        port = self.ports[proxy]
-        command = [
-            require_program("curl"), "--silent", "--show-error", "--fail-with-body", "--max-time", 60,
-            "--cacert", self.ca_file, "--connect-to", f"::127.0.0.1:{port}", *arguments,
-        ]  # fmt: skip
-        done = subprocess.run([str(part) for part in command], capture_output=True, timeout=SECONDS, check=False)
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +30,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("published")
     for place in (directory, *directory.parents[:2]):
         place.chmod(0o755)  # Apache's children are nobody in particular
-    names = directory / "names"
     with ExitStack() as stack:
-        authority = Authority(directory)
-        certificate = authority.issue("*.office.example.com")
-        service = stack.enter_context(Program(sys.executable, "-m", "tests.support.web_service", cwd=ROOT))
-        port = service.wait_for(r"serves on (\d+)")[1]
-        tunnel = stack.enter_context(
-            Tunnel(
-                directory / "tunnel",
-                [{"publish": "app", "to": f"127.0.0.1:{port}"}],
-                account={"allow_publish": ["*.office.example.com"]},
-                server={"publish_dir": str(names), "publish_mode": "0666"},
-            )
-        )
-        tunnel.start_server()
-        tunnel.start_client().wait_for(f"the server publishes {NAME} for")
-        ports = {}
-        for proxy in PUBLISHING:
-            ports[proxy] = unused_port()
-            (directory / proxy).mkdir()
-            stack.enter_context(start_published(proxy, directory / proxy, ports[proxy], certificate, names))
-        yield Site(tunnel, ports, directory, authority.ca_file, service)
+        yield behind_proxies(directory, stack)
 
 
 each_proxy = pytest.mark.parametrize("proxy", PUBLISHING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from tests.support.datagrams import LARGEST, Numbered, UdpEcho, ask, dig, name_s
 from tests.support.harness import SECONDS, Program, Relay, Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.machine.programs import require_program
+from tests.support.machine.wireguard import WireGuard
 
 CARRIERS = [name for name in TRANSPORTS if name != AUTO]
 RULES = ["127.0.0.1:*/udp", "127.0.0.1:*"]
@@ -34,6 +36,7 @@ class Carried:
     directory: Path
     ports: dict[str, int]
     quic: str
+    wireguard: int
 
 
 @pytest.fixture(scope="module", params=CARRIERS)
@@ -57,7 +60,15 @@ def carried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         )
         measuring.wait_for("Server listening")
         quic = f"127.0.0.1:{unused_port()}"
-        udp = {"local": echoing.address, "remote": echoing.address, "names": names, "quic": quic, "iperf": iperf}
+        wireguard = unused_port()
+        udp = {
+            "local": echoing.address,
+            "remote": echoing.address,
+            "names": names,
+            "quic": quic,
+            "iperf": iperf,
+            "wireguard": f"127.0.0.1:{wireguard}",
+        }
         tcp = {"bulk": bulk.address, "small": small.address, "iperf": iperf}
         ports = {name: unused_port() for name in (*udp, *tcp)}
         forwards = [
@@ -70,7 +81,7 @@ def carried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             Tunnel(directory / "tunnel", forwards, client={"transport": request.param}, account=account)
         )
         tunnel.start()
-        yield Carried(directory, ports, quic)
+        yield Carried(directory, ports, quic, wireguard)
 
 
 @pytest.mark.parametrize("side", ["local", "remote"])
@@ -110,6 +121,13 @@ def test_bursts_of_fixed_size_both_ways_come_in_order_and_once(carried: Carried,
 
 def test_quic_goes_through(carried: Carried) -> None:
     quic_echo(carried.quic, carried.ports["quic"], carried.directory / "quic", 200_000)
+
+
+def test_wireguard_joins_two_networks_through_it(carried: Carried, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        wireguard = WireGuard(tmp_path, stack, carried.wireguard)
+        wireguard.join(carried.ports["wireguard"])
+        assert wireguard.transfer() > 100_000
 
 
 def test_many_flows_at_once_get_their_own_answers(carried: Carried) -> None:
@@ -200,6 +218,33 @@ def test_rules_for_tcp_open_no_udp(directory: Path) -> None:
                 sock.send(b"hello")
                 tunnel.client.wait_for(rf"not allowed: no rule allows {target.address}/udp \(add {target.address}/udp")
                 tunnel.server.wait_for(f"no rule allows {target.address}/udp")
+
+
+def test_an_end_that_is_too_old_for_udp_is_named_and_all_else_goes_on(directory: Path) -> None:
+    """A server that sends no FEATURES, as the first version."""
+    old = (
+        "import sys; import qanat.session.limits as limits; from qanat.cli import main; "
+        "limits.FEATURES = limits.Features.NONE; sys.argv = sys.argv[2:]; sys.exit(main())"
+    )
+    local, remote, tcp = (unused_port() for _ in range(3))
+    with UdpEcho() as target, Target(echo) as stream:
+        forwards = [
+            {"local": f"127.0.0.1:{local}", "to": target.address, "udp": True},
+            {"remote": f"127.0.0.1:{remote}", "to": target.address, "udp": True},
+            {"local": f"127.0.0.1:{tcp}", "to": stream.address},
+        ]
+        account = {"allow_connect": RULES, "allow_listen": LISTEN}
+        with Tunnel(directory, forwards, account=account, server_before=(sys.executable, "-c", old)) as tunnel:
+            tunnel.start_server()
+            tunnel.start_client(wait=False).wait_for("connected to ")
+            tunnel.client.wait_for(rf"127\.0\.0\.1:{remote}/udp.*run the same version of Qanat at both ends")
+            with udp_client(local) as sock:
+                sock.send(b"hello")
+                tunnel.client.wait_for(
+                    rf":{local}.*the other end carries no UDP.*run the same version of Qanat at both ends"
+                )
+            with connection(tcp) as sock:
+                assert exchange(sock, b"hello") == b"hello"
 
 
 def test_nobody_at_the_target_is_told_and_the_flow_comes_back(directory: Path) -> None:

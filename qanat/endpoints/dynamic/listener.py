@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from qanat.endpoints.dynamic.passwords import Passwords
 from qanat.endpoints.dynamic.port import DynamicPort
 
 
@@ -28,6 +29,10 @@ class DynamicListener:
         self._listener = listener
         self._start = start
         self._proxy = proxy
+
+    def ask_for(self, passwords: Passwords | None) -> None:
+        """Ask whoever comes from now on for one of these; for none with None."""
+        self._proxy.passwords = passwords
 
     def start(self) -> None:
         """Accept from now on; as `qanat.endpoints.tcp.Listener.start`."""
