@@ -26,6 +26,7 @@ from qanat.config.settings import (
     ServerSettings,
     ServerTls,
 )
+from qanat.endpoints.dynamic.passwords import Passwords
 from qanat.endpoints.unix import Permissions
 from qanat.handshake.tokens import generate_token, parse_token
 from qanat.transports.dial.proxies import Proxy
@@ -53,6 +54,7 @@ WITHOUT_DEFAULT = {
     "max_pipe_age",
     "failover_after",
     "publish_dir",
+    "dynamic_password_file",
     "publish_group",
     "audit",
     "max_bytes",
@@ -74,6 +76,7 @@ FILES = {
     **dict.fromkeys(("company-ca.pem", "client.pem", "client.key"), ""),
     "proxy.password": "a secret\n",
     "metrics.token": TOKEN,
+    "proxy.users": "me:a secret\n",
     "access.secret": "another\n",
 }
 
@@ -184,6 +187,7 @@ def test_what_is_commented_out_works_too(directory: Path) -> None:
     assert server.node == "tunnel-1"
     assert server.audit == AuditSettings(directory / "audit.log")
     assert server.clients[0].not_after == (parse_moment("2027-01-31T00:00:00Z"),)
+    assert server.clients[0].dynamic_passwords == Passwords.parse("me:a secret")
     assert server.monitor == MonitorSettings("127.0.0.1:9480", directory / "metrics.token", group="www-data")
     client = load_config(file, want="client", environ={})
     assert client.servers == (RemoteServer(("wss://tunnel.example.com/tunnel",), parse_token(TOKEN), FINGERPRINT),)
