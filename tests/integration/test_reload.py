@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,16 @@ def test_a_file_that_is_watched_reloads_by_itself(site: Site) -> None:
     site.server.wait_for(r"reloaded .*the file has changed\): 2 changes")
 
 
+def best_rate(count: Callable[[], int]) -> float:
+    """What was counted in a second, in the best of several moments: others may have the processor in the rest."""
+    rates = []
+    for _ in range(8):
+        before, since = count(), time.monotonic()
+        time.sleep(0.25)
+        rates.append((count() - before) / (time.monotonic() - since))
+    return max(rates)
+
+
 def test_a_token_revoked_in_the_middle_of_bulk_is_cut_and_others_go_on(site: Site) -> None:
     with connection(site.ports["tcp"]) as victim, connection(site.ports["b"]) as other:
         over = threading.Event()
@@ -272,21 +282,17 @@ def test_a_token_revoked_in_the_middle_of_bulk_is_cut_and_others_go_on(site: Sit
 
         pushing, going_on = Background(push), Background(keep_on)
         wait_until(lambda: came["other"] > 1_000_000, "both carry bulk")
-        before, since = came["other"], time.monotonic()
-        time.sleep(1)
-        rate_before = (came["other"] - before) / (time.monotonic() - since)
+        before = best_rate(lambda: came["other"])
         asked = time.monotonic()
         code, output = command("revoke", "-c", site.directory / "server.yaml", "a")
         assert code == 0, output
         assert "its session from 127.0.0.1" in output
         cut_after = pushing.result() - asked
         assert cut_after < 30, cut_after  # most of it is the command's start
-        before, since = came["other"], time.monotonic()
-        time.sleep(1)
-        rate_after = (came["other"] - before) / (time.monotonic() - since)
+        after = best_rate(lambda: came["other"])
         over.set()
         going_on.result()
-        assert rate_after > rate_before / 3
+        assert after > before / 3  # it has the victim's part as well
     fingerprint = token_fingerprint(parse_token(site.tunnel.token))
     wait_until(lambda: bool(site.events("session revoked")), "the audit log has it")
     assert site.events("session revoked")[-1]["token"] == fingerprint
