@@ -13,10 +13,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import HandshakeError, ProtocolError, QanatError, RefusedError, SessionEnded
@@ -26,7 +27,7 @@ from qanat.base.text import printable
 from qanat.base.watcher import Watcher
 from qanat.config.changes import changes_between
 from qanat.config.settings import ServerSettings
-from qanat.control.commands import Commands
+from qanat.control.commands import Commands, Request
 from qanat.control.kick import kick_command
 from qanat.control.listener import ControlSocket
 from qanat.control.log_level import log_level
@@ -144,7 +145,14 @@ class Server:
         """Whether all of this moves."""
         self.commands.register("revoke", self._enforcement.revoke)
         self.commands.register("status", status_command(self.snapshot, self.observation.sample))
-        self.commands.register("kick", kick_command(lambda: self.registry.sessions, self.node))
+        kick = kick_command(lambda: self.registry.sessions, self.node)
+
+        def kick_and_tell(request: Request) -> Mapping[str, Any]:
+            answer = kick(request)
+            self.audit.record("kicked", target=request.text("target"), by=request.by, **answer)
+            return answer
+
+        self.commands.register("kick", kick_and_tell)
         self.commands.register("log-level", log_level)
         self._control: ControlSocket | None = None
 
