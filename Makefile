@@ -44,6 +44,7 @@ soak: $(VENV)/.test
 	$(IN) -m benchmarks.chaos --paths
 	QANAT_RELOADS=1800 $(IN) -m pytest --timeout 600 tests/integration/test_reload.py
 	$(IN) -m benchmarks.doctor
+	QANAT_LONG=1 $(IN) -m pytest tests/packaging/test_bundles.py
 
 bench: $(VENV)/.bench
 	$(IN) -m benchmarks $(ARGS)

@@ -63,6 +63,7 @@ _LONGEST_FIRST = (
     "tests/cli/test_command_line_running.py",
     "tests/integration/test_many_streams.py",
     "tests/integration/test_few_threads.py",
+    "tests/packaging/test_bundles.py",
     "tests/packaging/test_pyz.py",
     "tests/packaging/test_distributions.py",
     "tests/integration/test_transports.py",
