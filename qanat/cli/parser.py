@@ -27,6 +27,8 @@ COMMANDS = {
     "status": "show what runs here, who is connected and what moves; exit code for monitoring",
     "kick": "end a session or a stream of a running server or client",
     "log-level": "show or change how much a running server or client logs",
+    "add": "add forwards to a running client, until it reloads or restarts",
+    "remove": "take forwards out of a running client; open connections go on",
     "wait": "block until the running client of a configuration is connected",
     "init": "write a server's and a client's configuration that fit together, a token and a key",
     "token": "print a new token",

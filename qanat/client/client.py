@@ -32,6 +32,7 @@ from qanat.client.connect import Connector
 from qanat.client.forward_changes import Fate, ForwardChange, compare_forwards
 from qanat.client.forward_shares import ForwardShares, ServedForward
 from qanat.client.known_hosts import KnownHosts
+from qanat.client.live_forwards import add_command, remove_command
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.local_port import Service
 from qanat.client.network_watch import NetworkWatch
@@ -112,7 +113,8 @@ class Client:
         self._watcher.add_chore(MemoryReturn().look)
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
-        self._applying = threading.Lock()  # one change of the settings after the other
+        self.applying = threading.RLock()
+        """Held for a change of the settings: one comes after the other."""
         self._shares = ForwardShares(StreamRoom(self._max_streams), self._watcher)
         self._shares.change(settings.forwards)
         self._numbers = ForwardNumbers(settings.forwards)
@@ -142,6 +144,8 @@ class Client:
         self.commands.register("status", status_command(self.snapshot, self.observation.sample))
         self.commands.register("kick", kick_command(self._sessions, f"the client {settings.name}"))
         self.commands.register("log-level", log_level)
+        self.commands.register("add", add_command(self))
+        self.commands.register("remove", remove_command(self))
 
     def _connection(self, settings: ClientSettings, server: RemoteServer) -> ServerConnection:
         """Return a connection to a server, which does nothing yet.  Raises UsageError."""
@@ -201,7 +205,7 @@ class Client:
         self._stopping.set()
         if self._control is not None:
             self._control.stop_listening()
-        with self._applying:
+        with self.applying:
             servers = (*self.servers, *self._leaving)
         for server in servers:
             server.stop_connecting()
@@ -251,7 +255,7 @@ class Client:
 
         Blocks until connected servers have answered for remote forwards, at most ANSWER_TIMEOUT.
         """
-        with self._applying:
+        with self.applying:
             if self._stopping.is_set():
                 return []
             before, now = self.settings, effective(self.settings, settings)
@@ -274,8 +278,17 @@ class Client:
 
         The others are not touched.  Blocks until connected servers have answered, at most `timeout` seconds.
         """
-        with self._applying:
+        with self.applying:
             return self._change_forwards(forwards, timeout)
+
+    def bound_ports(self, forward: Forward) -> tuple[int, ...]:
+        """Return the ports that really are bound for a forward: here, or at each server that listens for it."""
+        found = list(self._local.bound_ports(forward))
+        number = next((one for one in self._numbers.forwards if one.forward == forward), None)
+        if number is not None:
+            for session in self._sessions():
+                found += session.remotes.bound_ports(number)
+        return tuple(found)
 
     def _change_forwards(self, forwards: Sequence[Forward], timeout: float) -> list[ForwardChange]:
         if self._stopping.is_set() or tuple(forwards) == self.settings.forwards:
@@ -363,7 +376,7 @@ class Client:
         """Let the session stay where it is, and begin another one: the server in the settings is not its own."""
 
         def part() -> None:
-            with self._applying:
+            with self.applying:
                 if self._stopping.is_set() or self.servers != (connection,):
                     return
                 try:

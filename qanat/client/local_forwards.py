@@ -173,6 +173,11 @@ class LocalForwards:
                 found.append((kind, where, forward.target, missing if failure is None else failure.message))
         return found
 
+    def bound_ports(self, forward: Forward) -> list[int]:
+        """Return the ports that are bound for one of them."""
+        with self._changed:
+            return [one.port for each in self._ranges if each.forward == forward for one in each.ports if one.is_bound]
+
     @property
     def ports(self) -> list[int]:
         """The ports that are bound, in the order of the forwards."""

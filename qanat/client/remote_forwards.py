@@ -416,6 +416,12 @@ class RemoteForwards:
         with self._changed:
             return self._changed.wait_for(lambda: answered() or self._draining.is_set(), deadline.remaining())
 
+    def bound_ports(self, one: NumberedForward) -> list[int]:
+        """Return the ports on which the server listens for a forward."""
+        with self._changed:
+            answers = [self._answers.get(number) for number in one.numbers]
+        return [answer.port for answer in answers if isinstance(answer, Listening)]
+
     def outcome(self, one: NumberedForward) -> tuple[tuple[str, ...], str]:
         """Return where the server listens for a forward, and why it does not in other places; both empty: unknown."""
         with self._changed:

@@ -18,7 +18,7 @@ from qanat.config.forwards import parse_publishes, parse_ssh_forwards
 from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
 from qanat.config.secret_files import read_secret_file, read_token_file, token_secret
-from qanat.config.settings import ClientSettings, ClientTls, RemoteServer
+from qanat.config.settings import ClientSettings, ClientTls, Forward, RemoteServer
 from qanat.config.state import environment_state_dir, user_state_dir
 from qanat.config.texts import AnyProxy, check_name, check_url, named, parse_proxy
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
@@ -60,10 +60,7 @@ def client_from_options(
     settings = ClientSettings(
         name=named("the client's name", check_name, name),
         servers=(server,),
-        forwards=(
-            *parse_ssh_forwards(*(given.get(flag, ()) for flag in ("local", "remote", "udp", "dynamic"))),
-            *parse_publishes(given.get("publish", ())),
-        ),
+        forwards=forwards_from_options(given),
         proxy=_proxy(urls, given.get("proxy"), given.get("proxy_password_file"), environ),
         headers=_headers(given.get("header", ()), given.get("header_file", ())),
         state_dir=state_dir or environment_state_dir(environ) or user_state_dir(environ, needed=kept),
@@ -71,6 +68,14 @@ def client_from_options(
     settings = with_flags(settings, given)
     _check_tls(urls, settings.tls, given)
     return settings
+
+
+def forwards_from_options(given: Mapping[str, Any]) -> tuple[Forward, ...]:
+    """Return the forwards of the flags that make some, by the `dest` of each.  Raises UsageError."""
+    return (
+        *parse_ssh_forwards(*(given.get(flag, ()) for flag in ("local", "remote", "udp", "dynamic"))),
+        *parse_publishes(given.get("publish", ())),
+    )
 
 
 def with_flags(settings: T, given: Mapping[str, Any]) -> T:

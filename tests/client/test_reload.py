@@ -29,6 +29,7 @@ from qanat.config.settings import (
     RemoteServer,
     ServerSettings,
 )
+from qanat.control.commands import Request
 from qanat.endpoints.unix import Permissions
 from qanat.server.server import Server
 from tests.support.applications import END, Target, connection, echo, ending_of, exchange
@@ -313,6 +314,34 @@ def connection_after(rig: Rig, forward: Forward) -> Iterator[socket.socket]:
     with connection(rig.client.local_ports[0]) as sock:
         assert sock.recv(1) == b"1"
         yield sock
+
+
+def test_forwards_are_added_and_removed_by_command_and_what_was_bound_is_said(rig: Rig) -> None:
+    first, port, there = rig.to(rig.one), unused_port(), unused_port()
+    with connection_after(rig, first) as sock:
+        run = rig.client.commands.run
+        refused_there = {"local": [f"127.0.0.1:0:127.0.0.1:{rig.two.port}"], "remote": [f"0.0.0.0:{there}:127.0.0.1:1"]}
+        answer = run(Request("add", refused_there))
+        assert not answer["ok"]
+        assert answer["hint"].startswith("nothing was added")
+        assert rig.client.settings.forwards == (first,)
+        fields = {
+            "local": [f"127.0.0.1:0:127.0.0.1:{rig.two.port}"],
+            "remote": [f"127.0.0.1:{there}:127.0.0.1:{rig.two.port}"],
+            "dynamic": [f"127.0.0.1:{port}"],
+        }
+        answer = run(Request("add", fields))
+        assert answer["ok"], answer
+        chosen = int(answer["changes"][0]["listening"][0].rpartition(":")[2])
+        assert greeting(chosen) == greeting(there) == b"2"
+        assert not run(Request("add", {"dynamic": [f"127.0.0.1:{port}"]}))["ok"]
+        assert not run(Request("remove", {"local": [f"127.0.0.1:{unused_port()}"]}))["ok"]
+        fields = {"local": [f"127.0.0.1:{chosen}"], "remote": [f"127.0.0.1:{there}"], "dynamic": [f"127.0.0.1:{port}"]}
+        answer = run(Request("remove", fields))
+        assert [change["change"] for change in answer["changes"]] == ["removed"] * 3
+        wait_until(lambda: refused(chosen) and refused(there) and refused(port), "the ports are free")
+        assert rig.client.settings.forwards == (first,)
+        exchange(sock, b"still here")
 
 
 # --- the way to the server --------------------------------------------------------------------------

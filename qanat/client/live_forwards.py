@@ -1,0 +1,153 @@
+"""Forwards that are added to a running client, and taken out, until it reloads or restarts (docs/CONTROL.md).
+
+They come as texts, written as on a command line: `tunnel.py add -L 8080:web:80`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from qanat.base.endpoint_addresses import ListenPlace
+from qanat.base.errors import QanatError, UsageError
+from qanat.client.forward_changes import Fate, ForwardChange
+from qanat.config.command_line import forwards_from_options
+from qanat.config.forwards import parse_listen
+from qanat.config.published_names import parse_published_name
+from qanat.config.settings import ClientSettings, Forward
+from qanat.config.texts import named
+from qanat.control.commands import Answer, Command, Request
+
+FLAGS = {"local": "-L", "udp": "--udp", "remote": "-R", "dynamic": "-D", "publish": "--publish"}
+"""The fields of a request, each a list of texts, and the flags that they are."""
+LASTS = "until it reloads or restarts"
+
+
+class Changing(Protocol):
+    """The client, as far as its forwards are concerned."""
+
+    @property
+    def applying(self) -> AbstractContextManager[object]:
+        """What is held for a change of the settings."""
+
+    @property
+    def settings(self) -> ClientSettings:
+        """What it runs with."""
+
+    def change_forwards(self, forwards: Sequence[Forward]) -> list[ForwardChange]:
+        """Have these in place of the present ones; return what came of each that differs."""
+
+    def bound_ports(self, forward: Forward) -> tuple[int, ...]:
+        """Return the ports that really are bound for a forward."""
+
+
+def add_command(client: Changing) -> Command:
+    """Return the command `add`: all of the forwards are had, or none of them."""
+
+    def add(request: Request) -> Answer:
+        given = {field: request.texts(field) for field in FLAGS}
+        wanted = _some(forwards_from_options(given))
+        with client.applying:
+            before = client.settings.forwards
+            for forward in wanted:
+                there = next((one for one in before if one.meets(forward)), None)
+                if there is not None:
+                    raise UsageError(f"{there} listens there already", hint="remove that first, or choose another port")
+            changes = client.change_forwards((*before, *wanted))
+            failed = [change for change in changes if change.failure]
+            if failed:
+                client.change_forwards(before)
+                why = "; ".join(f"{change.forward}: {change.failure}" for change in failed)
+                raise QanatError(why, hint="nothing was added; choose another port, or free that one")
+            return _answer(changes)
+
+    return add
+
+
+def remove_command(client: Changing) -> Command:
+    """Return the command `remove`: a forward is known by where it listens, a port of the system's choice included."""
+
+    def remove(request: Request) -> Answer:
+        with client.applying:
+            before = client.settings.forwards
+            going: list[Forward] = []
+            for field, flag in FLAGS.items():
+                for text in request.texts(field):
+                    found = next(_meant(client, before, field, text.strip()), None)
+                    if found is None:
+                        hint = "see `status` for those that there are"
+                        raise UsageError(f"{flag} {text}: no such forward", hint=hint)
+                    going.append(found)
+            left = list(before)
+            for forward in dict.fromkeys(_some(going)):
+                left.remove(forward)
+            return _answer(client.change_forwards(tuple(left)))
+
+    return remove
+
+
+def _some(forwards: Sequence[Forward]) -> Sequence[Forward]:
+    if not forwards:
+        raise UsageError("which forward?", hint="give one at least: -L, -R, -D, --udp or --publish")
+    return forwards
+
+
+def _answer(changes: Sequence[ForwardChange]) -> Answer:
+    return {
+        "changes": [
+            {
+                "change": change.fate.value,
+                "forward": str(change.forward),
+                "listening": list(change.listening),
+                "pending": change.pending,
+                "text": str(change),
+            }
+            for change in changes
+            if change.fate is not Fate.CHANGED
+        ],
+        "lasts": LASTS,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a forward listens that is meant."""
+
+    kind: str
+    listen: ListenPlace
+    ports: int = 1
+
+
+def _meant(client: Changing, forwards: Sequence[Forward], field: str, text: str) -> Iterator[Forward]:
+    """Yield the forwards that are meant by a flag's value: the whole one, or where it listens alone."""
+    place = _place(field, text)
+    for forward in forwards:
+        if forward.kind != place.kind or forward.ports != place.ports:
+            continue
+        at = forward.listen
+        if at == place.listen:
+            yield forward
+        elif type(at) is type(place.listen) and getattr(at, "host", "") == getattr(place.listen, "host", None):
+            port = getattr(place.listen, "port", 0)
+            if port and getattr(at, "port", 1) == 0 and port in client.bound_ports(forward):
+                yield forward
+
+
+def _place(field: str, text: str) -> _Place:
+    if field == "publish":
+        name = text.partition(":")[0]
+        return _Place("remote", named(f"--publish {text}", parse_published_name, name))
+    try:
+        (forward,) = forwards_from_options({field: (text,)})
+    except UsageError as error:
+        try:
+            listen, ports = parse_listen(text.removesuffix("/udp"))
+        except UsageError:
+            raise error from None
+        if field == "udp" or text.endswith("/udp"):
+            (forward,) = forwards_from_options({field: (f"{text.removesuffix('/udp')}:x:1/udp",)})
+            return _Place(forward.kind, forward.listen)
+        return _Place("remote" if field == "remote" else "local", listen, ports)
+    return _Place(forward.kind, forward.listen, forward.ports)
