@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.main import DONE
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, add_target, ask_one
+from qanat.cli.target import FINDING, add_target, alive
+from qanat.control.running import NothingRuns, Running
 
 FORWARDS = (
     ("-L", "local", "[ADDRESS:]PORT:HOST:HOSTPORT", "as `client -L`: listen here, connect from the server"),
@@ -35,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_forwards(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each kind of forward."""
+    """Add a flag for each kind of forward, and what names a client without a file."""
+    parser.add_argument("--socket", type=Path, metavar="FILE", help="the client's control socket, in its state_dir")
     for flag, dest, metavar, text in FORWARDS:
         parser.add_argument(flag, dest=dest, action="append", default=[], metavar=metavar, help=text)
 
@@ -48,8 +52,21 @@ def run(options: argparse.Namespace) -> int:
 def change(options: argparse.Namespace, command: str) -> int:
     """Ask the client to `add` or `remove` what the flags say, and print what came of each.  Raises QanatError."""
     fields: dict[str, Any] = {dest: getattr(options, dest) for _, dest, _, _ in FORWARDS}
-    answer = ask_one(options, command, role="client", **fields)
+    answer = _the_client(options).ask(command, **fields)
     for each in answer.get("changes", []):
         write_out(f"{printable(str(each.get('text', '')), 1000)}\n")
     write_out(f"this lasts {printable(str(answer.get('lasts', '')))}\n")
     return DONE
+
+
+def _the_client(options: argparse.Namespace) -> Running:
+    """Return the one client that is meant.  Blocks.  Raises QanatError."""
+    if options.socket is not None:
+        return Running(options.socket)
+    found = [each for each in alive(options) if each[1].role == "client"]
+    if not found:
+        raise NothingRuns("no client runs here that could be asked", hint="start it, or say which with -c FILE")
+    if len(found) > 1:
+        files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
+        raise UsageError("several clients run here", hint=f"say which with -c FILE, or --socket FILE.sock: {files}")
+    return found[0][0]
