@@ -243,7 +243,8 @@ class Client:
 
     def snapshot(self, *, with_streams: bool = True) -> ClientSnapshot:
         """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
-        return self.observation.snapshot(self.watchdog.look(0.1), with_streams=with_streams)
+        snapshot = self.observation.snapshot(self.watchdog.look(0.1), with_streams=with_streams)
+        return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
 
     @property
     def watcher(self) -> Watcher:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from qanat.base.text import printable
 from qanat.monitor.snapshot import (
     ClientSnapshot,
+    Finding,
     LaneSnapshot,
     ServerSnapshot,
     SessionSnapshot,
@@ -66,28 +67,12 @@ CUTS_MINUTE = 3
 CUTS_WINDOW = 60.0
 CUTS_KEPT = 64
 FLOOD_RATE = 4 * 1024 * 1024
-FLOOD_OPENS = 20.0
+FLOOD_OPENS = 10.0
 """Streams a second."""
+FLOOD_LASTS = 8.0
+"""Seconds: a browser's page opens as many for a moment."""
 FLOOD_SHARE = 0.8
 AWAY = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong."""
-
-    severity: str
-    code: str
-    subject: str
-    """The client, stream, target or address that it is about."""
-    title: str
-    text: str
-    next: str
-    """What to look at, or do, next."""
-
-    def to_json(self) -> dict[str, str]:
-        """Return it as what `json.dumps` takes."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(slots=True)
@@ -387,7 +372,7 @@ class Findings:
         opens = sum(memory.opens for _, memory in memories)
         for session, memory in memories:
             many = memory.opens >= FLOOD_OPENS and memory.opens >= FLOOD_SHARE * opens
-            if self._lasted(("opens", session.id), many, now) >= LASTS:
+            if self._lasted(("opens", session.id), many, now) >= FLOOD_LASTS:
                 yield Finding(
                     "warning",
                     "flood",

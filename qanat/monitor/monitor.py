@@ -12,11 +12,10 @@ from qanat.base.deadline import Deadline
 from qanat.base.events import Events
 from qanat.base.watcher import Watcher
 from qanat.config.settings import MonitorSettings
-from qanat.monitor.findings import Finding
 from qanat.monitor.http import Handler
 from qanat.monitor.listener import MonitorListener
 from qanat.monitor.page.page import Page
-from qanat.monitor.snapshot import Snapshot
+from qanat.monitor.snapshot import Finding, Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,21 @@ class ConnectionSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, in words (`qanat.monitor.findings`)."""
+
+    severity: str
+    """error, warning or note."""
+    code: str
+    subject: str
+    """The client, stream, target or address that it is about."""
+    title: str
+    text: str
+    next: str
+    """What to look at, or do, next."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSnapshot:
     """A server."""
 
@@ -210,12 +225,14 @@ class ServerSnapshot:
     """What does not move though it should; empty while all lanes do."""
     peers: tuple[PeerTotals, ...] = ()
     """What each client has carried, in the configuration's order."""
+    findings: tuple[Finding, ...] = ()
+    """What is wrong, the worst first; known to an end that has `monitor:` alone."""
     version: int = VERSION
     role: str = "server"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as what `json.dumps` takes."""
-        found: dict[str, Any] = _plain(self)
+        found: dict[str, Any] = plain(self)
         return found
 
 
@@ -239,12 +256,14 @@ class ClientSnapshot:
     troubles: tuple[str, ...] = ()
     peers: tuple[PeerTotals, ...] = ()
     """What each server has carried, likewise."""
+    findings: tuple[Finding, ...] = ()
+    """What is wrong, the worst first; known to an end that has `monitor:` alone."""
     version: int = VERSION
     role: str = "client"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as what `json.dumps` takes."""
-        found: dict[str, Any] = _plain(self)
+        found: dict[str, Any] = plain(self)
         return found
 
 
@@ -262,11 +281,11 @@ def _keys(kind: type) -> tuple[tuple[str, str], ...]:
     return tuple((each.name, each.name.rstrip("_")) for each in fields(kind))
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as dictionaries and lists; a tenth of what `dataclasses.asdict` costs, which copies each leaf."""
+def plain(value: Any) -> Any:
+    """Return a snapshot, or a part of one, as dictionaries and lists; for a tenth of `dataclasses.asdict`'s cost."""
     kind = type(value)
     if kind is tuple:
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if is_dataclass(kind):
-        return {key: _plain(getattr(value, name)) for name, key in _keys(kind)}
+        return {key: plain(getattr(value, name)) for name, key in _keys(kind)}
     return value

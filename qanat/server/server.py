@@ -280,7 +280,8 @@ class Server:
 
     def snapshot(self, *, with_streams: bool = True) -> ServerSnapshot:
         """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
-        return self.observation.snapshot(self.settings, self.watchdog.look(0.1), with_streams=with_streams)
+        snapshot = self.observation.snapshot(self.settings, self.watchdog.look(0.1), with_streams=with_streams)
+        return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
 
     def stop(self) -> None:
         """End gracefully: no new connection or stream, `drain` seconds for open ones, then close the sessions.

@@ -172,8 +172,8 @@ class Troubles:
             with self.connect("flood") as sock:
                 sock.recv(1)
 
-        for _ in range(4):
-            self.keep("flood", often, 0.08)
+        for _ in range(3):
+            self.keep("flood", often, 0.1)
 
     def well(self) -> None:
         """Nothing is wrong with this one."""

@@ -7,8 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from qanat.monitor.findings import MOST, Finding, Findings
-from qanat.monitor.snapshot import ClientSnapshot, ConnectionSnapshot, Failure, HandshakesSnapshot, Snapshot, Totals
+from qanat.monitor.findings import MOST, Findings
+from qanat.monitor.snapshot import (
+    ClientSnapshot,
+    ConnectionSnapshot,
+    Failure,
+    Finding,
+    HandshakesSnapshot,
+    Snapshot,
+    Totals,
+)
 from tests.support.made_snapshots import START, crowd, lane, server, session, stream
 
 EVERY = 2.0

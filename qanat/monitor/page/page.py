@@ -27,12 +27,12 @@ from qanat.base.request_head import RequestHead
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
-from qanat.monitor.findings import Finding, Findings
+from qanat.monitor.findings import Findings
 from qanat.monitor.history import INTERVAL, History, Sample
 from qanat.monitor.http import EventStream, Handler, Response, failure
 from qanat.monitor.page.assets import asset_routes
 from qanat.monitor.page.rows import FIRST, Rates, forward_rows, parse_wanted, server_rows, session_rows, stream_rows
-from qanat.monitor.snapshot import ServerSnapshot, Snapshot, streams_of
+from qanat.monitor.snapshot import Finding, ServerSnapshot, Snapshot, plain, streams_of
 from qanat.process.log_lines import Line, LogLines
 
 log = logging.getLogger("qanat.monitor")
@@ -179,7 +179,7 @@ class Page:
         state = {
             "first": first,
             **_heading(snapshot),
-            "findings": [finding.to_json() for finding in self._found],
+            "findings": plain(self._found),
             "totals": self._totals_locked(snapshot),
             "servers": server_rows(snapshot),
             "sessions": session_rows(snapshot.sessions, rates, FIRST),
