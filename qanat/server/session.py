@@ -131,7 +131,7 @@ class ServerSession(Session):
         self._shared_ports = shared_ports
         self._proxies = trusted_proxies
         self._published = published
-        self._listening = threading.Lock()  # guards the next three; held while one binds, which does not block
+        self._listening = threading.RLock()  # guards the next three; held while one binds, which does not block
         self._listeners: dict[int, Listens] = {}
         self._bound: dict[int, tuple[Listen, Hashable]] = {}  # what was asked, and what the rules made of it
         self._forbidden: set[int] = set()  # forwards whose listener was ended by other rules

@@ -10,12 +10,12 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.watcher import Watcher
+from qanat.config.settings import ClientAccount
 from qanat.mux.parameters import LaneParameters
-from qanat.server.access.rules import ListenRules
+from qanat.server.accounts import Account
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Busy, MeasuredAlready, NameInUse, Registry
 from qanat.server.shared_ports import SharedPorts
-from qanat.session.connect_rules import ConnectRules
 from tests.support.background import Background, wait_until
 
 SOON, NEVER = 0.05, 10.0
@@ -45,10 +45,8 @@ def session(
         resume_for=0.0,
         instance=instance,
         origin=f"{name}'s place",
-        connect_rules=ConnectRules(()),
-        listen_rules=ListenRules(()),
+        account=Account(ClientAccount(name, (b"t" * 32,)), 1, watcher),
         connect_timeout=1.0,
-        connecting=threading.Semaphore(),
         max_forwards=1,
         max_lanes=1,
         watcher=watcher,
