@@ -57,6 +57,7 @@ def heading_of(snapshot: Snapshot) -> list[str]:
         f"{format_bytes(totals.bytes_received)} received, {format_bytes(totals.bytes_sent)} sent, "
         f"{totals.recoveries} recoveries, {format_bytes(totals.replayed_bytes)} sent again"
     )
+    lines += (f"{found.severity}: {found.title}. {found.text} {found.next}" for found in snapshot.findings)
     return lines
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
 
+from qanat.cli.status_tables import heading_of
 from qanat.monitor.findings import MOST, Findings
+from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -252,3 +255,11 @@ def test_what_ends_is_told_no_more_and_nothing_is_kept_of_those_who_left() -> No
     assert not (findings._sessions)
     assert not (findings._streams)
     assert not (findings._since)
+
+
+def test_status_tells_what_was_found_after_its_way_through_json() -> None:
+    found = Finding("error", "cut", "a", "a is cut again and again", "Twelve times.", "Look at the proxy.")
+    shown = replace(server(0, session("a")), findings=(found,))
+    read = read_snapshot(json.loads(json.dumps(shown.to_json())))
+    assert read == shown
+    assert "error: a is cut again and again. Twelve times. Look at the proxy." in heading_of(read)
