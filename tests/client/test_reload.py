@@ -6,9 +6,11 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ from qanat.control.commands import Request
 from qanat.endpoints.unix import Permissions
 from qanat.server.server import Server
 from tests.support.applications import END, Target, connection, echo, ending_of, exchange
-from tests.support.background import wait_until
+from tests.support.background import Background, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
 from tests.support.harness import SECONDS, Relay
 from tests.support.identities import place_identity
@@ -290,7 +292,7 @@ def test_other_limits_hold_at_once_and_count_what_is_open(rig: Rig) -> None:
         exchange(sock, b"still here")
 
 
-def test_a_thousand_reloads_leave_nothing_behind(rig: Rig) -> None:
+def test_a_hundred_reloads_leave_nothing_behind(rig: Rig) -> None:
     a, b = rig.to(rig.one, unused_port()), rig.back(rig.one, unused_port())
     with connection_after(rig, a) as sock:
         numbers = []
@@ -342,6 +344,45 @@ def test_forwards_are_added_and_removed_by_command_and_what_was_bound_is_said(ri
         wait_until(lambda: refused(chosen) and refused(there) and refused(port), "the ports are free")
         assert rig.client.settings.forwards == (first,)
         exchange(sock, b"still here")
+
+
+def test_streams_of_every_kind_do_not_notice_two_hundred_reloads(rig: Rig) -> None:
+    path, stop = str(rig.directory / "k"), threading.Event()
+    local, back, dynamic = (unused_port() for _ in range(3))
+    target = TcpAddress("127.0.0.1", rig.one.port)
+    kept = (
+        rig.to(rig.one, local),
+        rig.back(rig.one, back),
+        Forward("local", UnixAddress(path), target),
+        Forward("local", TcpAddress("127.0.0.1", dynamic), ANYWHERE),
+    )
+    rig.have(*kept)
+    session = rig.client.servers[0].session
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connection(port)) for port in (local, back, dynamic)]
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unix.settimeout(SECONDS)
+        unix.connect(path)
+        socks[2].sendall(b"\x04\x01" + rig.one.port.to_bytes(2, "big") + b"\x7f\0\0\x01\0")  # SOCKS4
+        assert socks[2].recv(8)[1] == 90
+
+        def talk(sock: socket.socket) -> int:
+            assert sock.recv(1) == b"1"
+            rounds = 0
+            while not stop.is_set():
+                exchange(sock, os.urandom(20_000))
+                rounds += 1
+            return rounds
+
+        talks = [Background(partial(talk, sock)) for sock in (*socks, unix)]
+        one, two, tokens = rig.to(rig.two, unused_port()), rig.back(rig.two, unused_port()), TOKENS
+        for n in range(200):
+            more = (one, replace(two, limits=ForwardLimits(max_streams=n + 1)))[: n % 3]
+            server = replace(rig.settings.servers[0], token=tokens[n % 2])
+            rig.have(*kept, *more, servers=(server,), max_pipe_age=1000.0 + n)
+        stop.set()
+        assert all(each.result() > 0 for each in talks)
+    assert rig.client.servers[0].session is session
 
 
 # --- the way to the server --------------------------------------------------------------------------
