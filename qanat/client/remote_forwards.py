@@ -5,7 +5,7 @@ come and go meanwhile (`change`): one that leads elsewhere from now on keeps its
 
     number is new          LISTEN
     number is gone         UNLISTEN; streams that are open go on
-    other limits, there    LISTEN again, which changes them; a server that does not know that gets UNLISTEN, then LISTEN
+    other options, there   LISTEN again, for a server that can change them; one that cannot gets UNLISTEN, then LISTEN
 
 `qanat.client.session` owns it, gives it what the server says, and asks it where a stream leads.
 """
