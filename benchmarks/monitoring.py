@@ -1,10 +1,11 @@
 """What metrics cost at full throughput: `python -m benchmarks.monitoring`.
 
-    --rounds 9 --megabytes 512 --scrape-every 1
+    --rounds 15 --megabytes 200 --scrape-every 15
 
-Two tunnels, of a server and a client process each: one without `monitor:`, one with it at both ends, which are scraped
-all the time.  They carry the same bulk in turns, so that what else the machine does falls on both alike.  Prints the
-throughput, and the CPU time of both ends for a gigabyte, which is the steadier figure of a busy machine.
+Three tunnels, of a server and a client process each: one with `monitor:` at both ends, scraped now and then, and two
+without, whose difference is the noise.  They carry the same bulk in turns, so that what else the machine does falls on
+all alike.  Prints the throughput, and the CPU time of both ends for a gigabyte, which is the steadier figure of a busy
+machine.
 """
 
 from __future__ import annotations
@@ -65,29 +66,31 @@ def cpu_seconds(program: Program) -> float:
 def main(arguments: list[str]) -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--megabytes", type=int, default=512, help="in each round")
-    parser.add_argument("--scrape-every", type=float, default=1.0, help="seconds; Prometheus' default is 60")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--megabytes", type=int, default=200, help="in each round")
+    parser.add_argument("--scrape-every", type=float, default=15.0, help="seconds; Prometheus' own default is 60")
     options = parser.parse_args(arguments)
     size = options.megabytes * MEGABYTE
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         target = stack.enter_context(Target(discard))
-        plain = Pair(directory / "plain", target.port, stack, monitored=False)
-        monitored = Pair(directory / "monitored", target.port, stack, monitored=True)
+        pairs = {
+            name: Pair(directory / name, target.port, stack, monitored=name == "with")
+            for name in ("without", "with", "again")
+        }
         over = threading.Event()
 
         def scrape_loop() -> None:
             while not over.wait(options.scrape_every):
-                for address in monitored.pages:
+                for address in pairs["with"].pages:
                     with _OPENER.open(f"http://{address}/metrics", timeout=60) as answer:
                         answer.read()
 
         scraper = threading.Thread(target=scrape_loop, daemon=True)
         scraper.start()
-        results: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
         for number in range(options.rounds + 1):  # the first one warms up
-            for name, pair in (("without", plain), ("with", monitored))[:: 1 if number % 2 else -1]:
+            for name, pair in list(pairs.items())[:: 1 if number % 2 else -1]:
                 taken = pair.push(size)
                 if number:
                     results[name].append(taken)
@@ -97,10 +100,11 @@ def main(arguments: list[str]) -> None:
             speed = statistics.median(8 * size / seconds / 1e9 for seconds, _ in found)
             cpu = statistics.median(cpu / size * 1e9 for _, cpu in found)
             print(f"{name:7} metrics: {speed:.2f} Gbit/s, {cpu:.3f} CPU s for a GB (medians of {len(found)})")
-        pairs = list(zip(results["without"], results["with"], strict=True))
-        faster = statistics.median(one[0] / other[0] for one, other in pairs)
-        cheaper = statistics.median(other[1] / one[1] for one, other in pairs)
-        print(f"with / without, median of the rounds: throughput {faster:.3f}, CPU {cheaper:.3f}")
+        for name in ("with", "again"):
+            rounds = list(zip(results["without"], results[name], strict=True))
+            faster = statistics.median(one[0] / other[0] for one, other in rounds)
+            dearer = statistics.median(other[1] / one[1] for one, other in rounds)
+            print(f"{name} / without, median of the rounds: throughput {faster:.3f}, CPU {dearer:.3f}")
 
 
 if __name__ == "__main__":
