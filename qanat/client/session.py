@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -70,12 +71,19 @@ class ClientSession(Session):
         self.retired = False
         """Whether another server is preferred, or this one not wanted: it only keeps its streams until they end."""
         self._retired_because = ""
+        here = weakref.ref(self)  # or what it owns would keep it alive
+
+        def send(message: bytes) -> None:
+            session = here()
+            if session is not None:
+                session.send_control(message)
+
         self.remotes = RemoteForwards(
             name,
             remotes,
             required,
             parameters.peer_features,
-            send=lambda message: self.send_control(message),
+            send=send,
             start=self.joined.threads.start,
             draining=self._draining,
         )
