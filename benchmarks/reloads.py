@@ -68,7 +68,7 @@ def main() -> int:
         client = Client(ClientSettings("a", (remote,), kept, state_dir=directory))
         client.start()
         stack.callback(client.stop)
-        wait_until(lambda: client.servers[0].disconnected_since is None, "the client is connected")
+        wait_until(lambda: bool(client.bound_ports(kept[1])), "the server listens")
         stop = threading.Event()
 
         def talk(number: int) -> int:
