@@ -563,10 +563,11 @@ def test_stopping_is_idempotent_and_quick_in_every_state(tmp_path: Path, state: 
 def test_a_session_that_begins_as_the_client_stops_is_taken_leave_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: float
 ) -> None:
-    exchange, stopping = Connector.exchange_hello, threading.Event()
+    exchange, welcomed, stopping = Connector.exchange_hello, threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Ready:
         ready = exchange(*arguments)
+        welcomed.set()
         assert stopping.wait(SECONDS)
         return ready
 
@@ -574,6 +575,7 @@ def test_a_session_that_begins_as_the_client_stops_is_taken_leave_of(
     sessions = Sessions()
     with client_of(tmp_path, sessions) as (client, _):
         connection, carried = client.servers[0], sessions.next()
+        assert welcomed.wait(SECONDS)
         stop_connecting = connection.stop_connecting
         monkeypatch.setattr(connection, "stop_connecting", lambda: (stop_connecting(), stopping.set()))
         began = time.monotonic()

@@ -405,9 +405,9 @@ def lead_nowhere(client: Client, stack: ExitStack) -> threading.Event:
     ours._route = replace(route_of(client.settings), connect_to=silent_address(stack))
     connect = ours.connect
 
-    def tell_and_connect(*arguments: Any) -> SealedPipe:
+    def tell_and_connect(*arguments: Any, **options: Any) -> SealedPipe:
         dials.set()
-        return connect(*arguments)
+        return connect(*arguments, **options)
 
     ours.connect = tell_and_connect  # type: ignore[method-assign]
     return dials
