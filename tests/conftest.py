@@ -53,6 +53,10 @@ minute and a half before `matrix` and after it, and the others fill that time.""
 _LONGEST_FIRST = (
     "the matrix",
     "tests/integration/test_shared_proxy.py",
+    "tests/integration/test_kinds.py",
+    "tests/integration/test_alerts.py",
+    "tests/integration/test_page_troubles.py",
+    "tests/integration/test_reload.py",
     "tests/deploy/test_cron.py",
     "tests/integration/test_proxy_reload.py",
     "tests/integration/test_http2_strangers.py",
@@ -64,6 +68,7 @@ _LONGEST_FIRST = (
     "tests/integration/test_many_streams.py",
     "tests/integration/test_few_threads.py",
     "tests/packaging/test_bundles.py",
+    "tests/monitor/test_page.py",
     "tests/packaging/test_pyz.py",
     "tests/packaging/test_distributions.py",
     "tests/integration/test_transports.py",
