@@ -11,7 +11,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +24,10 @@ from qanat.control.paths import control_path
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import streams_of
 from qanat.mux.parameters import LaneParameters
-from qanat.server.access.rules import ListenRules
+from qanat.server.accounts import Account
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.server.shared_ports import SharedPorts
-from qanat.session.connect_rules import ConnectRules
 from qanat.session.messages import Through
 
 SESSIONS, STREAMS = 1000, 5000
@@ -92,10 +90,8 @@ def _session(name: str, watcher: Watcher, ports: SharedPorts) -> ServerSession:
         resume_for=600.0,
         instance=name.encode().ljust(16)[:16],
         origin=name,
-        connect_rules=ConnectRules(()),
-        listen_rules=ListenRules(()),
+        account=Account(ClientAccount(name, (b"t" * 32,)), STREAMS, watcher),
         connect_timeout=1.0,
-        connecting=threading.Semaphore(),
         max_forwards=1,
         max_lanes=1,
         watcher=watcher,

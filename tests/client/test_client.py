@@ -592,10 +592,10 @@ def test_an_unexpected_error_while_connecting_is_a_failed_try_and_never_the_end(
     """Whoever is on the path may find such a thing; it must not cost the sessions with other servers."""
     connect, tries = Connector.connect, itertools.count()
 
-    def broken(*arguments: Any) -> SealedPipe:
+    def broken(*arguments: Any, **options: Any) -> SealedPipe:
         if next(tries) < 2:
             raise ZeroDivisionError
-        return connect(*arguments)
+        return connect(*arguments, **options)
 
     monkeypatch.setattr(Connector, "connect", broken)
     sessions = Sessions()

@@ -105,6 +105,7 @@ def test_uv_installs_the_same_program(built: Path, wheels: Path, tmp_path: Path)
 
 
 def test_lintian_finds_nothing(built: Path) -> None:
+    long_only()
     lintian = require_program("lintian")
     assert run(lintian, "--allow-root", "--fail-on", "error,warning", file_of(built, "*.deb")) == ""
 
