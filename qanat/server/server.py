@@ -53,7 +53,7 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.audit import AuditFile, AuditLog
 from qanat.server.enforcement import Enforcement
-from qanat.server.front_door.connection import Carry
+from qanat.server.front_door.context import Carry
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.observation import ServerObservation
 from qanat.server.own_names import certificate_names

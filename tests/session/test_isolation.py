@@ -33,8 +33,10 @@ from qanat.handshake import keys
 from qanat.mux.pipe_runner import QUIET_SECONDS
 from qanat.server import server as server_module
 from qanat.server.front_door import connection as front_connection
-from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, Http2Connection
+from qanat.server.front_door.connection import FrontConnection
+from qanat.server.front_door.context import FrontDoorContext
 from qanat.server.front_door.front_door import FrontDoor
+from qanat.server.front_door.http2_connection import Http2Connection
 from qanat.server.resume_timeouts import ResumeTimeouts
 from qanat.server.server import Server
 from qanat.server.session import ServerSession

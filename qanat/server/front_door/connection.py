@@ -5,73 +5,50 @@
     tunnel -> slowed down? -> handshake slot? -> pipe -> the server
 
 Everything up to the upgrade happens under one deadline (`limits.header_timeout`), at which the front door
-calls `cut`; so no read here has a timeout of its own.  A proxy may carry the streams of several clients on one HTTP/2
-connection, so each of its tunnel streams is a client of its own: with its own address, delay, slot and thread.
+calls `cut`; so no read here has a timeout of its own.
 
 Used by `qanat.server.front_door.front_door` alone, which runs `serve` in a thread for each connection.  Parsing
-an HTTP/1.1 head is `qanat.server.front_door.http_head`, HTTP/2 is `qanat.transports.http2.server`.
+an HTTP/1.1 head is `qanat.server.front_door.http_head`, HTTP/2's requests are those of `http2_connection`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import socket
 import threading
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, QanatError, TransportError
-from qanat.base.events import Events
 from qanat.base.lazy_waiting import LazyEvent
 from qanat.base.proxy_protocol import HeaderReader
 from qanat.base.request_head import BadRequest, HeadReader, RequestHead
 from qanat.base.sockets import format_address
-from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
-from qanat.base.usage import Peaks, Usage
-from qanat.base.watcher import Watcher
-from qanat.config.settings import ServerSettings
 from qanat.measure.probes import HEADER as PROBE_HEADER
-from qanat.process.log_throttle import LogThrottle
-from qanat.server.admission.admission import Admission, HandshakeSlot
-from qanat.server.admission.client_address import ClientAddress, client_address, is_internal
+from qanat.server.admission.admission import HandshakeSlot
+from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door import refusals
-from qanat.server.front_door.address_budgets import AddressBudgets
 from qanat.server.front_door.client_hello import MAX_BYTES, UNRECOGNIZED_NAME, find_server_name
+from qanat.server.front_door.context import HEALTH_PATH, Carry, FrontDoorContext
+from qanat.server.front_door.http2_connection import Http2Connection
 from qanat.server.front_door.http_head import Opening, answer, classify_opening
-from qanat.server.front_door.kept_connection import BODY_TIMEOUT, KeptConnection, KeptConnections, Next
-from qanat.server.front_door.probes import Probes
+from qanat.server.front_door.kept_connection import KeptConnection, Next
+from qanat.server.front_door.split_requests import find_split, nothing
 from qanat.server.published_names import PublishedNames
-from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
-from qanat.transports.http2.dialect import Dialect
-from qanat.transports.http2.limits import StreamBudget
-from qanat.transports.http2.request import Http2Request, PlainAnswer
-from qanat.transports.http2.server import Exchange, Http2Server
-from qanat.transports.pipe import Pipe, Wire
+from qanat.transports.http2.server import Http2Server
+from qanat.transports.pipe import Wire
 from qanat.transports.split import token as split_token
-from qanat.transports.split.over_http2 import Http2Asker, SplitRequest, answer_up
-from qanat.transports.split.server import ServerPipe, SplitPipes
+from qanat.transports.split.server import ServerPipe
 from qanat.transports.split.token import Kind, Token
 from qanat.transports.websocket.upgrade import UpgradeRefused, UpgradeRequest, accept, is_upgrade
 from qanat.transports.wire.tcp import TcpWire
 from qanat.transports.wire.tls import TlsWire
-from qanat.transports.wire.tls_contexts import ReloadingServerContext
 
 log = logging.getLogger("qanat.front_door")
-
-HEALTH_PATH = "/healthz"
-"""What monitoring asks for, and gets 200."""
-
-Carry = Callable[[Callable[[], None]], None]
-"""Carries a pipe to its end; returns when little comes on it, and calls what it is given once the pipe is over."""
-OnPipe = Callable[[Pipe, ClientAddress, HandshakeSlot], Carry | None]
-"""What to do with a pipe; it returns how to go on with it, or None when that is over."""
 
 _PLAIN_ON_TLS = (
     "plain HTTP from %s on a port that speaks TLS: use https:// or wss://, "
@@ -80,11 +57,6 @@ _PLAIN_ON_TLS = (
 _TLS_ON_PLAIN = (
     "TLS from %s on a port that speaks plain HTTP: set `tls` with a certificate and key, "
     "or let the proxy in front terminate TLS and come here with http://"
-)
-
-_UNTRUSTED_PROXY = (
-    "%s sends X-Forwarded-For and is not in `trusted_proxies`: all who come through it count as one address, so one of "
-    "them can slow all others down.  If it is your proxy, set trusted_proxies: [%s]"
 )
 
 _NO_PROXY_PROTOCOL = (
@@ -99,131 +71,6 @@ _LINGER = 1.0
 """Seconds to go on reading after an answer to somebody who is still sending: an unread byte would turn our
 close into a reset, which can destroy the answer on its way (RFC 9112 §9.6)."""
 _LINGER_BYTES = 256 * 1024
-
-
-@dataclass(slots=True, eq=False)
-class FrontDoorContext:
-    """What all connections of one front door share.  Safe to use from any thread.
-
-    The front door changes `settings`, `tls` and `names` when it gets other settings: new connections, and new requests
-    on those there are, go by these.
-    """
-
-    settings: ServerSettings
-    tls: ReloadingServerContext | None
-    admission: Admission
-    on_pipe: OnPipe
-    closing: threading.Event
-    log_throttle: LogThrottle
-    threads: ThreadGroup
-    probes: Probes
-    split: SplitPipes
-    kept: KeptConnections
-    names: PublishedNames | None
-    events: Events
-    watcher: Watcher
-    _once: LogThrottle = field(default_factory=lambda: LogThrottle(interval=math.inf), init=False)
-    budgets: AddressBudgets = field(default_factory=AddressBudgets, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards the others
-    _peaks: Peaks = field(default_factory=Peaks, init=False)
-    _counts: Counter[str] = field(default_factory=Counter[str], init=False)
-    _waiting: Counter[str] = field(default_factory=Counter[str], init=False)  # by address, streams that are slowed down
-
-    def client_of(self, ip: str, forwarded_for: tuple[str, ...] = ()) -> tuple[str, bool]:
-        """Return the address that a connection from `ip` is charged to, and whether `ip` is a trusted proxy.
-
-        What looks like a proxy that was forgotten in `trusted_proxies` is logged, once.
-        """
-        client, via_proxy = client_address(ip, forwarded_for, self.settings.trusted_proxies)
-        if forwarded_for and not via_proxy and is_internal(ip) and self._once.due("untrusted proxy"):
-            log.warning(_UNTRUSTED_PROXY, ip, ip)
-        return client, via_proxy
-
-    def tell_of(self, refusal: refusals.Refusal, peer: str, path: str) -> None:
-        """Log why a client of a tunnel, as it seems, was refused; not often.  `path` is what it asked for."""
-        self.events.refused(refusal.subject)
-        if self.log_throttle.due(f"refused: {refusal.subject}: {refusal.reason}"):
-            log.log(
-                logging.WARNING if refusal is refusals.LOST_UPGRADE else logging.INFO,
-                "refused %s, which asked for %s: %s; %s",
-                peer,
-                refusals.shown(path) or "nothing yet",
-                refusal.reason,
-                refusal.remedy,
-            )
-
-    def tell_of_404(self, peer: str, path: str, headers: tuple[tuple[str, str], ...]) -> None:
-        """Log a request that found nothing here, if it looks like a tunnel's client; not often."""
-        if not refusals.looks_like_client(path, headers, self.settings.path):
-            self.events.refused("not found")
-        else:
-            right = path in (self.settings.path, grpc.METHOD_PATH)
-            self.tell_of(refusals.NO_TUNNEL_REQUEST if right else refusals.WRONG_PATH, peer, path)
-
-    def slow_down(self, ip: str, deadline: Deadline, wait_over: Callable[[float], bool]) -> bool:
-        """Block for as long as this address has to wait, at most until `deadline`.
-
-        `wait_over` blocks for so many seconds, and returns whether it has become needless to wait; this returns False
-        then.
-        """
-        delay = self.admission.delay(ip)
-        return not (delay and wait_over(min(delay, deadline.remaining() or 0.0)))
-
-    def slow_down_stream(self, ip: str, deadline: Deadline, wait_over: Callable[[float], bool]) -> bool | None:
-        """Do as `slow_down`, for one of many streams of a connection; None when too many of this address wait already.
-
-        Each has a thread, and no other connection's place to lose, so only `limits.handshakes` of an address may wait.
-        """
-        with self._lock:
-            if self._waiting[ip] >= self.settings.limits.handshakes:
-                return None
-            self._waiting[ip] += 1
-            waiting = Usage(self._waiting[ip], self.settings.limits.handshakes)
-            self._peaks.note("streams of one address that wait", waiting)
-        try:
-            return self.slow_down(ip, deadline, wait_over)
-        finally:
-            with self._lock:
-                self._waiting[ip] -= 1
-                if not self._waiting[ip]:
-                    del self._waiting[ip]
-
-    def note_connection(self, used_most: dict[str, Usage]) -> None:
-        """Keep how near a connection came to its limits, now that it is over."""
-        with self._lock:
-            self._peaks.note_all(used_most)
-
-    @property
-    def used_most(self) -> dict[str, Usage]:
-        """How near connections that are over came to each limit, by the limit's name."""
-        with self._lock:
-            return self._peaks.copy()
-
-    def enter(self, address: ClientAddress, cut: Callable[[], None]) -> HandshakeSlot | None:
-        """Return a handshake slot, or None when there is none: then answer 503.  `cut` is as for `Admission.enter`."""
-        slot = self.admission.enter(address.client, cut)
-        if slot is None:
-            self.events.refused("too many handshakes")
-        if slot is None and self.log_throttle.due("too many handshakes"):
-            log.warning(
-                "too many handshakes at once (limits.handshakes) or a second (limits.handshake_rate): "
-                "%s was told when to come back",
-                address,
-            )
-        return slot
-
-    def has_room(self) -> bool:
-        """Return whether one more stream of an HTTP/2 connection may have a thread, and a pipe.
-
-        Each connection has a thread, so there may be as many streams again.
-        """
-        most = 2 * self.settings.limits.connections
-        return len(self.threads) < most + len(self.settings.listen) and self._counts["pipes"] < most
-
-    def count_pipe(self, change: int) -> None:
-        """Count the pipes on streams of HTTP/2 that there are, be they quiet and without a thread."""
-        with self._lock:
-            self._counts["pipes"] += change
 
 
 class _NotServed(Exception):
@@ -679,7 +526,7 @@ class FrontConnection:
             if carry is None:
                 pipe.close("the server has ended this connection")
         if carry is not None:
-            carry(_nothing)
+            carry(nothing)
         return Next.LEFT
 
     # --- for the connection that is kept (`kept_connection.Owner`)
@@ -769,254 +616,6 @@ class FrontConnection:
             taken += count
 
 
-def find_split(
-    pipes: SplitPipes, method: str, headers: tuple[tuple[str, str], ...], query: str
-) -> tuple[ServerPipe, Token] | None:
-    """Return the split pipe that a request belongs to, and what it says, if its client made it."""
-    unverified = split_token.request_token(headers, query)
-    found = None if unverified is None else pipes.find(unverified)
-    if found is None or (found[1].kind is Kind.UP) is not (method == "POST"):
-        return None
-    return found
-
-
-def _query_of(request: Http2Request) -> str:
-    return request.value(":path").partition("?")[2]
-
-
-def _nothing() -> None:
-    """Do nothing: a split pipe's end is not that of a connection."""
-
-
 def _lost_its_upgrade(head: RequestHead) -> bool:
     """Return whether this was a WebSocket request: its other headers are end to end, and pass every proxy."""
     return head.method == "GET" and not head.has_body and bool(head.values("sec-websocket-key"))
-
-
-class Http2Connection:
-    """The requests of one HTTP/2 connection, for the `Http2Server` that `serve_on` returns.
-
-    The connection itself counts as unfinished while it carries no pipe.
-    """
-
-    def __init__(
-        self,
-        context: FrontDoorContext,
-        peer: str,
-        ip: str,
-        member: object,
-        give_way: Callable[[], None],
-        ending: LazyEvent,
-    ) -> None:
-        """`peer` is for logs.
-
-        `member` counts as unfinished at the front door, and `give_way` ends it; `ending` is set when it has to end.
-        """
-        self._context = context
-        self._peer = peer
-        self._ip = ip
-        self._member = member
-        self._give_way = give_way
-        self._ending = ending
-        self._lock = threading.Lock()  # guards the two below
-        self._streams = 0  # tunnel streams that have come
-        self._pipes = 0  # that the server has now
-        self.carries_split = False
-        """Whether requests of an authenticated client's split pipe have come."""
-
-    def serve_on(self, wire: Wire, first: bytes) -> Http2Server:
-        """Return what serves the requests that come on `wire` after `first`, which begins with the preface."""
-        return Http2Server(
-            wire,
-            first,
-            self._route,
-            self._serve_tunnel,
-            self._context.threads,
-            has_room=self._context.has_room,
-            budget_of=self._budget_of,
-        )
-
-    def _budget_of(self, request: Http2Request) -> StreamBudget | None:
-        """Return what the client that a trusted proxy names has left; None for whoever came here itself."""
-        client, via_proxy = self._context.client_of(self._ip, request.values("x-forwarded-for"))
-        if not via_proxy or self._context.client_of(client)[1]:
-            return None
-        return self._context.budgets.of(client)
-
-    def _route(self, request: Http2Request) -> PlainAnswer | Dialect:
-        """Return what to answer, or a tunnel's dialect.  A fault here must not end the other streams."""
-        try:
-            return self._choose_route(request)
-        except Exception:
-            log_unexpected(f"a request from {self._peer} ended")
-            return PlainAnswer(500, "Internal Server Error\n")
-
-    def _choose_route(self, request: Http2Request) -> PlainAnswer | Dialect:
-        settings = self._context.settings
-        if request.size > settings.limits.header_bytes:
-            if refusals.looks_like_client(request.path, request.headers, settings.path):
-                self._context.tell_of(refusals.TOO_LARGE, self._peer, request.path)
-            return PlainAnswer(431, "Request Header Fields Too Large\n")
-        if not request.well_formed:
-            refusal = refusals.malformed("")
-            if refusals.looks_like_client(request.path, request.headers, settings.path):
-                self._context.tell_of(refusal, self._peer, request.path)
-            return PlainAnswer(400, refusal.body)
-        if request.path == HEALTH_PATH and request.method in ("GET", "HEAD"):
-            return PlainAnswer(200, "ok\n")
-        if (probe := self._context.probes.route(request)) is not None:
-            return probe
-        if request.path == settings.path and (split := self._choose_split(request)) is not None:
-            return split
-        if request.path == settings.path and extended_connect.is_request(request) and not request.ended:
-            return self._choose_websocket(request)
-        if request.method == "POST" and not request.ended and not request.values("content-length"):
-            content_type = request.value("content-type").lower()
-            is_grpc = content_type.partition(";")[0].partition("+")[0] == grpc.CONTENT_TYPE
-            if is_grpc and request.path in (settings.path, grpc.METHOD_PATH):
-                return grpc.DIALECT
-            if content_type == http2.CONTENT_TYPE and request.path == settings.path:
-                return http2.DIALECT
-        log.debug("404 for %s from %s", request.method, self._peer)
-        self._context.tell_of_404(self._peer, request.path, request.headers)
-        return PlainAnswer(404, "Not Found\n")
-
-    def _choose_split(self, request: Http2Request) -> PlainAnswer | Dialect | None:
-        """Return what to do with a request of a split pipe, or for one; None when it is neither."""
-        if request.method not in ("GET", "POST"):
-            return None
-        found = find_split(self._context.split, request.method, request.headers, _query_of(request))
-        if found is not None:
-            pipe, token = found
-            size = token.size if token.kind is Kind.UP else 0
-            if size > pipe.takes or (size and request.ended):
-                return PlainAnswer(413, "Content Too Large\n")
-            return SplitRequest(size, found)
-        if (
-            request.method == "POST"
-            and not request.ended
-            and request.values("content-type") == (http2.CONTENT_TYPE,)
-            and request.values("content-length") == (str(split_token.OPENING_SIZE),)
-        ):
-            return SplitRequest(split_token.OPENING_SIZE, None)
-        return None
-
-    def _serve_split(self, exchange: Exchange, pipe: ServerPipe, token: Token) -> None:
-        """Serve a request of a client's split pipe; without blocking, unless it has a body."""
-        if pipe.authenticated:
-            exchange.trust(self._context.watcher)
-            self._trust_split(pipe)
-        if token.kind is not Kind.UP:
-            pipe.ask(token, Http2Asker(exchange, self._context.threads, pipe, exchange.finish))
-            return
-        body = exchange.body(BODY_TIMEOUT) if token.size else b""
-        taken = None if body is None else pipe.take_up(token, bytearray(body))
-        if taken is None:
-            exchange.refuse(400)
-        else:
-            answer_up(exchange, taken)
-        if not token.size:
-            exchange.finish()
-
-    def _trust_split(self, pipe: ServerPipe) -> None:
-        """Keep a connection that has brought an authenticated client's requests: it does not give way to others."""
-        with self._lock:
-            known, self.carries_split = self.carries_split, True
-        if not known:
-            self._context.split.note_client_at(self._ip, pipe)
-            self._count_pipe(+1)
-
-    def _open_split(self, exchange: Exchange, address: ClientAddress, slot: HandshakeSlot) -> None:
-        """Make a split pipe, and give it to `on_pipe` in this thread; its further requests come on any connection."""
-        context, request = self._context, exchange.request
-        body = exchange.body(context.settings.limits.header_timeout)
-        nonce = None if body is None else split_token.opening_nonce(bytes(body))
-        if nonce is None:
-            exchange.refuse(404, "Not Found\n")
-            return
-        pipe = context.split.create(self._peer, exchange.addresses)
-        carriers = split_token.carriers_of(request.headers, _query_of(request), nonce)
-        carry: Carry | None = None
-        pipe.welcome(Http2Asker(exchange, context.threads, pipe, exchange.finish), carriers)
-        try:
-            probe = context.probes.take_pipe(request.values(PROBE_HEADER))
-            carry = (probe or context.on_pipe)(pipe, address, slot)
-        finally:
-            slot.release()
-            if carry is None:
-                pipe.close("the server has ended this connection")
-        if carry is not None:
-            carry(_nothing)
-
-    def _choose_websocket(self, request: Http2Request) -> PlainAnswer | Dialect:
-        try:
-            return extended_connect.dialect_of(request)
-        except UpgradeRefused as refused:
-            refusal = refusals.bad_upgrade(refused.reason)
-            self._context.tell_of(refusal, self._peer, request.path)
-            return PlainAnswer(refused.status, refusal.body)
-
-    def _serve_tunnel(self, exchange: Exchange) -> Carry | None:
-        """Serve a tunnel's stream; return how to go on with it, or None when it is over."""
-        context = self._context
-        dialect = exchange.dialect
-        if isinstance(dialect, SplitRequest) and dialect.found is not None:
-            self._serve_split(exchange, *dialect.found)
-            return None
-        client, via_proxy = context.client_of(self._ip, exchange.request.values("x-forwarded-for"))
-        if context.probes.serve_stream(exchange, client):
-            return None
-        address = ClientAddress(peer=self._peer, client=client, via_proxy=via_proxy)
-        slot = None
-        waited: bool | None = True
-        if self._must_wait(client, via_proxy):
-            deadline = Deadline(context.settings.limits.header_timeout)
-            waited = context.slow_down_stream(client, deadline, partial(exchange.wait_over, self._ending))
-        if waited:
-            slot = context.enter(address, lambda: exchange.close("it gave way to other clients"))
-        elif waited is not None:
-            return None
-        if slot is None:
-            exchange.refuse(503, "Service Unavailable\n", retry_after=context.admission.retry_after(client))
-            return None
-        carry = None
-        try:
-            if not context.closing.is_set():
-                self._count_pipe(+1)
-                try:
-                    if isinstance(dialect, SplitRequest):
-                        self._open_split(exchange, address, slot)
-                        return None
-                    probe = context.probes.take_pipe(exchange.request.values(PROBE_HEADER))
-                    carry = (probe or context.on_pipe)(exchange.accept(), address, slot)
-                finally:
-                    if carry is None:
-                        self._count_pipe(-1)
-        finally:
-            slot.release()  # before the peer can see the end, and come again at once
-        return None if carry is None else partial(self._carry, carry)
-
-    def _carry(self, carry: Carry, on_over: Callable[[], None]) -> None:
-        def over() -> None:
-            self._count_pipe(-1)
-            on_over()
-
-        carry(over)
-
-    def _must_wait(self, client: str, via_proxy: bool) -> bool:
-        """Return whether this stream is charged to its client: the connection itself was, unless a proxy made it."""
-        with self._lock:
-            self._streams += 1
-            if not via_proxy:
-                return self._streams > 1
-        return not self._context.client_of(client)[1]
-
-    def _count_pipe(self, change: int) -> None:
-        unfinished = self._context.admission.unfinished
-        self._context.count_pipe(change)
-        with self._lock:
-            self._pipes += change
-            if not self._pipes:
-                unfinished.add(self._member, self._ip, self._give_way)
-            elif change > 0:
-                unfinished.forget(self._member)

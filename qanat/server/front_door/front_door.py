@@ -32,7 +32,8 @@ from qanat.base.watcher import Watcher
 from qanat.config.settings import ServerSettings, ServerTls
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
-from qanat.server.front_door.connection import FrontConnection, FrontDoorContext, OnPipe
+from qanat.server.front_door.connection import FrontConnection
+from qanat.server.front_door.context import FrontDoorContext, OnPipe
 from qanat.server.front_door.kept_connection import KeptConnections
 from qanat.server.front_door.probes import Probes
 from qanat.server.published_names import PublishedNames

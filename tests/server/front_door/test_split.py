@@ -14,7 +14,7 @@ from h2.events import DataReceived, StreamEnded
 from qanat.config.settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
-from qanat.server.front_door.connection import Carry
+from qanat.server.front_door.context import Carry
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.pipe import Pipe
 from qanat.transports.split.segments import SegmentReader, decode_welcome
@@ -180,13 +180,14 @@ def test_over_http2_a_request_waits_without_a_thread_while_others_are_served(doo
 
 def test_over_http2_a_connection_on_which_requests_wait_has_no_thread() -> None:
     pipes: queue.SimpleQueue[Pipe] = queue.SimpleQueue()
-    secret = bytes(range(SECRET_SIZE))
+    secret, welcomed = bytes(range(SECRET_SIZE)), threading.Event()
 
     def keep(pipe: Pipe, address: ClientAddress, slot: HandshakeSlot) -> Carry:
         pipe.bind(secret)
         pipe.set_unauthenticated(False)
         send_bytes(pipe, b"hello")
         pipes.put(pipe)
+        assert welcomed.wait(DEADLINE), "a handshake, too, goes on only once its client was answered"
         return lambda over: None
 
     def serving() -> list[str]:
@@ -195,6 +196,7 @@ def test_over_http2_a_connection_on_which_requests_wait_has_no_thread() -> None:
     with front_door(keep) as door, connect(door) as sock:
         client = Http2Client(sock)
         welcome = decode_welcome(client.body(client.ask("POST", body=OPENING + bytes(16))))
+        welcomed.set()
         pipe = pipes.get(timeout=DEADLINE)
         for number, seen in ((1, 9), (2, 9 + len(PREFIX.pack(0)) + 9)):
             token = Token(welcome.id, Kind.PACKET, number, seen, 8000, number, size=8000, wait=60_000)
