@@ -205,8 +205,12 @@ def test_a_flow_that_the_rules_forbid_ends(site: Site) -> None:
         target.settimeout(DEADLINE)
         session = session_of_a(site)
         sender.connect(("127.0.0.1", client.local_ports[0]))
+        sender.settimeout(DEADLINE)
         sender.send(b"ping")
-        assert target.recv(100) == b"ping"
+        payload, flow = target.recvfrom(100)
+        assert payload == b"ping"
+        target.sendto(b"pong", flow)
+        assert sender.recv(100) == b"pong", "the flow is no longer being made, which would be judged later"
         assert session.open_streams == 1
         lines = site.apply(replace(A, allow_connect=("127.0.0.1:*",)), B)
         assert any("/udp reset" in line for line in lines)

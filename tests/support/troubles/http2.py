@@ -325,8 +325,12 @@ class Http2Asking(Http2Exchange, Asking):
         self._thread = threading.Thread(target=connection.read_loop, name="relay to the server", daemon=True)
         self._thread.start()
         if body is not None:
-            self.send(body)
-            self.finish()
+            try:
+                self.send(body)
+                self.finish()
+            except BaseException:  # nobody has this yet, to close it
+                self.close()
+                raise
 
     def another(self, path: str) -> Http2Exchange:
         """GET `path` on the same connection; what comes of it is read by `receive`, and its head by `head`."""
