@@ -145,16 +145,6 @@ def parse_listen(text: str) -> tuple[str, int]:
     return check_bind_host(host, port), port
 
 
-def parse_forward_listen(text: str) -> tuple[str, int]:
-    """Return where a forward listens: a literal address, `localhost` or `*`, and a port.  Raises UsageError.
-
-    `:PORT` is every address, as `*:PORT`; see `listen_addresses`.  Port 0 is one that the system chooses.
-    """
-    host, port_text = split_host_port(text)
-    port = parse_port(port_text, lowest=0)
-    return check_listen_host(host, port), port
-
-
 def check_listen_host(host: str, port: int) -> str:
     """Return `host`, when a forward can listen there, `*` for an empty one.  Raises UsageError."""
     if host in ("", "*"):

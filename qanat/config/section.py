@@ -100,14 +100,6 @@ class Section:
         if self._readable:
             self.document.fault(self.place, text)
 
-    def unavailable(self, key: str, hint: str) -> bool:
-        """Return whether `key`, which a later version will have, is here; refused with what to do instead."""
-        if key not in self._values:
-            return False
-        self._values.pop(key)
-        self.document.fault(self._places[key], f"`{key}` is not available in this version; {hint}")
-        return True
-
     def not_empty(self, key: str, text: str) -> None:
         """Note it when `key` is a list without an entry; `text` goes on after its name."""
         node = self._values.get(key)

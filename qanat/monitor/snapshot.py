@@ -201,8 +201,19 @@ class Finding:
     """What to look at, or do, next."""
 
 
+class _Whole:
+    """What a whole process's snapshot can do, whichever end it is of."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as what `json.dumps` takes."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+
 @dataclass(frozen=True, slots=True)
-class ServerSnapshot:
+class ServerSnapshot(_Whole):
     """A server."""
 
     node: str
@@ -230,14 +241,9 @@ class ServerSnapshot:
     version: int = VERSION
     role: str = "server"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as what `json.dumps` takes."""
-        found: dict[str, Any] = plain(self)
-        return found
-
 
 @dataclass(frozen=True, slots=True)
-class ClientSnapshot:
+class ClientSnapshot(_Whole):
     """A client."""
 
     name: str
@@ -260,11 +266,6 @@ class ClientSnapshot:
     """What is wrong, the worst first; known to an end that has `monitor:` alone."""
     version: int = VERSION
     role: str = "client"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as what `json.dumps` takes."""
-        found: dict[str, Any] = plain(self)
-        return found
 
 
 Snapshot = ServerSnapshot | ClientSnapshot
