@@ -1,4 +1,4 @@
-"""Snapshots made by hand, of ends that never ran."""
+"""Snapshots made by hand, of ends that never ran: `made_snapshots` with something in every count, and clients."""
 
 from __future__ import annotations
 
@@ -14,46 +14,19 @@ from qanat.monitor.snapshot import (
     SessionSnapshot,
     Totals,
 )
+from tests.support import made_snapshots as quiet
 
-NOW = 1_800_000_000.0
+NOW = quiet.START
 
 
 def lane(**values: object) -> LaneSnapshot:
-    made = {
-        "index": 0,
-        "connected": True,
-        "transport": "websocket",
-        "address": "192.0.2.1:4711",
-        "via": "",
-        "since": NOW,
-        "round_trip_s": 0.02,
-        "queued_bytes": 10,
-        "outbox_bytes": 100,
-        "outbox_limit": 1000,
-        "epochs": 1,
-    }
-    return LaneSnapshot(**(made | values))  # type: ignore[arg-type]
+    counted = {"address": "192.0.2.1:4711", "queued_bytes": 10, "outbox_bytes": 100, "outbox_limit": 1000}
+    return quiet.lane(**(counted | values))
 
 
 def session(name: str, *lanes: LaneSnapshot, **values: object) -> SessionSnapshot:
-    lanes = lanes or (lane(),)
-    made = {
-        "id": f"id of {name}",
-        "name": name,
-        "since": NOW,
-        "state": "connected",
-        "waits_until": None,
-        "transport": "websocket",
-        "address": "192.0.2.1:4711",
-        "via": "",
-        "agent": "qanat 1",
-        "round_trip_s": 0.02,
-        "lanes": lanes,
-        "queued_bytes": 10,
-        "open_streams": 3,
-        "peer": name,
-    }
-    return SessionSnapshot(**(made | values))  # type: ignore[arg-type]
+    counted = {"lanes": lanes or (lane(),), "queued_bytes": 10, "open_streams": 3, "peer": name}
+    return quiet.session(name, **(counted | values))
 
 
 def totals(number: int) -> Totals:
@@ -61,24 +34,17 @@ def totals(number: int) -> Totals:
 
 
 def server(*sessions: SessionSnapshot, **values: object) -> ServerSnapshot:
-    made = {
+    counted = {
         "node": "tunnel-1",
         "agent": "qanat 0.9",
-        "pid": 1,
-        "started_at": NOW,
-        "taken_at": NOW,
-        "config": None,
-        "fingerprint": "SHA256:A",
-        "listening": ("127.0.0.1:8443",),
-        "sessions": sessions,
+        "threads": 5,
+        "memory_bytes": 1 << 20,
         "forwards": (ForwardSnapshot("remote", "0.0.0.0:80", "", "office", "listening"),),
         "handshakes": HandshakesSnapshot(1, 64, 2, 3, 4096),
         "totals": totals(7),
-        "threads": 5,
-        "memory_bytes": 1 << 20,
         "peers": tuple(PeerTotals(each.name, totals(2)) for each in sessions),
     }
-    return ServerSnapshot(**(made | values))  # type: ignore[arg-type]
+    return quiet.server(0, *sessions, **(counted | values))
 
 
 def client(*sessions: SessionSnapshot, urls: tuple[str, ...], **values: object) -> ClientSnapshot:
