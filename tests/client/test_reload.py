@@ -34,7 +34,7 @@ from qanat.config.settings import (
 from qanat.control.commands import Request
 from qanat.endpoints.unix import Permissions
 from qanat.server.server import Server
-from tests.support.applications import END, Target, connection, echo, ending_of, exchange
+from tests.support.applications import END, RESET, Target, connection, echo, ending_at, ending_of, exchange
 from tests.support.background import Background, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
 from tests.support.harness import SECONDS, Relay
@@ -287,8 +287,7 @@ def test_other_limits_hold_at_once_and_count_what_is_open(rig: Rig) -> None:
     with connection(forward.listen.port) as sock:  # type: ignore[union-attr]
         assert sock.recv(1) == b"1"
         rig.have(replace(forward, limits=ForwardLimits(max_streams=1)))
-        with connection(forward.listen.port) as second:  # type: ignore[union-attr]
-            assert ending_of(second) != END
+        assert ending_at(forward.listen.port) == RESET  # type: ignore[union-attr]
         exchange(sock, b"still here")
 
 

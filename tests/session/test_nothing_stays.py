@@ -123,9 +123,9 @@ class Tunnel:
             for listener in list(session._listeners.values())
         ]
 
-    def epoch(self) -> tuple[int, int]:
+    def epoch(self) -> tuple[bytes, int]:
         session = self.client.servers[0].session
-        return (0, -1) if session is None else (id(session), session.lanes[0].epoch)
+        return (b"", -1) if session is None else (session.id, session.lanes[0].epoch)
 
     # --- connections of `b`
 
@@ -298,7 +298,7 @@ def sessions(tunnel: Tunnel, stack: ExitStack) -> Action:
             before = tunnel.epoch()
             for session in tunnel.server.registry.sessions:
                 session.end("the test ends it")
-            wait_until(lambda: tunnel.epoch()[0] not in (0, before[0]) and tunnel.connected(), "there is another")
+            wait_until(lambda: tunnel.epoch()[0] not in (b"", before[0]) and tunnel.connected(), "there is another")
 
     return action
 

@@ -29,6 +29,7 @@ from tests.support.applications import (
     Target,
     connection,
     echo,
+    ending_at,
     ending_of,
     receive_all,
     receive_exactly,
@@ -158,8 +159,7 @@ class Place:
 def _tcp(side: str) -> Kind:
     def refused(place: Place) -> None:
         port = place.port(side, CLOSED)
-        with connection(port) as sock:
-            assert ending_of(sock) == RESET
+        assert ending_at(port) == RESET
         place.wait_refused(side, f":{port}")
 
     return Kind(lambda place, which: connection(place.port(side, which)), refused)
@@ -210,8 +210,7 @@ def _proxy_out(side: str, version: str) -> Kind:
     name = f"{side} proxy {version}"
 
     def refused(place: Place) -> None:
-        with connection(place.port(name, CLOSED)) as sock:
-            assert ending_of(sock) == RESET
+        assert ending_at(place.port(name, CLOSED)) == RESET
         place.wait_refused(side, f":{place.port(name, CLOSED)}")
 
     return Kind(lambda place, which: _who_came(place.port(name, which)), refused)
