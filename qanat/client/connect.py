@@ -25,7 +25,8 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.client.backoff import MAX_SERVER_DELAYS
 from qanat.client.known_hosts import KnownHosts
-from qanat.client.race import PATIENCE, Attempt, Failure, Race, RaceLost, Step
+from qanat.client.long_try import LongTry
+from qanat.client.race import PATIENCE, Attempt, Failure, Race, RaceLost, Step, describe_wait
 from qanat.client.remembered_ways import RememberedWays
 from qanat.client.ways import Candidate, Ways
 from qanat.config.settings import ClientSettings, RemoteServer
@@ -157,14 +158,17 @@ class Connector:
             return ""
         return "" if proxy is None else str(proxy)
 
-    def reach(self, candidate: Candidate, cancel: Cancel, node: str | None = None) -> tuple[Candidate, SealedPipe]:
+    def reach(
+        self, candidate: Candidate, cancel: Cancel, node: str | None = None, trying: LongTry | None = None
+    ) -> tuple[Candidate, SealedPipe]:
         """Dial and authenticate; return the way that it went, which is `candidate` unless that is `auto`.
 
         Blocks and raises as `connect`; with `auto` for one race, which ends when nothing more can be expected of it.
+        `trying` is told what it waits for.
         """
         if self.ways is None or candidate.transport != AUTO:
-            return candidate, self.connect(candidate, cancel, node)
-        return self._race(self.ways, cancel, node)
+            return candidate, self.connect(candidate, cancel, node, trying=trying)
+        return self._race(self.ways, cancel, node, trying)
 
     def connect(
         self,
@@ -174,6 +178,7 @@ class Connector:
         attempt: Attempt | None = None,
         *,
         known: bool = False,
+        trying: LongTry | None = None,
     ) -> SealedPipe:
         """Dial and authenticate.  `node` names the server to reach, when several are behind one URL.
 
@@ -183,14 +188,16 @@ class Connector:
         TransportError, ProtocolError, and UsageError for files that can no longer be used.
         """
         if candidate.transport == AUTO:
-            return self.reach(candidate, cancel, node)[1]
+            return self.reach(candidate, cancel, node, trying)[1]
         settings = self._settings
-        note = _nobody_notes if attempt is None else attempt.step
+        progress = _Progress(_CONNECT[candidate.transport].sends)
+        if trying is not None:
+            trying.waits_for = progress.describe
+        note = progress.note if attempt is None else attempt.step
         route = replace(self._route, node=node)
         if node is not None:
             route = replace(route, cookies=tuple(self._cookies.get(candidate.url.host, {}).items()))
-        if attempt is not None:
-            route = replace(route, on_step=partial(_note_dialing, attempt), one_of_several=True)
+        route = replace(route, on_step=partial(_note_dialing, note), one_of_several=attempt is not None)
         pipe = _CONNECT[candidate.transport].connect(
             candidate.url, route=route, deadline=Deadline(settings.connect_timeout), cancel=cancel
         )
@@ -242,7 +249,9 @@ class Connector:
         """
         return self._dialing.join(timeout)
 
-    def _race(self, ways: Ways, cancel: Cancel, node: str | None) -> tuple[Candidate, SealedPipe]:
+    def _race(
+        self, ways: Ways, cancel: Cancel, node: str | None, trying: LongTry | None
+    ) -> tuple[Candidate, SealedPipe]:
         """Return the way that works, and its pipe.
 
         What was not tried, since the server was reached too often, or an address did nothing though there are others,
@@ -262,6 +271,8 @@ class Connector:
             known=ways.current,
             patience=self._patience,
         )
+        if trying is not None:
+            trying.waits_for = partial(_describe_race, race)
         try:
             winner, sealed = race.run(cancel)
         except RaceLost as lost:
@@ -420,12 +431,36 @@ def describe_server(sealed: SealedPipe, ready: Ready) -> str:
     return f"the server is {node}, {agent}, with key {fingerprint_of(sealed.result.server_spki)}"
 
 
-def _nobody_notes(step: Step) -> None:
-    """Do nothing."""
+class _Progress:
+    """How far a connection over the one transport that counts has come."""
+
+    def __init__(self, sends: str) -> None:
+        self._sends = sends
+        self._step, self._since = Step.STARTED, time.monotonic()
+
+    def note(self, step: Step, address: SockAddr | None = None) -> None:
+        """Note that it has come so far; some transports dial again later, which is no way back."""
+        if step > self._step:
+            self._step, self._since = step, time.monotonic()
+
+    def describe(self) -> str:
+        """Return what it waits for.  Does not block."""
+        return describe_wait(self._step, time.monotonic() - self._since, self._sends)
 
 
-def _note_dialing(attempt: Attempt, step: DialStep, address: SockAddr | None) -> None:
-    attempt.step(Step.CONNECTED if step is DialStep.CONNECTED else Step.OPEN, address)
+def _note_dialing(note: Callable[[Step, SockAddr | None], None], step: DialStep, address: SockAddr | None) -> None:
+    note(Step.CONNECTED if step is DialStep.CONNECTED else Step.OPEN, address)
+
+
+def _describe_race(race: Race) -> str:
+    """Return what each way of a race that goes on waits for.  Does not block."""
+    said = []
+    for candidate, step, seconds, waits_for_us in race.waiting():
+        if waits_for_us:
+            said.append(f"{candidate.transport}: waits for this program, or for its turn")
+        else:
+            said.append(f"{candidate.transport}: {describe_wait(step, seconds, _CONNECT[candidate.transport].sends)}")
+    return "; ".join(said)
 
 
 def _is_the_same_for_all(failures: Sequence[Failure]) -> bool:

@@ -110,6 +110,11 @@ _SILENCE_MEANS = {
 }
 
 
+def describe_wait(at: Step, seconds: float, sends: str) -> str:
+    """Return for the log what a way that has come so far has sent, `sends` as its request, with no answer since."""
+    return f"sent {_SENT[at].format(sends)}; nothing came back for {seconds:.1f} s"
+
+
 class Attempt:
     """One way in a race.  `step` and `came_back` are called by its own thread, the rest is the race's."""
 
@@ -212,6 +217,19 @@ class Race:
                 self._changed.notify_all()
             for attempt in losers:
                 attempt.cancel.cancel()
+
+    def waiting(self) -> list[tuple[Candidate, Step, float, bool]]:
+        """Return the ways that are under way: how far each has come, since how many seconds, and if it waits for us.
+
+        Does not block.
+        """
+        with self._changed:
+            now = time.monotonic()
+            return [
+                (a.candidate, a.at, now - a.progress_at, a.waits_for_us or a.waits_for_place)
+                for a in self._attempts
+                if not a.over
+            ]
 
     def _cancel(self) -> None:
         with self._changed:

@@ -25,8 +25,10 @@ from qanat.base.events import Events
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import FAILED, log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Connector, SessionOver, describe_failure, failure_label
+from qanat.client.long_try import LongTry, ready_is_due
 from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from qanat.client.news import ConnectionNews
 from qanat.client.session import ClientSession
@@ -75,6 +77,7 @@ class ReconnectContext:
     parameters: Parameters  # ours, for HELLO
     cancel: Cancel  # canceled when the client ends
     watch: NetworkWatch
+    watcher: Watcher
     changed: Callable[[], None]  # called when a lane is on a pipe, or on none any more; must not block
     events: Events
     news: ConnectionNews = field(default_factory=ConnectionNews)
@@ -295,12 +298,14 @@ class Reconnector:
             return
         candidate = self._candidates[self._next_candidate]
         self._context.news.trying()
-        try:
-            reached, sealed = self._connector.reach(candidate, self._dial, self._session.node)
-        except Exception as error:
-            self._failed(candidate, error)
-            return
-        self._take_pipe(candidate, reached, sealed, why)
+        with LongTry(self._context.watcher, candidate.url) as trying:
+            try:
+                reached, sealed = self._connector.reach(candidate, self._dial, self._session.node, trying)
+            except Exception as error:
+                self._failed(candidate, error)
+                return
+            trying.waits_for = ready_is_due
+            self._take_pipe(candidate, reached, sealed, why)
 
     def _try_better(self) -> None:
         """Try once whether a way that comes before the present one works now, and move the lane there if it does.

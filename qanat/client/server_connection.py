@@ -36,6 +36,7 @@ from qanat.base.watcher import Watcher
 from qanat.client.backoff import Backoff
 from qanat.client.connect import Connector, describe_failure, describe_server, failure_label
 from qanat.client.known_hosts import KnownHosts
+from qanat.client.long_try import LongTry, ready_is_due
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch, Watched
 from qanat.client.news import ConnectionNews
 from qanat.client.reconnector import JOIN_TIMEOUT, LOGGED_DELAY, RECONFIGURED, ReconnectContext, Reconnector
@@ -113,6 +114,7 @@ class ServerConnection:
             hello_parameters(settings.flow, settings.keepalive, self._max_streams, lanes=settings.lanes),
             self._cancel_all,
             watch,
+            watcher,
             self._pipe_changed,
             self._events,
             news,
@@ -391,14 +393,16 @@ class ServerConnection:
     def _begin_session(self, connector: Connector, turn: Candidate) -> tuple[ClientSession, Candidate, SealedPipe, int]:
         """Return a new session, its first pipe and the way that goes, and how many lanes the server grants.  Blocks."""
         settings, context = self._settings, self._context
-        candidate, sealed = connector.reach(turn, self._cancel_new)
-        try:
-            hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
-            ready = connector.exchange_hello(candidate, sealed, hello, deadline, self._cancel_new)
-            session = self._make_session(sealed, ready)
-        except BaseException:
-            sealed.close("the session did not begin")
-            raise
+        with LongTry(self._watcher, turn.url) as trying:
+            candidate, sealed = connector.reach(turn, self._cancel_new, trying=trying)
+            trying.waits_for = ready_is_due
+            try:
+                hello, deadline = Hello(context.instance, context.parameters), Deadline(settings.handshake_timeout)
+                ready = connector.exchange_hello(candidate, sealed, hello, deadline, self._cancel_new)
+                session = self._make_session(sealed, ready)
+            except BaseException:
+                sealed.close("the session did not begin")
+                raise
         log.info(
             "connected to %s over %s as %s; %s",
             candidate.url,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qanat.base.errors import UsageError
+from qanat.client import long_try
 from qanat.client.client import Client
 from qanat.config.settings import ClientSettings, ClientTls, RemoteServer
 from qanat.transports.dial.proxies import Proxy
@@ -62,6 +63,36 @@ def test_a_silent_server_holds_nobody(tmp_path: Path, scheme: str, at_once: floa
     with CrookedProxy(lambda sock: (heard.append(sock.recv(1)), sock.makefile("rb").read())) as silent:
         client = Client(settings(tmp_path, f"{scheme}://127.0.0.1:{silent.port}/tunnel"))
         assert seconds_to_stop(client, lambda: bool(heard)) < at_once
+
+
+@pytest.mark.parametrize(
+    ("transport", "said"),
+    [
+        ("websocket", "sent a GET with Upgrade: websocket; nothing came back for "),
+        ("auto", "websocket: sent a GET with Upgrade: websocket; nothing came back for "),
+    ],
+)
+def test_the_log_says_what_a_try_waits_for_long_before_it_is_given_up(
+    tmp_path: Path,
+    transport: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(long_try, "SAID_EVERY", 0.1)
+    caplog.set_level("INFO")
+    with CrookedProxy(lambda sock: sock.makefile("rb").read()) as silent:
+        url = f"ws://127.0.0.1:{silent.port}/tunnel"
+        client = Client(settings(tmp_path, url, transports=(transport,)))
+        client.start()
+
+        def lines() -> list[str]:
+            return [message for message in caplog.messages if message.startswith(f"still connecting to {url} after ")]
+
+        try:
+            wait_until(lambda: sum(said in line for line in lines()) > 1, "it says so, again and again")
+        finally:
+            client.stop()
 
 
 def test_files_that_cannot_be_used_are_said_before_anything_begins(tmp_path: Path) -> None:
