@@ -18,7 +18,7 @@ SAME_VERSION = "run the same version of Qanat as that process"
 FINDING = """\
 Without -c FILE every server and client is found that runs here as this user, or as any user for root: by the control
 sockets in /var/lib/qanat, $STATE_DIRECTORY, ~/.local/state/qanat, /etc/qanat and the current directory, and through
-/proc.  With -c FILE it is the one that runs on that file, with its user's STATE_DIRECTORY where systemd sets one.
+/proc.  With -c FILE it is the one among them that runs on that file.
 
 """
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError, UsageError
 from qanat.cli.main import DONE
 from qanat.cli.parser import add_config
 from qanat.config.load import load_config
+from qanat.config.settings import ClientSettings
+from qanat.control.running import NothingRuns, running_of
 
 INTERVAL = 0.5
 """Seconds between looks at the client's status file."""
 
 DETAILS = """\
-The client says in its state directory whether it is connected.  Run this as the client's user, and with the same
-STATE_DIRECTORY where systemd sets one for the client (/var/lib/qanat with the unit in deploy/).
+The client says in its state directory whether it is connected.  Run this as the client's user, or as root.
 
 """
 
@@ -38,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
     settings = load_config(options.config, want="client")
     from qanat.client.status import is_connected, status_file
 
-    file, deadline = status_file(settings), Deadline(timeout)
-    if file is None:
+    here, deadline = status_file(settings), Deadline(timeout)
+    if here is None:
         raise UsageError("this client keeps no state, so nobody can wait for it", hint="set state_dir")
     while True:
+        file = here if here.exists() else _file_elsewhere(settings, options.config) or here
         try:
             if is_connected(file):
                 return DONE
@@ -55,3 +59,14 @@ def run(options: argparse.Namespace) -> int:
             )
         remaining = deadline.remaining()
         time.sleep(INTERVAL if remaining is None else min(INTERVAL, max(remaining, 0.01)))
+
+
+def _file_elsewhere(settings: ClientSettings, config: Path) -> Path | None:
+    """Return the status file of the client that runs on `config` with another state directory, as a service does."""
+    from qanat.client.status import status_file
+
+    try:
+        running = running_of(settings, config)
+    except NothingRuns:
+        return None
+    return status_file(replace(settings, state_dir=running.path.parent))

@@ -1,7 +1,8 @@
 """Which servers and clients run here: their control sockets, found without a word from their user.
 
     -c FILE     the socket of this configuration's process, by its name; else, since a reload may have changed what
-                the name is made from, one in the same directory whose process says that it runs on this file
+                the name is made from, one in the same directory whose process says that it runs on this file; else,
+                since a service may have another STATE_DIRECTORY than we, any such one that is found as below
     otherwise   every socket in the directories where state is by default, and, on Linux, in those that a process of
                 this program holds open (proc(5)): a control socket's owner keeps its directory open for that
 
@@ -23,7 +24,7 @@ from qanat.base.errors import QanatError, UsageError
 from qanat.config.settings import ClientSettings, ServerSettings
 from qanat.config.state import environment_state_dir, user_state_dir
 from qanat.control.asking import ANSWER_TIMEOUT, ask
-from qanat.control.paths import ENDING, control_path
+from qanat.control.paths import ENDING, connect_to, control_path
 
 SYSTEM_DIRECTORIES = (Path("/var/lib/qanat"), Path("/var/lib/private/qanat"), Path("/etc/qanat"))
 """Where the units in deploy/ and the packages keep state, and where a configuration lies whose state_dir is its own."""
@@ -55,16 +56,18 @@ def running_of(settings: ServerSettings | ClientSettings, config: Path) -> Runni
     path = control_path(settings)
     if path is None:
         raise UsageError("this configuration has no control socket", hint="set state_dir; on Windows there is none")
-    if _is_socket(path):
+    if _is_socket(path) and _takes_connections(path):
         return Running(path)
-    for other in _sockets_in(path.parent):
+    role = "server" if isinstance(settings, ServerSettings) else "client"
+    near = [Running(other) for other in _sockets_in(path.parent)]
+    for running in (*near, *(one for one in find_running() if one not in near)):
         with contextlib.suppress(QanatError):
-            said = ask(other, "status", timeout=5.0, brief=True)["status"]
-            if said.get("config") == str(config.absolute()):
-                return Running(other)
+            said = running.ask("status", timeout=5.0, brief=True)["status"]
+            if said.get("config") == str(config.absolute()) and said.get("role") == role:
+                return running
     raise NothingRuns(
         f"nothing runs on {config}",
-        hint=f"start it, or run this as its user and with its STATE_DIRECTORY: its control socket would be {path}",
+        hint=f"start it, or run this as its user or as root: its control socket would be {path}, or one that is found",
     )
 
 
@@ -114,6 +117,18 @@ def _sockets_in(directory: Path) -> list[Path]:
         return [path.absolute() for path in sorted(directory.glob(f"*-????????.{ENDING}")) if _is_socket(path)]
     except OSError:
         return []
+
+
+def _takes_connections(path: Path) -> bool:
+    """Whether anybody listens on it: a killed process leaves its socket, and a service may have another one."""
+    try:
+        sock = connect_to(path)
+    except PermissionError:
+        return True  # and who asks is told so
+    if sock is None:
+        return False
+    sock.close()
+    return True
 
 
 def _is_socket(path: Path) -> bool:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from qanat.base.errors import QanatError
+from qanat.config.load import check_config
+from qanat.control.running import running_of
 from qanat.process.daemon import holder_of
 from qanat.service import choose, cron, systemd
 from qanat.service.account import Account, hand_over, own_account
@@ -192,7 +194,8 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 
 
 def test_supervisor_runs_the_program_until_it_is_taken_out(supervisor: Supervisor, pair: Pair) -> None:
-    plan = plan_of(pair, "server")
+    plan = replace(plan_of(pair, "server"), state=pair.directory / "state")
+    plan.state.mkdir()
     done = supervisor.install(plan)
     assert done[-1] == f"supervisor has started {plan.name}"
     (service,) = supervisor.installed()
@@ -200,6 +203,11 @@ def test_supervisor_runs_the_program_until_it_is_taken_out(supervisor: Superviso
     assert state.running
     assert state.pid is not None
     assert "is as it should be" in supervisor.install(plan)[0]
+    # By its file alone, as `status -c FILE` does: we have not the service's STATE_DIRECTORY.
+    settings, _ = check_config(pair.server_yaml)
+    assert settings is not None
+    wait_for(lambda: list(plan.state.glob("*.sock")), "the control socket")
+    assert running_of(settings, pair.server_yaml).path.parent == plan.state
     assert supervisor.uninstall(service)[-1] == f"removed {service.where}"
     assert supervisor.installed() == []
     assert not supervisor.state(service).running
