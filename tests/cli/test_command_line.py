@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import jsonschema
 import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
@@ -21,6 +20,7 @@ from qanat.cli.init_files import Written, write_files
 from qanat.cli.main import main
 from qanat.cli.output import READER_GONE
 from qanat.handshake.tokens import generate_token, parse_token
+from tests.support.json_schemas import validator
 from tests.support.machine.ports import unused_port
 from tests.support.machine.processes import ROOT, SECONDS, TUNNEL, run_qanat
 
@@ -126,7 +126,7 @@ def test_the_schema_is_printed_and_what_init_wrote_names_the_installed_copy(pair
         first, _, rest = path.read_text().partition("\n")
         url = first.removeprefix("# yaml-language-server: $schema=")
         assert Path(unquote(urlsplit(url).path)).read_text("utf-8") == done.stdout
-        jsonschema.Draft202012Validator(json.loads(done.stdout)).validate(yaml.safe_load(rest))
+        validator(json.loads(done.stdout)).validate(yaml.safe_load(rest))
 
 
 # --- ssh's habits ---------------------------------------------------------------------------------

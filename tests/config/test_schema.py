@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -17,9 +17,14 @@ from qanat.config.schema import FILE, build_schema, schema_location, schema_text
 from qanat.config.settings import ClientSettings, ServerSettings
 from tests.support.config_rig import CLIENT, FINGERPRINT, SERVER, ConfigDirectory, client_with, server_with
 from tests.support.example_config import EXAMPLE, everything
+from tests.support.json_schemas import validator
 
 SHIPPED = Path(load.__file__).resolve().parents[1] / "share" / FILE
-VALIDATOR = jsonschema.Draft202012Validator(build_schema())
+
+
+@cache
+def config_validator() -> Any:
+    return validator(build_schema())
 
 
 @pytest.fixture
@@ -28,11 +33,11 @@ def directory(tmp_path: Path) -> ConfigDirectory:
 
 
 def accepts(text: str) -> bool:
-    return VALIDATOR.is_valid(yaml.safe_load(text))
+    return config_validator().is_valid(yaml.safe_load(text))
 
 
 def test_the_schema_is_one_and_the_copy_that_is_shipped_is_it() -> None:
-    jsonschema.Draft202012Validator.check_schema(build_schema())
+    validator(build_schema())
     assert SHIPPED.read_text("utf-8") == schema_text(), f"python tunnel.py schema > {SHIPPED}"
     assert json.loads(schema_text()) == build_schema()
     assert schema_location() == SHIPPED.as_uri()
@@ -61,7 +66,7 @@ def _compare(properties: dict[str, Any], settings: type) -> None:
 
 def test_the_example_and_all_that_is_commented_out_in_it_is_accepted() -> None:
     for text in (EXAMPLE.read_text(), everything(), everything(several=True)):
-        VALIDATOR.validate(yaml.safe_load(text))
+        config_validator().validate(yaml.safe_load(text))
 
 
 VALID = [
@@ -89,7 +94,7 @@ def test_what_check_accepts_the_schema_accepts(directory: ConfigDirectory, text:
     directory.config(text)
     token = directory.tokens["office"]
     load.check_config(directory.file, {"NODE": "n", "LEVEL": "info", "OFFICE_TOKEN": token, "T": token})
-    VALIDATOR.validate(yaml.safe_load(text))
+    config_validator().validate(yaml.safe_load(text))
 
 
 INVALID = [

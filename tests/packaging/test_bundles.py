@@ -11,8 +11,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from packages.completion import write_bash, write_zsh
 from packages.deb import unit
@@ -23,6 +21,7 @@ from packages.wheel import build_wheel
 from packages.wheels import fetch, read, read_all
 from qanat.cli.parser import COMMANDS
 from tests.packaging.bundles import ROOT, build, copy_of_this_machine, long_only, run_in
+from tests.support.json_schemas import bill_of_materials_validator
 from tests.support.machine.programs import require_program
 
 KINDS = ("wheel", "pyz", "deb")
@@ -62,7 +61,7 @@ def test_each_built_twice_gives_the_same_bytes(built: Path, wheels: Path, tmp_pa
 
 
 def test_each_has_an_sbom_that_the_standard_s_schema_accepts(built: Path) -> None:
-    validator = JsonStrictValidator(SchemaVersion.V1_6)
+    validator = bill_of_materials_validator()
     for pattern in ("*.whl", "*.pyz", "*.deb"):
         sbom = Path(f"{file_of(built, pattern)}.cdx.json")
         assert validator.validate_str(sbom.read_text()) is None, sbom.name
@@ -250,7 +249,7 @@ def test_the_image_is_built_twice_with_the_same_bytes(wheels: Path, tmp_path: Pa
         build(["oci"], wheels, tmp_path / name)
     (one,), (two,) = ((tmp_path / name).glob("*.oci.tar") for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(Path(f"{one}.cdx.json").read_text()) is None
+    assert bill_of_materials_validator().validate_str(Path(f"{one}.cdx.json").read_text()) is None
     config = read_manifest(one)["config"]
     assert config["User"] == f"{USER}:{USER}"
     with tarfile.open(one) as archive:
