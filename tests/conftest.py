@@ -22,6 +22,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -42,6 +43,10 @@ _DESCRIPTORS = "/proc/self/fd"
 # Of an example Hypothesis expects a fifth of a second, which a busy machine may take for anything.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# Compiled code is kept whatever the environment says: the tests start some hundred programs from these sources.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _failed = pytest.StashKey[bool]()
 
@@ -173,6 +178,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
             order = {scope: number for number, scope in enumerate(_LONGEST_FIRST)}
             self.workqueue.move_to_end(min(self.workqueue, key=lambda scope: order.get(scope, len(order))), last=False)
             super()._assign_work_unit(node)
+
+        # What follows is for a process that died, which otherwise ends the run or leaves it waiting: its finished
+        # files come back as work without a test, and one that takes its place has no tests before it has collected
+        # them, and begins none until it knows two.
+
+        def remove_node(self, node: Any) -> str | None:
+            units = self.assigned_work[node]
+            for scope in [scope for scope, unit in units.items() if all(unit.values())]:
+                del units[scope]
+            return super().remove_node(node)
+
+        def _reschedule(self, node: Any) -> None:
+            before = None
+            while node in self.registered_collections and len(self.workqueue) != before:
+                before = len(self.workqueue)
+                super()._reschedule(node)
 
     return Scheduling(config, log)
 
