@@ -18,11 +18,13 @@ from pathlib import Path
 
 from qanat.base.deadline import Deadline
 from qanat.base.watcher import Watcher
+from qanat.cli.status_tables import MOST_ROWS
 from qanat.config.settings import ClientAccount, ServerSettings
 from qanat.control.asking import ask
 from qanat.control.paths import control_path
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import streams_of
+from qanat.monitor.summary import count_streams
 from qanat.mux.parameters import LaneParameters
 from qanat.server.accounts import Account
 from qanat.server.server import Server
@@ -42,6 +44,12 @@ class Looks:
     answer: float
     size: int
     streams: int
+    short: float
+    """What `status` asks for unless all is wanted: the busiest streams alone."""
+    short_size: int
+    short_streams: int
+    counted: int
+    """What the sessions of that answer say of their streams together."""
 
 
 def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -> Looks:
@@ -66,15 +74,18 @@ def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -
                 session.open_stream(Through(0, f"192.0.2.7:{stream % 65536}").encode(), forward="127.0.0.1:8080")
         path = control_path(settings)
         assert path is not None
-        answer: dict[str, object] = {}
-
-        def look() -> None:
-            answer.update(ask(path, "status"))
-
-        look()
-        taken, answered = _median(server.snapshot), _median(look)
-        snapshot = read_snapshot(answer["status"])
-        return Looks(taken, answered, len(json.dumps(answer)), sum(1 for _ in streams_of(snapshot)))
+        answer, short = ask(path, "status"), ask(path, "status", streams=MOST_ROWS)
+        whole, part = read_snapshot(answer["status"]), read_snapshot(short["status"])
+        return Looks(
+            _median(server.snapshot),
+            _median(lambda: ask(path, "status")),
+            len(json.dumps(answer)),
+            sum(1 for _ in streams_of(whole)),
+            _median(lambda: ask(path, "status", streams=MOST_ROWS)),
+            len(json.dumps(short)),
+            sum(1 for _ in streams_of(part)),
+            sum(map(count_streams, part.sessions)),
+        )
     finally:
         for each in server.registry.sessions:
             each.end("measured")
@@ -115,7 +126,8 @@ def main() -> None:
         looks = measure(Path(directory), sessions, streams)
     print(
         f"{sessions} sessions, {streams} streams: snapshot {looks.snapshot * 1000:.0f} ms, "
-        f"answer {looks.answer * 1000:.0f} ms, {looks.size / 1e6:.2f} MB"
+        f"answer {looks.answer * 1000:.0f} ms, {looks.size / 1e6:.2f} MB, "
+        f"with {looks.short_streams} streams {looks.short * 1000:.0f} ms, {looks.short_size / 1e6:.2f} MB"
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qanat.base.errors import QanatError, UsageError
 from qanat.cli.output import write_out
-from qanat.cli.status_tables import Table, heading_of, tables_of
+from qanat.cli.status_tables import MOST_ROWS, Table, heading_of, tables_of
 from qanat.cli.target import FINDING, SAME_VERSION, add_target, chosen
 from qanat.control.asking import ControlFault, NotRunning
 from qanat.control.running import NothingRuns, Running
@@ -132,7 +132,7 @@ def _look(options: argparse.Namespace) -> Look:
         meant, faults = [], [error]
     for one in meant:
         try:
-            said, snapshot = _ask(one, options.timeout)
+            said, snapshot = _ask(one, options)
         except NotRunning:
             if options.config is not None:
                 faults.append(NothingRuns(f"nothing runs on {options.config}", hint="start it"))
@@ -150,8 +150,11 @@ def _look(options: argparse.Namespace) -> Look:
     return Look(tuple(_named(each, options.names) for each in snapshots), tuple(content), tuple(faults), missing)
 
 
-def _ask(one: Running, timeout: float) -> tuple[object, Snapshot]:
-    said = one.ask("status", timeout=timeout).get("status")
+def _ask(one: Running, options: argparse.Namespace) -> tuple[object, Snapshot]:
+    # Nobody is asked for thousands of streams that are not shown.
+    everything = options.json or options.all or (options.names and not options.brief)
+    wanted = {} if everything else {"streams": 0 if options.brief else MOST_ROWS}
+    said = one.ask("status", timeout=options.timeout, **wanted).get("status")
     try:
         return said, read_snapshot(said)
     except (ValueError, TypeError, KeyError) as error:

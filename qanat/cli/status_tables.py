@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qanat.monitor.snapshot import (
     ClientSnapshot,
@@ -17,7 +17,7 @@ from qanat.monitor.snapshot import (
     StreamSnapshot,
     streams_of,
 )
-from qanat.monitor.summary import format_bytes, format_moment, format_round_trip, format_seconds, name_of
+from qanat.monitor.summary import count_streams, format_bytes, format_moment, format_round_trip, format_seconds, name_of
 
 MOST_ROWS = 50
 """Rows of a table, unless all are wanted."""
@@ -63,24 +63,27 @@ def heading_of(snapshot: Snapshot) -> list[str]:
 
 def tables_of(snapshot: Snapshot, *, everything: bool = False) -> list[Table]:
     """Return the tables that have rows; the busiest streams first, and not all of very many unless `everything`."""
-    now = snapshot.taken_at
-    tables = []
+    now, most = snapshot.taken_at, None if everything else MOST_ROWS
+    sessions = sorted(snapshot.sessions, key=lambda session: session.name)
+    lanes = _telling([(session.name, lane) for session in snapshot.sessions for lane in session.lanes])
+    streams = sorted(streams_of(snapshot), key=lambda each: (-(each.rate_received + each.rate_sent), -each.age_s))
+    open_streams = sum(map(count_streams, snapshot.sessions))  # of which the answer may have some
+    tables = [
+        _cut(_sessions(sessions[:most], now), len(sessions)),
+        _cut(_lanes(lanes[:most], now), len(lanes)),
+        _cut(_streams(streams[:most]), len(streams) if everything else open_streams),
+        _cut(_forwards(snapshot.forwards[:most]), len(snapshot.forwards)),
+    ]
     if isinstance(snapshot, ClientSnapshot):
         trips = {each.address: each.round_trip_s for each in snapshot.sessions}
-        tables.append(_servers(snapshot.servers, trips, now))
-    tables.append(_sessions(snapshot.sessions, now))
-    tables.append(_lanes([(s.name, lane) for s in snapshot.sessions for lane in s.lanes], now))
-    tables.append(_streams(list(streams_of(snapshot))))
-    tables.append(_forwards(snapshot.forwards))
-    cut = [table if everything else _cut(table) for table in tables]
-    return [table for table in cut if table.rows]
+        tables.insert(0, _cut(_servers(snapshot.servers[:most], trips, now), len(snapshot.servers)))
+    return [table for table in tables if table.rows]
 
 
-def _cut(table: Table) -> Table:
-    left = len(table.rows) - MOST_ROWS
-    if left <= 0:
-        return table
-    return Table(table.title, table.columns, table.rows[:MOST_ROWS], table.right, f"and {left} more: --all shows them")
+def _cut(table: Table, number: int) -> Table:
+    """Return the table of the first of so many rows, with what it says of the others."""
+    left = number - len(table.rows)
+    return replace(table, more=f"and {left} more: --all shows them") if left > 0 else table
 
 
 def _servers(servers: Sequence[ConnectionSnapshot], trips: dict[str, float | None], now: float) -> Table:
@@ -122,7 +125,7 @@ def _sessions(sessions: Sequence[SessionSnapshot], now: float) -> Table:
                 each.via or "none",
                 format_round_trip(each.round_trip_s),
                 f"{sum(lane.connected for lane in each.lanes)}/{len(each.lanes)}",
-                str(len(each.streams)),
+                str(count_streams(each)),
                 format_bytes(each.bytes_received),
                 format_bytes(each.bytes_sent),
                 format_bytes(each.queued_bytes),
@@ -131,7 +134,7 @@ def _sessions(sessions: Sequence[SessionSnapshot], now: float) -> Table:
                 _failure(each.last_failure, now),
                 "-" if each.waits_until is None else f"in {format_seconds(each.waits_until - now)}",
             )
-            for each in sorted(sessions, key=lambda session: session.name)
+            for each in sessions
         ),
         frozenset({"Since", "Round trip", "Lanes", "Streams", "Received", "Sent", "Queued", "Given up"}),
     )
@@ -143,10 +146,13 @@ def _recoveries(session: SessionSnapshot) -> str:
     return f"{session.recoveries}, last {session.last_recovery_s:.2f} s"
 
 
+def _telling(lanes: Sequence[tuple[str, LaneSnapshot]]) -> list[tuple[str, LaneSnapshot]]:
+    """Return the lanes that say more than their sessions do, and the others of the same sessions."""
+    names = {name for name, lane in lanes if lane.index or lane.outbox_bytes >= lane.outbox_limit > 0}
+    return [(name, lane) for name, lane in lanes if name in names]
+
+
 def _lanes(lanes: Sequence[tuple[str, LaneSnapshot]], now: float) -> Table:
-    """Return the lanes, where they say more than their sessions do."""
-    told = [(name, lane) for name, lane in lanes if lane.index or lane.outbox_bytes >= lane.outbox_limit > 0]
-    names = {name for name, _ in told}
     return Table(
         "Lanes",
         ("Lane", "State", "Since", "Transport", "With", "Round trip", "Queued", "Outbox", "Pipes"),
@@ -163,14 +169,12 @@ def _lanes(lanes: Sequence[tuple[str, LaneSnapshot]], now: float) -> Table:
                 str(lane.epochs),
             )
             for name, lane in lanes
-            if name in names
         ),
         frozenset({"Since", "Round trip", "Queued", "Outbox", "Pipes"}),
     )
 
 
 def _streams(streams: Sequence[StreamSnapshot]) -> Table:
-    busiest = sorted(streams, key=lambda each: (-(each.rate_received + each.rate_sent), -each.age_s))
     return Table(
         "Streams",
         ("Stream", "Kind", "From", "To", "Age", "Received", "Sent", "Receiving", "Sending", "Queued", "Forward"),
@@ -188,7 +192,7 @@ def _streams(streams: Sequence[StreamSnapshot]) -> Table:
                 format_bytes(each.queued_bytes),
                 each.forward or "-",
             )
-            for each in busiest
+            for each in streams
         ),
         frozenset({"Age", "Received", "Sent", "Receiving", "Sending", "Queued"}),
     )

@@ -58,6 +58,7 @@ from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.monitor.monitor import Monitor, Source, open_monitor
+from qanat.monitor.sessions import EVERYTHING, FIGURES, RATES, Wanted
 from qanat.monitor.snapshot import ClientSnapshot
 from qanat.monitor.summary import summary_of
 from qanat.monitor.watchdog import ServiceReporter, Watchdog
@@ -174,7 +175,7 @@ class Client:
         EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
         have sets `failure` later.
         """
-        source = Source(self.snapshot, partial(self.snapshot, with_streams=False), self.events)
+        source = Source(self.snapshot, partial(self.snapshot, FIGURES), self.events)
         self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
             self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
@@ -241,9 +242,9 @@ class Client:
         if self._control is not None:
             self._control.wait_unused()
 
-    def snapshot(self, *, with_streams: bool = True) -> ClientSnapshot:
+    def snapshot(self, wanted: Wanted = EVERYTHING) -> ClientSnapshot:
         """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
-        snapshot = self.observation.snapshot(self.watchdog.look(0.1), with_streams=with_streams)
+        snapshot = self.observation.snapshot(self.watchdog.look(0.1), wanted)
         return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
 
     @property
@@ -657,7 +658,7 @@ def run_client(
         stop.set()
 
     watcher = start_thread("stop-watcher", stop_when_over)
-    reporter = ServiceReporter(client.watchdog.look, lambda: summary_of(client.snapshot()))
+    reporter = ServiceReporter(client.watchdog.look, lambda: summary_of(client.snapshot(RATES)))
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, client.apply, client.watcher):
             if reloader is not None:

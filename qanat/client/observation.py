@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from qanat.base.version import __version__
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.server_connection import ServerConnection
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import sample_rates, snapshot_of_session, sum_of, totals_of
+from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, sum_of, totals_of
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -21,6 +20,7 @@ from qanat.monitor.snapshot import (
     PeerTotals,
     SessionSnapshot,
 )
+from qanat.session.session import Session
 
 
 class ClientObservation:
@@ -33,31 +33,20 @@ class ClientObservation:
         self.servers = servers
         """The connections that are shown, which may be others later."""
         self._local = local
-        self._looking = threading.Lock()  # rates are those between two looks
+        self._looks = Looks()
 
-    def sample(self) -> None:
-        """Look at the streams' counts alone, so that a snapshot a moment later has rates."""
-        with self._looking:
-            for server in self.servers:
-                if (session := server.session) is not None:
-                    sample_rates(session)
+    def sample(self) -> bool:
+        """Look at the streams' counts alone, as `Looks.sample`."""
+        return self._looks.sample([session for server in self.servers if (session := server.session) is not None])
 
-    def snapshot(self, troubles: tuple[str, ...] = (), *, with_streams: bool = True) -> ClientSnapshot:
-        """Return how the client is now.  Blocks only while another thread does the same.
-
-        Without the streams themselves it costs little, however many there are.
-        """
-        with self._looking:
-            servers = [(server, server.session) for server in self.servers]
-            shown = {
-                id(session): snapshot_of_session(session, peer=server.url, with_streams=with_streams)
-                for server, session in servers
-                if session is not None
-            }
-            peers = tuple(
-                PeerTotals(server.url, totals_of(server.tally(), sessions=server.sessions_begun))
-                for server, _ in servers
-            )
+    def snapshot(self, troubles: tuple[str, ...] = (), wanted: Wanted = EVERYTHING) -> ClientSnapshot:
+        """Return how the client is now.  Blocks only while another thread does the same."""
+        servers = [(server, server.session) for server in self.servers]
+        live: dict[Session, str] = {session: server.url for server, session in servers if session is not None}
+        shown = dict(zip(live, self._looks.take(live, wanted), strict=True))
+        peers = tuple(
+            PeerTotals(server.url, totals_of(server.tally(), sessions=server.sessions_begun)) for server, _ in servers
+        )
         forwards = [_local(self._name, *each) for each in self._local.states]
         for _, session in servers:
             if session is not None:
@@ -73,7 +62,7 @@ class ClientObservation:
             taken_at=time.time(),
             config=None if self.config is None else str(self.config),
             servers=tuple(
-                _connection(server, None if session is None else shown[id(session)]) for server, session in servers
+                _connection(server, None if session is None else shown[session]) for server, session in servers
             ),
             sessions=tuple(shown.values()),
             forwards=tuple(forwards),

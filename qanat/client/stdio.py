@@ -25,7 +25,7 @@ from qanat.base.errors import EndpointError
 from qanat.base.text import printable
 from qanat.base.threads import start_thread
 from qanat.config.settings import ClientSettings
-from qanat.control.asking import ControlConnection
+from qanat.control.connecting import ControlConnection
 from qanat.control.paths import control_path
 from qanat.control.shared_stream import Ended, Failed, Reached, SharedStream, Word
 from qanat.mux.frames import Reason, reason_name

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qanat.base.errors import UsageError
-from qanat.config.section import Section
+
+if TYPE_CHECKING:
+    from qanat.config.section import Section
 
 
 def read_state_dir(s: Section) -> Path:

@@ -49,6 +49,13 @@ class Request:
             raise UsageError(f"{self.command}: `{key}` must be a list of texts")
         return tuple(value)
 
+    def count(self, key: str) -> int | None:
+        """Return a whole number from 0 on, None where it is missing.  Raises UsageError for something else."""
+        value = self.fields.get(key)
+        if value is not None and (type(value) is not int or value < 0):
+            raise UsageError(f"{self.command}: `{key}` must be a whole number from 0 on")
+        return value
+
     def flag(self, key: str) -> bool:
         """Return whether a switch is on; off where it is missing.  Raises UsageError for something else."""
         value = self.fields.get(key, False)

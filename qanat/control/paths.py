@@ -15,9 +15,12 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qanat.base.sockets import describe_os_error
-from qanat.config.settings import ClientSettings, ServerSettings
+
+if TYPE_CHECKING:
+    from qanat.config.settings import ClientSettings, ServerSettings
 
 if sys.platform != "win32":
     import fcntl
@@ -43,6 +46,8 @@ def control_path(settings: ClientSettings | ServerSettings) -> Path | None:
     """Return where a process with these settings has its control socket; None where it has none.  Pure."""
     if not (hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")):
         return None
+    from qanat.config.settings import ClientSettings  # whoever has settings has loaded it; others do without
+
     if isinstance(settings, ClientSettings):
         return state_file(settings, ENDING)
     return settings.state_dir / f"server-{_short_hash(('server', str(settings.identity)))}.{ENDING}"

@@ -18,13 +18,15 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qanat.base.errors import QanatError, UsageError
-from qanat.config.settings import ClientSettings, ServerSettings
 from qanat.config.state import environment_state_dir, user_state_dir
 from qanat.control.asking import ANSWER_TIMEOUT, ask
 from qanat.control.paths import ENDING, connect_to, control_path
+
+if TYPE_CHECKING:
+    from qanat.config.settings import ClientSettings, ServerSettings
 
 SYSTEM_DIRECTORIES = (Path("/var/lib/qanat"), Path("/var/lib/private/qanat"), Path("/etc/qanat"))
 """Where the units in deploy/ and the packages keep state, and where a configuration lies whose state_dir is its own."""

@@ -1,4 +1,4 @@
-"""A session's snapshot, at either end: `snapshot_of_session`.
+"""Snapshots of sessions, at either end: `Looks`.
 
 Each lane's lock is held for microseconds, once for its figures and once for the list of its streams; the streams are
 read without.
@@ -7,16 +7,20 @@ read without.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from heapq import nlargest
 from operator import attrgetter
+from typing import NamedTuple
 
 from qanat.base.endpoint_addresses import UdpAddress, UnixAddress
 from qanat.base.errors import ProtocolError
-from qanat.monitor.rates import rates_of
+from qanat.base.gives_way import GivesWay
+from qanat.monitor.rates import STALE, rates_of
 from qanat.monitor.snapshot import Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot, Totals
-from qanat.mux.figures import LaneFigures
+from qanat.mux.figures import LaneFigures, StreamFigures
 from qanat.mux.stream import Stream
 from qanat.session.messages import Connect, Measure, Through, decode_request
 from qanat.session.places import Tally
@@ -30,24 +34,122 @@ def public_id(session_id: bytes) -> str:
     return hashlib.blake2s(session_id, digest_size=4, person=b"qanat id").hexdigest()
 
 
-def snapshot_of_session(session: Session, *, peer: str = "", with_streams: bool = True) -> SessionSnapshot:
-    """Return how a session is now.  Does not block.  Of several threads one at a time may ask for the streams.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a look at many sessions has to have: with fewer streams it is cheaper, and so is whatever is made of it."""
 
-    `peer` is what the other end is called, by default the client's name.
-    """
-    clock, wall = time.monotonic(), time.time()
+    rates: bool = True
+    """Whether to look at the streams at all; without it there are none, and no rates."""
+    streams: int | None = None
+    """How many of them to show, those of the highest rates; None for all."""
+
+
+EVERYTHING = Wanted()
+RATES = Wanted(streams=0)
+"""Without the streams themselves."""
+FIGURES = Wanted(rates=False, streams=0)
+"""Without a look at them: cheap, however many there are."""
+
+
+class Looks:
+    """Looks at an end's sessions, one at a time, since rates are those between two.  Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the next, and every stream's sample
+        self._looked_at = -STALE
+
+    def sample(self, sessions: Iterable[Session]) -> bool:
+        """Look at the streams' counts alone, so that `take` LEAST seconds later has rates.
+
+        Return False, and do nothing, where somebody has looked not long ago.  Blocks as `take` does.
+        """
+        gives_way = GivesWay()
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked_at < STALE:
+                return False
+            self._looked_at = now
+            for session in sessions:
+                gives_way()
+                for lane in session.lanes.values():
+                    for stream in lane.streams:
+                        rates_of(stream, stream.figures(), now)
+            return True
+
+    def take(self, sessions: Mapping[Session, str], wanted: Wanted = EVERYTHING) -> list[SessionSnapshot]:
+        """Return how sessions are now; each comes with what its other end is called, "" for the client's name.
+
+        Blocks while another thread looks, and now and then to let others work; nothing that carries bytes waits for it.
+        """
+        gives_way = GivesWay()
+        with self._lock:
+            clock, wall = time.monotonic(), time.time()
+            if wanted.rates:
+                self._looked_at = clock
+            looks = [_look(session, wanted, clock, gives_way) for session in sessions]
+        if wanted.streams is not None:
+            _keep_busiest(looks, wanted.streams)
+        made = []
+        for (session, peer), look in zip(sessions.items(), looks, strict=True):
+            gives_way()
+            made.append(_session(session, look, peer, clock, wall))
+        return made
+
+
+class _Seen(NamedTuple):
+    """One stream, as it was."""
+
+    stream: Stream
+    figures: StreamFigures
+    lane: int
+    received: float
+    sent: float
+
+
+def _activity(seen: _Seen) -> tuple[float, float]:
+    """Return what the busiest has most of; of those that are alike the oldest comes first."""
+    return seen.received + seen.sent, -seen.figures.opened_at
+
+
+@dataclass(slots=True)
+class _Look:
+    """One session, as it was."""
+
+    lanes: list[tuple[int, LaneFigures]]
+    tally: Tally
+    received: float
+    sent: float
+    streams: list[_Seen]
+
+
+def _look(session: Session, wanted: Wanted, clock: float, gives_way: GivesWay) -> _Look:
     found, tally = session.look()
-    lanes = tuple(_lane(session, number, figures, wall - clock) for number, _, figures in found)
-    streams: list[StreamSnapshot] = []
-    if with_streams:
+    seen = []
+    if wanted.rates:
         for number, lane, _ in found:
-            prefix = f"{session.name}/{number}/"
-            streams += (_stream(prefix, stream, clock, wall) for stream in lane.streams)
+            for stream in lane.streams:
+                figures = stream.figures()
+                seen.append(_Seen(stream, figures, number, *rates_of(stream, figures, clock)))
+            gives_way()
+    received, sent = sum(each.received for each in seen), sum(each.sent for each in seen)
+    return _Look([(number, figures) for number, _, figures in found], tally, received, sent, seen)
+
+
+def _keep_busiest(looks: Sequence[_Look], most: int) -> None:
+    found = (seen for look in looks for seen in look.streams)
+    shown = {id(seen.stream) for seen in nlargest(most, found, key=_activity)}
+    for look in looks:
+        look.streams = [seen for seen in look.streams if id(seen.stream) in shown]
+
+
+def _session(session: Session, look: _Look, peer: str, clock: float, wall: float) -> SessionSnapshot:
+    found, tally = look.lanes, look.tally
+    lanes = tuple(_lane(session, number, figures, wall - clock) for number, figures in found)
     carrying = [lane for lane in lanes if lane.connected]
     shown = (carrying or lanes)[:1]
-    lost_at = max((figures.changed_at for _, _, figures in found), default=clock)
+    lost_at = max((figures.changed_at for _, figures in found), default=clock)
     failure = session.last_failure
-    recoveries = [figures.last_recovery for _, _, figures in found if figures.last_recovery is not None]
+    recoveries = [figures.last_recovery for _, figures in found if figures.last_recovery is not None]
     return SessionSnapshot(
         id=public_id(session.id),
         name=session.name,
@@ -60,7 +162,7 @@ def snapshot_of_session(session: Session, *, peer: str = "", with_streams: bool 
         agent=session.agent,
         round_trip_s=min((each.round_trip_s for each in carrying if each.round_trip_s is not None), default=None),
         lanes=lanes,
-        streams=tuple(streams),
+        streams=tuple(_stream(session.name, each, clock, wall) for each in look.streams),
         bytes_received=tally.received,
         bytes_sent=tally.sent,
         queued_bytes=sum(lane.queued_bytes for lane in lanes),
@@ -70,7 +172,9 @@ def snapshot_of_session(session: Session, *, peer: str = "", with_streams: bool 
         last_failure=None if failure is None else Failure(failure.at, failure.text),
         streams_opened=tally.streams,
         measures=session.measures,
-        open_streams=sum(figures.open for _, _, figures in found),
+        open_streams=sum(figures.open for _, figures in found),
+        rate_received=look.received,
+        rate_sent=look.sent,
         peer=peer or session.name,
     )
 
@@ -89,14 +193,6 @@ def sum_of(several: Iterable[Totals]) -> Totals:
 def tally_of(shown: SessionSnapshot) -> Tally:
     """Return what a session has carried, as its snapshot says.  Pure."""
     return Tally(shown.bytes_received, shown.bytes_sent, shown.streams_opened, shown.recoveries, shown.replayed_bytes)
-
-
-def sample_rates(session: Session) -> None:
-    """Look at the streams' counts alone, so that a snapshot a moment later has rates.  As `snapshot_of_session`."""
-    now = time.monotonic()
-    for lane in session.lanes.values():
-        for stream in lane.streams:
-            rates_of(stream, stream.figures(), now)
 
 
 def _lane(session: Session, number: int, figures: LaneFigures, offset: float) -> LaneSnapshot:
@@ -119,13 +215,12 @@ def _lane(session: Session, number: int, figures: LaneFigures, offset: float) ->
     )
 
 
-def _stream(prefix: str, stream: Stream, clock: float, wall: float) -> StreamSnapshot:
-    figures = stream.figures()
+def _stream(name: str, seen: _Seen, clock: float, wall: float) -> StreamSnapshot:
+    stream, figures, lane, received, sent = seen
     kind, origin, to = _ends_of(stream)
-    received, sent = rates_of(stream, figures, clock)
     age = max(0.0, clock - figures.opened_at)
     return StreamSnapshot(
-        id=f"{prefix}{stream.id}",
+        id=f"{name}/{lane}/{stream.id}",
         kind=kind,
         forward=stream.forward,
         from_=origin,

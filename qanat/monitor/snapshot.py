@@ -10,12 +10,17 @@ A field is added, never renamed or given another sense while `version` stays 1. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any
+from operator import attrgetter
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 VERSION = 1
+
+_LEAVES = frozenset({str, int, float, bool, NoneType})
+"""What JSON has too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,10 @@ class SessionSnapshot:
     measures: bool = False
     """Whether it is for measuring alone (`bench`)."""
     open_streams: int = 0
-    """How many streams are open on the wire, also where `streams` was not asked for."""
+    """How many streams are open on the wire, also where not all, or none, of `streams` were asked for."""
+    rate_received: float = 0.0
+    """Those of its streams together, likewise."""
+    rate_sent: float = 0.0
     peer: str = ""
     """Who is at the other end, as in `PeerTotals`."""
 
@@ -278,15 +286,29 @@ def streams_of(snapshot: Snapshot) -> Iterator[StreamSnapshot]:
 
 
 @cache
-def _keys(kind: type) -> tuple[tuple[str, str], ...]:
-    return tuple((each.name, each.name.rstrip("_")) for each in fields(kind))
+def _form(kind: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple[str, ...]] | None:
+    """Return a class's keys, what takes its values, and which of the keys have more below; None for what is no part."""
+    if not is_dataclass(kind):
+        return None
+    found = fields(kind)
+    keys = tuple(each.name.rstrip("_") for each in found)
+    hints = get_type_hints(kind).values()
+    deep = tuple(
+        key for key, hint in zip(keys, hints, strict=True) if not _LEAVES.issuperset(get_args(hint) or (hint,))
+    )
+    return keys, attrgetter(*(each.name for each in found)), deep
 
 
 def plain(value: Any) -> Any:
-    """Return a snapshot, or a part of one, as dictionaries and lists; for a tenth of `dataclasses.asdict`'s cost."""
-    kind = type(value)
-    if kind is tuple:
+    """Return a snapshot, or a part of one, as dictionaries and lists; far cheaper than `dataclasses.asdict`."""
+    if type(value) is tuple:
         return [plain(each) for each in value]
-    if is_dataclass(kind):
-        return {key: plain(getattr(value, name)) for name, key in _keys(kind)}
-    return value
+    kind: Any = type(value)
+    form = _form(kind)
+    if form is None:
+        return value
+    keys, take, deep = form
+    made = dict(zip(keys, take(value), strict=True))
+    for key in deep:
+        made[key] = plain(made[key])
+    return made

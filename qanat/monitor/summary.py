@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from qanat.monitor.snapshot import ClientSnapshot, ConnectionSnapshot, ServerSnapshot, Snapshot, streams_of
+from qanat.monitor.snapshot import ClientSnapshot, ConnectionSnapshot, ServerSnapshot, SessionSnapshot, Snapshot
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _CONNECTED = frozenset({"connected", "standby"})
@@ -56,8 +56,7 @@ def problems_of(snapshot: Snapshot) -> tuple[str, ...]:
 
 def summary_of(snapshot: Snapshot) -> str:
     """Return how it is in one line, for `systemctl status` and for who has many to look at."""
-    streams = list(streams_of(snapshot))
-    received, sent = sum(each.rate_received for each in streams), sum(each.rate_sent for each in streams)
+    received, sent = (sum(rates) for rates in zip((0.0, 0.0), *map(_rates_of, snapshot.sessions), strict=True))
     if isinstance(snapshot, ServerSnapshot):
         connected = sum(each.state == "connected" for each in snapshot.sessions)
         parts = [f"{_count(connected, 'client')} connected"]
@@ -65,11 +64,22 @@ def summary_of(snapshot: Snapshot) -> str:
             parts.append(f"{len(snapshot.sessions) - connected} away")
     else:
         parts = [_of_connection(each, snapshot.taken_at) for each in snapshot.servers if each.state != "standby"]
-    parts.append(_count(len(streams), "stream"))
+    parts.append(_count(sum(map(count_streams, snapshot.sessions)), "stream"))
     if received or sent:
         parts.append(f"{format_bytes(received)}/s received, {format_bytes(sent)}/s sent")
     parts += snapshot.troubles
     return "; ".join(parts)
+
+
+def count_streams(session: SessionSnapshot) -> int:
+    """Return how many streams a session has, of which its snapshot may show some."""
+    return max(session.open_streams, len(session.streams))
+
+
+def _rates_of(session: SessionSnapshot) -> tuple[float, float]:
+    if len(session.streams) < session.open_streams:
+        return session.rate_received, session.rate_sent
+    return sum(each.rate_received for each in session.streams), sum(each.rate_sent for each in session.streams)
 
 
 def _of_connection(each: ConnectionSnapshot, now: float) -> str:

@@ -14,13 +14,14 @@ from qanat.base.sockets import format_address
 from qanat.base.version import __version__
 from qanat.config.settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import sample_rates, snapshot_of_session, sum_of, tally_of, totals_of
+from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, sum_of, tally_of, totals_of
 from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot, SessionSnapshot
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Registry
 from qanat.session.places import Tally
+from qanat.session.session import Session
 
 
 class ServerObservation:
@@ -33,7 +34,7 @@ class ServerObservation:
         self._fingerprint = fingerprint
         self._registry = registry
         self._front_door = front_door
-        self._looking = threading.Lock()  # rates are those between two looks
+        self._looks = Looks()
         self._counting = threading.Lock()  # guards the next two
         self._past: dict[str, Tally] = {}  # of sessions that are over, by client
         self._begun: Counter[str] = Counter()  # likewise
@@ -51,23 +52,18 @@ class ServerObservation:
             self._past.setdefault(session.name, Tally()).add(tally)
             self._over.add(session)
 
-    def sample(self) -> None:
-        """Look at the streams' counts alone, so that a snapshot a moment later has rates."""
-        with self._looking:
-            for session in self._registry.sessions:
-                sample_rates(session)
+    def sample(self) -> bool:
+        """Look at the streams' counts alone, as `Looks.sample`."""
+        return self._looks.sample(self._registry.sessions)
 
     def snapshot(
-        self, settings: ServerSettings, troubles: tuple[str, ...] = (), *, with_streams: bool = True
+        self, settings: ServerSettings, troubles: tuple[str, ...] = (), wanted: Wanted = EVERYTHING
     ) -> ServerSnapshot:
-        """Return how the server is now.  Blocks only while another thread does the same.
-
-        Without the streams themselves it costs little, however many there are.
-        """
-        with self._looking:
-            live = self._registry.sessions
-            sessions = tuple(snapshot_of_session(session, with_streams=with_streams) for session in live)
-            peers = self._peers(dict(zip(live, sessions, strict=True)), settings)
+        """Return how the server is now.  Blocks only while another thread does the same."""
+        live = self._registry.sessions
+        unnamed: dict[Session, str] = dict.fromkeys(live, "")
+        sessions = tuple(self._looks.take(unnamed, wanted))
+        peers = self._peers(dict(zip(live, sessions, strict=True)), settings)
         listening = tuple(map(format_address, self._front_door.addresses))
         forwards = tuple(
             ForwardSnapshot("remote", place, "", session.name, "listening")

@@ -39,6 +39,7 @@ from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello,
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.monitor.monitor import Monitor, Source, open_monitor
+from qanat.monitor.sessions import EVERYTHING, FIGURES, RATES, Wanted
 from qanat.monitor.snapshot import ServerSnapshot
 from qanat.monitor.summary import summary_of
 from qanat.monitor.watchdog import ServiceReporter, Watchdog
@@ -248,7 +249,7 @@ class Server:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
         if self.settings.audit is not None:
             self.audit.use(AuditFile(self.settings.audit))
-        source = Source(self.snapshot, partial(self.snapshot, with_streams=False), self.events)
+        source = Source(self.snapshot, partial(self.snapshot, FIGURES), self.events)
         self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
             self.front_door.start()
@@ -278,9 +279,9 @@ class Server:
             self._control = ControlSocket(path, self._watcher, self.commands)
             self._control.start()
 
-    def snapshot(self, *, with_streams: bool = True) -> ServerSnapshot:
+    def snapshot(self, wanted: Wanted = EVERYTHING) -> ServerSnapshot:
         """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
-        snapshot = self.observation.snapshot(self.settings, self.watchdog.look(0.1), with_streams=with_streams)
+        snapshot = self.observation.snapshot(self.settings, self.watchdog.look(0.1), wanted)
         return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
 
     def stop(self) -> None:
@@ -652,7 +653,7 @@ def run_server(
     server.observation.config = None if reloader is None else reloader.path
     server.start()
     server.open_control()
-    reporter = ServiceReporter(server.watchdog.look, lambda: summary_of(server.snapshot()))
+    reporter = ServiceReporter(server.watchdog.look, lambda: summary_of(server.snapshot(RATES)))
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, server.apply, server.watcher):
             if reloader is not None:
