@@ -30,6 +30,7 @@ from tests.support.strangers import Others, stranger
 REPORT = ROOT / "docs" / "SOAK.md"
 CARRIERS = [name for name in TRANSPORTS if name != AUTO]
 CUTS, SIZE, AT_ONCE, DATAGRAMS = 100, 5_000_000, 20, 1000
+STALL = 4.0
 STRANGERS = 3000
 UPLOAD = 1000 * MEGABYTE
 PROXIES = ("nginx", "Caddy", "Apache")
@@ -65,6 +66,7 @@ def _kinds(transports: list[str]) -> list[str]:
                 kind_promises.datagrams_both_ways(place, udp, DATAGRAMS)
                 kind_promises.flows_at_once(place, udp, AT_ONCE)
                 udp.check_refusal(place)
+            kind_promises.none_late_after_a_stall(place, seconds=STALL)
             with kind_promises.Cutting(place) as cutting:
                 figures = cutting.run(CUTS)
         longest, seconds = figures["longest until all had gone on, s"], figures["seconds"]
@@ -73,9 +75,9 @@ def _kinds(transports: list[str]) -> list[str]:
     text = (
         f"Each of {', '.join((*KINDS, *UDP_KINDS))}: {SIZE // 1_000_000} MB both ways at once, an answer after the "
         f"end, a refusal with its reason, {AT_ONCE} at once; for UDP sizes to 20,000 bytes, {DATAGRAMS:,} datagrams in "
-        "order and once.  Then one stream or flow of each, and uploads through both dynamic ports, while all "
-        "connections are cut again and again: every byte arrived, in one session, and no datagram twice, or after a "
-        "later one."
+        f"order and once, and none of those that a stall of {STALL:g} s held up.  Then one stream or flow of each, and "
+        "uploads through both dynamic ports, while all connections are cut again and again: every byte arrived, in one "
+        "session, and no datagram twice, or after a later one."
     )
     return [
         *textwrap.wrap(text, 116),

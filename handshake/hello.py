@@ -85,6 +85,8 @@ class Features(IntFlag):
     """The stream requests CONNECT and THROUGH, and the control message LISTEN_AT."""
     DATAGRAMS = 2
     """DATAGRAM frames on streams for UDP."""
+    CLOCK = 4
+    """CLOCK frames, which tell how old datagrams are."""
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,14 @@ class Pipe(ABC):
         """Whether `send_now` may be called: this pipe has it, and owes nothing that must go out before."""
         return False
 
+    @property
+    def held_up(self) -> bool:
+        """Whether what is sent now waits in this program, since the path takes nothing.  Does not block.
+
+        A connection cannot tell: the kernel takes what fits into its buffers.
+        """
+        return False
+
     @abstractmethod
     def recv(self) -> memoryview:
         """Block for the next message; the view is valid, and may be written to, until the next call.

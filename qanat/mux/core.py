@@ -32,7 +32,9 @@ class LaneCore:
         """Why the lane is over, or None."""
         self.wakeups = Wakeups()
         self.streams = StreamTable(parameters)
-        self.pending = PendingControl(parameters.keepalive, parameters.outbox // 4, now)
+        self.pending = PendingControl(
+            parameters.keepalive, parameters.outbox // 4, now, tell_clock=parameters.tell_clock
+        )
         self.sender = Sender(parameters, self.streams, self.pending, self.wakeups)
         self.receiver = Receiver(parameters, self.streams, self.sender, self.pending, self.wakeups)
 

@@ -1,4 +1,4 @@
-"""The datagrams of one lane: those that wait for its pipe, and those that came before anybody takes them.
+"""The datagrams of one lane: those that wait for its pipe, those that came before anybody takes them, and their age.
 
 A datagram is worth something while it is young, and whoever sends datagrams copes with the loss of one.  So nothing
 here waits for long or grows: what is too old or too much is dropped, the oldest first, and what a pipe had is never
@@ -6,12 +6,14 @@ sent on another (docs/PROTOCOL.md §4, Datagrams).
 
     DatagramQueue  what streams have for the peer, until the sender has room for it in a record; streams take turns
     DatagramInbox  what came on a stream whose target is still being looked up; otherwise nothing waits on this side
+    PathDelay      how long the path has held up what comes: what a pipe took and delivers late is dropped as well
 
 Pure, and not thread-safe: `qanat.mux.sender` and `qanat.mux.receiver` call them with the lane's lock held.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
@@ -28,6 +30,11 @@ INBOX_BYTES = 256 * 1024
 """Bytes that wait so at most, on all streams of a lane."""
 OVERHEAD = 256
 """Bytes that each datagram counts beyond its own, for the objects around it."""
+LATE = 1.0
+"""Seconds that a datagram may be on its way beyond the path's least delay, for the same reason.  Half of that would
+take away what a retransmission of TCP's has held up, or a record of bulk on a slow line."""
+DELAY_AGE = 10.0
+"""Seconds after which the least delay is looked for anew; the one before counts for as long again."""
 QUANTUM = 8 * 1024
 """Bytes a stream may send in one turn; a larger datagram is paid for by skipping turns."""
 
@@ -156,3 +163,24 @@ class DatagramInbox:
         """Drop everything: the pipe that brought it is gone."""
         self._waiting.clear()
         self.charged = 0
+
+
+class PathDelay:
+    """How much longer than at best something was on its way, by two clocks that show different times.
+
+    Each end's clock runs on by itself, so the difference between them is unknown, but does not change: the least that
+    was ever seen is the path's own delay, and what is above it was spent waiting (as RFC 6817 measures it).  Only the
+    last while counts, so that a clock that stood still, in a computer asleep, is right again soon.
+    """
+
+    def __init__(self) -> None:
+        self._least = self._before = math.inf
+        self._since = -math.inf
+
+    def excess(self, sent: float, now: float) -> float:
+        """Return the seconds above the least, of what the peer says it has `sent` at that time by its clock."""
+        difference = now - sent
+        if now - self._since > DELAY_AGE:
+            self._before, self._least, self._since = self._least, difference, now
+        self._least = min(self._least, difference)
+        return difference - min(self._least, self._before)

@@ -37,6 +37,7 @@ class FrameType(IntEnum):
     PING = 18
     PONG = 19
     DATAGRAM = 20
+    CLOCK = 21
 
 
 class Reason(IntEnum):
@@ -70,6 +71,7 @@ _VALUE = struct.Struct("!BQ")
 
 DATA_HEADER_SIZE = _DATA_HEADER.size
 DATAGRAM_HEADER_SIZE = _OPEN_HEADER.size
+CLOCK_SIZE = _VALUE.size
 
 DATA = int(FrameType.DATA)
 """As a plain number: comparing with a member of an enumeration costs as much as all the rest of the comparison."""
@@ -205,7 +207,18 @@ class Datagram:
         return datagram(self.stream, self.payload)
 
 
-SmallFrame = Open | Fin | Reset | Accept | Control | Ack | Credit | Ping | Pong | Datagram
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What the sender's clock said when it made the record: milliseconds since a moment of its own."""
+
+    value: int
+
+    def encode(self) -> bytes:
+        """Return the frame's bytes."""
+        return _VALUE.pack(FrameType.CLOCK, self.value)
+
+
+SmallFrame = Open | Fin | Reset | Accept | Control | Ack | Credit | Ping | Pong | Datagram | Clock
 Frame = SmallFrame | Data
 
 
@@ -304,10 +317,11 @@ def parse_frame(content: memoryview, position: int) -> tuple[SmallFrame, int]:
     raise ProtocolError(f"unknown frame type {kind}")
 
 
-_VALUE_FRAMES: dict[int, type[Ack] | type[Ping] | type[Pong]] = {
+_VALUE_FRAMES: dict[int, type[Ack] | type[Ping] | type[Pong] | type[Clock]] = {
     FrameType.ACK: Ack,
     FrameType.PING: Ping,
     FrameType.PONG: Pong,
+    FrameType.CLOCK: Clock,
 }
 _OFFSET_FRAMES: dict[int, type[Fin] | type[Credit]] = {FrameType.FIN: Fin, FrameType.CREDIT: Credit}
 

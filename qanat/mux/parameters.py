@@ -26,6 +26,7 @@ class LaneParameters:
     keepalive: float = 15.0
     resumable: bool = True  # keep what was sent until it is acknowledged, for the next pipe
     peer_features: int = 0  # qanat.handshake.hello.Features
+    tell_clock: bool = False  # the peer knows CLOCK
     observer: Observer = field(default=NOBODY, compare=False, repr=False)
     """Who hears of what happens on the lane."""
 

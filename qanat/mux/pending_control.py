@@ -1,4 +1,4 @@
-"""The frames without a number that one lane still has to send: ACK, CREDIT, PING and PONG.
+"""The frames without a number that one lane still has to send: ACK, CREDIT, PING, PONG and CLOCK.
 
 State, not a queue: the highest number to acknowledge, the set of streams whose credit moved, the last
 PING.  So a reader never has to write, and nothing that a peer does makes this grow.  Pure, and not thread-safe: the
@@ -24,10 +24,11 @@ CREDITS_AT_ONCE = 1024
 class PendingControl:
     """What `Receiver` and `Sender` owe the peer together; `Sender` sends it.
 
-    `keepalive` is the number of seconds between PINGs; an ACK is due at once after `ack_bytes` bytes of DATA.
+    `keepalive` is the number of seconds between PINGs; an ACK is due at once after `ack_bytes` bytes of DATA.  With
+    `tell_clock` the peer hears our clock, before PINGs and datagrams.
     """
 
-    def __init__(self, keepalive: float, ack_bytes: int, now: float) -> None:
+    def __init__(self, keepalive: float, ack_bytes: int, now: float, *, tell_clock: bool = False) -> None:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.least_round_trip = 0.0
@@ -46,6 +47,7 @@ class PendingControl:
         self._bytes_since_ack = 0
         self._ping_due = now
         self._ping_sent: tuple[int, float] | None = None
+        self._clock_since = now if tell_clock else None
 
     def restart(self, now: float, streams: Iterable[StreamState]) -> None:
         """Say again on a new pipe what the old one may have lost, and measure the new round trip."""
@@ -135,6 +137,7 @@ class PendingControl:
             self.ping_count += 1
             self._ping_sent = (self.ping_count, now)
             self._ping_due = now + self._keepalive
+            due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())
         while self._credits and len(due) < CREDITS_AT_ONCE:
             stream = self._credits.pop(next(iter(self._credits)))
@@ -144,6 +147,12 @@ class PendingControl:
             self._ack_due = None
             self._bytes_since_ack = 0
         return due
+
+    def clock(self, now: float) -> list[bytes]:
+        """Return the CLOCK for a record that is made now; nothing where the peer does not know it."""
+        if self._clock_since is None:
+            return []
+        return [wire.Clock(round((now - self._clock_since) * 1000)).encode()]
 
     def timeout(self, now: float) -> float:
         """Return the seconds until `frames` has something although nothing else happens."""

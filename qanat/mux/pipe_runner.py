@@ -241,7 +241,7 @@ class PipeRunner:
                 if not self._may_send_now_locked():
                     self.wake_locked()
                     return
-                record = sender.next_record(lane.clock(), small=True)
+                record = sender.next_record(lane.clock(), small=True, held_up=self._sealed.pipe.held_up)
                 calls = lane.wake_locked(sending=True)
                 if record is None:
                     if not sender.idle:
@@ -601,7 +601,7 @@ class PipeRunner:
                 if self._paused and self._close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
                     self._wait_locked(None)
                     continue
-                record = sender.next_record(now)
+                record = sender.next_record(now, held_up=self._sealed.pipe.held_up)
                 calls = lane.wake_locked()
                 flush, self._flush_due = self._flush_due, False
                 if record is not None or flush or calls:

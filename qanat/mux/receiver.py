@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qanat.base.errors import ProtocolError
 from qanat.mux import frames as wire
-from qanat.mux.datagrams import DatagramInbox
+from qanat.mux.datagrams import LATE, DatagramInbox, PathDelay
 from qanat.mux.observer import reason_label
 from qanat.mux.parameters import ControlReceived, Event, LaneParameters, Opened
 from qanat.mux.pending_control import PendingControl
@@ -44,6 +44,8 @@ class Receiver:
         """Bytes of streams' payload that have come so far, each once, datagrams included."""
         self.early_datagrams = DatagramInbox()
         """Those for streams on which nobody takes them yet."""
+        self._delay = PathDelay()
+        self._late = False  # the datagrams of this record have come too late
         self._refusal = f"{parameters.max_streams} streams are open already"
         self._observer = parameters.observer
         self._streams = streams
@@ -58,6 +60,7 @@ class Receiver:
     def attach(self, start: int) -> None:
         """Count the frames of a new pipe from `start`, which has been checked; those below `expected` are dropped."""
         self._pipe_number = start
+        self._delay = PathDelay()  # the next pipe's path has its own, and a clock may have stood still
 
     def end(self) -> None:
         """Take no more frames: the lane is over."""
@@ -77,6 +80,7 @@ class Receiver:
         events: list[Event] = []
         if self._ended:
             return events
+        self._late = False
         position, end = 0, len(content)
         if not end:
             raise ProtocolError(wire.EMPTY)
@@ -105,6 +109,8 @@ class Receiver:
                 if round_trip is not None:
                     self._observer.answered(round_trip)
                 self._wakeups.pong = True
+            elif isinstance(frame, wire.Clock):
+                self._late = self._delay.excess(frame.value / 1000, now) > LATE
             elif not isinstance(frame, wire.Datagram) and self._is_new(now, 0):
                 event = self._receive_numbered(frame, now)
                 if event is not None:
@@ -147,9 +153,12 @@ class Receiver:
         self._wakeups.readers.append(stream)
 
     def _receive_datagram(self, number: int, payload: bytes, now: float) -> None:
-        """Hand a datagram on; drop it where its stream is over, or not known yet, since OPEN has yet to be replayed."""
+        """Hand a datagram on.
+
+        Drop it where it has come too late, or its stream is over, or not known yet, since OPEN has yet to be replayed.
+        """
         stream = self._streams.find_open(number)
-        if stream is None or stream.released:
+        if stream is None or stream.released or self._late:
             return
         stream.datagram_bytes_received += len(payload)
         self.payload_received += len(payload)

@@ -37,8 +37,8 @@ JOINED = 16 * 1024
 """Bytes up to which small payloads that wait are joined, so that bytes written singly do not cost a frame each."""
 RIDE_ROOM = BUFFER_FRONT - 1 - wire.DATA_HEADER_SIZE
 """Bytes of other frames that fit in front of a buffer's payload."""
-DATAGRAM_ROOM = wire.DATAGRAM_HEADER_SIZE + wire.MAX_DATAGRAM
-"""Bytes of datagrams that go into one record together: the largest one fits."""
+DATAGRAM_ROOM = wire.CLOCK_SIZE + wire.DATAGRAM_HEADER_SIZE + wire.MAX_DATAGRAM
+"""Bytes of datagrams that go into one record together, and of the CLOCK before them: the largest one fits."""
 CONTROL_ROOM = 1024 * 1024
 CONTROL_ROOM_PER_STREAM = 2048
 """Bytes, at all and for each stream that the peer may have open, that unacknowledged frames other than DATA may take
@@ -265,14 +265,17 @@ class Sender:
         """Whether everything that was queued has been sent."""
         return not (self._replay or self._control or self.queued_bytes or self.datagrams)
 
-    def next_record(self, now: float, *, small: bool = False) -> memoryview | None:
+    def next_record(self, now: float, *, small: bool = False, held_up: bool = False) -> memoryview | None:
         """Return the plaintext of the next FRAMES record, or None when nothing has to be sent now.
 
         Everything it holds counts as sent.  The view is valid until the next call or ACK, which for
-        what it holds no honest peer sends before it has come: seal it first.  With `small` it holds no bulk.
+        what it holds no honest peer sends before it has come: seal it first.  With `small` it holds no bulk.  Datagrams
+        are dropped where the pipe is `held_up`.
         """
         if not self.attached:
             return None
+        if held_up:
+            self.datagrams.clear()
         if not self._resumable:
             self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
         elif self._late_ack > self.retransmit_buffer.first:
@@ -331,9 +334,16 @@ class Sender:
             bulk = self._next_bulk(size)
         room = DATAGRAM_ROOM if bulk is None else RIDE_ROOM - size
         added = 0
-        while self.datagrams and (frame := self.datagrams.take(room - added, now)) is not None:
-            riding.append(frame)
-            added += len(frame)
+        if self.datagrams:
+            clock = self._pending.clock(now)
+            room -= sum(map(len, clock))
+            while (frame := self.datagrams.take(room - added, now)) is not None:
+                if not added:
+                    riding += clock
+                    added = sum(map(len, clock))
+                    room += added
+                riding.append(frame)
+                added += len(frame)
         if bulk is None and not small:
             bulk = self._next_bulk(size + added)
             self._bulk_first = bulk is None and added > 0

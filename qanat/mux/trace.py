@@ -44,3 +44,5 @@ def _describe(frame: wire.Frame) -> str:
             return f"PONG {value}"
         case wire.Datagram(stream, payload):
             return f"DATAGRAM stream {stream}, {len(payload)} bytes"
+        case wire.Clock(value):
+            return f"CLOCK {value} ms"

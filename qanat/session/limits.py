@@ -25,7 +25,7 @@ log = logging.getLogger("qanat.session")
 
 AGENT = f"qanat/{__version__}"
 """What we call this program in HELLO and READY."""
-FEATURES = Features.KINDS | Features.DATAGRAMS
+FEATURES = Features.KINDS | Features.DATAGRAMS | Features.CLOCK
 """What this program can do."""
 CLIENT_STREAMS = 4096
 """Streams that a server may have open towards a client at once; a server's own limit is `limits.streams`."""
@@ -147,6 +147,7 @@ def lane_parameters(
         keepalive=keepalive.interval,
         resumable=resumable,
         peer_features=peer.features,
+        tell_clock=bool(peer.features & Features.CLOCK),
         observer=observer,
     )
 

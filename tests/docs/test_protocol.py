@@ -28,6 +28,7 @@ from qanat.measure import far_end
 from qanat.mux import attachment, pipe_runner
 from qanat.mux import frames as wire
 from qanat.mux.core import LaneCore
+from qanat.mux.datagrams import DELAY_AGE, LATE
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.pending_control import ACK_DELAY
 from qanat.mux.sender import CONTROL_ROOM, CONTROL_ROOM_PER_STREAM, FRAMES_KIND
@@ -56,6 +57,7 @@ from qanat.transports.split import client as split_client
 from qanat.transports.split import connections, segments
 from qanat.transports.split import server as split_server
 from qanat.transports.split import token as split_token
+from qanat.transports.split.sending import HELD_UP
 from tests.support.protocol_page import load_page, number
 
 PAGE = load_page()
@@ -332,6 +334,7 @@ SIMPLEST_FRAMES = {
     "PING": wire.Ping(1).encode(),
     "PONG": wire.Pong(1).encode(),
     "DATAGRAM": wire.Datagram(1, b"").encode(),
+    "CLOCK": wire.Clock(1).encode(),
 }
 """Each as a server with streams 1 and 2 may get it."""
 
@@ -460,6 +463,7 @@ FRAME_EXAMPLES: dict[str, Callable[[], bytes]] = {
     "PING": lambda: wire.Ping(7).encode(),
     "PONG": lambda: wire.Pong(7).encode(),
     "DATAGRAM": lambda: wire.Datagram(1, b"query").encode(),
+    "CLOCK": lambda: wire.Clock(60_000).encode(),
     "FRAMES": first_record_of_a_stream,
 }
 
@@ -527,6 +531,12 @@ def test_the_mux_s_rows_of_the_limits_are_the_code_s() -> None:
     assert [number(part) for part in session.split(" + ")] == [ours.initial_window, ours.window_budget]
     assert number(limits["streams a peer may have open in a session"]) == ours.max_streams
     assert number(limits["seconds between PINGs, until a silent pipe is dead"]) == ours.keepalive
+    assert number(limits["seconds that the path may hold up a datagram"]) == LATE
+    assert PAGE.says(
+        f"lately, in the last {DELAY_AGE:g} to {2 * DELAY_AGE:g} s, is the path's own delay",
+        f"more than {LATE:g} s above the least are dropped",
+        f"or while bytes have waited {HELD_UP:g} s for one",
+    )
 
 
 def test_the_mux_s_defaults_are_the_configuration_s() -> None:

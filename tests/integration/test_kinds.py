@@ -62,6 +62,10 @@ def test_many_senders_get_their_own_answers(place: Place, kind: str) -> None:
     kind_promises.flows_at_once(place, UDP_KINDS[kind], AT_ONCE)
 
 
+def test_no_datagram_comes_late_where_the_path_has_stalled(place: Place) -> None:
+    kind_promises.none_late_after_a_stall(place, seconds=1.3)
+
+
 def test_all_go_on_over_cuts_with_nothing_lost_and_no_datagram_late_or_twice(place: Place) -> None:
     with kind_promises.Cutting(place) as cutting:
         cutting.run(CUTS)

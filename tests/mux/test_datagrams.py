@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.datagrams import (
+    DELAY_AGE,
     FLOW_BYTES,
     INBOX_AGE,
     INBOX_BYTES,
+    LATE,
     OVERHEAD,
     QUEUE_AGE,
     QUEUE_BYTES,
     DatagramInbox,
     DatagramQueue,
+    PathDelay,
 )
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
@@ -359,6 +362,100 @@ def test_early_ones_of_a_stream_that_is_over_take_no_more_than_all(rig: Rig) -> 
     for number in range(1, 4000, 2):
         peer.feed(wire.Open(number, b"").encode(), wire.Datagram(number, bytes(60_000)).encode())
     assert peer.core.receiver.early_datagrams.charged <= INBOX_BYTES
+
+
+# --- what the path has held up ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def telling() -> Rig:
+    return Rig(LaneParameters(client=True, tell_clock=True))
+
+
+def test_what_a_pipe_took_and_delivers_late_is_dropped_and_streams_are_whole(telling: Rig) -> None:
+    """Whatever held it up: a connection that stalled, a proxy, or a request that had to be repeated."""
+    ours, theirs = telling.open()
+    theirs.takes_datagrams = True
+    telling.client.core.sender.send_datagram(ours, b"old", 1.0)
+    telling.client.core.sender.send(ours, b"kept")
+    telling.client.send_all(1.0)
+    telling.client.core.sender.send_datagram(ours, b"young", 1.0 + LATE)
+    telling.client.send_all(1.0 + LATE)
+    while telling.client.wire:
+        telling.deliver(telling.client, now=1.1 + LATE)
+    assert received(telling.server) == [b"young"]
+    assert telling.server.read(theirs) == b"kept"
+
+
+def test_clocks_that_differ_by_years_tell_the_same() -> None:
+    delay = PathDelay()
+    for sent, came, excess in ((5.0, 1e9, 0.0), (6.0, 1e9 + 1.25, 0.25), (7.0, 1e9 + 1.9, 0.0), (8.0, 1e9 + 6.9, 4.0)):
+        assert delay.excess(sent, came) == pytest.approx(excess)
+
+
+def test_a_clock_that_stood_still_is_right_again_after_a_while() -> None:
+    """A computer slept, and the connection lived on."""
+    delay = PathDelay()
+    assert [delay.excess(at, at) for at in range(100)] == [0.0] * 100
+    late = [delay.excess(at, at + 30.0) for at in range(100, 100 + 2 * int(DELAY_AGE) + 3)]
+    assert (late[0], late[-1]) == (30.0, 0.0)
+
+
+def test_a_rare_one_that_comes_late_does_not_pass_for_the_path_s_delay() -> None:
+    delay = PathDelay()
+    delay.excess(0.0, 0.0)
+    assert delay.excess(100.0, 103.0) == 3.0
+    assert delay.excess(101.0, 103.0) == 2.0
+    assert delay.excess(200.0, 200.0) == 0.0
+    assert delay.excess(300.0, 303.0) == 3.0
+
+
+def test_each_record_with_datagrams_tells_when_it_was_made_and_so_does_a_pipe_s_first(telling: Rig) -> None:
+    first = telling.client.next_frames(7.0)
+    assert [frame for frame in first if isinstance(frame, wire.Clock)] == [wire.Clock(7000)]
+    ours = telling.client.core.open_stream(b"", 8.0)
+    for _ in range(3):
+        telling.client.core.sender.send_datagram(ours, b"", 8.0)
+    kinds = [type(frame) for frame in telling.client.next_frames(8.0)]
+    assert kinds == [wire.Open, wire.Clock, wire.Datagram, wire.Datagram, wire.Datagram]
+
+
+def test_the_largest_one_fits_behind_the_clock(telling: Rig) -> None:
+    ours, theirs = telling.open()
+    theirs.takes_datagrams = True
+    telling.client.core.sender.send_datagram(ours, bytes(wire.MAX_DATAGRAM), 0.0)
+    telling.settle()
+    assert received(telling.server) == [bytes(wire.MAX_DATAGRAM)]
+
+
+def test_an_end_that_does_not_know_clocks_is_told_none(rig: Rig, ends: tuple[StreamState, StreamState]) -> None:
+    rig.client.core.sender.send_datagram(ends[0], b"query", 0.0)
+    assert [type(frame) for frame in rig.client.all_frames(100.0)] == [wire.Ping]
+    rig.client.core.sender.send_datagram(ends[0], b"query", 100.0)
+    assert [type(frame) for frame in rig.client.all_frames(100.0)] == [wire.Datagram]
+
+
+def test_a_new_pipe_has_a_delay_of_its_own(telling: Rig) -> None:
+    ours, theirs = telling.open()
+    theirs.takes_datagrams = True
+    telling.cut(50.0)
+    telling.client.send_all(50.0)
+    while telling.client.wire:
+        telling.deliver(telling.client, now=55.0)  # as by a clock that stood still, or over a satellite
+    telling.client.core.sender.send_datagram(ours, b"query", 56.0)
+    telling.client.send_all(56.0)
+    telling.deliver(telling.client, now=61.0)
+    assert received(telling.server) == [b"query"]
+
+
+def test_nothing_is_given_to_a_pipe_that_is_held_up(rig: Rig, ends: tuple[StreamState, StreamState]) -> None:
+    sender = rig.client.core.sender
+    sender.send_datagram(ends[0], b"would wait", 0.0)
+    sender.send(ends[0], b"can wait")
+    record = sender.next_record(0.0, held_up=True)
+    assert record is not None
+    assert [type(frame) for frame in wire.parse_frames(memoryview(bytes(record[1:])))] == [wire.Data]
+    assert sender.idle
 
 
 # --- with threads -----------------------------------------------------------------------------------

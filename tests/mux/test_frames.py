@@ -30,6 +30,7 @@ SIMPLE = st.one_of(
     st.builds(wire.Ping, U64),
     st.builds(wire.Pong, U64),
     st.builds(wire.Datagram, U32, BODY),
+    st.builds(wire.Clock, U64),
 )
 DATA = st.builds(lambda stream, body: wire.Data(stream, memoryview(body)), U32, st.binary(min_size=1, max_size=3000))
 

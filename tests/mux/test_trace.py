@@ -27,6 +27,7 @@ def test_each_kind_of_frame_is_named_and_no_content_is_shown() -> None:
             wire.Ping(1).encode(),
             wire.Pong(1).encode(),
             wire.Datagram(1, SECRET).encode(),
+            wire.Clock(7).encode(),
         )
     )
     lines = list(describe_frames(memoryview(encoded)))
@@ -44,6 +45,7 @@ def test_each_kind_of_frame_is_named_and_no_content_is_shown() -> None:
             wire.FrameType.PING,
             wire.FrameType.PONG,
             wire.FrameType.DATAGRAM,
+            wire.FrameType.CLOCK,
         )
     ]
     assert lines[1] == "DATA stream 1, 15 bytes"

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
+from qanat.mux.datagrams import LATE
 from tests.support.applications import exchange, receive_all
 from tests.support.background import Background
 from tests.support.cuts import RESUMED
@@ -83,6 +84,29 @@ def flows_at_once(place: Place, kind: UdpKind, count: int) -> None:
             flow.send(b"flow %d" % number)
         for number, flow in enumerate(flows):
             assert ask(flow, b"again %d" % number) == b"again %d" % number
+
+
+def none_late_after_a_stall(place: Place, *, seconds: float) -> None:
+    """What a path that stalls for so long delivers then is too old, on every kind; what is sent later comes."""
+    with ExitStack() as stack:
+        flows: list[Numbered] = []
+        for kind in UDP_KINDS.values():
+            sock = stack.enter_context(kind.use(place, ECHO))
+            flows.append(stack.enter_context(Numbered(sock, burst=1, pause=0.02)))
+        for flow in flows:
+            flow.wait_for(5)
+        with place.relay.stalled():
+            for mark in (1, 2):
+                for flow in flows:
+                    flow.mark = mark
+                time.sleep(0.2 if mark == 1 else LATE + 0.1)
+            time.sleep(max(0.0, seconds - LATE - 0.3))
+        for flow in flows:
+            flow.mark = 3
+        for flow in flows:
+            flow.wait_for_mark(3)
+            flow.check()
+            assert 1 not in {mark for _, mark in flow.came}, "a stale datagram came after the path had stalled"
 
 
 # --- cuts -------------------------------------------------------------------------------------------

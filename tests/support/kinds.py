@@ -334,7 +334,7 @@ def command(place: Place, to: str) -> list[str]:
 def _use_stdio(place: Place, which: str) -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair()
     with ours:
-        ours.settimeout(SECONDS)
+        ours.settimeout(3 * SECONDS)  # the program has to start, beside others
         with theirs, subprocess.Popen(command(place, place.to(which)), stdin=theirs, stdout=theirs) as process:
             theirs.close()
             try:

@@ -5,9 +5,13 @@ As a program (`python -m tests.support.relay_process PORT`) it says where it lis
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+from tests.support.background import wait_until
 from tests.support.harness import ROOT, Program, Relay
 
 
@@ -24,6 +28,17 @@ class RelayProcess(Program):
         self._cuts += 1
         self.process.send_signal(signal.SIGUSR1)
         self.wait_for(f"^cut {self._cuts}$")
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Nothing gets through for the length of a `with` block; then all that was sent meanwhile does."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat")
+            wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the relay has stopped")
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ class ClientPipe(Pipe):
             closed = self._closed_at is not None
             if closed and self._all_said_locked():
                 return None
-            taken = self._outgoing.take(self._body_size)
+            taken = self._sending.take_locked(self._body_size)
             if taken is not None or self._update_due or (closed and not self._end_told):
                 break
             remaining = self._closing_time_locked() if closed else deadline.remaining()
@@ -244,8 +244,6 @@ class ClientPipe(Pipe):
         self._update_due = False
         self._end_told = closed
         at, data = (self._outgoing.next, b"") if taken is None else taken
-        if taken is not None:
-            self._sending.wake_locked()
         return self._token_locked(Kind.UP, at=at, size=len(data), body=data), self._key_locked(), data
 
     def _all_said_locked(self) -> bool:
@@ -555,6 +553,11 @@ class ClientPipe(Pipe):
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
         return self._sending.has_room
+
+    @property
+    def held_up(self) -> bool:
+        """See `Pipe.held_up`."""
+        return self._failing_since is not None or self._sending.held_up
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""

@@ -6,6 +6,7 @@ Who sends waits here for room, as for a socket's buffer; requests and answers ta
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -18,6 +19,9 @@ from qanat.transports.split.sequence import PREFIX, Outgoing
 
 MAX_UNSENT = 256 * 1024
 """Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them."""
+HELD_UP = 0.5
+"""Seconds that bytes wait for a request or an answer to take them until the path counts as held up: more than a round
+trip of nearly every path, in which the next one comes."""
 
 
 class Sending:
@@ -30,6 +34,7 @@ class Sending:
         self._cause = cause
         self._room = LazyCondition(lock)
         self._moved_at = time.monotonic()  # when the other end last took something
+        self._waits_since = math.inf  # since when nothing has taken the bytes that were never sent
 
     @property
     def has_room(self) -> bool:
@@ -44,8 +49,21 @@ class Sending:
         self._check_open_locked()
         PREFIX.pack_into(buffer, 0, length)
         if not self.outgoing.unsent:
-            self._moved_at = time.monotonic()
+            self._moved_at = self._waits_since = time.monotonic()
         self.outgoing.append(buffer)
+
+    def take_locked(self, size: int) -> tuple[int, bytes] | None:
+        """Take at most `size` bytes for a request or an answer, see `Outgoing.take`; who waits for room is woken."""
+        taken = self.outgoing.take(size)
+        if taken is not None:
+            self._waits_since = time.monotonic() if self.outgoing.unsent else math.inf
+            self.wake_locked()
+        return taken
+
+    @property
+    def held_up(self) -> bool:
+        """Whether bytes have waited for HELD_UP, and nothing takes them.  Needs no lock."""
+        return time.monotonic() - self._waits_since > HELD_UP
 
     def await_room_locked(self) -> str | None:
         """Block until there is room; return why the owner has to end the pipe once the write timeout has passed.

@@ -365,7 +365,7 @@ class ServerPipe(Pipe):
         return len(self._given) < MAX_GIVEN and bool(self._outgoing.ready)
 
     def _take_locked(self, number: int, size: int) -> bytes:
-        taken = self._outgoing.take(size)
+        taken = self._sending.take_locked(size)
         assert taken is not None  # something is ready
         at, data = taken
         end = at + len(data)
@@ -373,7 +373,6 @@ class ServerPipe(Pipe):
             self._given[-1] = (number, self._given[-1][1], end)  # a streamed answer: one range, however many pieces
         else:
             self._given.append((number, at, end))
-        self._sending.wake_locked()
         return self._segment_locked(number, at, len(data)).encode() + data
 
     def _client_needs_limit_locked(self) -> bool:
@@ -463,6 +462,11 @@ class ServerPipe(Pipe):
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
         return self._sending.has_room
+
+    @property
+    def held_up(self) -> bool:
+        """See `Pipe.held_up`."""
+        return self._sending.held_up
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
