@@ -8,7 +8,7 @@ from typing import Any
 from qanat.base.errors import UsageError
 from qanat.cli.parser import add_config
 from qanat.control.asking import ControlFault, NotRunning, ask
-from qanat.control.running import NothingRuns, Running, find_running, running_of
+from qanat.control.running import NothingRuns, Running, find_running, running_of, running_on
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import Snapshot
 
@@ -31,6 +31,8 @@ def chosen(options: argparse.Namespace) -> list[Running]:
     """Return the processes that are meant, none of which need be alive.  Raises NothingRuns and ConfigError."""
     if options.config is None:
         return find_running()
+    if running := running_on(options.config):
+        return running
     from qanat.config.load import check_config  # which takes longer to load than all the rest
 
     found: list[Running] = []

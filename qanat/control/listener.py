@@ -30,6 +30,7 @@ from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
+from qanat.control.answers import encoded
 from qanat.control.asking import MAX_LINE, VERSION
 from qanat.control.commands import Commands, Request
 from qanat.control.paths import connect_in, describe_peer, locked
@@ -284,9 +285,9 @@ class _Conversation:
 
     def _answer(self, request: Request) -> None:
         try:
-            answer = self._commands.run(request)
+            line = _line(self._commands.run(request))
             self._sock.settimeout(ANSWER_SECONDS)
-            self._sock.sendall(_line(answer))
+            self._sock.sendall(line)
         except OSError as error:
             log.debug("nobody has read the answer to a control command: %s", _why(error))
         finally:
@@ -330,7 +331,7 @@ class _Conversation:
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:
-    return json.dumps({"version": VERSION, **answer}, separators=(",", ":")).encode() + b"\n"
+    return encoded({"version": VERSION, **answer})
 
 
 def _why(error: NoThread | OSError) -> str:

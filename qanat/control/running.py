@@ -1,6 +1,7 @@
 """Which servers and clients run here: their control sockets, found without a word from their user.
 
-    -c FILE     the socket of this configuration's process, by its name; else, since a reload may have changed what
+    -c FILE     the sockets beside it, or where state is by default, whose processes say that they run on this file;
+                else the socket of this configuration's process, by its name; else, since a reload may have changed what
                 the name is made from, one in the same directory whose process says that it runs on this file; else,
                 since a service may have another STATE_DIRECTORY than we, any such one that is found as below
     otherwise   every socket in the directories where state is by default, and, on Linux, in those that a process of
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 
 SYSTEM_DIRECTORIES = (Path("/var/lib/qanat"), Path("/var/lib/private/qanat"), Path("/etc/qanat"))
 """Where the units in deploy/ and the packages keep state, and where a configuration lies whose state_dir is its own."""
+_SOON = 1.0
+"""Seconds that one which may be the right one has to say so; the configuration finds it too, if later."""
 _PROC = Path("/proc")
+_SECTION = re.compile(rb"^(server|client)[ \t]*:", re.MULTILINE)
 _PROGRAMS = (b"qanat", b"tunnel.py")
 
 
@@ -60,6 +65,8 @@ def running_of(settings: ServerSettings | ClientSettings, config: Path) -> Runni
         raise UsageError("this configuration has no control socket", hint="set state_dir; on Windows there is none")
     if _is_socket(path) and _takes_connections(path):
         return Running(path)
+    from qanat.config.settings import ServerSettings  # whoever has settings has loaded it; others do without
+
     role = "server" if isinstance(settings, ServerSettings) else "client"
     near = [Running(other) for other in _sockets_in(path.parent)]
     for running in (*near, *(one for one in find_running() if one not in near)):
@@ -71,6 +78,29 @@ def running_of(settings: ServerSettings | ClientSettings, config: Path) -> Runni
         f"nothing runs on {config}",
         hint=f"start it, or run this as its user or as root: its control socket would be {path}, or one that is found",
     )
+
+
+def running_on(config: Path, environ: Mapping[str, str] = os.environ) -> list[Running]:
+    """Return the processes that say that they run on this file, found without reading its settings.
+
+    That is what takes the time where a server has a thousand clients.  Empty unless there is one for each section of
+    the file, in its own directory or where state is by default.  Blocks for the answers of all that keep state there.
+    """
+    try:
+        sections = {match[1].decode() for match in _SECTION.finditer(config.read_bytes())}
+    except OSError:
+        return []
+    found: dict[str, Running] = {}
+    known = (config.absolute().parent, environment_state_dir(environ), user_state_dir(environ, needed=False))
+    for directory in dict.fromkeys((*(path for path in known if path is not None), *SYSTEM_DIRECTORIES)):
+        for path in _sockets_in(directory):
+            with contextlib.suppress(QanatError):
+                said = ask(path, "status", timeout=_SOON, brief=True)["status"]
+                if said.get("config") == str(config.absolute()):
+                    found.setdefault(said.get("role"), Running(path))
+        if sections and found.keys() >= sections:
+            return list(found.values())
+    return []
 
 
 def find_running(environ: Mapping[str, str] = os.environ) -> list[Running]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from qanat.control.commands import Answer, Command, Request
 from qanat.monitor.rates import LEAST
-from qanat.monitor.sessions import FIGURES, Wanted
+from qanat.monitor.sessions import BRIEF, Wanted
 from qanat.monitor.snapshot import Snapshot
 
 
@@ -23,7 +23,7 @@ def status_command(snapshot: Callable[[Wanted], Snapshot], sample: Callable[[], 
 
     def status(request: Request) -> Answer:
         if request.flag("brief"):
-            brief = snapshot(FIGURES).to_json()
+            brief = snapshot(BRIEF).to_json()
             return {"status": {**brief, "sessions": [], "forwards": []}}
         most = request.count("streams")
         if sample():

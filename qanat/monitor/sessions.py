@@ -38,6 +38,8 @@ def public_id(session_id: bytes) -> str:
 class Wanted:
     """What a look at many sessions has to have: with fewer streams it is cheaper, and so is whatever is made of it."""
 
+    sessions: bool = True
+    """Whether a server's sessions are shown at all; a client has few, and shows them always."""
     rates: bool = True
     """Whether to look at the streams at all; without it there are none, and no rates."""
     streams: int | None = None
@@ -45,6 +47,8 @@ class Wanted:
 
 
 EVERYTHING = Wanted()
+BRIEF = Wanted(sessions=False, rates=False, streams=0)
+"""Who this is, and what all have carried together."""
 RATES = Wanted(streams=0)
 """Without the streams themselves."""
 FIGURES = Wanted(rates=False, streams=0)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakSet
@@ -15,7 +16,7 @@ from qanat.base.version import __version__
 from qanat.config.settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
 from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, sum_of, tally_of, totals_of
-from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot, SessionSnapshot
+from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.session import ServerSession
@@ -61,9 +62,13 @@ class ServerObservation:
     ) -> ServerSnapshot:
         """Return how the server is now.  Blocks only while another thread does the same."""
         live = self._registry.sessions
-        unnamed: dict[Session, str] = dict.fromkeys(live, "")
-        sessions = tuple(self._looks.take(unnamed, wanted))
-        peers = self._peers(dict(zip(live, sessions, strict=True)), settings)
+        if wanted.sessions:
+            unnamed: dict[Session, str] = dict.fromkeys(live, "")
+            sessions = tuple(self._looks.take(unnamed, wanted))
+            carried = {session: tally_of(shown) for session, shown in zip(live, sessions, strict=True)}
+        else:
+            sessions, carried = (), {session: session.tally() for session in live}
+        peers = self._peers(carried, settings)
         listening = tuple(map(format_address, self._front_door.addresses))
         forwards = tuple(
             ForwardSnapshot("remote", place, "", session.name, "listening")
@@ -89,14 +94,14 @@ class ServerObservation:
             troubles=troubles,
         )
 
-    def _peers(self, live: dict[ServerSession, SessionSnapshot], settings: ServerSettings) -> tuple[PeerTotals, ...]:
+    def _peers(self, live: Mapping[ServerSession, Tally], settings: ServerSettings) -> tuple[PeerTotals, ...]:
         """Return what each client has carried: those of the configuration in its order, then former ones."""
         with self._counting:
             tallies = {name: replace(tally) for name, tally in self._past.items()}
             begun = dict(self._begun)
-            counted = [shown for session, shown in live.items() if session not in self._over]
-        for shown in counted:
-            tallies.setdefault(shown.name, Tally()).add(tally_of(shown))
+            counted = [(session.name, tally) for session, tally in live.items() if session not in self._over]
+        for name, tally in counted:
+            tallies.setdefault(name, Tally()).add(tally)
         names = dict.fromkeys([*(client.name for client in settings.clients), *begun, *tallies])
         return tuple(
             PeerTotals(name, totals_of(tallies.get(name, Tally()), sessions=begun.get(name, 0))) for name in names

@@ -1,0 +1,51 @@
+"""A control command's answer as a line of JSON: `encoded`, in pieces, since one may have megabytes.
+
+`json.dumps` keeps the interpreter until it is done: for as long nothing else moves in this process, no byte either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from qanat.base.gives_way import GivesWay
+
+PIECE = 32
+"""Members that a list may have to be encoded at once."""
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encoded(answer: dict[str, Any]) -> bytes:
+    """Return the line.  Blocks for moments, to let others work."""
+    gives_way = GivesWay()
+    pieces = []
+    for piece in _pieces(answer):
+        pieces.append(piece.encode())
+        gives_way()
+    return b"".join([*pieces, b"\n"])
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    if not _is_long(value):
+        yield _ENCODE(value)
+    elif isinstance(value, dict):
+        before = "{"
+        for key, each in value.items():
+            yield f"{before}{_ENCODE(key)}:"
+            yield from _pieces(each)
+            before = ","
+        yield "}"
+    else:
+        before = "["
+        for each in value:
+            yield before
+            yield from _pieces(each)
+            before = ","
+        yield "]"
+
+
+def _is_long(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_long, value.values()))
+    return isinstance(value, list) and (len(value) > PIECE or any(map(_is_long, value)))
