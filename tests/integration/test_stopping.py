@@ -35,14 +35,16 @@ NOT_AT_ONCE = r"still (running|ending)"
 """What is logged of threads that did not end by themselves within their time."""
 
 both_ends = pytest.mark.parametrize("which", ["server", "client"])
-both_kinds = pytest.mark.parametrize("kind", ["local", "remote"])
+KINDS = ("local", "remote")
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
+    """A tunnel with an echo and `reply` behind a local and behind a remote forward each."""
+
     tunnel: Tunnel
-    port: int  # of an echo
-    reply_port: int
+    ports: list[int]  # of the echo
+    reply_ports: list[int]
     reply: Target
 
     def program(self, which: str) -> Program:
@@ -61,25 +63,32 @@ def wait_until_refused(port: int) -> None:
 
 
 @pytest.fixture
-def ends(directory: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[Ends]:
+def ends(directory: Path, request: pytest.FixtureRequest) -> Iterator[Ends]:
     """The seconds of `drain` may come as an indirect parameter."""
     with ExitStack() as stack:
-        port, reply_port = unused_port(), unused_port()
+        ports, reply_ports = ([unused_port() for _ in KINDS] for _ in range(2))
         target, reply = stack.enter_context(Target(echo)), stack.enter_context(Target(reply_after_end))
         forwards = [
-            {kind: f"127.0.0.1:{port}", "to": target.address},
-            {kind: f"127.0.0.1:{reply_port}", "to": reply.address},
+            {kind: f"127.0.0.1:{port}", "to": to.address}
+            for to, of in ((target, ports), (reply, reply_ports))
+            for kind, port in zip(KINDS, of, strict=True)
         ]
         keys = {"drain": getattr(request, "param", 1)}
         tunnel = stack.enter_context(Tunnel(directory, forwards, server=keys, client=keys))
-        yield Ends(tunnel.start(), port, reply_port, reply)
+        yield Ends(tunnel.start(), ports, reply_ports, reply)
+
+
+def open_streams(ends: Ends, stack: ExitStack) -> list[socket.socket]:
+    """A stream of each kind to the echo."""
+    socks = [stack.enter_context(connection(port)) for port in ends.ports]
+    assert all(exchange(sock, b"open") == b"open" for sock in socks)
+    return socks
 
 
 @pytest.mark.parametrize("ends", [60], indirect=True)
 @both_ends
-@both_kinds
 def test_with_nothing_open_it_ends_at_once(ends: Ends, which: str) -> None:
-    assert echoes(ends.port)
+    assert all(echoes(port) for port in ends.ports)
     began = time.monotonic()
     assert ends.program(which).stop() == 0
     assert time.monotonic() - began < AT_ONCE
@@ -89,32 +98,33 @@ def test_with_nothing_open_it_ends_at_once(ends: Ends, which: str) -> None:
 
 @pytest.mark.parametrize("ends", [60], indirect=True)
 @both_ends
-@both_kinds
-def test_a_stream_that_finishes_within_drain_is_whole_and_ends_the_wait(ends: Ends, which: str) -> None:
+def test_streams_that_finish_within_drain_are_whole_and_end_the_wait(ends: Ends, which: str) -> None:
     program = ends.program(which)
     request = os.urandom(2_000_000)
-    with connection(ends.reply_port) as sock:
-        sock.sendall(request[:1000])
-        ends.reply.wait_accepted(1)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(connection(port)) for port in ends.reply_ports]
+        for sock in socks:
+            sock.sendall(request[:1000])
+        ends.reply.wait_accepted(len(socks))
         program.process.send_signal(signal.SIGTERM)
         program.wait_for("stopping: open streams have 60 s")
         began = time.monotonic()
-        sock.sendall(request[1000:])
-        sock.shutdown(socket.SHUT_WR)
-        assert receive_all(sock) == hashlib.sha256(request).digest() + bytes(1 << 20)
+        for sock in socks:  # one after the other, so that the first to finish does not end the wait
+            sock.sendall(request[1000:])
+            sock.shutdown(socket.SHUT_WR)
+            assert receive_all(sock) == hashlib.sha256(request).digest() + bytes(1 << 20)
     assert program.end() == 0
     assert time.monotonic() - began < 30
 
 
 @both_ends
-@both_kinds
-def test_a_stream_that_does_not_finish_within_drain_is_reset(ends: Ends, which: str) -> None:
+def test_streams_that_do_not_finish_within_drain_are_reset(ends: Ends, which: str) -> None:
     program = ends.program(which)
-    with connection(ends.port) as sock:
-        assert exchange(sock, b"open") == b"open"
+    with ExitStack() as stack:
+        socks = open_streams(ends, stack)
         began = time.monotonic()
         program.process.send_signal(signal.SIGTERM)
-        assert ending_of(sock) == RESET
+        assert [ending_of(sock) for sock in socks] == [RESET, RESET]
         assert time.monotonic() - began > 0.9
     assert program.end() == 0
     assert time.monotonic() - began < SECONDS
@@ -122,15 +132,15 @@ def test_a_stream_that_does_not_finish_within_drain_is_reset(ends: Ends, which: 
 
 @pytest.mark.parametrize("ends", [60], indirect=True)
 @both_ends
-@both_kinds
 def test_no_new_connection_is_taken_while_it_drains(ends: Ends, which: str) -> None:
     program = ends.program(which)
-    with connection(ends.port) as sock:
-        assert exchange(sock, b"open") == b"open"
+    with ExitStack() as stack:
+        socks = open_streams(ends, stack)
         program.process.send_signal(signal.SIGTERM)
         program.wait_for("stopping: open streams")
-        wait_until_refused(ends.port)
-        assert exchange(sock, b"goes on") == b"goes on"
+        for port in ends.ports:
+            wait_until_refused(port)
+        assert all(exchange(sock, b"goes on") == b"goes on" for sock in socks)
     assert program.end() == 0
 
 
@@ -173,12 +183,11 @@ def test_a_client_stops_at_once_though_the_server_refuses_a_forward(directory: P
 
 
 @both_ends
-@pytest.mark.parametrize("kind", ["local"])
 def test_the_other_end_says_why_and_resets_what_was_open(ends: Ends, which: str) -> None:
-    with connection(ends.port) as sock:
-        assert exchange(sock, b"open") == b"open"
+    with ExitStack() as stack:
+        socks = open_streams(ends, stack)
         assert ends.program(which).stop() == 0
-        assert ending_of(sock) == RESET
+        assert [ending_of(sock) for sock in socks] == [RESET, RESET]
     if which == "server":
         ends.tunnel.client.wait_for("the-server is shutting down")
     else:
