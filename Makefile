@@ -24,7 +24,7 @@ demo: $(VENV)/.run
 	$(IN) tunnel.py demo $(ARGS)
 
 test: $(VENV)/.test
-	$(IN) -m pytest --numprocesses 3 $(ARGS)
+	$(IN) -m pytest --numprocesses 4 $(ARGS)
 
 lint: $(VENV)/.test
 	$(IN) -m ruff check .
@@ -45,7 +45,8 @@ soak: $(VENV)/.test
 	$(IN) -m benchmarks.chaos --paths
 	QANAT_RELOADS=1800 $(IN) -m pytest --timeout 600 tests/integration/test_reload.py
 	$(IN) -m benchmarks.doctor
-	QANAT_LONG=1 $(IN) -m pytest tests/packaging/test_bundles.py
+	QANAT_LONG=1 $(IN) -m pytest tests/packaging/test_bundles.py tests/mux/test_exactly_once.py
+	QANAT_LONG=1 $(IN) -m pytest tests/integration/test_matrix.py
 
 bench: $(VENV)/.bench
 	$(IN) -m benchmarks $(ARGS)

@@ -1,6 +1,6 @@
 """What holds for every test: it leaves no thread and no open file or socket behind.
 
-And what several processes that share the tests have to agree on (`make test` runs three): which tests stay together,
+And what several processes that share the tests have to agree on (`make test` runs four): which tests stay together,
 and what is printed at the end (`SECTIONS`).
 
 How to keep the check below satisfied:
@@ -52,12 +52,13 @@ _failed = pytest.StashKey[bool]()
 
 SECTIONS = pytest.StashKey[dict[str, str]]()
 """In a session's configuration: what is printed at the end of the run, by title."""
-_SILENCE = ("at_rest", "chaos", "faults", "matrix", "real_sessions", "reconnecting", "recovery", "under_silence")
+_SILENCE = ("at_rest", "chaos", "matrix", "real_sessions", "reconnecting", "under_silence")
 """The files of tests/integration that one process runs in this order: the tunnels of the matrix are left alone for a
 minute and a half before `matrix` and after it, and the others fill that time."""
 _LONGEST_FIRST = (
     "the matrix",
     "tests/integration/test_shared_proxy.py",
+    "tests/integration/test_recovery.py",
     "tests/integration/test_kinds.py",
     "tests/integration/test_alerts.py",
     "tests/integration/test_page_troubles.py",
@@ -65,6 +66,7 @@ _LONGEST_FIRST = (
     "tests/deploy/test_cron.py",
     "tests/integration/test_proxy_reload.py",
     "tests/integration/test_http2_strangers.py",
+    "tests/integration/test_faults.py",
     "tests/integration/test_two_servers.py",
     "tests/integration/test_dynamic.py",
     "tests/integration/test_stdio.py",

@@ -80,7 +80,7 @@ def test_an_interactive_ssh_session_outlives_its_connections(sshd: Sshd, tmp_pat
 
 def test_files_copied_by_scp_both_ways_outlive_their_connections(sshd: Sshd, tmp_path: Path) -> None:
     scp = require_program("scp")
-    size, kbits = 8_000_000, 10_000  # so they take longer than all cuts
+    size, kbits = 16_000_000, 10_000  # so they take longer than all cuts: thirteen seconds
     sent, there, kept, back = (tmp_path / name for name in ("sent", "there", "kept", "back"))
     for original in (sent, kept):
         original.write_bytes(os.urandom(size))

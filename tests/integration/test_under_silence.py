@@ -19,7 +19,7 @@ def test_after_ninety_seconds_of_silence_the_same_streams_go_on(cell: Cell, sile
     silence.wait()
     for sock in silence.streams[cell.transport, cell.path]:
         assert exchange(sock, b"after") == b"after"
-    assert cell.connections == 1
+    assert cell.connections == 1, cell.client.output
     cell.kept.append(PROMISES[5])
 
 

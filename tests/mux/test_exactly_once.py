@@ -16,6 +16,7 @@ from qanat.base.errors import StreamReset
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream_state import StreamPhase, StreamState
+from tests.support.long import LONG
 from tests.support.mux.cores import KIB, Peer, Rig
 
 NUMBERS = st.integers(min_value=0, max_value=2**31)
@@ -288,5 +289,7 @@ class TwoLanes(RuleBasedStateMachine):
             core.check_invariants()
 
 
-TwoLanes.TestCase.settings = settings(max_examples=250, stateful_step_count=50, suppress_health_check=list(HealthCheck))
-TestTwoLanes = pytest.mark.timeout(120)(TwoLanes.TestCase)
+TwoLanes.TestCase.settings = settings(
+    max_examples=2000 if LONG else 100, stateful_step_count=50, suppress_health_check=list(HealthCheck)
+)
+TestTwoLanes = pytest.mark.timeout(900 if LONG else 120)(TwoLanes.TestCase)

@@ -62,7 +62,7 @@ class Enough:
     refusals: int
 
 
-SHORT = Enough({Talkative: 3, Silent: 1, Flapping: 4, Killed: 3}, attacks=20, refusals=3)
+SHORT = Enough({Talkative: 2, Silent: 1, Flapping: 3, Killed: 3}, attacks=10, refusals=3)
 LONG = Enough({Talkative: 40, Silent: 1, Flapping: 40, Killed: 30}, attacks=250, refusals=50)
 
 
