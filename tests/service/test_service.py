@@ -206,7 +206,7 @@ def test_supervisor_runs_the_program_until_it_is_taken_out(supervisor: Superviso
     # By its file alone, as `status -c FILE` does: we have not the service's STATE_DIRECTORY.
     settings, _ = check_config(pair.server_yaml)
     assert settings is not None
-    wait_for(lambda: list(plan.state.glob("*.sock")), "the control socket")
+    wait_for(lambda: any(plan.state.glob("*.sock")), "the control socket")
     assert running_of(settings, pair.server_yaml).path.parent == plan.state
     assert supervisor.uninstall(service)[-1] == f"removed {service.where}"
     assert supervisor.installed() == []
