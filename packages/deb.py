@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packages.completion import write_bash, write_zsh
@@ -111,7 +112,7 @@ def _documents(tree: Path, wheels: Sequence[Wheel]) -> None:
     date = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime(epoch()))
     (documents / "changelog.Debian").write_text(
         f"qanat ({version()}-{REVISION}) unstable; urgency=medium\n\n"
-        f"  * See changelog.gz.\n\n -- The Qanat authors <qanat@example.invalid>  {date}\n",
+        f"  * See changelog.gz.\n\n -- {maintainer(os.environ)}  {date}\n",
         "utf-8",
     )
     shutil.copy(ROOT / "CHANGELOG.md", documents / "changelog")
@@ -145,11 +146,24 @@ def _write_control(wheels: Sequence[Wheel], tree: Path, architecture: str) -> No
         "NEXT_PYTHON": f"{sys.version_info.major}.{sys.version_info.minor + 1}~",
         "LIBC": ".".join(map(str, _libc(wheels))),
         "SUMMARY": summary(),
+        "MAINTAINER": maintainer(os.environ),
     }
     text = (DEBIAN / "control").read_text("utf-8")
     (control / "control").write_text(re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], text), "utf-8")
     for script in _SCRIPTS:
         shutil.copy(DEBIAN / script, control)
+
+
+def maintainer(environ: Mapping[str, str]) -> str:
+    """Return who answers for the package, "NAME <ADDRESS>": $DEBFULLNAME and $DEBEMAIL, as for Debian's own tools.
+
+    Without them it is nobody who could be written to (RFC 2606 §2).  Raises ValueError for what a control file cannot
+    have there (Debian Policy §5.6.2).
+    """
+    name, address = environ.get("DEBFULLNAME", "The Qanat authors"), environ.get("DEBEMAIL", "qanat@example.invalid")
+    if not re.fullmatch(r"[^<>,\n]+", name) or not re.fullmatch(r"[^\s<>@,]+@[^\s<>@,]+", address):
+        raise ValueError("DEBFULLNAME is a name without , < or >, and DEBEMAIL an address: set or unset them")
+    return f"{name} <{address}>"
 
 
 def _libc(wheels: Sequence[Wheel]) -> tuple[int, int]:

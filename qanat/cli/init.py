@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
         f"the client needs {written.client_yaml.name} and {written.token_file.name}, so copy these two to it.\n"
         f"Start the server with\n  {program} server -c {written.server_yaml}\n"
         f"and the client, from where its files are, with\n  {program} client -c {written.client_yaml.name}\n"
+        f"or have a service manager keep one running: {program} service install -c FILE\n"
         f"Then this goes through the tunnel:\n  curl http://{written.sample}/healthz\n"
         f"{_how_to_publish(written.publish_dir)}"
         f"\nEvery key is explained in {share('config.example.yaml')}; units for systemd and other samples are in "

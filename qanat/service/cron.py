@@ -77,7 +77,7 @@ class Cron:
         pid = files.get("--pid-file")
         if pid is not None and _stop(pid):
             done.append(f"stopped {service.name}")
-        for flag in ("--lock", "--log-file"):
+        for flag in ("--lock", "--log-file", "--pid-file"):  # a killed process leaves the last one, too
             if flag in files and files[flag].name.startswith(f"{service.name}."):
                 files[flag].unlink(missing_ok=True)
         return done
@@ -101,9 +101,8 @@ class Cron:
         file = _files_of(self._entry(service)).get("--pid-file")
         pid = None if file is None else holder_of(file)
         if pid is None:
-            return State(
-                False, "not running; cron tries again within a minute" if _is_running() else "no cron runs here"
-            )
+            again = "cron tries again within a minute" if _is_running() else "no cron runs here to start it"
+            return State(False, f"not running; {again}")
         return State(True, f"running as process {pid}", pid)
 
     def installed(self) -> list[Installed]:
