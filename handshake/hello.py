@@ -87,6 +87,8 @@ class Features(IntFlag):
     """DATAGRAM frames on streams for UDP."""
     CLOCK = 4
     """CLOCK frames, which tell how old datagrams are."""
+    LATER_RULES = 8
+    """The control messages LISTEN_ENDED and LISTEN_AGAIN, by which a server says what other rules mean for forwards."""
 
 
 @dataclass(frozen=True)

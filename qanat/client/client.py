@@ -344,14 +344,14 @@ class Client:
         for old, new in plan.kept:
             connection, server = self.servers[old], now.servers[new]
             done += describe_server_change(before[old], server)
-            connection.adopt(now, server, prepared.connectors.get(new))
+            done += connection.adopt(now, server, prepared.connectors.get(new))
             servers[new] = connection
         if plan.moved is not None:
             old, new = plan.moved
             connection, server = self.servers[old], now.servers[new]
             former = connection.connector
             done.append(f"server {server.urls[0]} in place of {before[old].urls[0]}: {MOVES}, if it is the same one")
-            connection.adopt(
+            done += connection.adopt(
                 now,
                 server,
                 prepared.connectors.get(new),

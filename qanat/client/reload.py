@@ -19,7 +19,7 @@ AT_START = "counts only at the start"
 RESTART = "needs a restart"
 
 _WHEN = {
-    "allow_connect": f"{AT_ONCE}, for new connections",
+    "allow_connect": f"{AT_ONCE}; open connections that it forbids are reset",
     "connect": AT_ONCE,
     "failover_after": AT_ONCE,
     "drain": AT_ONCE,

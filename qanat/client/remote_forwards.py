@@ -6,6 +6,8 @@ come and go meanwhile (`change`): one that leads elsewhere from now on keeps its
     number is new          LISTEN
     number is gone         UNLISTEN; streams that are open go on
     other options, there   LISTEN again, for a server that can change them; one that cannot gets UNLISTEN, then LISTEN
+    refused, or ended by   LISTEN again after a while, with a reload of the client, and as soon as the server says that
+    other rules there      it may be had now (LISTEN_AGAIN)
 
 `qanat.client.session` owns it, gives it what the server says, and asks it where a stream leads.
 """
@@ -37,7 +39,16 @@ from qanat.config.settings import Forward
 from qanat.endpoints.unix import OURS_ALONE
 from qanat.mux.frames import Reason, reason_name
 from qanat.session.forward_limits import listen_options
-from qanat.session.messages import Listen, ListenFailed, Listening, ListenOption, Published, Unlisten, check_known
+from qanat.session.messages import (
+    Listen,
+    ListenEnded,
+    ListenFailed,
+    Listening,
+    ListenOption,
+    Published,
+    Unlisten,
+    check_known,
+)
 
 log = logging.getLogger("qanat.session")
 
@@ -45,6 +56,8 @@ RETRY_IN_USE = 10.0
 """Seconds until a remote forward is asked for again whose port was in use."""
 RETRY_NOT_ALLOWED = 60.0
 """The same when the server's rules refused it: they may change."""
+TOGETHER = 0.2
+"""Seconds in which the server's words about several ports of a forward count as one, for the log."""
 LOOK = 1.0
 """Seconds in which whoever waits to ask again sees that the forward is wanted no more."""
 MAX_NUMBER = 0xFFFF_FFFF
@@ -141,6 +154,7 @@ class RemoteForwards:
         self._fresh: set[int] = set()  # those that the server listens for, and we have not said so
         self._told: dict[int, str] = {}  # by forward, what was logged last: not again every ten seconds for years
         self._asked = Counter[int]()  # how many LISTENs have no answer yet
+        self._ending: dict[int, list[ListenFailed]] = {}  # by the first number: what a thread will say has ended
         self._updating: set[int] = set()  # those asked for though the server listens already, to change their limits
         self._by_literal: set[int] = set()  # those asked for by an IPv4 literal, the only way that old servers know
         self._gone: deque[int] = deque(maxlen=REMEMBERED)
@@ -177,6 +191,20 @@ class RemoteForwards:
             if self._withdrawn:
                 self._generation += 1
                 self.request()
+
+    def ask_again(self) -> None:
+        """Ask once more for what the server does not listen for: it may be allowed by now.  Does not block."""
+        with self._order:
+            if self._withdrawn:
+                return
+            with self._changed:
+                failed = [n for n in self._parts if self._failed_locked(n)]
+                self._by_literal.difference_update(failed)
+            for number in failed:
+                self._request(number)
+
+    def _failed_locked(self, number: int) -> bool:
+        return isinstance(self._answers.get(number), ListenFailed) and not self._asked[number]
 
     def change(self, forwards: Sequence[NumberedForward]) -> None:
         """Have these in place of the present ones; the server is told what concerns it.  Does not block."""
@@ -298,6 +326,40 @@ class RemoteForwards:
             self._changed.notify_all()
         return ""
 
+    def ended(self, message: ListenEnded) -> None:
+        """Take in that the server listens for one port no more, and say so of its whole forward.  Does not block.
+
+        One that it does not listen for changes nothing: that message crossed ours, or the server makes it up.
+        """
+        number = message.forward
+        with self._changed:
+            first = self._whole_of.get(number)
+            if first is None or not isinstance(self._answers.get(number), Listening | Published):
+                return
+            self._answers[number] = answer = ListenFailed(number, message.reason, message.text)
+            self._fresh.discard(number)
+            self._changed.notify_all()
+            if first in self._ending:
+                self._ending[first].append(answer)
+                return
+            self._ending[first] = [answer]
+        try:
+            self._start(f"{self._name}-ended-{first}", lambda: self._tell_ended(first))
+        except NoThread as error:
+            with self._changed:
+                self._ending.pop(first, None)
+            log.error("the server listens no more for forward %d: %s (%s)", first, message.text, error)
+
+    def _tell_ended(self, first: int) -> None:
+        """Say which ports of a forward have ended, once the server has named them, and ask for them again."""
+        self._draining.wait(TOGETHER)
+        with self._changed:
+            ended, one = self._ending.pop(first, []), self._wholes.get(first)
+        if one is not None:
+            last = {answer.forward: answer for answer in ended if answer.forward in one.numbers}
+            if last:
+                self._not_listening(one, tuple(last.values()), ended=True)
+
     def _count_answer_locked(self, number: int) -> None:
         self._asked[number] -= 1
         if not self._asked[number]:
@@ -328,8 +390,11 @@ class RemoteForwards:
                 self._told.pop(first, None)
             self._required.listens(first)
 
-    def _not_listening(self, one: NumberedForward, answers: Sequence[ListenFailed]) -> None:
-        """End the client where it must have this forward; otherwise ask again after a while.  Does not block."""
+    def _not_listening(self, one: NumberedForward, answers: Sequence[ListenFailed], *, ended: bool = False) -> None:
+        """End the client where it must have this forward; otherwise ask again after a while.  Does not block.
+
+        `ended` says that the server has listened for it.
+        """
         refused = {answer.reason for answer in answers} == {Reason.NOT_ALLOWED}
         error = self._failure(one, answers)
         with self._order:
@@ -339,8 +404,9 @@ class RemoteForwards:
         wait = RETRY_NOT_ALLOWED if refused else RETRY_IN_USE
         with self._changed:
             told, self._told[one.first] = self._told.get(one.first), error.message
-        if told != error.message:
-            log.error("%s; asking again in %.0f s", error, wait)
+        if ended or told != error.message:
+            what = str(error).replace("cannot listen", "listens no more", 1) if ended else str(error)
+            log.error("%s; asking again in %.0f s", what, wait)
 
         def ask_again() -> None:
             deadline = Deadline(wait)

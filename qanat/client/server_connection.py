@@ -121,9 +121,7 @@ class ServerConnection:
         )
         self._remotes = tuple(remotes)
         required = [one.first for one in self._remotes] if settings.exit_on_forward_failure else ()
-        self._connect_rules = ConnectRules(
-            settings.allow_connect, key="allow_connect", place=" in the client's configuration"
-        )
+        self._connect_rules = _rules_of(settings)
         self._required = RequiredForwards(required, self._forwards_failed)
         self._turns = itertools.cycle(self._context.connector.candidates)
         self._connectors: list[Connector] = []  # former ones, which may still dial
@@ -221,15 +219,19 @@ class ServerConnection:
         server: RemoteServer,
         connector: Connector | None,
         elsewhere: Callable[[], None] | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Go on with other settings, and with another `connector` where these name other ways to the server.
 
         The session stays; a connection that the new settings do not allow is replaced by one that they do.  `elsewhere`
-        is called, by a thread that must not wait, if that leads to another server.  Does not block.
+        is called, by a thread that must not wait, if that leads to another server.  Returns which streams that ended,
+        in words.  Does not block.
         """
-        rules = ConnectRules(settings.allow_connect, key="allow_connect", place=" in the client's configuration")
+        ended: list[str] = []
         with self._beginning:
             context, session = self._context, self._session
+            rules = self._connect_rules
+            if settings.allow_connect != self._settings.allow_connect:
+                rules = _rules_of(settings)
             self._settings, self.url = settings, server.urls[0]
             self._max_streams = share(self._all_streams, settings.lanes)
             self._connect_rules = rules
@@ -246,12 +248,14 @@ class ServerConnection:
                 context.connector = connector
                 self._turns = itertools.cycle(connector.candidates)
             if session is not None:
-                session.use(connect_rules=rules, connect_timeout=settings.connect_timeout)
+                ended = session.use(connect_rules=rules, connect_timeout=settings.connect_timeout)
+                session.remotes.ask_again()
         for follower in tuple(context.followers):
             follower()
         if session is None:
             self._hurry_because = RECONFIGURED
             self._hurry.set()
+        return ended
 
     def dismiss(self) -> None:
         """Begin no session any more; the present one ends once its last stream has.  Idempotent; does not block."""
@@ -522,3 +526,8 @@ class ServerConnection:
         self.news.failed(f"refused by {candidate.url}: {error}")
         if not self._refused_for_good:
             log.error("refused by %s: %s", candidate.url, error, extra={"event": "refused", "url": str(candidate.url)})
+
+
+def _rules_of(settings: ClientSettings) -> ConnectRules:
+    """Return the rules for what users of a dynamic remote forward may reach from here."""
+    return ConnectRules(settings.allow_connect, key="allow_connect", place=" in the client's configuration")

@@ -13,7 +13,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import Anywhere, TargetPlace, TcpAddress, UdpAddress, UnixAddress
-from qanat.base.errors import ProtocolError
+from qanat.base.errors import EndpointError, ProtocolError
 from qanat.base.proxy_protocol import encode
 from qanat.base.resolve import Address, LookupShare
 from qanat.base.watcher import Watcher
@@ -31,7 +31,17 @@ from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from qanat.session.connect_rules import ConnectRules
-from qanat.session.messages import ListenFailed, Listening, Published, StreamRequest, Through, decode_control
+from qanat.session.messages import (
+    ListenAgain,
+    ListenEnded,
+    ListenFailed,
+    Listening,
+    Published,
+    StreamRequest,
+    Through,
+    decode_control,
+    decode_request,
+)
 from qanat.session.session import Session
 
 log = logging.getLogger("qanat.session")
@@ -99,9 +109,16 @@ class ClientSession(Session):
         """Ask the server to listen for every remote forward.  Does not block."""
         self.remotes.request()
 
-    def use(self, *, connect_rules: ConnectRules, connect_timeout: float) -> None:
-        """Judge by these rules, and wait for targets so long, from the next stream on.  Does not block."""
-        self._connect_rules, self._connect_timeout = connect_rules, connect_timeout
+    def use(self, *, connect_rules: ConnectRules, connect_timeout: float) -> list[str]:
+        """Judge by these rules, and wait for targets so long; reset what they forbid, and return that in words.
+
+        Does not block.
+        """
+        before, self._connect_rules, self._connect_timeout = self._connect_rules, connect_rules, connect_timeout
+        if connect_rules is before:
+            return []
+        streams = [stream for lane in self.lanes.values() for stream in lane.streams]
+        return [line for stream in streams if (line := self._judge_open(stream))]
 
     def retire(self, why: str = "the client prefers another server") -> None:
         """Give the ports back, and stop when the last stream has ended: there is another server, or none is wanted.
@@ -133,9 +150,14 @@ class ClientSession(Session):
 
     def _on_control(self, content: bytes) -> None:
         message = decode_control(content)
-        if not isinstance(message, Listening | Published | ListenFailed):
+        if isinstance(message, Listening | Published | ListenFailed):
+            self.remotes.answered(message)
+        elif isinstance(message, ListenEnded):
+            self.remotes.ended(message)
+        elif isinstance(message, ListenAgain):
+            self.remotes.ask_again()
+        else:
             raise ProtocolError(f"a server may not send {type(message).__name__}")
-        self.remotes.answered(message)
 
     def _on_open(self, stream: Stream, request: StreamRequest) -> None:
         forward = self.remotes.find(request.forward) if isinstance(request, Through) else None
@@ -148,10 +170,16 @@ class ClientSession(Session):
         stream.forward, stream.kind = str(forward), "dynamic" if is_dynamic else ""
         to = forward.to if request.to is None else request.to
         look_up: LookUp = self._judge if is_dynamic else self._look_up
+        rules = self._connect_rules
+
+        def joined() -> None:
+            if is_dynamic and self._connect_rules is not rules:  # since it began to connect
+                self._judge_open(stream)
+
         if isinstance(to, UdpAddress) and (is_dynamic or to == forward.to):
             judged = partial(partial(self._judge, udp=True) if is_dynamic else self._look_up, to.host, to.port)
             limits = self._limits.get(forward)
-            self.udp_targets.join(stream, to, judged, timeout=self._connect_timeout, limits=limits)
+            self.udp_targets.join(stream, to, judged, timeout=self._connect_timeout, limits=limits, on_joined=joined)
             return
         leads_there = isinstance(to, TcpAddress) if is_dynamic else to == forward.to
         target: Connects | None = self._target_for(to, look_up) if leads_there else None
@@ -162,9 +190,8 @@ class ClientSession(Session):
             target = TargetWithHeader(target, encode(forward.proxy_protocol, request.origin, request.local))
         what = f"from {request.origin} for {forward}" + (f", to {to}" if is_dynamic else "")
         limits = self._limits.get(forward)
-        joined = self.joined
-        if not joined.connect_now(stream, target.connect_now, what, limits) and not joined.connect(
-            stream, target.connect, what, limits
+        if not self.joined.connect_now(stream, target.connect_now, what, limits, joined) and not self.joined.connect(
+            stream, target.connect, what, limits, joined
         ):
             target.give_up()
 
@@ -191,6 +218,27 @@ class ClientSession(Session):
     def _judge(self, host: str, port: int, deadline: Deadline, *, udp: bool = False) -> list[Address]:
         """Return those addresses of a target that somebody at the server's end has named that our rules allow."""
         return self._connect_rules.resolve(host, port, deadline, self._stopping, udp=udp)
+
+    def _judge_open(self, stream: Stream) -> str:
+        """Reset a stream whose target somebody at the server's end has named, if our rules do not allow that any more.
+
+        Returns what was done, in words.
+        """
+        if stream.kind != "dynamic":
+            return ""  # its target is our own configuration's, or at the other end
+        try:
+            request = decode_request(stream.request)
+        except ProtocolError:
+            return ""
+        if not isinstance(request, Through) or request.to is None:
+            return ""
+        try:
+            self._connect_rules.check_open(request.to, stream.accepted)
+        except EndpointError as error:
+            log.info("%s: reset: %s", stream.label, error.log_text)
+            stream.reset(Reason.NOT_ALLOWED, f"not allowed any more: {error.message}")
+            return f"stream {stream.label} to {request.to} reset: no rule allows it any more"
+        return ""
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 
-from qanat.base.addresses import parse_address, split_host_port
+from qanat.base.addresses import split_host_port
 from qanat.base.endpoint_addresses import ListenPlace, PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
 from qanat.base.sockets import local_of
@@ -51,6 +51,8 @@ from qanat.session.joined_streams import INTERNAL_TEXT
 from qanat.session.messages import (
     Connect,
     Listen,
+    ListenAgain,
+    ListenEnded,
     ListenFailed,
     Listening,
     ListenOption,
@@ -135,6 +137,7 @@ class ServerSession(Session):
         self._listeners: dict[int, Listens] = {}
         self._bound: dict[int, tuple[Listen, Hashable]] = {}  # what was asked, and what the rules made of it
         self._forbidden: set[int] = set()  # forwards whose listener was ended by other rules
+        self._refused = False  # whether the client has a forward that it cannot have, and was not told to ask again
         self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
 
     def stop_listening(self) -> None:
@@ -249,6 +252,7 @@ class ServerSession(Session):
                 listener = self._listen_locked(message)
         except EndpointError as error:
             self._parameters.observer.refused(f"listen: {reason_label(error.code)}")
+            self._refused = True
             log.warning("%s: %s", self.name, error)
             self.audit.listen_refused(number, str(message.at), error.code, error.message)
             return ListenFailed(number, error.code, error.message)
@@ -491,6 +495,7 @@ class ServerSession(Session):
         """
         with self._listening:
             before, self._account = self._account, account
+            more = max_forwards > self._max_forwards or trusted_proxies != self._proxies
             self._connect_timeout, self._max_forwards, self._proxies = connect_timeout, max_forwards, trusted_proxies
             changed = account is not before
             for listener in self._listeners.values():
@@ -503,7 +508,19 @@ class ServerSession(Session):
         if changed and before.connect_rules is not account.connect_rules:
             streams = [stream for lane in self.lanes.values() for stream in lane.streams]
             lines += [line for stream in streams if (line := self._judge(stream))]
+        if more or (changed and _listens_by(before) != _listens_by(account)):
+            self._invite()
         return lines
+
+    def _invite(self) -> None:
+        """Have the client ask again for what it was refused, if there is any.
+
+        Not before it has been refused something since the last time, so that a client that is away has one to read.
+        """
+        knows = self._parameters.peer_features & Features.LATER_RULES
+        if knows and self._refused and not self.measures:
+            self._refused = False
+            self.send_control(ListenAgain().encode())
 
     def _judge_listeners_locked(self) -> list[tuple[Listen, Listens, EndpointError | None]]:
         """Take out the forwards that the rules see otherwise now, with why they may not listen; None where they may."""
@@ -525,16 +542,26 @@ class ServerSession(Session):
         number, address = message.forward, listener.address
         listener.close()
         if error is None:
-            self._listen(message)
+            answer = self._listen(message)
+            if isinstance(answer, ListenFailed):
+                self._tell_ended(number, answer.reason, answer.text)
+                return [f"cannot listen anew on {address}: {answer.text}"]
             return [f"listens anew on {address} for a remote forward"]
         log.warning("%s: listens no more on %s: %s", self.name, address, error)
         self.audit.listens_no_more(number, address, error.message)
         text = f"not allowed any more: {error.message}"
+        self._tell_ended(number, Reason.NOT_ALLOWED, error.message)
         for lane in self.lanes.values():
             for stream in lane.streams:
                 if _forward_of(stream) == number:
                     stream.reset(Reason.NOT_ALLOWED, text)
         return [f"listens no more on {address}: {error.message}"]
+
+    def _tell_ended(self, number: int, reason: int, text: str) -> None:
+        """Tell the client that a forward that it asked for is listened for no more."""
+        self._refused = True
+        if self._parameters.peer_features & Features.LATER_RULES:
+            self.send_control(ListenEnded(number, reason, text).encode())
 
     def _judge(self, stream: Stream) -> str:
         """Reset a stream that the client opened if the rules do not allow it; return what was done, in words."""
@@ -545,25 +572,12 @@ class ServerSession(Session):
         if not isinstance(request, Connect):
             return ""
         try:
-            self._check(request.to, stream.accepted)
+            self._account.connect_rules.check_open(request.to, stream.accepted)
         except EndpointError as error:
             log.info("%s: reset: %s", stream.label, error.log_text)
             stream.reset(Reason.NOT_ALLOWED, f"not allowed any more: {error.message}")
             return f"stream {stream.label} to {request.to} reset: no rule allows it any more"
         return ""
-
-    def _check(self, to: TcpAddress | UdpAddress | UnixAddress, reached: str | None) -> None:
-        """Raise EndpointError unless the rules allow `to`, which was reached at that address.
-
-        One that has yet to be reached is judged then.
-        """
-        rules = self._account.connect_rules
-        if isinstance(to, UnixAddress):
-            rules.unix.connectable(to.path)
-        elif reached is not None:
-            address = parse_address(split_host_port(reached)[0])
-            if address is not None:
-                rules.check_reached(to.host, to.port, address, udp=isinstance(to, UdpAddress))
 
     def open_stream(self, request: bytes, *, wait: bool = True, kind: str = "", forward: str = "") -> Stream:
         """Do as any session, and reset what waited for it while its forward's port was closed by other rules."""
@@ -601,6 +615,12 @@ def _forward_of(stream: Stream) -> int | None:
     except ProtocolError:
         return None
     return request.forward if isinstance(request, Through) else None
+
+
+def _listens_by(account: Account) -> tuple[object, ...]:
+    """Return what decides where a client may listen."""
+    settings = account.settings
+    return settings.allow_listen, settings.shared_listen, settings.allow_publish
 
 
 def _take(accept: Accept, sock: socket.socket, peer: str) -> None:

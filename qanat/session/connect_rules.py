@@ -22,10 +22,12 @@ from qanat.base.addresses import (
     format_host_port,
     normalize_name,
     parse_address,
+    split_host_port,
     unmap,
 )
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, UsageError
 from qanat.base.resolve import Address, LookupShare
 from qanat.config.access_rules import UDP, NameRule, NetworkRule, UnixRule, parse_connect_rule
@@ -118,6 +120,18 @@ class ConnectRules:
         name = None if parse_address(host) is not None else normalize_name(host)
         if not self.allows(address, port, name, udp=udp):
             raise self._not_allowed(host, port, [str(unmap(address)).partition("%")[0]], udp=udp)
+
+    def check_open(self, to: TcpAddress | UdpAddress | UnixAddress, reached: str | None) -> None:
+        """Raise EndpointError (NOT_ALLOWED) unless an open stream to `to`, accepted with the text `reached`, may go on.
+
+        One that has yet to be reached, which is None, is judged then.  Does not block.
+        """
+        if isinstance(to, UnixAddress):
+            self.unix.connectable(to.path)
+        elif reached is not None:
+            address = parse_address(split_host_port(reached)[0])
+            if address is not None:
+                self.check_reached(to.host, to.port, address, udp=isinstance(to, UdpAddress))
 
     def _name_allowed(self, name: str, port: int, udp: bool) -> bool:
         return any(rule.udp == udp and port in rule.ports and rule.matches(name) for rule in self._names)

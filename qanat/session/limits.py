@@ -25,7 +25,7 @@ log = logging.getLogger("qanat.session")
 
 AGENT = f"qanat/{__version__}"
 """What we call this program in HELLO and READY."""
-FEATURES = Features.KINDS | Features.DATAGRAMS | Features.CLOCK
+FEATURES = Features.KINDS | Features.DATAGRAMS | Features.CLOCK | Features.LATER_RULES
 """What this program can do."""
 CLIENT_STREAMS = 4096
 """Streams that a server may have open towards a client at once; a server's own limit is `limits.streams`."""

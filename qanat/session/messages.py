@@ -192,8 +192,30 @@ class Unlisten:
         return struct.pack("!BI", 4, self.forward)
 
 
+@dataclass(frozen=True, slots=True)
+class ListenEnded:
+    """Server to client: it listens for this forward no more, though the client wants it; only with LATER_RULES."""
+
+    forward: int
+    reason: int
+    text: str
+
+    def encode(self) -> bytes:
+        """Return the control message; a text that is too long is cut."""
+        return struct.pack("!BIH", 7, self.forward, self.reason) + lp16(encode_cut(self.text, MAX_REASON))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAgain:
+    """Server to client: what was refused may be allowed now, so ask again; only with LATER_RULES."""
+
+    def encode(self) -> bytes:
+        """Return the control message."""
+        return b"\x08"
+
+
 StreamRequest = Connect | Through | Measure
-ControlMessage = Listen | Listening | Published | ListenFailed | Unlisten
+ControlMessage = Listen | Listening | Published | ListenFailed | Unlisten | ListenEnded | ListenAgain
 
 
 def check_known(message: bytes, peer_features: int, what: str) -> None:
@@ -235,10 +257,14 @@ def decode_request(content: bytes) -> StreamRequest:
 def decode_control(content: bytes) -> ControlMessage:
     """Parse the message of a CONTROL frame.  Raises MalformedListen, and ProtocolError for what no end may send.
 
-    A text that is too long or not UTF-8 in LISTEN_FAILED, which is for people only, is made to fit.
+    A text that is too long or not UTF-8 in LISTEN_FAILED or LISTEN_ENDED, which is for people only, is made to fit.
     """
     reader = FieldReader(content, "control message")
-    kind, forward = reader.u8(), reader.u32()
+    kind = reader.u8()
+    if kind == 8:
+        reader.end()
+        return ListenAgain()
+    forward = reader.u32()
     message: ControlMessage
     if kind in (1, 5):
         return _decode_listen(reader, forward, plain=kind == 1)
@@ -250,6 +276,8 @@ def decode_control(content: bytes) -> ControlMessage:
         message = Unlisten(forward)
     elif kind == 6:
         message = Published(forward, _text(reader))
+    elif kind == 7:
+        message = ListenEnded(forward, reader.u16(), _readable(reader.lp16()))
     else:
         raise ProtocolError(f"unknown control message {kind}")
     reader.end()

@@ -34,7 +34,17 @@ from qanat.config.settings import (
 from qanat.control.commands import Request
 from qanat.endpoints.unix import Permissions
 from qanat.server.server import Server
-from tests.support.applications import END, RESET, Target, connection, echo, ending_at, ending_of, exchange
+from tests.support.applications import (
+    END,
+    RESET,
+    Target,
+    connection,
+    echo,
+    ending_at,
+    ending_of,
+    exchange,
+    receive_exactly,
+)
 from tests.support.background import Background, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
 from tests.support.harness import SECONDS, Relay
@@ -279,6 +289,38 @@ def test_every_kind_of_forward_comes_and_goes(rig: Rig) -> None:
         wait_until(lambda: refused(back_dynamic) and not os.path.exists(other), "the server has let go")
         rig.have()
         assert not os.path.exists(path)
+
+
+def test_open_connections_that_the_clients_own_rules_forbid_are_reset_and_others_go_on(rig: Rig) -> None:
+    """Those whose targets somebody at the server's end has named; what a forward itself leads to is not judged."""
+    with UdpEcho() as udp, ExitStack() as stack:
+        there = unused_port()
+        forwards = Forward("remote", TcpAddress("127.0.0.1", there), ANYWHERE), rig.back(rig.two)
+        both = [f"127.0.0.1:{one.port}" for one in (rig.one, rig.two)]
+        rules = (*both, f"{udp.address}/udp")
+        rig.have(*forwards, allow_connect=rules)
+        kept, lost = (stack.enter_context(connection(there)) for _ in range(2))
+        for sock, target in (kept, rig.one), (lost, rig.two):
+            sock.sendall(b"\x04\x01" + target.port.to_bytes(2, "big") + b"\x7f\0\0\x01\0")  # SOCKS4
+            assert sock.recv(8)[1] == 90
+            assert sock.recv(1) in b"12"
+        ((back, _, _, _),) = (s for s in rig.client.servers[0].session.forward_states if s[1] != "dynamic")  # type: ignore[union-attr]
+        own = stack.enter_context(connection(int(back.rpartition(":")[2])))
+        assert own.recv(1) == b"2"
+        asking, flow = stack.enter_context(connection(there)), stack.enter_context(udp_client(1))
+        asking.sendall(b"\x05\x01\0\x05\x03\0\x01" + bytes(6))  # SOCKS5: no password, UDP ASSOCIATE
+        relay = receive_exactly(asking, 12)
+        flow.connect(("127.0.0.1", int.from_bytes(relay[-2:], "big")))
+        packet = b"\0\0\0\x01\x7f\0\0\x01" + int(udp.address.split(":")[1]).to_bytes(2, "big") + b"datagram"
+        assert ask(flow, packet) == packet
+        said = rig.have(*forwards, allow_connect=both[:1])
+        resets = [line for line in said if "reset: no rule allows it any more" in line]
+        assert len(resets) == 2, said
+        assert f"to 127.0.0.1:{rig.two.port} reset" in resets[0] + resets[1]
+        assert f"to {udp.address}/udp reset" in resets[0] + resets[1]
+        assert ending_of(lost) == RESET
+        exchange(kept, b"goes on")
+        exchange(own, b"goes on")
 
 
 def test_other_limits_hold_at_once_and_count_what_is_open(rig: Rig) -> None:

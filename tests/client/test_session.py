@@ -18,7 +18,7 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters
 from qanat.mux.pipe_runner import PipeResult
-from qanat.session.messages import Listen, ListenFailed, decode_control
+from qanat.session.messages import Listen, ListenAgain, ListenEnded, ListenFailed, Listening, decode_control
 from tests.support.background import wait_until
 
 
@@ -59,6 +59,36 @@ def test_a_forward_is_asked_for_once_at_a_time_however_often_the_session_returns
     wait_until(lambda: not len(session.joined.threads), "the time to ask again has passed")
     assert sum(isinstance(decode_control(message), Listen) for message in sent) == asked
     session.end("the test is over")
+
+
+def test_a_range_whose_ports_end_is_told_and_asked_for_as_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what the server makes up, of ports that it does not listen on or that nobody wants, costs nothing."""
+    sent: list[bytes] = []
+    at, to = TcpAddress("127.0.0.1", 8000), TcpAddress("127.0.0.1", 1)
+    session = a_session(Watcher())
+    session.remotes.change([NumberedForward(Forward("remote", at, to, ports=50), tuple(range(50)))])
+    monkeypatch.setattr(session, "send_control", sent.append)
+    session.request_forwards()
+    assert len(sent) == 50
+    for number in range(50):
+        session._on_control(Listening(number, 8000 + number).encode())
+    for number in (*range(10, 60), *range(10, 30), 1 << 30):
+        session._on_control(ListenEnded(number, Reason.NOT_ALLOWED, "no rule").encode())
+    assert len(session.joined.threads) == 1
+    wait_until(lambda: "listens no more" in caplog.text, "it is told")
+    assert caplog.text.count("listens no more") == 1
+    for again in range(5):
+        session._on_control(ListenAgain().encode())
+        assert len(sent) == 90, f"asked once, and not before an answer, though told so {again + 1} times"
+    for number in range(10, 50):
+        session._on_control(Listening(number, 8000 + number).encode())
+    assert {state for _, _, state, _ in session.forward_states} == {"listening"}
+    session._on_control(ListenAgain().encode())
+    assert len(sent) == 90
+    session.end("the test is over")
+    wait_until(lambda: not len(session.joined.threads), "nobody waits any more")
 
 
 def test_whoever_hears_of_a_pipes_end_hears_of_it_once_even_when_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ from qanat.session.messages import (
     Connect,
     ControlMessage,
     Listen,
+    ListenAgain,
+    ListenEnded,
     ListenFailed,
     Listening,
     Measure,
@@ -403,6 +405,8 @@ CONTROLS: dict[str, ControlMessage] = {
     "LISTEN_FAILED": ListenFailed(2, wire.Reason.NOT_ALLOWED, "not allowed"),
     "UNLISTEN": Unlisten(2),
     "PUBLISHED": Published(2, "app.example.com"),
+    "LISTEN_ENDED": ListenEnded(2, wire.Reason.NOT_ALLOWED, "not allowed"),
+    "LISTEN_AGAIN": ListenAgain(),
     "LISTEN_AT": Listen(2, UnixAddress("/run/web")),
 }
 
@@ -427,7 +431,7 @@ def test_the_texts_in_them_have_the_limits_of_the_page() -> None:
     limits = {row["what"]: row["number"] for row in PAGE.table("what", "number", under="Limits").rows}
     names = limits["a host, an address, and the text that says who connected, in a request or LISTEN"]
     assert number(names) == session_messages.MAX_NAME
-    assert number(limits["the text of LISTEN_FAILED, and of CLOSE"]) == session_messages.MAX_REASON
+    assert number(limits["the text of LISTEN_FAILED, LISTEN_ENDED and CLOSE"]) == session_messages.MAX_REASON
     assert session_messages.MAX_REASON == hello.MAX_CLOSE_TEXT
     assert PAGE.says(
         f"at most {session_messages.MAX_NAME} bytes of UTF-8; the sender cuts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,8 +24,10 @@ from qanat.config.settings import (
     ServerSettings,
     ServerTls,
 )
+from qanat.handshake.hello import Features
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
+from qanat.session import limits
 from tests.support.applications import Target, connection, echo, exchange
 from tests.support.background import DEADLINE, wait_until
 from tests.support.identities import place_identity
@@ -236,6 +239,59 @@ def test_a_remote_forward_that_the_rules_forbid_ends_with_its_streams(
         assert exchange(kept, b"three") == b"three"
         with connection(first) as more:
             assert exchange(more, b"four") == b"four"
+
+
+def state_of(client: Client, port: int) -> tuple[str, str]:
+    """What the client's status says of its remote forward on this port: a word, and why it failed."""
+    session = client.servers[0].session
+    found = [] if session is None else session.forward_states
+    return next(((state, why) for where, _, state, why in found if where == f"127.0.0.1:{port}"), ("none", ""))
+
+
+def test_a_client_hears_that_its_forward_is_forbidden_and_has_it_again_as_soon_as_the_rules_allow_it(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without waiting for its next try, which comes a minute later."""
+    first, second = unused_port(), unused_port()
+    forwards = [Forward("remote", TcpAddress("127.0.0.1", port), site.to) for port in (first, second)]
+    with site.client(A, *forwards) as client:
+        wait_until(lambda: state_of(client, second) == ("listening", ""), "it is listened for")
+        words = f"the server listens no more for remote 127.0.0.1:{second} .*is not allowed by any rule"
+        for number in range(2):
+            site.apply(replace(A, allow_listen=(f"127.0.0.1:{first}",)), B)
+            wait_until(lambda: state_of(client, second)[0] == "failed", "the client knows")
+            assert "is not allowed by any rule" in state_of(client, second)[1]
+            assert state_of(client, first) == ("listening", "")
+            site.apply()
+            wait_until(lambda: state_of(client, second) == ("listening", ""), "it is listened for again")
+            with connection(second) as sock:
+                assert exchange(sock, b"again") == b"again"
+            wait_until(lambda n=number: len(re.findall(words, caplog.text)) > n, "it is in the client's log")  # type: ignore[misc]
+
+
+def test_a_forward_that_was_refused_is_had_as_soon_as_the_rules_allow_it(site: Site) -> None:
+    port = unused_port()
+    site.apply(replace(A, allow_listen=()), B)
+    with site.client(A, Forward("remote", TcpAddress("127.0.0.1", port), site.to)) as client:
+        wait_until(lambda: state_of(client, port)[0] == "failed", "it is refused")
+        site.apply()
+        wait_until(lambda: state_of(client, port) == ("listening", ""), "it is listened for")
+
+
+def test_a_client_that_knows_nothing_of_other_rules_is_told_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that it does not know would end its session."""
+    monkeypatch.setattr(limits, "FEATURES", Features.KINDS)
+    port = unused_port()
+    with site.client(A, Forward("remote", TcpAddress("127.0.0.1", port), site.to), site.local) as client:
+        wait_until(lambda: state_of(client, port) == ("listening", ""), "it is listened for")
+        session = site.session_of("a")
+        site.apply(replace(A, allow_listen=()), B)
+        site.apply()
+        with connection(client.local_ports[0]) as sock:
+            assert exchange(sock, b"after") == b"after"
+        assert site.session_of("a") == session
 
 
 def test_a_port_that_becomes_shared_is_bound_anew_and_its_connections_go_on(site: Site) -> None:

@@ -16,6 +16,8 @@ from qanat.session.messages import (
     Connect,
     ControlMessage,
     Listen,
+    ListenAgain,
+    ListenEnded,
     ListenFailed,
     Listening,
     ListenOption,
@@ -68,6 +70,8 @@ CONTROL: list[tuple[ControlMessage, str]] = [
     (ListenFailed(3, 5, "in use"), "03 00000003 0005 0006 696e20757365"),
     (Unlisten(3), "04 00000003"),
     (Published(3, "a.b"), "06 00000003 0003 612e62"),
+    (ListenEnded(3, 4, "no rule"), "07 00000003 0004 0007 6e6f2072756c65"),
+    (ListenAgain(), "08"),
 ]
 
 
@@ -96,6 +100,7 @@ def test_every_stream_request_survives_the_way(message: StreamRequest) -> None:
     st.builds(Listen, forwards, places, options)
     | st.builds(Listening, forwards, ports)
     | st.builds(ListenFailed, forwards, ports, origins)
+    | st.builds(ListenEnded, forwards, ports, origins)
     | st.builds(Unlisten, forwards)
 )
 def test_every_control_message_survives_the_way(message: ControlMessage) -> None:
