@@ -304,7 +304,7 @@ def test_open_connections_that_the_clients_own_rules_forbid_are_reset_and_others
             sock.sendall(b"\x04\x01" + target.port.to_bytes(2, "big") + b"\x7f\0\0\x01\0")  # SOCKS4
             assert sock.recv(8)[1] == 90
             assert sock.recv(1) in b"12"
-        ((back, _, _, _),) = (s for s in rig.client.servers[0].session.forward_states if s[1] != "dynamic")  # type: ignore[union-attr]
+        ((back, _, _, _),) = (s for s in rig.client.servers[0].session.forward_states if s[1] != str(ANYWHERE))  # type: ignore[union-attr]
         own = stack.enter_context(connection(int(back.rpartition(":")[2])))
         assert own.recv(1) == b"2"
         asking, flow = stack.enter_context(connection(there)), stack.enter_context(udp_client(1))
