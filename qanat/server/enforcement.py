@@ -33,8 +33,8 @@ log = logging.getLogger("qanat.server")
 WARN_BEFORE = 7 * 86_400.0
 """Seconds before a token ends from which on the log says so, once a day."""
 _DAY = 86_400.0
-_LOOK_AGAIN = 60.0
-"""Seconds after which the clock is looked at again at most: somebody may have set it."""
+_LOOK_AGAIN = 5.0
+"""Seconds after which the clock is looked at again at most: it may have been set, or the machine may have slept."""
 
 
 class Enforcement:

@@ -133,7 +133,7 @@ class ServerSession(Session):
         self._shared_ports = shared_ports
         self._proxies = trusted_proxies
         self._published = published
-        self._listening = threading.RLock()  # guards the next three; held while one binds, which does not block
+        self._listening = threading.RLock()  # guards the next four; held while one binds, which does not block
         self._listeners: dict[int, Listens] = {}
         self._bound: dict[int, tuple[Listen, Hashable]] = {}  # what was asked, and what the rules made of it
         self._forbidden: set[int] = set()  # forwards whose listener was ended by other rules
@@ -230,7 +230,8 @@ class ServerSession(Session):
             self.send_control(ListenFailed(error.forward, Reason.NOT_ALLOWED, error.message).encode())
             return
         if isinstance(message, Listen):
-            self.send_control(self._listen(message).encode())
+            with self._listening:  # so that the answer is on its way before other rules invite to ask again
+                self.send_control(self._listen(message).encode())
         elif isinstance(message, Unlisten):
             with self._listening:
                 listener = self._listeners.pop(message.forward, None)
@@ -495,7 +496,9 @@ class ServerSession(Session):
         """
         with self._listening:
             before, self._account = self._account, account
-            more = max_forwards > self._max_forwards or trusted_proxies != self._proxies
+            other = max_forwards > self._max_forwards or trusted_proxies != self._proxies
+            other |= account is not before and _listens_by(account) != _listens_by(before)
+            invite = other and self._refused  # not for what ends now
             self._connect_timeout, self._max_forwards, self._proxies = connect_timeout, max_forwards, trusted_proxies
             changed = account is not before
             for listener in self._listeners.values():
@@ -508,19 +511,12 @@ class ServerSession(Session):
         if changed and before.connect_rules is not account.connect_rules:
             streams = [stream for lane in self.lanes.values() for stream in lane.streams]
             lines += [line for stream in streams if (line := self._judge(stream))]
-        if more or (changed and _listens_by(before) != _listens_by(account)):
-            self._invite()
+        if invite and self._parameters.peer_features & Features.LATER_RULES:
+            # Once, until it is refused something again: of many reloads a client that is away reads one.
+            with self._listening:
+                self._refused = bool(ended)
+                self.send_control(ListenAgain().encode())
         return lines
-
-    def _invite(self) -> None:
-        """Have the client ask again for what it was refused, if there is any.
-
-        Not before it has been refused something since the last time, so that a client that is away has one to read.
-        """
-        knows = self._parameters.peer_features & Features.LATER_RULES
-        if knows and self._refused and not self.measures:
-            self._refused = False
-            self.send_control(ListenAgain().encode())
 
     def _judge_listeners_locked(self) -> list[tuple[Listen, Listens, EndpointError | None]]:
         """Take out the forwards that the rules see otherwise now, with why they may not listen; None where they may."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,16 +15,22 @@ from typing import Any
 
 import pytest
 
+from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import UsageError
 from qanat.config.moments import format_moment, parse_moment
-from qanat.config.settings import AuditSettings
+from qanat.config.settings import AuditSettings, Forward
 from qanat.control.commands import Request
 from qanat.handshake.tokens import token_fingerprint
+from qanat.server import enforcement
 from qanat.server.revocations import FILE_NAME, Revocations
 from qanat.server.server import Server
+from qanat.server.session import ServerSession
 from tests.server.test_reload import ANY, NEW, OLD, A, B, Site, is_reset, session_of_a
 from tests.support.applications import connection, exchange
-from tests.support.background import wait_until
+from tests.support.background import DEADLINE, wait_until
+from tests.support.datagrams import UdpEcho, ask, udp_client
+from tests.support.machine.ports import unused_port
 
 OLDS, NEWS = token_fingerprint(OLD), token_fingerprint(NEW)
 
@@ -152,6 +160,91 @@ def test_of_two_tokens_each_has_its_own_end(site: AuditedSite) -> None:
     site.apply(replace(A, tokens=(OLD, NEW), not_after=(time.time() - 1, float("inf"))), B)
     assert "ended at" in site.server._accounts.why_not("a", OLDS)
     assert site.server._accounts.why_not("a", NEWS) == ""
+
+
+def test_a_clock_that_jumps_ends_a_token_too(site: AuditedSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its end seemed an hour away; and one that is set back does not let a session go on that has ended."""
+    monkeypatch.setattr(enforcement, "_LOOK_AGAIN", 0.1)
+    ahead = 0.0
+
+    def now() -> float:
+        return time.time() + ahead
+
+    for clock in site.server._enforcement, site.server._accounts:
+        monkeypatch.setattr(clock, "_clock", now)
+    with site.client(A, site.local) as client, connection(client.local_ports[0]) as sock:
+        assert exchange(sock, b"one") == b"one"
+        site.apply(replace(A, not_after=(time.time() + 3600.0,)), B)
+        assert exchange(sock, b"two") == b"two"
+        ahead = 7200.0
+        assert is_reset(sock)
+        wait_until(lambda: site.session_of("a") is None, "its session is over")
+        ahead = 0.0
+
+
+def test_all_that_a_revoked_client_had_is_gone(site: AuditedSite) -> None:
+    """Streams both ways, a UDP flow, and the ports that the server listened on for it."""
+    port, udp_port = unused_port(), unused_port()
+    with UdpEcho() as udp, ExitStack() as stack:
+        to = UdpAddress("127.0.0.1", int(udp.address.rpartition(":")[2]))
+        forwards = (
+            site.local,
+            Forward("local", UdpAddress("127.0.0.1", udp_port), to),
+            Forward("remote", TcpAddress("127.0.0.1", port), site.to),
+        )
+        client = stack.enter_context(site.client(A, *forwards))
+        session = session_of_a(site)
+        wait_until(lambda: len(session.listening) == 1, "its port is listened on")
+        here, there = (stack.enter_context(connection(each)) for each in (client.local_ports[0], port))
+        assert exchange(here, b"here") == exchange(there, b"here") == b"here"
+        flow = stack.enter_context(udp_client(udp_port))
+        assert ask(flow, b"datagram") == b"datagram"
+        assert session.open_streams == 3
+        assert site.revoke()["ended"]
+        assert session.open_streams == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        assert is_reset(here)
+        assert is_reset(there)
+
+
+@pytest.mark.parametrize("when", ["before its name is claimed", "after"])
+def test_a_client_that_is_revoked_in_the_middle_of_its_handshake_does_not_get_in(
+    site: AuditedSite, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    claim, revoked = site.server.registry.claim, threading.Event()
+
+    def claim_and_be_revoked(session: ServerSession, deadline: Deadline) -> None:
+        first = session.name == "a" and not revoked.is_set()
+        if first and when != "after":
+            site.revoke()
+        claim(session, deadline)
+        if first:
+            if when == "after":
+                site.revoke()
+            revoked.set()
+
+    monkeypatch.setattr(site.server.registry, "claim", claim_and_be_revoked)
+    with site.client(A, site.local) as client:
+        assert revoked.wait(DEADLINE)
+        wait_until(lambda: client.servers[0].refused is not None, "it is refused")
+        assert site.session_of("a") is None
+        monkeypatch.undo()
+        site.revoke(undo=True)
+        session_of_a(site)
+
+
+def test_who_was_away_when_it_was_revoked_cannot_resume(site: AuditedSite) -> None:
+    """With the session's key, which it still has: the token comes first."""
+    with site.client(A, site.local) as client, connection(client.local_ports[0]) as sock:
+        assert exchange(sock, b"one") == b"one"
+        session = session_of_a(site)
+        session.lanes[0].cut("the network is gone")  # the client is on its way back by now
+        site.revoke()
+        assert session.ended.is_set()
+        assert is_reset(sock)
+        wait_until(lambda: site.session_of("a") is None, "there is no session of it")
+        wait_until(lambda: any(OLDS in each["why"] for each in site.events("refused")[-3:]), "it was refused")
 
 
 def test_what_a_session_did_is_told_with_its_bytes(site: AuditedSite) -> None:
