@@ -242,7 +242,6 @@ def test_who_was_away_when_it_was_revoked_cannot_resume(site: AuditedSite) -> No
         session.lanes[0].cut("the network is gone")  # the client is on its way back by now
         site.revoke()
         assert session.ended.is_set()
-        assert is_reset(sock)
         wait_until(lambda: site.session_of("a") is None, "there is no session of it")
         wait_until(lambda: any(OLDS in each["why"] for each in site.events("refused")[-3:]), "it was refused")
 
