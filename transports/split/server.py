@@ -314,6 +314,11 @@ class ServerPipe(Pipe):
 
     def _next_answer_locked(self) -> Callable[[], object] | None:
         stream = self._stream
+        if stream is not None and stream.token.number < self._oldest:
+            # The client has done with it, and its connection does not know yet: what it got now would be missing for as
+            # long as the client's next request lasts, since only a rise of `_oldest` has it sent again.
+            self._stream = None
+            return stream.asker.finish
         if stream is not None and stream.confirmed:
             if self._waiting:  # they are needed no more
                 needless: list[Callable[[], object]] = []
@@ -329,6 +334,10 @@ class ServerPipe(Pipe):
             self._release_locked(self._waiting.popleft(), released)
             return released[0]
         waiting = self._waiting.popleft()
+        if waiting.token.number < self._oldest and not waiting.welcome:
+            needless = []
+            self._release_locked(waiting, needless)
+            return needless[0]
         body = waiting.welcome + self._take_locked(waiting.token.number, max(1, waiting.token.size - HEADER_SIZE))
         return lambda: waiting.asker.respond(body)
 
