@@ -260,8 +260,8 @@ def test_passwords_let_in_whom_they_should(proxies: Proxies) -> None:
         assert SMALL.decode() not in curl("-x", f"{option}127.0.0.1:{port}", url)[1]
     assert curl("-x", f"127.0.0.1:{port}", "-w", "%{http_code}", url)[1].endswith("407")
     assert curl("--socks4a", f"127.0.0.1:{port}", url)[0] != 0
+    proxies.tunnel.client.wait_for("wrong user or password")
     assert PASSWORD not in proxies.tunnel.client.output
-    assert "wrong user or password" in proxies.tunnel.client.output
 
 
 def test_a_remote_dynamic_port_asks_for_the_passwords_that_the_server_has(proxies: Proxies, tmp_path: Path) -> None:

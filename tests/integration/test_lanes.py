@@ -64,6 +64,7 @@ def test_a_lane_that_stalls_holds_up_only_its_own_streams_and_only_until_it_is_n
         for sock in held_up:
             assert sock.recv(9) == b"meanwhile"
         assert time.monotonic() - stalled_at < SECONDS, "noticed within its time, and gone on"
+        lanes.tunnel.client.wait_for("was lost after")
         assert lanes.tunnel.client.count("was lost after") == 1
 
 

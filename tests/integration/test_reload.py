@@ -6,6 +6,7 @@ The full form, thirty reloads a second for a minute, has QANAT_RELOADS=1800 in t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from tests.support.machine.ports import unused_port
 
 RELOADS = int(os.environ.get("QANAT_RELOADS", "60"))
 A_SECOND = 30.0
+RELOADED = "reloaded .*SIGHUP"
 
 
 class Site:
@@ -183,7 +185,11 @@ def test_streams_of_every_kind_notice_nothing_of_reloads(site: Site) -> None:
         site.reload()
         memory = site.server.memory
         begun = time.monotonic()
-        for number in range(RELOADS):
+        for number in itertools.count():
+            # Wishes that come meanwhile become one: a slow machine needs more of them.
+            if number >= RELOADS and site.server.count(RELOADED) >= RELOADS // 4:
+                break
+            assert time.monotonic() - begun < RELOADS / A_SECOND + SECONDS, site.server.output
             site.write(variants[number % len(variants)])
             site.server.process.send_signal(signal.SIGHUP)
             time.sleep(max(0.0, begun + (number + 1) / A_SECOND - time.monotonic()))
@@ -195,7 +201,6 @@ def test_streams_of_every_kind_notice_nothing_of_reloads(site: Site) -> None:
     assert site.server.memory - memory < 40_000_000
     assert site.tunnel.client.count("connected to") == site.b.count("connected to") == 1
     assert site.server.count("reload .*failed") == 0
-    assert site.server.count("reloaded .*SIGHUP") >= RELOADS // 4  # wishes that come meanwhile become one
 
 
 def command(*arguments: object) -> tuple[int, str]:

@@ -384,7 +384,8 @@ def test_a_malformed_request_is_refused_alone(
         proxy.sock.sendall(frame(FrameType.HEADERS, 4, number, block))
         assert status_of(proxy, number) == "400"
         assert echoed(proxy, honest, b"still here") == b"still here"
-        assert "which asked for /tunnel: the request is not well-formed HTTP" in caplog.text
+        said = "which asked for /tunnel: the request is not well-formed HTTP"
+        wait_until(lambda: said in caplog.text, "it is in the log")
         proxy.sock.close()
 
 
