@@ -256,6 +256,11 @@ class Pipe(ABC):
         """Whether `recv_within` may have something although the descriptor says no more."""
         return False
 
+    @property
+    def holds_message(self) -> bool:
+        """Whether a further message has come whole, so that `recv` does not wait.  False where nobody knows that."""
+        return False
+
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
         """Make `recv` end the pipe after `seconds` without one raw byte received; None never does."""

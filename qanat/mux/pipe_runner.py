@@ -53,6 +53,8 @@ RECORDS_IN_TURN = 16
 """The same, in records."""
 SMALL_RECORDS = 16
 """Records in turn of at most a quarter of BUSY_READ, after which the watcher reads again, busy as the pipe may be."""
+RECORDS_HELD = 8
+"""Records that have come whole and are taken in turn before what they have made due, CREDIT mostly, is sent."""
 RETRY = 1.0
 """Seconds after which a writer for which there was no thread is tried again."""
 ACTIVE = 0.25
@@ -107,6 +109,7 @@ class PipeRunner:
         self._without_thread = False  # nobody reads: there was no thread for it
         self._on_over: Callable[[PipeResult], None] = _nothing
         self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
+        self._held = 0  # records in turn that have left to the next one what has to be sent
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
         self._work = LazyCondition(lane.lock)
         self._settled = LazyCondition(lane.lock)  # for who waits until nobody sends
@@ -506,12 +509,20 @@ class PipeRunner:
             for stream, payload in deliveries:
                 due = stream.deliver(payload) or due
             lane.call(calls)
-            if due:
-                self.send_now()
+            if due or self._held:
+                self._send_or_hold()
         for callback in callbacks:
             callback()
         for stream, datagram in datagrams:
             stream.deliver_datagram(datagram)
+
+    def _send_or_hold(self) -> None:
+        """Send what is due, or leave that to the next record, which has come: the CREDITs of several share one."""
+        if self._held < RECORDS_HELD and self._sealed.pipe.holds_message:
+            self._held += 1
+        else:
+            self._held = 0
+            self.send_now()
 
     def _flush_wanted(self) -> None:
         """Have the writer flush what the pipe itself owes the peer: a pong, a window."""

@@ -34,9 +34,10 @@ from qanat.mux.stream import Stream
 log = logging.getLogger("qanat.session")
 
 _REASONS = frozenset(Reason)
-MOST_BULK_THREADS = 96
+MOST_BULK_THREADS = 8
 """Threads of one session from which on the watcher and the lanes' readers carry what else is bulk: a thread's turn
-costs more than they need for the same bytes, and of a thousand that wait for one each is late by seconds."""
+costs more than they need for the same bytes, threads that wait for the interpreter wake each other over and over, and
+of a thousand each would be late by seconds."""
 
 INTERNAL_TEXT = "a fault of the program at the other end"
 """What the peer is told with Reason.INTERNAL; the log here has the traceback."""

@@ -119,6 +119,19 @@ class FrameReader:
         """Whether an end now would cut a message."""
         return self._end > self._start or self._fragments > 0
 
+    @property
+    def holds_message(self) -> bool:
+        """Whether `next` returns a message, unless it is at fault: a whole binary frame has come."""
+        buffer, start = self._buffer, self._start
+        have = self._end - start
+        if have < 2 or buffer[start] != _WHOLE_BINARY:
+            return False
+        length, header = buffer[start + 1] & 0x7F, 2
+        if length >= 126:
+            header = 4 if length == 126 else 10
+            length = int.from_bytes(buffer[start + 2 : start + header], "big")
+        return have >= header + length + (4 if self._masked else 0)
+
     def next(self) -> Frame | None:
         """Return the next whole frame, or None when more bytes are needed.  Raises FrameError."""
         buffer, start = self._buffer, self._start

@@ -167,6 +167,11 @@ class WebSocketPipe(Pipe):
         """See `Pipe.buffered`."""
         return self._reader.in_the_middle or self._wire.buffered
 
+    @property
+    def holds_message(self) -> bool:
+        """See `Pipe.holds_message`."""
+        return self._reader.holds_message
+
     def _recv(self, seconds: float | None) -> memoryview | None:
         unusual = 0
         self._flooded = False

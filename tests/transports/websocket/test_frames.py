@@ -34,9 +34,13 @@ def feed(reader: FrameReader, data: bytes) -> None:
 def drain(reader: FrameReader) -> list[tuple[int, bool, bytes]]:
     """What has come whole; copied, since the views do not last."""
     frames = []
-    while (frame := reader.next()) is not None:
+    while True:
+        holds = reader.holds_message
+        frame = reader.next()
+        assert holds == (frame is not None and frame.is_message)
+        if frame is None:
+            return frames
         frames.append((frame.opcode, frame.is_message, bytes(frame.payload if frame.is_message else frame.raw)))
-    return frames
 
 
 def test_the_examples_of_the_rfc_are_understood() -> None:
