@@ -1,15 +1,20 @@
 """How long an answer takes where a thousand sessions and five thousand streams lie idle: `python -m benchmarks.crowd`.
 
-    --sessions 1000 --streams 5 --scrapes 50
+    --sessions 1000 --streams 5 --looks 20
 
 A real server, `tunnel.py server` with `monitor:`, in a process of its own; the sessions are real ones over WebSocket,
-whose other ends lie in this process, as lanes on one watcher.  Prints the seconds that a scrape of /metrics takes.
+whose other ends lie in this process, as lanes on one watcher.  Prints for `tunnel.py status` in its forms, and for a
+scrape of /metrics by curl: the time by the clock, the CPU time of the command and of the server, and the longest round
+trip meanwhile of a ping-pong through the same server, beside the longest of as long without a look.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import socket
+import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -17,8 +22,10 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.monitoring import cpu_seconds
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.watcher import Watcher
@@ -32,7 +39,8 @@ from qanat.mux.parameters import LaneParameters
 from qanat.session.messages import Connect
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.websocket import upgrade as websocket
-from tests.support.harness import Tunnel
+from tests.support.applications import Target, echo
+from tests.support.harness import ROOT, Tunnel
 from tests.support.machine.ports import unused_port
 from tests.support.server.raw_peers import PARAMETERS
 
@@ -53,14 +61,19 @@ class Crowd:
             (directory / f"{name}.token").touch(mode=0o600)
             (directory / f"{name}.token").write_text(token)
         accounts = [{"name": name, "token_file": f"{name}.token", "allow_connect": "127.0.0.1:*"} for name in tokens]
-        limits = {"sessions": sessions + 1, "handshake_rate": 100_000, "per_address_burst": 1_000_000}
+        limits = {"sessions": sessions + 2, "handshake_rate": 100_000, "per_address_burst": 1_000_000}
+        self._near = unused_port()
+        echoing = stack.enter_context(Target(echo))
         tunnel = Tunnel(
             directory,
-            server={"clients": accounts, "monitor": {"listen": self.monitor}, "limits": limits},
+            [{"local": f"127.0.0.1:{self._near}", "to": echoing.address}],
+            server={"monitor": {"listen": self.monitor}, "limits": limits},
         )
+        tunnel.server_settings["clients"] += accounts
         stack.enter_context(tunnel)
-        tunnel.start_server()
+        tunnel.start()
         self.server = tunnel.server
+        self.config = directory / "server.yaml"
         self._port = tunnel.port
         self._key = ClientKey.generate()
         self._streams = streams
@@ -78,6 +91,10 @@ class Crowd:
         with _OPENER.open(f"http://{self.monitor}/metrics", timeout=SECONDS) as answer:
             text = answer.read().decode()
         return time.perf_counter() - began, text
+
+    def ping_pong(self) -> socket.socket:
+        """Return a connection through the server, by a client of its own, to what echoes."""
+        return socket.create_connection(("127.0.0.1", self._near), timeout=SECONDS)
 
     def _accept_loop(self) -> None:
         while True:
@@ -109,23 +126,90 @@ class Crowd:
         return lane
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Of several looks of one kind, in seconds."""
+
+    clock: list[float]
+    command: list[float]
+    server: list[float]
+    pauses: list[float]
+
+
+class PingPong:
+    """A byte that goes to and fro; `longest` is what one turn took at most since it was asked."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._longest = 0.0
+        threading.Thread(target=self._turn_loop, name="shared-ping-pong", daemon=True).start()
+
+    def _turn_loop(self) -> None:
+        while True:
+            began = time.perf_counter()
+            try:
+                self._sock.sendall(b"x")
+                if not self._sock.recv(1):
+                    return
+            except OSError:
+                return
+            self._longest = max(self._longest, time.perf_counter() - began)
+            time.sleep(0.001)
+
+    def longest(self) -> float:
+        """Return the longest turn that has ended since the last call."""
+        found, self._longest = self._longest, 0.0
+        return found
+
+
+def look(crowd: Crowd, command: list[str], turns: PingPong, looks: int) -> Figures:
+    """Run a command so often.  Blocks."""
+    found = Figures([], [], [], [])
+    for _ in range(looks):
+        time.sleep(0.3)
+        turns.longest()
+        server, ours, began = cpu_seconds(crowd.server), _children(), time.perf_counter()
+        subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
+        found.clock.append(time.perf_counter() - began)
+        found.command.append(_children() - ours)
+        found.server.append(cpu_seconds(crowd.server) - server)
+        found.pauses.append(turns.longest())
+    return found
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main(arguments: list[str]) -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=1000)
     parser.add_argument("--streams", type=int, default=5, help="of each session")
-    parser.add_argument("--scrapes", type=int, default=50)
+    parser.add_argument("--looks", type=int, default=20, help="of each kind")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         crowd = Crowd(directory / "crowd", options.sessions, options.streams, stack)
-        taken = sorted(crowd.scrape()[0] for _ in range(options.scrapes))
-        _, text = crowd.scrape()
-        for line in text.splitlines():
+        turns = PingPong(stack.enter_context(crowd.ping_pong()))
+        for line in crowd.scrape()[1].splitlines():
             if line.startswith(("qanat_sessions{", "qanat_streams ", "qanat_threads ")):
                 print(line)
-        median, worst = taken[len(taken) // 2], taken[-1]
-        print(f"{len(text)} bytes; a scrape takes {median * 1000:.1f} ms, at worst {worst * 1000:.1f} ms")
+        status = [sys.executable, str(ROOT / "tunnel.py"), "status", "-c", str(crowd.config)]
+        commands = {
+            "nothing": ["sleep", "0.5"],
+            "status": status,
+            "status --brief": [*status, "--brief"],
+            "status, drawn": ["script", "-qec", f"stty cols 200; exec {' '.join(status)}", "/dev/null"],
+            "status --json": [*status, "--json"],
+            "scrape": ["curl", "-sS", "--noproxy", "*", f"http://{crowd.monitor}/metrics"],
+        }
+        print("milliseconds (median, worst)    clock          command's CPU  server's CPU   longest ping-pong")
+        for name, command in commands.items():
+            found = look(crowd, command, turns, options.looks)
+            columns = (found.clock, found.command, found.server, found.pauses)
+            print(f"{name:32}" + "".join(f"{1000 * statistics.median(c):6.0f} {1000 * max(c):6.0f}  " for c in columns))
 
 
 if __name__ == "__main__":

@@ -9,21 +9,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from qanat.base.gives_way import GivesWay
-
 PIECE = 32
 """Members that a list may have to be encoded at once."""
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encoded(answer: dict[str, Any]) -> bytes:
-    """Return the line.  Blocks for moments, to let others work."""
-    gives_way = GivesWay()
-    pieces = []
-    for piece in _pieces(answer):
-        pieces.append(piece.encode())
-        gives_way()
-    return b"".join([*pieces, b"\n"])
+    """Return the line."""
+    return b"".join([*(piece.encode() for piece in _pieces(answer)), b"\n"])
 
 
 def _pieces(value: Any) -> Iterator[str]:

@@ -25,6 +25,7 @@ from typing import Any
 from qanat.base.addresses import parse_target
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import NoThread, UsageError
+from qanat.base.long_work import long_work
 from qanat.base.sockets import describe_os_error
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
@@ -285,7 +286,8 @@ class _Conversation:
 
     def _answer(self, request: Request) -> None:
         try:
-            line = _line(self._commands.run(request))
+            with long_work():  # a thousand sessions to show, or a configuration with as many clients to read
+                line = _line(self._commands.run(request))
             self._sock.settimeout(ANSWER_SECONDS)
             self._sock.sendall(line)
         except OSError as error:

@@ -21,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from qanat.base.events import OTHER, Events, Histogram, Tally
+from qanat.base.long_work import long_work
 from qanat.base.request_head import RequestHead
 from qanat.monitor.http import Response
 from qanat.monitor.snapshot import (
@@ -53,7 +54,8 @@ class Metrics:
     def answer(self, head: RequestHead) -> Response:
         """Return all metrics as they are now, in the format that is asked for."""
         encode, content_type = choose_encoder(", ".join(head.values("accept")))
-        return Response(encode(self._registry), content_type)
+        with long_work():
+            return Response(encode(self._registry), content_type)
 
 
 @dataclass(slots=True)

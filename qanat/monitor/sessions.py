@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from qanat.base.endpoint_addresses import UdpAddress, UnixAddress
 from qanat.base.errors import ProtocolError
-from qanat.base.gives_way import GivesWay
 from qanat.monitor.rates import STALE, rates_of
 from qanat.monitor.snapshot import Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot, Totals
 from qanat.mux.figures import LaneFigures, StreamFigures
@@ -67,14 +66,12 @@ class Looks:
 
         Return False, and do nothing, where somebody has looked not long ago.  Blocks as `take` does.
         """
-        gives_way = GivesWay()
         with self._lock:
             now = time.monotonic()
             if now - self._looked_at < STALE:
                 return False
             self._looked_at = now
             for session in sessions:
-                gives_way()
                 for lane in session.lanes.values():
                     for stream in lane.streams:
                         rates_of(stream, stream.figures(), now)
@@ -83,19 +80,17 @@ class Looks:
     def take(self, sessions: Mapping[Session, str], wanted: Wanted = EVERYTHING) -> list[SessionSnapshot]:
         """Return how sessions are now; each comes with what its other end is called, "" for the client's name.
 
-        Blocks while another thread looks, and now and then to let others work; nothing that carries bytes waits for it.
+        Blocks while another thread looks; nothing that carries bytes waits for it.
         """
-        gives_way = GivesWay()
         with self._lock:
             clock, wall = time.monotonic(), time.time()
             if wanted.rates:
                 self._looked_at = clock
-            looks = [_look(session, wanted, clock, gives_way) for session in sessions]
+            looks = [_look(session, wanted, clock) for session in sessions]
         if wanted.streams is not None:
             _keep_busiest(looks, wanted.streams)
         made = []
         for (session, peer), look in zip(sessions.items(), looks, strict=True):
-            gives_way()
             made.append(_session(session, look, peer, clock, wall))
         return made
 
@@ -126,7 +121,7 @@ class _Look:
     streams: list[_Seen]
 
 
-def _look(session: Session, wanted: Wanted, clock: float, gives_way: GivesWay) -> _Look:
+def _look(session: Session, wanted: Wanted, clock: float) -> _Look:
     found, tally = session.look()
     seen = []
     if wanted.rates:
@@ -134,7 +129,6 @@ def _look(session: Session, wanted: Wanted, clock: float, gives_way: GivesWay) -
             for stream in lane.streams:
                 figures = stream.figures()
                 seen.append(_Seen(stream, figures, number, *rates_of(stream, figures, clock)))
-            gives_way()
     received, sent = sum(each.received for each in seen), sum(each.sent for each in seen)
     return _Look([(number, figures) for number, _, figures in found], tally, received, sent, seen)
 

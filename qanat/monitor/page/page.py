@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from qanat.base.errors import NoThread
+from qanat.base.long_work import long_work
 from qanat.base.request_head import RequestHead
 from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
@@ -130,7 +131,7 @@ class Page:
     def _look_and_tell(self) -> None:
         began = time.monotonic()
         try:
-            with self._lock:
+            with self._lock, long_work():
                 samples = self._look_locked()
                 self._tell_locked(samples)
         except Exception:
