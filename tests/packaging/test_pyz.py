@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.packaging.bundles import Shared
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 
@@ -22,15 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file, built once, in a directory of its own."""
-    target = tmp_path_factory.mktemp("built") / "tunnel.pyz"
-    built = subprocess.run(
-        [sys.executable, "-m", "packages", "pyz", "--into", target.parent],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
+    target = Shared(tmp_path_factory).built("pyz") / "tunnel.pyz"
     assert {path.name for path in target.parent.iterdir()} == {"tunnel.pyz", "tunnel.pyz.cdx.json"}
     return target
 
