@@ -175,7 +175,7 @@ def boot_in(root: Path, script: str) -> str:
     (units / "multi-user.target.wants" / "test.service").symlink_to("/etc/systemd/system/test.service")
     kinds = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--fork", "--kill-child"]
     enter = f'echo $$ >"{group}/cgroup.procs" && exec "$@"'
-    inside = [unshare, *kinds, "/bin/sh", "-c", BOOT.format(root=root)]
+    inside: list[str | Path] = [unshare, *kinds, "/bin/sh", "-c", BOOT.format(root=root)]
     try:
         subprocess.run(["/bin/sh", "-c", enter, "sh", *inside], stdin=subprocess.DEVNULL, timeout=SECONDS)
     finally:
