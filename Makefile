@@ -41,6 +41,7 @@ wheel deb oci: $(VENV)/.test
 soak: $(VENV)/.test
 	$(IN) -m benchmarks.soak $(ARGS)
 	$(IN) -m benchmarks.reloads
+	$(IN) -m benchmarks.revocation
 	$(IN) -m benchmarks.kinds
 	$(IN) -m benchmarks.chaos --paths
 	QANAT_RELOADS=1800 $(IN) -m pytest --timeout 600 tests/integration/test_reload.py
