@@ -5,7 +5,9 @@
              +--------------------------+------------------+
                                  enforce: every session's tokens, lane by lane, against `Accounts.why_not`
 
-A session whose every lane has such a token ends with CLOSE (revoked), one that waits for its client as well.  Where
+A session whose every lane has such a token ends with CLOSE (revoked), one that waits for its client as well.  Its
+streams are reset at once, so that CLOSE waits for no bulk: a client that does not hear it would try to come back, and
+its applications wait for that.  Where
 some lane's pipe was authenticated with a token that counts, as in the middle of a rotation, only the others' pipes are
 cut: who has the new token comes back with it and loses nothing.
 """
@@ -16,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, UsageError
 from qanat.base.watcher import Watcher
 from qanat.base.workers import WORKERS
@@ -32,6 +35,8 @@ log = logging.getLogger("qanat.server")
 
 WARN_BEFORE = 7 * 86_400.0
 """Seconds before a token ends from which on the log says so, once a day."""
+LAST_WORDS = 0.5
+"""Seconds that clients have to take what they are told at the end; all of one reload together."""
 _DAY = 86_400.0
 _LOOK_AGAIN = 5.0
 """Seconds after which the clock is looked at again at most: it may have been set, or the machine may have slept."""
@@ -60,24 +65,38 @@ class Enforcement:
         self._ended: set[str] = set()  # tokens whose end was told
 
     def enforce(self, by: str) -> list[str]:
-        """End what may not be here any more; return what that was, in words.  Blocks as `Session.end`."""
-        return [line for session in self._registry.sessions if (line := self._enforce_on(session, by))]
+        """End what may not be here any more; return what that was, in words.
 
-    def _enforce_on(self, session: ServerSession, by: str) -> str:
+        Blocks as `Session.end`, and LAST_WORDS at most until the clients have heard of it.
+        """
+        lines: list[str] = []
+        ending: list[tuple[ServerSession, str]] = []
+        for session in self._registry.sessions:
+            line, why = self._enforce_on(session, by)
+            lines += [line] if line else []
+            ending += [(session, why)] if why else []
+        deadline = Deadline(LAST_WORDS)
+        for session, why in ending:
+            session.ended.wait(deadline.remaining())
+            session.end(why, Close(CloseReason.REVOKED, why))
+        return lines
+
+    def _enforce_on(self, session: ServerSession, by: str) -> tuple[str, str]:
+        """Return what was done, in words, and why the session is ending; "" where it goes on."""
         tokens, lanes = dict(session.tokens), session.lanes
         why_not = {number: self._accounts.why_not(session.name, tokens[number]) for number in lanes if number in tokens}
         unwanted = {number: why for number, why in why_not.items() if why}
         if not unwanted:
-            return ""
+            return "", ""
         why = next(iter(unwanted.values()))
         if len(unwanted) < len(why_not):
             for number in unwanted:
                 lanes[number].cut(why)
-            return f"client {session.name}: {len(unwanted)} of its connections cut: {why}"
+            return f"client {session.name}: {len(unwanted)} of its connections cut: {why}", ""
         log.warning("ending the session of %s from %s: %s", session.name, session.origin, why)
         session.audit.revoked(tokens[min(unwanted)], why, by)
-        session.end(why, Close(CloseReason.REVOKED, why))
-        return f"client {session.name}: its session from {session.origin} ended"
+        session.revoke(why)
+        return f"client {session.name}: its session from {session.origin} ended", why
 
     # --- `tunnel.py revoke` -----------------------------------------------------------------------
 

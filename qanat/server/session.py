@@ -588,6 +588,18 @@ class ServerSession(Session):
             self._listeners.clear()
             self._bound.clear()
 
+    def revoke(self, why: str) -> None:
+        """Reset all streams, free the ports, and have CLOSE (revoked) sent behind that; `end` it soon after.
+
+        Does not block but as `stop_listening`.
+        """
+        self.refuse_streams()
+        self.stop_listening()
+        for lane in self.lanes.values():
+            for stream in lane.streams:
+                stream.reset(Reason.SESSION_ENDED, f"the session is over: {why}")
+        self.stop(CloseReason.REVOKED, why)
+
     def replace(self, why: str) -> None:
         """End this session, and tell its client that another one has its name now."""
         self.end(why, Close(CloseReason.REPLACED, why))

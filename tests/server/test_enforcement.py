@@ -27,7 +27,7 @@ from qanat.server.revocations import FILE_NAME, Revocations
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from tests.server.test_reload import ANY, NEW, OLD, A, B, Site, is_reset, session_of_a
-from tests.support.applications import connection, exchange
+from tests.support.applications import RESET, Target, connection, ending_of, exchange, receive_exactly, source
 from tests.support.background import DEADLINE, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
 from tests.support.machine.ports import unused_port
@@ -232,6 +232,23 @@ def test_a_client_that_is_revoked_in_the_middle_of_its_handshake_does_not_get_in
         monkeypatch.undo()
         site.revoke(undo=True)
         session_of_a(site)
+
+
+def test_a_client_hears_in_the_middle_of_bulk_that_it_was_revoked(site: AuditedSite) -> None:
+    """Or it would try to come back for as long as sessions are kept, and its applications would wait for that."""
+    with Target(source) as bulk, ExitStack() as stack:
+        client = stack.enter_context(site.client(A, Forward("local", ANY, TcpAddress("127.0.0.1", bulk.port))))
+        for _ in range(5):
+            session_of_a(site)
+            wait_until(lambda: client.servers[0].disconnected_since is None, "it is connected")
+            with connection(client.local_ports[0]) as sock:
+                receive_exactly(sock, 5_000_000)
+                assert site.revoke()["ended"]
+                assert ending_of(sock) == RESET
+            wait_until(lambda: client.servers[0].session is None, "it does not try to resume")
+            assert site.events("session ended")[-1]["why"].startswith(f"the token {OLDS} of the client 'a' was revoked")
+            site.revoke(undo=True)
+        site.revoke()
 
 
 def test_who_was_away_when_it_was_revoked_cannot_resume(site: AuditedSite) -> None:

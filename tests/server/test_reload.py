@@ -28,7 +28,7 @@ from qanat.handshake.hello import Features
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.session import limits
-from tests.support.applications import Target, connection, echo, exchange
+from tests.support.applications import RESET, Target, connection, echo, ending_at, exchange
 from tests.support.background import DEADLINE, wait_until
 from tests.support.identities import place_identity
 from tests.support.machine.ports import unused_port
@@ -195,8 +195,7 @@ def test_a_stream_that_the_rules_forbid_is_reset_with_that_reason_and_others_go_
         assert exchange(kept, b"three") == b"three"
         assert site.session_of("a") == session
         wait_until(lambda: "not allowed any more: no rule allows" in caplog.text, "the client's log has the reason")
-        with connection(client.local_ports[1]) as refused:
-            assert is_reset(refused)
+        assert ending_at(client.local_ports[1]) == RESET
 
 
 def test_a_flow_that_the_rules_forbid_ends(site: Site) -> None:
