@@ -18,14 +18,6 @@ from tests.support.machine.programs import require_program
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 175.0
-LONG = os.environ.get("QANAT_LONG") == "1"
-"""Whether to take minutes: `make soak` does."""
-
-
-def long_only() -> None:
-    """Skip the calling test, visibly, unless this run may take minutes."""
-    if not LONG:
-        pytest.skip("it takes minutes: QANAT_LONG=1, or make soak")
 
 
 def build(kinds: Sequence[str], wheels: Path, into: Path, *, umask: int = 0o022, zone: str = "UTC") -> set[str]:

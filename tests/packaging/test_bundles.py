@@ -20,8 +20,9 @@ from packages.source import requirements
 from packages.wheel import build_wheel
 from packages.wheels import read, read_all
 from qanat.cli.parser import COMMANDS
-from tests.packaging.bundles import LONG, ROOT, Shared, boot_in, build, copy_of_this_machine, long_only, run_in
+from tests.packaging.bundles import ROOT, Shared, boot_in, build, copy_of_this_machine, run_in
 from tests.support.json_schemas import bill_of_materials_validator
+from tests.support.long import LONG, long_only
 from tests.support.machine.programs import require_program
 
 KINDS = ("wheel", "pyz", "deb")
