@@ -19,13 +19,12 @@ from benchmarks.report.sections import made_on, number, table, write_section
 from qanat.config.texts import AUTO, TRANSPORTS
 from qanat.handshake.tokens import generate_token
 from tests.support import kind_promises
-from tests.support.applications import Target, echo
 from tests.support.harness import ROOT, Tunnel
 from tests.support.kinds import KINDS, UDP_KINDS, Place
 from tests.support.machine.browser import MEGABYTE, all_well, browse
 from tests.support.machine.ports import unused_port
 from tests.support.machine.published_site import NAME, behind_proxies, by_sni
-from tests.support.strangers import Others, stranger
+from tests.support.strangers import EchoProcess, Others, stranger
 
 REPORT = ROOT / "docs" / "SOAK.md"
 CARRIERS = [name for name in TRANSPORTS if name != AUTO]
@@ -90,7 +89,7 @@ def _stranger(transports: list[str]) -> list[str]:
     del transports
     with tempfile.TemporaryDirectory(prefix="qanat-") as name, ExitStack() as stack:
         directory = Path(name)
-        target = stack.enter_context(Target(echo))
+        target = stack.enter_context(EchoProcess())
         ports = [unused_port() for _ in range(4)]
         forwards = [
             {"remote": f"127.0.0.1:{ports[0]}", "to": target.address},

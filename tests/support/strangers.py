@@ -1,25 +1,39 @@
 """A stranger who takes all the connections of a published port that he can get, and the others, who wait beside him.
 
-Used by tests/integration with a small number of connections, and by `benchmarks.soak` with 3,000.
+Used by tests/integration with a small number of connections, and by `benchmarks.kinds` with 3,000.  As a program
+(`python -m tests.support.strangers`) it is what `EchoProcess` runs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import resource
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from tests.support.applications import exchange
-from tests.support.harness import SECONDS
+from tests.support.harness import ROOT, SECONDS, Program
 
 STRANGER = "127.0.0.9"
 VISITOR = "127.0.0.10"
 ROUNDS = 30
+
+
+class EchoProcess(Program):
+    """An echo in a process of its own, without a thread for each connection.
+
+    Where thousands are held, an echo of the test's own would cost a new visitor more than all of the tunnel does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.executable, "-m", "tests.support.strangers", cwd=ROOT)
+        self.address = f"127.0.0.1:{self.wait_for('echoes at ([0-9]+)')[1]}"
 
 
 @contextmanager
@@ -87,3 +101,23 @@ def visitor(port: int) -> Iterator[socket.socket]:
     """A connection from an address that is not the stranger's."""
     with socket.create_connection(("127.0.0.1", port), SECONDS, source_address=(VISITOR, 0)) as sock:
         yield sock
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def _serve() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    server = await asyncio.start_server(_echo, "127.0.0.1", 0, backlog=1024)
+    print(f"echoes at {server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
