@@ -134,6 +134,10 @@ class Page:
             with self._lock, long_work():
                 samples = self._look_locked()
                 self._tell_locked(samples)
+                with self._guard:
+                    unseen = not self._watchers
+                if unseen:  # what stays makes the collector go through everything, which takes long where this is much
+                    self._seen = None
         except Exception:
             log_unexpected("looking at what the page shows failed")
         took = time.monotonic() - began
@@ -251,8 +255,11 @@ class Page:
     def _rows(self, head: RequestHead) -> Response:
         table, wanted = parse_wanted(head.query)
         seen = self._seen
-        if seen is None:
-            return failure(503, "Nothing has been looked at yet; ask again in a second.")
+        if seen is None:  # nobody watches
+            with self._lock, long_work():
+                self._tell_locked(self._look_locked())
+                seen = self._seen
+        assert seen is not None
         snapshot, rates = seen
         if table == "sessions":
             return _answer(session_rows(snapshot.sessions, rates, wanted))
