@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from packages.completion import write_bash, write_zsh
-from packages.deb import unit
+from packages.deb import maintainer, unit
 from packages.man import write_manuals
 from packages.oci import USER, lay_out, read_manifest
 from packages.source import requirements
@@ -254,6 +254,14 @@ def test_the_packaged_units_are_those_in_deploy_with_other_paths() -> None:
         ours = (ROOT / "deploy" / f"qanat-{role}.service").read_text()
         lines = set(unit(role).splitlines()) - set(ours.replace("/usr/local/bin", "/usr/bin").splitlines())
         assert {line.partition("=")[0] for line in lines} == {"Documentation", "ConditionPathExists"}
+
+
+def test_a_package_says_who_answers_for_it() -> None:
+    assert maintainer({"DEBFULLNAME": "Jo Doe", "DEBEMAIL": "jo@example.com"}) == "Jo Doe <jo@example.com>"
+    assert maintainer({}).endswith("@example.invalid>")
+    for wrong in ({"DEBEMAIL": "nobody"}, {"DEBFULLNAME": "Doe, Jo"}, {"DEBFULLNAME": "Jo\nDepends: x"}):
+        with pytest.raises(ValueError, match="DEBFULLNAME"):
+            maintainer(wrong)
 
 
 @pytest.fixture
