@@ -87,8 +87,11 @@ def running_on(config: Path, environ: Mapping[str, str] = os.environ) -> list[Ru
     the file, in its own directory or where state is by default.  Blocks for the answers of all that keep state there.
     """
     try:
-        sections = {match[1].decode() for match in _SECTION.finditer(config.read_bytes())}
+        text = config.read_bytes() if config.is_file() else b""  # a pipe can be read once, and blocks
+        sections = {match[1].decode() for match in _SECTION.finditer(text)}
     except OSError:
+        return []
+    if not sections:
         return []
     found: dict[str, Running] = {}
     known = (config.absolute().parent, environment_state_dir(environ), user_state_dir(environ, needed=False))
@@ -98,7 +101,7 @@ def running_on(config: Path, environ: Mapping[str, str] = os.environ) -> list[Ru
                 said = ask(path, "status", timeout=_SOON, brief=True)["status"]
                 if said.get("config") == str(config.absolute()):
                     found.setdefault(said.get("role"), Running(path))
-        if sections and found.keys() >= sections:
+        if found.keys() >= sections:
             return list(found.values())
     return []
 
