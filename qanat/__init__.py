@@ -1,4 +1,4 @@
-"""Qanat: TCP through ordinary HTTP infrastructure, sealed end to end."""
+"""Qanat: TCP and UDP through ordinary HTTP infrastructure, sealed end to end."""
 
 from qanat.base.version import __version__
 

@@ -54,7 +54,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     called = "python -m qanat" if os.path.basename(sys.argv[0]) == "__main__.py" else None
     parser = argparse.ArgumentParser(
         prog=prog or called,
-        description="Carries TCP through ordinary HTTP infrastructure, sealed end to end.",
+        description="Carries TCP and UDP through ordinary HTTP infrastructure, sealed end to end.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
