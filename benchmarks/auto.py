@@ -23,7 +23,8 @@ from unittest import mock
 from benchmarks.report.sections import made_on
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client.client import Client
-from qanat.config.settings import ClientTls, Forward
+from qanat.config.client_settings import ClientTls
+from qanat.config.forward_settings import Forward
 from qanat.server import server as server_module
 from tests.support.applications import Target, connection, echo, exchange
 from tests.support.harness import ROOT

@@ -19,7 +19,7 @@ from pathlib import Path
 from qanat.base.deadline import Deadline
 from qanat.base.watcher import Watcher
 from qanat.cli.status_tables import MOST_ROWS
-from qanat.config.settings import ClientAccount, ServerSettings
+from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.control.asking import ask
 from qanat.control.paths import control_path
 from qanat.monitor.reading import read_snapshot

@@ -18,7 +18,8 @@ from qanat.cli.flags import add_flags
 from qanat.cli.main import DONE, FAILED, INTERRUPTED, complain
 from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
-from qanat.config.settings import ClientSettings, LogSettings
+from qanat.config.client_settings import ClientSettings
+from qanat.config.settings import LogSettings
 from qanat.process.log import setup_logging
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import argparse
 
 from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
+from qanat.config.client_settings import ClientTls
 from qanat.config.load import check_config
-from qanat.config.settings import ClientTls, ServerSettings
+from qanat.config.server_settings import ServerSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,10 @@ from qanat.cli.flags import add_flags, flags_of, given_flags
 from qanat.cli.main import DONE
 from qanat.cli.parser import add_config, add_lock
 from qanat.cli.running import SIGNALS, run_logged
+from qanat.config.client_settings import ClientSettings
 from qanat.config.command_line import client_from_options, with_flags
 from qanat.config.load import load_config
-from qanat.config.settings import ClientSettings, LogSettings
+from qanat.config.settings import LogSettings
 from qanat.process.daemon import take_lock
 from qanat.process.reloading import Reloader
 

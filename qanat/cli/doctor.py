@@ -17,9 +17,10 @@ from qanat.cli.flags import add_flags, given_flags
 from qanat.cli.main import DONE, FAILED, REFUSED
 from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
+from qanat.config.client_settings import ClientSettings
 from qanat.config.command_line import TOKEN_VARIABLE, client_from_options
 from qanat.config.load import load_config
-from qanat.config.settings import ClientSettings, LogSettings
+from qanat.config.settings import LogSettings
 from qanat.handshake.tokens import generate_token
 from qanat.process.log import setup_logging
 

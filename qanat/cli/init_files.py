@@ -26,7 +26,7 @@ from qanat.base.text import NAME
 from qanat.config.forwards import parse_publishes
 from qanat.config.options import option_of
 from qanat.config.schema import schema_location
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.tokens import generate_token
 from qanat.transports.dial.urls import TunnelUrl

@@ -12,7 +12,7 @@ from qanat.cli.parser import add_config, add_lock
 from qanat.cli.running import SIGNALS, run_logged
 from qanat.config.command_line import with_flags
 from qanat.config.load import load_config
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.process.daemon import take_lock
 from qanat.process.reloading import Reloader
 

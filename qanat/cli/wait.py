@@ -12,8 +12,8 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError, UsageError
 from qanat.cli.main import DONE
 from qanat.cli.parser import add_config
+from qanat.config.client_settings import ClientSettings
 from qanat.config.load import load_config
-from qanat.config.settings import ClientSettings
 from qanat.control.running import NothingRuns, running_of
 
 INTERVAL = 0.5

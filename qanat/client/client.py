@@ -42,7 +42,8 @@ from qanat.client.remote_forwards import ForwardNumbers, change_of_remote
 from qanat.client.server_connection import STOPPING, ServerConnection
 from qanat.client.session import ClientSession
 from qanat.client.status import Status, status_file
-from qanat.config.settings import ClientSettings, Forward, RemoteServer
+from qanat.config.client_settings import ClientSettings, RemoteServer
+from qanat.config.forward_settings import Forward
 from qanat.control.commands import Commands
 from qanat.control.kick import kick_command
 from qanat.control.listener import ControlSocket

@@ -29,7 +29,7 @@ from qanat.client.long_try import LongTry
 from qanat.client.race import PATIENCE, Attempt, Failure, Race, RaceLost, Step, describe_wait
 from qanat.client.remembered_ways import RememberedWays
 from qanat.client.ways import Candidate, Ways
-from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.config.client_settings import ClientSettings, RemoteServer
 from qanat.config.texts import AUTO
 from qanat.handshake.exchange import SealedPipe, await_probe, client_handshake, closed_at, probe, send_probe
 from qanat.handshake.hello import Close, CloseReason, Hello, Ready, RecordKind

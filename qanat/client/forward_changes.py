@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from qanat.base.endpoint_addresses import ListenPlace
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 
 
 class Fate(StrEnum):

@@ -12,7 +12,7 @@ from qanat.base.addresses import parse_address
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.watcher import Watcher
 from qanat.client.forward_changes import compare_forwards
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 from qanat.endpoints.stream_quota import StreamQuota, StreamRoom
 from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.session.forward_limits import change_traffic, quota_of_forward, traffic_of_forward

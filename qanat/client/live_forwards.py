@@ -13,10 +13,11 @@ from typing import Protocol
 from qanat.base.endpoint_addresses import ListenPlace
 from qanat.base.errors import QanatError, UsageError
 from qanat.client.forward_changes import Fate, ForwardChange
+from qanat.config.client_settings import ClientSettings
 from qanat.config.command_line import forwards_from_options
+from qanat.config.forward_settings import Forward
 from qanat.config.forwards import parse_listen
 from qanat.config.published_names import parse_published_name
-from qanat.config.settings import ClientSettings, Forward
 from qanat.config.texts import named
 from qanat.control.commands import Answer, Command, Request
 

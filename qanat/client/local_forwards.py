@@ -23,7 +23,7 @@ from qanat.client.forward_changes import Fate, ForwardChange, compare_forwards, 
 from qanat.client.forward_shares import ServedForward
 from qanat.client.local_port import LocalPort, Service
 from qanat.client.port_lists import describe_failures, describe_place
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 
 log = logging.getLogger("qanat.client")

@@ -17,7 +17,7 @@ from qanat.base.endpoint_addresses import Anywhere, ListenPlace, TcpAddress, Udp
 from qanat.base.errors import EndpointError
 from qanat.base.watcher import Watcher
 from qanat.client.forward_shares import ServedForward
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.endpoints.dynamic.asked import Asked
 from qanat.endpoints.dynamic.port import DynamicPort

@@ -24,7 +24,7 @@ from qanat.client.known_hosts import KnownHosts
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.client.ways import Candidate
-from qanat.config.settings import ClientSettings
+from qanat.config.client_settings import ClientSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool

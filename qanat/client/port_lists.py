@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 
 
 def describe_ports(ports: Iterable[int]) -> str:

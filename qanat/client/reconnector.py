@@ -33,7 +33,7 @@ from qanat.client.network_watch import ASLEEP, BACK, NetworkWatch, Watched
 from qanat.client.news import ConnectionNews
 from qanat.client.session import ClientSession
 from qanat.client.ways import Candidate
-from qanat.config.settings import ClientSettings
+from qanat.config.client_settings import ClientSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
 from qanat.mux.lane import Lane, Superseded

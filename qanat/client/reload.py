@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qanat.config.changes import changes_between
-from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.config.client_settings import ClientSettings, RemoteServer
 
 AT_ONCE = "at once"
 NEXT_CONNECTION = "with the next connection"

@@ -35,7 +35,7 @@ from qanat.base.lazy_waiting import LazyEvent
 from qanat.client.forward_changes import Fate, ForwardChange, match_ports
 from qanat.client.port_lists import describe_failures, describe_place
 from qanat.client.required_forwards import RequiredForwards
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 from qanat.endpoints.unix import OURS_ALONE
 from qanat.mux.frames import Reason, reason_name
 from qanat.session.forward_limits import listen_options

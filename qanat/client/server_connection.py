@@ -44,7 +44,8 @@ from qanat.client.remote_forwards import NumberedForward
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
 from qanat.client.ways import Candidate
-from qanat.config.settings import ClientSettings, Forward, RemoteServer
+from qanat.config.client_settings import ClientSettings, RemoteServer
+from qanat.config.forward_settings import Forward
 from qanat.endpoints.traffic_limits import TrafficLimits
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind

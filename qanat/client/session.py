@@ -19,7 +19,7 @@ from qanat.base.resolve import Address, LookupShare
 from qanat.base.watcher import Watcher
 from qanat.client.remote_forwards import NumberedForward, RemoteForwards
 from qanat.client.required_forwards import RequiredForwards
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 from qanat.endpoints.application_socket import DEFAULT_KEEPALIVE, ApplicationKeepalive
 from qanat.endpoints.proxy_protocol import Connects, TargetWithHeader
 from qanat.endpoints.target import Target

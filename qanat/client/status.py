@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from qanat.config.settings import ClientSettings
+from qanat.config.client_settings import ClientSettings
 from qanat.control.paths import state_file
 from qanat.process.daemon import notify
 

@@ -24,7 +24,7 @@ from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import EndpointError
 from qanat.base.text import printable
 from qanat.base.threads import start_thread
-from qanat.config.settings import ClientSettings
+from qanat.config.client_settings import ClientSettings
 from qanat.control.connecting import ControlConnection
 from qanat.control.paths import control_path
 from qanat.control.shared_stream import Ended, Failed, Reached, SharedStream, Word

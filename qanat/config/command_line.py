@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qanat.base.errors import UsageError
+from qanat.config.client_settings import ClientSettings, ClientTls, RemoteServer
+from qanat.config.forward_settings import Forward
 from qanat.config.forwards import parse_publishes, parse_ssh_forwards
 from qanat.config.options import Kind, Option, conflicts_of, options_of
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
 from qanat.config.secret_files import read_secret_file, read_token_file, token_secret
-from qanat.config.settings import ClientSettings, ClientTls, Forward, RemoteServer
 from qanat.config.state import environment_state_dir, user_state_dir
 from qanat.config.texts import AnyProxy, check_name, check_url, named, parse_proxy
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy

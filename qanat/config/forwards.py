@@ -29,12 +29,12 @@ from qanat.base.endpoint_addresses import (
 )
 from qanat.base.errors import UsageError
 from qanat.base.proxy_protocol import VERSIONS
+from qanat.config.forward_settings import Forward, ForwardLimits
 from qanat.config.options import options_of
 from qanat.config.published_names import parse_publish, parse_published_name
 from qanat.config.reader import read_option
 from qanat.config.secret_files import read_private_text
 from qanat.config.section import Section
-from qanat.config.settings import Forward, ForwardLimits
 from qanat.config.texts import named
 from qanat.endpoints.dynamic.passwords import Passwords
 from qanat.endpoints.unix import OURS_ALONE, Permissions

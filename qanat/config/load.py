@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Literal, overload
 
 from qanat.config.client import read_client
+from qanat.config.client_settings import ClientSettings
 from qanat.config.document import Document, place_of
 from qanat.config.faults import ConfigError, Fault
 from qanat.config.options import options_of
 from qanat.config.section import Section
 from qanat.config.server import read_server
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 
 __all__ = ["ConfigError", "Fault", "check_config", "load_config", "named_files"]
 

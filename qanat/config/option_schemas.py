@@ -1,6 +1,7 @@
 """The JSON Schema of one option's value, made from its declaration.
 
-`qanat.config.schema` makes that of a whole file; `qanat.config.settings` that of an entry with a form of its own.
+`qanat.config.schema` makes that of a whole file; `qanat.config.client_settings` that of an entry with a form of its
+own.
 """
 
 from __future__ import annotations

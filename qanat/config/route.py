@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 
 from qanat.base.errors import UsageError
+from qanat.config.client_settings import ClientTls
 from qanat.config.document import Text
 from qanat.config.reader import read_options
 from qanat.config.request_headers import check_header_name, check_header_value, looks_secret
 from qanat.config.secret_files import read_secret_file
 from qanat.config.section import Section
-from qanat.config.settings import ClientTls
 from qanat.config.texts import AnyProxy, parse_proxy
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl

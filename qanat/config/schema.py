@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 
 from qanat.base.share import share
+from qanat.config.client_settings import ClientSettings
 from qanat.config.option_schemas import value_schema
 from qanat.config.options import options_of
 from qanat.config.schema_forms import Schema, closed, list_of
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 
 FILE = "config.schema.json"
 """The copy's name in the package's `share`."""

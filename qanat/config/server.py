@@ -1,6 +1,6 @@
 """The `server:` section of a configuration file: what has a form of its own in it.
 
-All else is read as `qanat.config.settings.ServerSettings` declares it.  `qanat.config.load` calls `read_server`.
+All else is read as `qanat.config.server_settings.ServerSettings` declares it.  `qanat.config.load` calls `read_server`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qanat.config.options import option_of
 from qanat.config.reader import read_options
 from qanat.config.secret_files import check_private
 from qanat.config.section import Section
-from qanat.config.settings import MAX_TOKENS, ClientAccount, ServerSettings
+from qanat.config.server_settings import MAX_TOKENS, ClientAccount, ServerSettings
 from qanat.config.state import read_state_dir
 from qanat.config.tokens import read_tokens
 

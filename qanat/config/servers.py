@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from qanat.base.errors import UsageError
+from qanat.config.client_settings import ClientSettings, RemoteServer
 from qanat.config.options import option_of, options_of
 from qanat.config.reader import read_option
 from qanat.config.section import Section
-from qanat.config.settings import ClientSettings, RemoteServer
 from qanat.config.texts import check_url
 from qanat.config.tokens import read_tokens
 from qanat.transports.dial.urls import TunnelUrl

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from qanat.base.sockets import describe_os_error
 
 if TYPE_CHECKING:
-    from qanat.config.settings import ClientSettings, ServerSettings
+    from qanat.config.client_settings import ClientSettings
+    from qanat.config.server_settings import ServerSettings
 
 if sys.platform != "win32":
     import fcntl
@@ -46,7 +47,7 @@ def control_path(settings: ClientSettings | ServerSettings) -> Path | None:
     """Return where a process with these settings has its control socket; None where it has none.  Pure."""
     if not (hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")):
         return None
-    from qanat.config.settings import ClientSettings  # whoever has settings has loaded it; others do without
+    from qanat.config.client_settings import ClientSettings
 
     if isinstance(settings, ClientSettings):
         return state_file(settings, ENDING)

@@ -28,7 +28,8 @@ from qanat.control.asking import ANSWER_TIMEOUT, ask
 from qanat.control.paths import ENDING, connect_to, control_path
 
 if TYPE_CHECKING:
-    from qanat.config.settings import ClientSettings, ServerSettings
+    from qanat.config.client_settings import ClientSettings
+    from qanat.config.server_settings import ServerSettings
 
 SYSTEM_DIRECTORIES = (Path("/var/lib/qanat"), Path("/var/lib/private/qanat"), Path("/etc/qanat"))
 """Where the units in deploy/ and the packages keep state, and where a configuration lies whose state_dir is its own."""
@@ -65,7 +66,7 @@ def running_of(settings: ServerSettings | ClientSettings, config: Path) -> Runni
         raise UsageError("this configuration has no control socket", hint="set state_dir; on Windows there is none")
     if _is_socket(path) and _takes_connections(path):
         return Running(path)
-    from qanat.config.settings import ServerSettings  # whoever has settings has loaded it; others do without
+    from qanat.config.server_settings import ServerSettings
 
     role = "server" if isinstance(settings, ServerSettings) else "client"
     near = [Running(other) for other in _sockets_in(path.parent)]

@@ -15,7 +15,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.errors import NoThread
 from qanat.base.threads import ThreadGroup
 from qanat.client.connect import route_of
-from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.config.client_settings import ClientSettings, RemoteServer
 from qanat.doctor import pipes, reach, requests, silence
 from qanat.doctor.judge import PREFERENCE, judge
 from qanat.doctor.report import Outcome, Report, Step

@@ -15,7 +15,7 @@ from dataclasses import replace
 from qanat.base.errors import QanatError
 from qanat.base.redaction import hide_tokens
 from qanat.base.text import printable
-from qanat.config.settings import ClientSettings
+from qanat.config.client_settings import ClientSettings
 from qanat.control.asking import NotRunning, ask
 from qanat.control.paths import control_path
 from qanat.doctor.report import Outcome, Report, Step

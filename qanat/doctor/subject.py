@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from qanat.base.cancel import Cancel
 from qanat.base.resolve import Address
-from qanat.config.settings import ClientSettings, RemoteServer
+from qanat.config.client_settings import ClientSettings, RemoteServer
 from qanat.doctor.conversation import Head
 from qanat.doctor.products import Product
 from qanat.doctor.report import Step

@@ -18,7 +18,7 @@ from qanat.base.watcher import Watcher
 from qanat.config.changes import changes_between
 from qanat.config.moments import format_moment
 from qanat.config.published_names import PublishRules
-from qanat.config.settings import ClientAccount
+from qanat.config.server_settings import ClientAccount
 from qanat.handshake.tokens import token_fingerprint
 from qanat.server.access.rules import ListenRules
 from qanat.session.connect_rules import ConnectRules

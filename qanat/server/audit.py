@@ -25,7 +25,7 @@ from typing import Any
 
 from qanat.base.errors import NoThread, UsageError
 from qanat.base.workers import WORKERS, Task
-from qanat.config.settings import AuditSettings
+from qanat.config.server_settings import AuditSettings
 from qanat.process.log_throttle import LogThrottle
 
 log = logging.getLogger("qanat.audit")

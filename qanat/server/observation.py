@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from qanat.base.sockets import format_address
 from qanat.base.version import __version__
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
 from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, sum_of, tally_of, totals_of
 from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot

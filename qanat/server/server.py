@@ -26,7 +26,7 @@ from qanat.base.sockets import format_address
 from qanat.base.text import printable
 from qanat.base.watcher import Watcher
 from qanat.config.changes import changes_between
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.control.commands import Commands, Request
 from qanat.control.kick import kick_command
 from qanat.control.listener import ControlSocket

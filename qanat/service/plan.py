@@ -15,8 +15,9 @@ from typing import Any
 
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import QanatError, UsageError
+from qanat.config.client_settings import ClientSettings
 from qanat.config.load import check_config, named_files
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
 from qanat.service.account import Account, hand_over, run_as
 

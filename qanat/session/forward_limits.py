@@ -11,7 +11,9 @@ import math
 from collections.abc import Mapping
 
 from qanat.base.watcher import Watcher
-from qanat.config.settings import MAX_RATE, ClientAccount, ForwardLimits
+from qanat.config.forward_settings import ForwardLimits
+from qanat.config.server_settings import ClientAccount
+from qanat.config.settings import MAX_RATE
 from qanat.endpoints.rate_limit import RateLimit
 from qanat.endpoints.stream_quota import QuotaLimits
 from qanat.endpoints.traffic_limits import TrafficLimits

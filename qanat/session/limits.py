@@ -15,7 +15,8 @@ from qanat.base.files_limit import raise_open_files_limit
 from qanat.base.threads_limit import spare_threads
 from qanat.base.version import __version__
 from qanat.base.workers import WORKERS
-from qanat.config.settings import ApplicationProbes, Flow, Keepalive, ServerLimits
+from qanat.config.server_settings import ServerLimits
+from qanat.config.settings import ApplicationProbes, Flow, Keepalive
 from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.handshake.hello import Features, Parameters
 from qanat.mux.observer import NOBODY, Observer

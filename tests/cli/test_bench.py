@@ -19,7 +19,9 @@ from qanat.cli import bench
 from qanat.cli.main import FAILED, INTERRUPTED, USAGE, main
 from qanat.client.client import Client
 from qanat.client.measuring import measuring_session
-from qanat.config.settings import ClientAccount, ClientSettings, Forward, RemoteServer, ServerSettings
+from qanat.config.client_settings import ClientSettings, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.handshake.hello import Parameters
 from qanat.handshake.tokens import format_token
 from qanat.measure.near_end import CutShort, MeasuredStep

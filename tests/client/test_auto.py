@@ -20,7 +20,8 @@ from qanat.base.sockets import close_socket
 from qanat.client import connect as connect_module
 from qanat.client import race, remembered_ways, ways
 from qanat.client.client import Client
-from qanat.config.settings import ClientTls, Forward
+from qanat.config.client_settings import ClientTls
+from qanat.config.forward_settings import Forward
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.keys import ServerIdentity
 from qanat.server import server as server_module

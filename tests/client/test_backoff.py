@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qanat.client.backoff import MAX_SERVER_DELAYS, Backoff
-from qanat.config.settings import Reconnect
+from qanat.config.client_settings import Reconnect
 
 
 def longest(a: float, b: float) -> float:

@@ -23,7 +23,9 @@ from qanat.client.client import Client, run_client
 from qanat.client.connect import Connector
 from qanat.client.forward_shares import ServedForward
 from qanat.client.status import is_connected, status_file
-from qanat.config.settings import ApplicationProbes, ClientSettings, Forward, Reconnect, RemoteServer
+from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.settings import ApplicationProbes
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Ready, RecordKind
 from qanat.mux.frames import Reason

@@ -13,7 +13,7 @@ import pytest
 from qanat.base.errors import UsageError
 from qanat.client import long_try
 from qanat.client.client import Client
-from qanat.config.settings import ClientSettings, ClientTls, RemoteServer
+from qanat.config.client_settings import ClientSettings, ClientTls, RemoteServer
 from qanat.transports.dial.proxies import Proxy
 from tests.support.background import DEADLINE, wait_until
 from tests.support.machine.forward_proxies import CrookedProxy

@@ -19,7 +19,9 @@ from qanat.base.errors import RefusedError
 from qanat.client import remote_forwards
 from qanat.client.client import Client, run_client
 from qanat.client.remote_forwards import RemoteForwards
-from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
+from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.endpoints import target
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.server.server import Server

@@ -14,7 +14,7 @@ from qanat.client.backoff import Backoff
 from qanat.client.known_hosts import KnownHosts
 from qanat.client.network_watch import WAYS_OUT, NetworkWatch
 from qanat.client.server_connection import ServerConnection
-from qanat.config.settings import ClientSettings, Reconnect, RemoteServer
+from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.transports.pipe import SockAddr
 from tests.support.background import wait_until

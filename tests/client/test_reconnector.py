@@ -24,7 +24,7 @@ from qanat.client import reconnector
 from qanat.client.client import Client
 from qanat.client.connect import route_of
 from qanat.client.reconnector import Reconnector
-from qanat.config.settings import Reconnect
+from qanat.config.client_settings import Reconnect
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
 from qanat.mux.frames import Reason

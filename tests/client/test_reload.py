@@ -20,17 +20,10 @@ from qanat.base.errors import UsageError
 from qanat.client import local_port
 from qanat.client.client import Client
 from qanat.client.reload import plan_servers
-from qanat.config.settings import (
-    ClientAccount,
-    ClientSettings,
-    ClientTls,
-    Forward,
-    ForwardLimits,
-    Keepalive,
-    Reconnect,
-    RemoteServer,
-    ServerSettings,
-)
+from qanat.config.client_settings import ClientSettings, ClientTls, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward, ForwardLimits
+from qanat.config.server_settings import ClientAccount, ServerSettings
+from qanat.config.settings import Keepalive
 from qanat.control.commands import Request
 from qanat.endpoints.unix import Permissions
 from qanat.server.server import Server

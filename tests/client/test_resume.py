@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
-from qanat.config.settings import Forward, Reconnect
+from qanat.config.client_settings import Reconnect
+from qanat.config.forward_settings import Forward
 from qanat.handshake.hello import Answer, Close, CloseReason, Intent, Ready, RecordKind
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane

@@ -13,7 +13,7 @@ from qanat.client import remote_forwards
 from qanat.client.remote_forwards import NumberedForward
 from qanat.client.required_forwards import RequiredForwards
 from qanat.client.session import ClientSession
-from qanat.config.settings import Forward
+from qanat.config.forward_settings import Forward
 from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qanat.config.changes import changes_between
-from qanat.config.settings import ClientAccount, ServerSettings, ServerTls
+from qanat.config.server_settings import ClientAccount, ServerSettings, ServerTls
 
 SETTINGS = ServerSettings((ClientAccount("office", (b"1" * 32,)),))
 

@@ -8,9 +8,10 @@ import pytest
 
 from qanat.base.endpoint_addresses import ANYWHERE, TcpAddress
 from qanat.base.errors import UsageError
+from qanat.config.client_settings import ANY_ORDINARY, RemoteServer
 from qanat.config.command_line import client_from_options
+from qanat.config.forward_settings import Forward
 from qanat.config.forwards import parse_ssh_forward
-from qanat.config.settings import ANY_ORDINARY, Forward, RemoteServer
 from qanat.handshake.tokens import generate_token, parse_token
 from tests.support.config_rig import ENVIRON, FINGERPRINT, TOKEN, URL
 

@@ -10,22 +10,13 @@ import pytest
 import yaml
 
 from qanat.base.endpoint_addresses import PublishedName, TcpAddress, UdpAddress, UnixAddress
+from qanat.config.client_settings import ClientSettings, ClientTls, RemoteServer
+from qanat.config.forward_settings import Forward, ForwardLimits
 from qanat.config.load import check_config, load_config
 from qanat.config.moments import parse_moment
 from qanat.config.options import Kind, options_of
-from qanat.config.settings import (
-    AuditSettings,
-    ClientAccount,
-    ClientSettings,
-    ClientTls,
-    Forward,
-    ForwardLimits,
-    MonitorSettings,
-    RemoteServer,
-    ServerLimits,
-    ServerSettings,
-    ServerTls,
-)
+from qanat.config.server_settings import AuditSettings, ClientAccount, ServerLimits, ServerSettings, ServerTls
+from qanat.config.settings import MonitorSettings
 from qanat.endpoints.dynamic.passwords import Passwords
 from qanat.endpoints.unix import Permissions
 from qanat.handshake.tokens import generate_token, parse_token

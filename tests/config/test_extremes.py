@@ -20,9 +20,10 @@ import yaml
 from qanat.client import backoff
 from qanat.client import client as client_module
 from qanat.client.client import Client
+from qanat.config.client_settings import ClientSettings
 from qanat.config.load import ConfigError, check_config, load_config
 from qanat.config.options import Kind, Option, options_of
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.tokens import generate_token

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
+from qanat.config.forward_settings import Forward, ForwardLimits
 from qanat.config.load import ConfigError
-from qanat.config.settings import Forward, ForwardLimits
 from qanat.session.forward_limits import listen_options, quota_of_forward, quota_of_options
 from qanat.session.messages import ListenOption
 from tests.support.config_rig import ConfigDirectory, client_with, server_with

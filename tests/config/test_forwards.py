@@ -9,8 +9,8 @@ import pytest
 from qanat.base.endpoint_addresses import TcpAddress, UnixAddress
 from qanat.base.errors import UsageError
 from qanat.config.command_line import client_from_options
+from qanat.config.forward_settings import Forward
 from qanat.config.forwards import parse_ssh_forward
-from qanat.config.settings import Forward
 from qanat.endpoints.unix import Permissions
 from tests.support.config_rig import ENVIRON, URL, ConfigDirectory, client_with
 

@@ -7,17 +7,11 @@ from pathlib import Path
 import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
+from qanat.config.client_settings import Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
 from qanat.config.load import ConfigError, check_config, load_config
-from qanat.config.settings import (
-    ClientAccount,
-    Flow,
-    Forward,
-    Keepalive,
-    LogSettings,
-    Reconnect,
-    RemoteServer,
-    ServerTls,
-)
+from qanat.config.server_settings import ClientAccount, ServerTls
+from qanat.config.settings import Flow, Keepalive, LogSettings
 from tests.support.config_rig import CLIENT, FINGERPRINT, SERVER, ConfigDirectory, server_with
 
 

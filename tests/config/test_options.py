@@ -12,12 +12,13 @@ import pytest
 from qanat.base.errors import UsageError
 from qanat.cli.flags import add_flags, flags_of, given_flags
 from qanat.config import schema
+from qanat.config.client_settings import ClientSettings
 from qanat.config.command_line import with_flags
 from qanat.config.document import Document, Place
 from qanat.config.options import Conflict, Flag, Kind, declared, keys_below, option, option_of, options_of
 from qanat.config.reader import read_options
 from qanat.config.section import Section
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 from tests.support.json_schemas import validator
 
 

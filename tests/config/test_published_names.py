@@ -8,9 +8,9 @@ import pytest
 
 from qanat.base.endpoint_addresses import PublishedName, TcpAddress
 from qanat.base.errors import UsageError
+from qanat.config.forward_settings import Forward
 from qanat.config.forwards import parse_publishes
 from qanat.config.published_names import PublishRules, check_mode, is_published_name, parse_publish
-from qanat.config.settings import Forward
 from tests.support.config_rig import ConfigDirectory, client_with, server_with
 
 

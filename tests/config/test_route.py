@@ -8,8 +8,9 @@ import pytest
 
 from qanat.base.errors import UsageError
 from qanat.client.connect import route_of
+from qanat.config.client_settings import ClientSettings, ClientTls
 from qanat.config.command_line import client_from_options
-from qanat.config.settings import ClientSettings, ClientTls, ServerTls
+from qanat.config.server_settings import ServerTls
 from qanat.transports.dial.proxies import EnvironmentProxies, Proxy
 from qanat.transports.dial.urls import TunnelUrl
 from tests.support.config_rig import CLIENT, ENVIRON, URL, ConfigDirectory, client_with, server_with

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from qanat.config import load
+from qanat.config.client_settings import ClientSettings
 from qanat.config.options import Kind, Option, options_of
 from qanat.config.schema import FILE, build_schema, schema_location, schema_text
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 from tests.support.config_rig import CLIENT, FINGERPRINT, SERVER, ConfigDirectory, client_with, server_with
 from tests.support.example_config import EXAMPLE, everything
 from tests.support.json_schemas import validator

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qanat.config.settings import ClientTls, RemoteServer
+from qanat.config.client_settings import ClientTls, RemoteServer
 from qanat.transports.dial.proxies import EnvironmentProxies
 from tests.support.config_rig import CLIENT, FINGERPRINT, ConfigDirectory, client_with
 

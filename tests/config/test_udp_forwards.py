@@ -8,8 +8,8 @@ import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import UsageError
+from qanat.config.forward_settings import Forward
 from qanat.config.forwards import parse_ssh_forward, parse_ssh_forwards
-from qanat.config.settings import Forward
 from tests.support.config_rig import ConfigDirectory, client_with
 
 

@@ -16,7 +16,8 @@ import pytest
 from qanat.base.endpoint_addresses import TcpAddress, UnixAddress
 from qanat.base.errors import LocalError
 from qanat.base.untrusted import MAX_RETRY_AFTER
-from qanat.config.settings import Flow, Keepalive, ServerLimits, ServerSettings
+from qanat.config.server_settings import ServerLimits, ServerSettings
+from qanat.config.settings import Flow, Keepalive
 from qanat.handshake import exchange, hello, keys, machine, messages, sealed
 from qanat.handshake import key_schedule as schedule
 from qanat.handshake.exchange import REFUSAL_DELAY

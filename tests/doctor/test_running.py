@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from qanat.config.client_settings import ClientSettings
 from qanat.config.command_line import client_from_options
-from qanat.config.settings import ClientSettings, LogSettings
+from qanat.config.settings import LogSettings
 from qanat.doctor.report import Report, Verdict
 from qanat.doctor.running import with_memory
 from qanat.handshake.tokens import generate_token

@@ -16,7 +16,9 @@ import resource, socket, sys, tempfile, time
 from pathlib import Path
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client.client import Client
-from qanat.config.settings import ClientAccount, ClientSettings, Forward, RemoteServer, ServerSettings
+from qanat.config.client_settings import ClientSettings, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.base import watcher
 from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.process import allocator

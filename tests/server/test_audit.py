@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qanat.base.errors import UsageError
-from qanat.config.settings import AuditSettings
+from qanat.config.server_settings import AuditSettings
 from qanat.server import audit as audit_module
 from qanat.server.audit import AuditFile, AuditLog
 from tests.support.background import DEADLINE

@@ -18,8 +18,9 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress
 from qanat.base.errors import UsageError
+from qanat.config.forward_settings import Forward
 from qanat.config.moments import format_moment, parse_moment
-from qanat.config.settings import AuditSettings, Forward
+from qanat.config.server_settings import AuditSettings
 from qanat.control.commands import Request
 from qanat.handshake.tokens import token_fingerprint
 from qanat.server import enforcement

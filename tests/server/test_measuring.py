@@ -12,7 +12,7 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import StreamReset
-from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
+from qanat.config.server_settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
 from qanat.measure.far_end import MAX_STREAMS, REPORT

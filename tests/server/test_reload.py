@@ -15,15 +15,9 @@ import pytest
 from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
 from qanat.base.errors import TransportError, UsageError
 from qanat.client.client import Client
-from qanat.config.settings import (
-    ClientAccount,
-    ClientSettings,
-    Forward,
-    Reconnect,
-    RemoteServer,
-    ServerSettings,
-    ServerTls,
-)
+from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings, ServerTls
 from qanat.handshake.hello import Features
 from qanat.server.server import Server
 from qanat.server.session import ServerSession

@@ -15,7 +15,7 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress
-from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
+from qanat.config.server_settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.endpoints.stream_quota import StreamQuota
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from qanat.mux import frames as wire

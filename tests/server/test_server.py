@@ -13,7 +13,7 @@ import pytest
 
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import PipeEnded, RefusedError, StreamReset
-from qanat.config.settings import ClientAccount, ServerLimits, ServerSettings
+from qanat.config.server_settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Ready, RecordKind
 from qanat.mux.frames import Reason
 from qanat.server.server import Server

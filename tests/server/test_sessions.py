@@ -10,7 +10,7 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.watcher import Watcher
-from qanat.config.settings import ClientAccount
+from qanat.config.server_settings import ClientAccount
 from qanat.mux.parameters import LaneParameters
 from qanat.server.accounts import Account
 from qanat.server.session import ServerSession

@@ -25,7 +25,9 @@ from qanat.client.connect import Connector
 from qanat.client.reconnector import Reconnector
 from qanat.client.server_connection import ServerConnection
 from qanat.client.session import ClientSession
-from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
+from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.endpoints.pump import Pump
 from qanat.endpoints.target import Target as StreamTarget
 from qanat.endpoints.wakeable import WakeableSocket

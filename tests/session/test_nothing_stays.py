@@ -23,16 +23,9 @@ from qanat.base.sockets import set_reset_on_close
 from qanat.client.client import Client
 from qanat.client.connect import Connector
 from qanat.client.known_hosts import KnownHosts
-from qanat.config.settings import (
-    ClientAccount,
-    ClientSettings,
-    ClientTls,
-    Forward,
-    Reconnect,
-    RemoteServer,
-    ServerSettings,
-    ServerTls,
-)
+from qanat.config.client_settings import ClientSettings, ClientTls, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings, ServerTls
 from qanat.handshake.hello import Hello, Intent, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.handshake.keys import ClientKey

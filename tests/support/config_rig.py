@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qanat.config.client_settings import ClientSettings
 from qanat.config.load import ConfigError, check_config, load_config
-from qanat.config.settings import ClientSettings, ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.handshake.tokens import generate_token, parse_token
 
 URL = "wss://tunnel.example.com/tunnel"

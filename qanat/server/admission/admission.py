@@ -17,7 +17,7 @@ from types import TracebackType
 from qanat.base.addresses import bucket_key
 from qanat.base.events import Events
 from qanat.base.usage import Usage
-from qanat.config.settings import ServerLimits
+from qanat.config.server_settings import ServerLimits
 from qanat.server.admission.handshake_rate import HandshakeRate
 
 CAPACITY = 10_000

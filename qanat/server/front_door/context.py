@@ -14,7 +14,7 @@ from qanat.base.events import Events
 from qanat.base.threads import ThreadGroup
 from qanat.base.usage import Peaks, Usage
 from qanat.base.watcher import Watcher
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress, client_address, is_internal

@@ -29,7 +29,7 @@ from qanat.base.threads import ThreadGroup
 from qanat.base.unexpected import log_unexpected
 from qanat.base.usage import Usage
 from qanat.base.watcher import Watcher
-from qanat.config.settings import ServerSettings, ServerTls
+from qanat.config.server_settings import ServerSettings, ServerTls
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.connection import FrontConnection

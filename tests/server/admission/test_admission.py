@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qanat.base.addresses import bucket_key
-from qanat.config.settings import ServerLimits
+from qanat.config.server_settings import ServerLimits
 from qanat.process.log_throttle import LogThrottle
 from qanat.server.admission.admission import AddressRates, Admission
 from qanat.server.admission.client_address import ClientAddress

@@ -20,7 +20,8 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.client.backoff import Backoff
-from qanat.config.settings import ClientAccount, Reconnect, ServerLimits, ServerSettings
+from qanat.config.client_settings import Reconnect
+from qanat.config.server_settings import ClientAccount, ServerLimits, ServerSettings
 from qanat.handshake.hello import RecordKind
 from qanat.server.admission.admission import Admission, HandshakeSlot
 from qanat.server.admission.handshake_rate import LONGEST

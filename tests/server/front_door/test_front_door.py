@@ -12,7 +12,7 @@ import pytest
 import websocket
 
 from qanat.base.errors import TransportError, UsageError
-from qanat.config.settings import ServerLimits, ServerSettings
+from qanat.config.server_settings import ServerLimits, ServerSettings
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor

@@ -18,7 +18,7 @@ from h2.settings import SettingCodes
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
-from qanat.config.settings import ServerLimits
+from qanat.config.server_settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.address_budgets import CAPACITY, AddressBudgets

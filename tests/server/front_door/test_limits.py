@@ -15,7 +15,7 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.workers import Workers
-from qanat.config.settings import ServerLimits
+from qanat.config.server_settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor

@@ -11,7 +11,7 @@ import pytest
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError, UsageError
-from qanat.config.settings import ServerSettings, ServerTls
+from qanat.config.server_settings import ServerSettings, ServerTls
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qanat.base.proxy_protocol import V2_SIGNATURE, encode
-from qanat.config.settings import ServerLimits
+from qanat.config.server_settings import ServerLimits
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor
 from tests.support.background import DEADLINE, wait_until

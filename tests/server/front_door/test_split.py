@@ -12,7 +12,7 @@ import pytest
 from h2.events import DataReceived, StreamEnded
 
 from qanat.base.workers import IDLE_NAME
-from qanat.config.settings import ServerLimits
+from qanat.config.server_settings import ServerLimits
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.context import Carry

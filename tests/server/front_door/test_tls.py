@@ -14,7 +14,7 @@ import pytest
 import websocket
 
 from qanat.base.errors import UsageError
-from qanat.config.settings import ServerLimits, ServerSettings, ServerTls
+from qanat.config.server_settings import ServerLimits, ServerSettings, ServerTls
 from qanat.server.front_door.front_door import FrontDoor
 from tests.support.server.front_door_rig import (
     Certificate,

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from qanat.base.errors import PipeEnded
-from qanat.config.settings import ServerLimits, ServerSettings, ServerTls
+from qanat.config.server_settings import ServerLimits, ServerSettings, ServerTls
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door.front_door import FrontDoor

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from qanat.base.deadline import Deadline
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.handshake.exchange import SealedPipe, client_handshake, server_handshake
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.keys import ClientKey

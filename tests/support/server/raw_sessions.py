@@ -19,7 +19,9 @@ from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import QanatError
 from qanat.client.client import Client
-from qanat.config.settings import ClientAccount, ClientSettings, Forward, Reconnect, RemoteServer, ServerSettings
+from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Hello, Intent, Ready, RecordKind
 from qanat.mux.parameters import ResumePoint

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from qanat.base.usage import UNUSED, Usage, worst
-from qanat.config.settings import ServerSettings
+from qanat.config.server_settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.server.server import Server

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client.client import Client
-from qanat.config.settings import ClientAccount, ClientSettings, ClientTls, Forward, Reconnect, RemoteServer
+from qanat.config.client_settings import ClientSettings, ClientTls, Reconnect, RemoteServer
+from qanat.config.forward_settings import Forward
+from qanat.config.server_settings import ClientAccount
 from tests.support.applications import connection, exchange, receive_exactly
 from tests.support.background import Background
 from tests.support.harness import SECONDS, Relay

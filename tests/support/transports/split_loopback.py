@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from qanat.base.deadline import Deadline
-from qanat.config.settings import ServerTls
+from qanat.config.server_settings import ServerTls
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.transports.dial.route import Route
