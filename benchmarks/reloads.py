@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from benchmarks.every_kind import Applications, Counts, Load
 from qanat.base.errors import QanatError
 from qanat.control.asking import ask
 from qanat.handshake.tokens import generate_token
+from tests.support.background import Background
 from tests.support.harness import Program, Tunnel, qanat
 from tests.support.machine.certificates import Authority
 from tests.support.machine.ports import unused_port
@@ -145,14 +147,14 @@ def reload_for(end: End, seconds: float, ends: Mapping[str, Program]) -> tuple[M
     """Reload `end` RATE times a second; return how often by what way, and how many bytes each process has grown by."""
     asked = {"SIGHUP": 0, "command": 0, "tunnel.py reload": 0, "missed": 0}
     memory: dict[str, int] = {}
+    commands: list[Background[None]] = []
     begun, number = time.monotonic(), 0
     while (now := time.monotonic()) < begun + seconds:
         if not memory and now >= begun + min(WARM, seconds / 2):
             memory = {name: program.memory for name, program in ends.items()}
         end.write(number)
         if number % COMMAND_EVERY == COMMAND_EVERY - 1:
-            with qanat("reload", "-c", end.file) as command:
-                assert command.end() == 0, command.output
+            commands.append(Background(partial(_reload_by_command, end.file)))  # the others do not wait for its start
             asked["tunnel.py reload"] += 1
         elif number % 2:
             end.program.process.send_signal(signal.SIGHUP)
@@ -168,7 +170,14 @@ def reload_for(end: End, seconds: float, ends: Mapping[str, Program]) -> tuple[M
             begun_later = int(late * RATE) / RATE
             begun, seconds = begun + begun_later, seconds - begun_later
         time.sleep(max(0.0, begun + number / RATE - time.monotonic()))
+    for command in commands:
+        command.result()
     return asked, {name: program.memory - memory[name] for name, program in ends.items()}
+
+
+def _reload_by_command(file: Path) -> None:
+    with qanat("reload", "-c", file) as command:
+        assert command.end() == 0, command.output
 
 
 def faults_in(output: str) -> list[str]:
