@@ -2,8 +2,9 @@
 
 For each path of `tests.support.troubles` a client is started anew several times: with nothing remembered, and with what
 the time before has found and with the transport fixed that was found, in turns.  Measured is the time from the
-client's start until an application's first byte has come back.  Server, relay and client are one process, and each
-client makes a key of its own.  Writes docs/AUTO.md, and ends with 1 when a path was slower than is promised.
+client's start until an application's first byte has come back.  Server, relay and client are one process.  A client
+with nothing remembered makes a key of its own; the others have one, since that takes 20 to 200 ms, by chance.
+Writes docs/AUTO.md, and ends with 1 when a path was slower than is promised.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from qanat.base.endpoint_addresses import TcpAddress
 from qanat.client.client import Client
 from qanat.config.client_settings import ClientTls
 from qanat.config.forward_settings import Forward
+from qanat.handshake.key_pool import ClientKeyPool
 from qanat.server import server as server_module
 from tests.support.applications import Target, connection, echo, exchange
 from tests.support.harness import ROOT
+from tests.support.server.raw_peers import client_key
 from tests.support.server.raw_sessions import client_to, real_server
 from tests.support.troubles import TROUBLES, Trouble, TroubledPath
 
@@ -145,9 +148,10 @@ def _measure(trouble: Trouble, times: int, handshakes: Handshakes) -> Result:
 
         fresh = _several(times, lambda number: first_byte(folder / f"state-{number}"))
         remembered, fixed = [], []
-        for _ in range(times if fresh and found else 0):  # in turns, so that the machine's moods do not count
-            remembered.append(first_byte(folder / "state-0") or PATIENCE)
-            fixed.append(first_byte(folder / "state-0", found) or PATIENCE)
+        with mock.patch.object(ClientKeyPool, "take", return_value=client_key()):
+            for _ in range(times if fresh and found else 0):  # in turns, so that the machine's moods do not count
+                remembered.append(first_byte(folder / "state-0") or PATIENCE)
+                fixed.append(first_byte(folder / "state-0", found) or PATIENCE)
     return Result(trouble, found, fresh, remembered, fixed, most)
 
 
@@ -188,7 +192,8 @@ def _report(results: list[Result], times: int) -> str:
 
 Written by `python -m benchmarks.auto`: for each path of `tests/support/troubles` a client is started {times} times with
 nothing remembered, and as often in turns with what was found before and with that transport fixed. The time is from the
-client's start until an application's first byte has come back, in ms: median / p95. "Handshakes" are the most that
+client's start until an application's first byte has come back, in ms: median / p95; the second and third have an RSA
+key from before, since making one takes from 20 to 200 ms, by chance. "Handshakes" are the most that
 the server began for one such start. The program fails where a first byte takes more than 1.0 s at p95 with nothing
 remembered (5 s behind a black hole), or more than 1.2 times as long from memory as with the transport fixed (and 20 ms,
 which is the noise). `tests/client/test_auto.py` holds the promises, in a smaller form.
