@@ -217,9 +217,18 @@ def test_rules_for_tcp_open_no_udp(directory: Path) -> None:
                 rf"cannot listen for remote 127.0.0.1:{remote}/udp .* not allowed by any rule.*allow_listen"
             )
             with udp_client(local) as sock:
-                sock.send(b"hello")
-                tunnel.client.wait_for(rf"not allowed: no rule allows {target.address}/udp \(add {target.address}/udp")
+                said = rf"not allowed: no rule allows {target.address}/udp \(add {target.address}/udp"
+                send_until(tunnel.client, said, sock, b"hello")
                 tunnel.server.wait_for(f"no rule allows {target.address}/udp")
+
+
+def send_until(program: Program, said: str, sock: socket.socket, payload: bytes) -> None:
+    """Send until the program's log says so: a datagram that comes before the session can be used is dropped."""
+    deadline = time.monotonic() + SECONDS
+    while not program.count(said):
+        assert time.monotonic() < deadline, program.output
+        sock.send(payload)
+        time.sleep(0.1)
 
 
 def test_an_end_that_is_too_old_for_udp_is_named_and_all_else_goes_on(directory: Path) -> None:
@@ -242,11 +251,7 @@ def test_an_end_that_is_too_old_for_udp_is_named_and_all_else_goes_on(directory:
             tunnel.client.wait_for(rf"127\.0\.0\.1:{remote}/udp.*run the same version of Qanat at both ends")
             with udp_client(local) as sock:
                 said = rf":{local}.*the other end carries no UDP.*run the same version of Qanat at both ends"
-                deadline = time.monotonic() + SECONDS
-                while not tunnel.client.count(said):  # one that comes before the session can be used is dropped
-                    assert time.monotonic() < deadline, tunnel.client.output
-                    sock.send(b"hello")
-                    time.sleep(0.1)
+                send_until(tunnel.client, said, sock, b"hello")
             with connection(tcp) as sock:
                 assert exchange(sock, b"hello") == b"hello"
 
@@ -257,8 +262,7 @@ def test_nobody_at_the_target_is_told_and_the_flow_comes_back(directory: Path) -
     with Tunnel(directory, forwards, account={"allow_connect": RULES}) as tunnel:
         tunnel.start()
         with udp_client(local) as sock:
-            sock.send(b"anybody?")
-            tunnel.client.wait_for("refused: .*Connection refused")
+            send_until(tunnel.client, "refused: .*Connection refused", sock, b"anybody?")
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
                 target.bind(("127.0.0.1", port))
                 target.settimeout(0.5)

@@ -24,6 +24,7 @@ from qanat.server.session import ServerSession
 from qanat.session import limits
 from tests.support.applications import RESET, Target, connection, echo, ending_at, exchange
 from tests.support.background import DEADLINE, wait_until
+from tests.support.datagrams import UdpEcho, ask, udp_client
 from tests.support.identities import place_identity
 from tests.support.machine.ports import unused_port
 
@@ -193,20 +194,13 @@ def test_a_stream_that_the_rules_forbid_is_reset_with_that_reason_and_others_go_
 
 
 def test_a_flow_that_the_rules_forbid_ends(site: Site) -> None:
-    to = UdpAddress("127.0.0.1", unused_port())
     with ExitStack() as stack:
+        echoing = stack.enter_context(UdpEcho())
+        to = UdpAddress("127.0.0.1", int(echoing.address.rpartition(":")[2]))
         client = stack.enter_context(site.client(A, Forward("local", UdpAddress("127.0.0.1", 0), to)))
-        target, sender = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2))
-        target.bind((to.host, to.port))
-        target.settimeout(DEADLINE)
         session = session_of_a(site)
-        sender.connect(("127.0.0.1", client.local_ports[0]))
-        sender.settimeout(DEADLINE)
-        sender.send(b"ping")
-        payload, flow = target.recvfrom(100)
-        assert payload == b"ping"
-        target.sendto(b"pong", flow)
-        assert sender.recv(100) == b"pong", "the flow is no longer being made, which would be judged later"
+        sender = stack.enter_context(udp_client(client.local_ports[0]))
+        assert ask(sender, b"ping") == b"ping", "the flow is no longer being made, which would be judged later"
         assert session.open_streams == 1
         lines = site.apply(replace(A, allow_connect=("127.0.0.1:*",)), B)
         assert any("/udp reset" in line for line in lines)
