@@ -51,6 +51,14 @@ class Running:
         """Do as `qanat.control.asking.ask`."""
         return ask(self.path, command, timeout=timeout, **fields)
 
+    def role_on(self, config: Path, timeout: float) -> str | None:
+        """Return "server" or "client" where it says that it runs on `config`, None elsewhere or without an answer."""
+        try:
+            said = self.ask("status", timeout=timeout, brief=True)["status"]
+        except QanatError:
+            return None
+        return said.get("role") if said.get("config") == str(config.absolute()) else None
+
 
 class NothingRuns(QanatError):
     """There is nobody to ask."""
@@ -71,10 +79,8 @@ def running_of(settings: ServerSettings | ClientSettings, config: Path) -> Runni
     role = "server" if isinstance(settings, ServerSettings) else "client"
     near = [Running(other) for other in _sockets_in(path.parent)]
     for running in (*near, *(one for one in find_running() if one not in near)):
-        with contextlib.suppress(QanatError):
-            said = running.ask("status", timeout=5.0, brief=True)["status"]
-            if said.get("config") == str(config.absolute()) and said.get("role") == role:
-                return running
+        if running.role_on(config, 5.0) == role:
+            return running
     raise NothingRuns(
         f"nothing runs on {config}",
         hint=f"start it, or run this as its user or as root: its control socket would be {path}, or one that is found",
@@ -97,11 +103,10 @@ def running_on(config: Path, environ: Mapping[str, str] = os.environ) -> list[Ru
     found: dict[str, Running] = {}
     known = (config.absolute().parent, environment_state_dir(environ), user_state_dir(environ, needed=False))
     for directory in dict.fromkeys((*(path for path in known if path is not None), *SYSTEM_DIRECTORIES)):
-        for path in _sockets_in(directory):
-            with contextlib.suppress(QanatError):
-                said = ask(path, "status", timeout=_SOON, brief=True)["status"]
-                if said.get("config") == str(config.absolute()):
-                    found.setdefault(said.get("role"), Running(path))
+        for running in map(Running, _sockets_in(directory)):
+            role = running.role_on(config, _SOON)
+            if role is not None:
+                found.setdefault(role, running)
         if found.keys() >= sections:
             return list(found.values())
     return []
