@@ -13,7 +13,7 @@ from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import Anywhere, TargetPlace, TcpAddress, UdpAddress, UnixAddress
-from qanat.base.errors import EndpointError, ProtocolError
+from qanat.base.errors import ProtocolError
 from qanat.base.proxy_protocol import encode
 from qanat.base.resolve import Address, LookupShare
 from qanat.base.watcher import Watcher
@@ -232,13 +232,7 @@ class ClientSession(Session):
             return ""
         if not isinstance(request, Through) or request.to is None:
             return ""
-        try:
-            self._connect_rules.check_open(request.to, stream.accepted)
-        except EndpointError as error:
-            log.info("%s: reset: %s", stream.label, error.log_text)
-            stream.reset(Reason.NOT_ALLOWED, f"not allowed any more: {error.message}")
-            return f"stream {stream.label} to {request.to} reset: no rule allows it any more"
-        return ""
+        return self._connect_rules.judge(stream, request.to)
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

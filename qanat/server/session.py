@@ -565,15 +565,7 @@ class ServerSession(Session):
             request = decode_request(stream.request)
         except ProtocolError:
             return ""  # it is being refused
-        if not isinstance(request, Connect):
-            return ""
-        try:
-            self._account.connect_rules.check_open(request.to, stream.accepted)
-        except EndpointError as error:
-            log.info("%s: reset: %s", stream.label, error.log_text)
-            stream.reset(Reason.NOT_ALLOWED, f"not allowed any more: {error.message}")
-            return f"stream {stream.label} to {request.to} reset: no rule allows it any more"
-        return ""
+        return self._account.connect_rules.judge(stream, request.to) if isinstance(request, Connect) else ""
 
     def open_stream(self, request: bytes, *, wait: bool = True, kind: str = "", forward: str = "") -> Stream:
         """Do as any session, and reset what waited for it while its forward's port was closed by other rules."""

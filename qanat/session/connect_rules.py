@@ -12,6 +12,7 @@ The server asks for every stream, the client for those whose target the far end'
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from functools import lru_cache
@@ -34,7 +35,10 @@ from qanat.config.access_rules import UDP, NameRule, NetworkRule, UnixRule, pars
 from qanat.config.address_ranges import is_inside, is_never, special_ranges
 from qanat.endpoints.tcp import resolve
 from qanat.mux.frames import Reason
+from qanat.mux.stream import Stream
 from qanat.session.unix_rules import UnixRules
+
+log = logging.getLogger("qanat.session")
 
 SERVER_KEY = "this client's allow_connect"
 """Where a server has the rules of each client."""
@@ -121,11 +125,20 @@ class ConnectRules:
         if not self.allows(address, port, name, udp=udp):
             raise self._not_allowed(host, port, [str(unmap(address)).partition("%")[0]], udp=udp)
 
-    def check_open(self, to: TcpAddress | UdpAddress | UnixAddress, reached: str | None) -> None:
-        """Raise EndpointError (NOT_ALLOWED) unless an open stream to `to`, accepted with the text `reached`, may go on.
+    def judge(self, stream: Stream, to: TcpAddress | UdpAddress | UnixAddress) -> str:
+        """Reset an open stream to `to` that is not allowed any more; return what was done, in words, or "".
 
-        One that has yet to be reached, which is None, is judged then.  Does not block.
+        One whose target has yet to be reached is judged then.  Does not block.
         """
+        try:
+            self._check_open(to, stream.accepted)
+        except EndpointError as error:
+            log.info("%s: reset: %s", stream.label, error.log_text)
+            stream.reset(Reason.NOT_ALLOWED, f"not allowed any more: {error.message}")
+            return f"stream {stream.label} to {to} reset: no rule allows it any more"
+        return ""
+
+    def _check_open(self, to: TcpAddress | UdpAddress | UnixAddress, reached: str | None) -> None:
         if isinstance(to, UnixAddress):
             self.unix.connectable(to.path)
         elif reached is not None:
