@@ -24,7 +24,7 @@ demo: $(VENV)/.run
 	$(IN) tunnel.py demo $(ARGS)
 
 test: $(VENV)/.test
-	$(IN) -m pytest --numprocesses 4 $(ARGS)
+	$(IN) -m tests $(ARGS)
 
 lint: $(VENV)/.test
 	$(IN) -m ruff check .

@@ -113,7 +113,7 @@ def test_families_alternate() -> None:
 
 def test_a_slow_first_address_still_wins_and_the_second_is_not_blamed(stack: ExitStack) -> None:
     slow, silent = SilentListener(stack), silent_address(stack)
-    answering = threading.Timer(ATTEMPT_DELAY + 0.1, slow.answer)
+    answering = threading.Timer(ATTEMPT_DELAY + 0.5, slow.answer)
     answering.start()
     winner, took = timed(four(slow.address), four(silent), seconds=3 * DEADLINE)
     answering.join()

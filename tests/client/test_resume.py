@@ -308,7 +308,7 @@ def test_a_server_that_cannot_be_reached_for_too_long_costs_the_streams(
             client = stack.enter_context(client_to((url_of(relay),), server.identity.fingerprint, tmp_path, forward))
             sock = stack.enter_context(connection(client.local_ports[0]))
             assert exchange(sock, b"before") == b"before"
-        lost = time.monotonic()
+            lost = time.monotonic()
         assert ending_of(sock) == RESET
         assert 0.9 < time.monotonic() - lost < SECONDS
         assert target.wait_endings(1) == [RESET]
@@ -320,8 +320,8 @@ def test_a_session_that_was_away_too_long_is_followed_by_a_new_one(
     """The client is still trying when the server has given the session up."""
     with client_of_raw(tmp_path, LOCAL) as (_, desk):
         session = RawSession(desk.next(Intent.NEW), resume_for=1)
-        session.cut()
         began = time.monotonic()
+        session.cut()
         while (caller := desk.callers.get(timeout=SECONDS)).hello.intent is Intent.RESUME:
             caller.say(RecordKind.CLOSE, Close(CloseReason.BUSY, "").encode())
             assert time.monotonic() - began < SECONDS

@@ -43,8 +43,8 @@ def test_after_resume_for_everything_is_reset_and_the_ports_are_free(directory: 
         with connection(port) as sock:
             assert exchange(sock, b"before") == b"before"
             relay.refusing = True
-            relay.cut()
             lost = time.monotonic()
+            relay.cut()
             assert ending_of(sock) == RESET
             assert 0.8 < time.monotonic() - lost < 15, "by default it would be minutes"
         target.wait_idle()

@@ -152,8 +152,8 @@ QUIET = {"keepalive": {"interval": 1, "timeout": 5}}
 def test_a_link_that_fell_silent_is_noticed_within_its_time_and_replaced(path: Line) -> None:
     with connection(path.local) as sock:
         assert exchange(sock, b"before") == b"before"
-        path.relay.fall_silent()
         silent = time.monotonic()
+        path.relay.fall_silent()
         path.tunnel.client.wait_for(LOST + r".*nothing received for 3 s")
         assert 1.5 < time.monotonic() - silent < SOON
         assert exchange(sock, b"after") == b"after"
@@ -165,8 +165,8 @@ def test_a_link_that_fell_silent_is_noticed_within_its_time_and_replaced(path: L
 def test_keepalive_ends_a_link_that_fell_silent_at_both_ends_within_its_time(path: Line) -> None:
     with connection(path.local) as sock:
         assert exchange(sock, b"before") == b"before"
-        path.relay.fall_silent()
         silent = time.monotonic()
+        path.relay.fall_silent()
         path.tunnel.client.wait_for(r"ended after.*nothing received for 3 s")
         assert 1.5 < time.monotonic() - silent < SOON
         assert ending_of(sock) == RESET
