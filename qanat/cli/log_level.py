@@ -13,7 +13,8 @@ from qanat.monitor.summary import name_of
 DETAILS = (
     """\
 A level holds until it is changed again or the process ends; a reload keeps it unless `log` itself has changed.
-`log-level debug` writes a line for each frame; `log-level debug mux` only what concerns that part.
+`log-level debug` writes a line for each frame; `log-level debug mux` only what concerns that part.  `log-level default`
+takes back all that was set, so that the level of the configuration counts; `log-level default mux` for that part alone.
 
 """
     + FINDING

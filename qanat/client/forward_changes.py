@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from qanat.base.endpoint_addresses import ListenPlace
+from qanat.base.endpoint_addresses import ListenPlace, UdpAddress
 from qanat.config.forward_settings import Forward
 
 
@@ -38,10 +38,13 @@ class ForwardChange:
     """What is waited for until that is known."""
     was: Forward | None = None
     """What one that was changed was before."""
+    again: str = ""
+    """When one that failed is tried again, where that is known."""
 
     def __str__(self) -> str:
         if self.fate is Fate.REMOVED:
-            return f"removed {self.forward}; its open connections go on"
+            open_ones = "its flows end" if isinstance(self.forward.listen, UdpAddress) else "its open connections go on"
+            return f"removed {self.forward}; {open_ones}"
         if self.fate is Fate.CHANGED:
             text = f"changed {self.was} to {self.forward}" if str(self.was) != str(self.forward) else ""
             text = text or f"changed the options of {self.forward}"
@@ -51,6 +54,8 @@ class ForwardChange:
             text += f": listening on {', '.join(self.listening)}"
         if self.failure:
             text += f"{';' if self.listening else ':'} {self.failure}"
+            if self.again:
+                text += f"; it is asked for again in {self.again}"
         if self.pending:
             text += f"; {self.pending}"
         return text

@@ -5,12 +5,12 @@ They come as texts, written as on a command line: `tunnel.py add -L 8080:web:80`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qanat.base.endpoint_addresses import ListenPlace
+from qanat.base.endpoint_addresses import ListenPlace, TcpAddress, UdpAddress, listen_in_one_place
 from qanat.base.errors import QanatError, UsageError
 from qanat.client.forward_changes import Fate, ForwardChange
 from qanat.config.client_settings import ClientSettings
@@ -76,11 +76,7 @@ def remove_command(client: Changing) -> Command:
             going: list[Forward] = []
             for field, flag in FLAGS.items():
                 for text in request.texts(field):
-                    found = next(_meant(client, before, field, text.strip()), None)
-                    if found is None:
-                        hint = "see `status` for those that there are"
-                        raise UsageError(f"{flag} {text}: no such forward", hint=hint)
-                    going.append(found)
+                    going.append(_found(client, before, field, flag, text.strip()))
             left = list(before)
             for forward in dict.fromkeys(_some(going)):
                 left.remove(forward)
@@ -121,19 +117,26 @@ class _Place:
     ports: int = 1
 
 
-def _meant(client: Changing, forwards: Sequence[Forward], field: str, text: str) -> Iterator[Forward]:
-    """Yield the forwards that are meant by a flag's value: the whole one, or where it listens alone."""
+def _found(client: Changing, forwards: Sequence[Forward], field: str, flag: str, text: str) -> Forward:
+    """Return the forward that is meant by a flag's value: the whole one, or where it listens alone."""
     place = _place(field, text)
-    for forward in forwards:
-        if forward.kind != place.kind or forward.ports != place.ports:
-            continue
-        at = forward.listen
-        if at == place.listen:
-            yield forward
-        elif type(at) is type(place.listen) and getattr(at, "host", "") == getattr(place.listen, "host", None):
-            port = getattr(place.listen, "port", 0)
-            if port and getattr(at, "port", 1) == 0 and port in client.bound_ports(forward):
-                yield forward
+    alike = [one for one in forwards if one.kind == place.kind and one.ports == place.ports]
+    exact = [one for one in alike if one.listen == place.listen]
+    found = exact or [one for one in alike if _is_met(client, one, place.listen)]
+    if not found:
+        raise UsageError(f"{flag} {text}: no such forward", hint="see `status` for those that there are")
+    if len(set(found)) > 1:
+        names = ", ".join(str(one.listen) for one in found)
+        raise UsageError(f"{flag} {text}: there are several", hint=f"say which with its address: {names}")
+    return found[0]
+
+
+def _is_met(client: Changing, forward: Forward, place: ListenPlace) -> bool:
+    """Return whether a forward listens in that place, `localhost` and a port of the system's choice included."""
+    at, ports = forward.listen, TcpAddress | UdpAddress
+    if isinstance(at, ports) and isinstance(place, ports) and not at.port and place.port in client.bound_ports(forward):
+        at = replace(at, port=place.port)
+    return listen_in_one_place(at, place)
 
 
 def _place(field: str, text: str) -> _Place:

@@ -214,8 +214,9 @@ class LocalForwards:
             Fate.ADDED if was is None else Fate.CHANGED,
             each.forward,
             (each.describe(bound),) if bound else (),
-            "" if failure is None else f"{failure}; it is asked for again in {_wait(each):.0f} s",
+            "" if failure is None else str(failure),
             was=was,
+            again="" if failure is None else f"{_wait(each):.0f} s",
         )
 
     def _ask_again_locked(self) -> None:

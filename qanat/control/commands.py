@@ -39,28 +39,28 @@ class Request:
         """Return a text.  Raises UsageError where it is missing, without a default, or is something else."""
         value = self.fields.get(key, default)
         if not isinstance(value, str):
-            raise UsageError(f"{self.command}: `{key}` must be a text")
+            raise UsageError(f"{self.command}: `{key}` must be a text", hint=f'write "{key}": "..."')
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of texts, empty where it is missing.  Raises UsageError for something else."""
         value = self.fields.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise UsageError(f"{self.command}: `{key}` must be a list of texts")
+            raise UsageError(f"{self.command}: `{key}` must be a list of texts", hint=f'write "{key}": ["..."]')
         return tuple(value)
 
     def count(self, key: str) -> int | None:
         """Return a whole number from 0 on, None where it is missing.  Raises UsageError for something else."""
         value = self.fields.get(key)
         if value is not None and (type(value) is not int or value < 0):
-            raise UsageError(f"{self.command}: `{key}` must be a whole number from 0 on")
+            raise UsageError(f"{self.command}: `{key}` must be a whole number from 0 on", hint=f'write "{key}": 50')
         return value
 
     def flag(self, key: str) -> bool:
         """Return whether a switch is on; off where it is missing.  Raises UsageError for something else."""
         value = self.fields.get(key, False)
         if not isinstance(value, bool):
-            raise UsageError(f"{self.command}: `{key}` must be true or false")
+            raise UsageError(f"{self.command}: `{key}` must be true or false", hint=f'write "{key}": true')
         return value
 
 

@@ -45,6 +45,7 @@ ANSWER_SECONDS = 10.0
 """How long a process that asks may take to read its answer."""
 _BACKLOG = 64
 _JOIN_SECONDS = 2.0
+_EXAMPLE = f'write {{"version": {VERSION}, "command": "commands"}}'
 
 Connect = Callable[[SharedStream, TcpAddress, str], None]
 
@@ -238,6 +239,8 @@ class _Conversation:
             self.close()
 
     def _received(self, data: bytes) -> None:
+        if not data and self._buffer and self._stream is None:
+            data = b"\n"  # `printf … | socat - UNIX:…`: the end of what is asked is the end of the line
         if not data:  # whoever asked is gone, and so is the other end of his stream
             if self._stream is not None:
                 self._stream.cancel()
@@ -246,7 +249,7 @@ class _Conversation:
         self._buffer += data
         line, end, rest = self._buffer.partition(b"\n")
         if self._stream is not None or (not end and len(self._buffer) >= MAX_LINE):
-            self._refuse(f"there may be one line, of at most {MAX_LINE} bytes")
+            self._refuse(f"there may be one line, of at most {MAX_LINE} bytes", "ask for less, or once more")
         elif end:
             self._buffer = rest
             self._act(line)
@@ -257,12 +260,12 @@ class _Conversation:
         except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict):
-            self._refuse("that is no JSON object in a line")
+            self._refuse("that is no JSON object in a line", _EXAMPLE)
         elif asked.get("version") != VERSION:
-            self._refuse(f"only version {VERSION} is known here")
+            self._refuse(f"only version {VERSION} is known here", _EXAMPLE)
         elif asked.get("command") == "connect" and self._connect is not None:
             if len(self._given) != 1:
-                self._refuse("no socket came along")
+                self._refuse("no socket came along", "send one as ancillary data with the line (SCM_RIGHTS)")
             else:
                 self._open(self._connect, str(asked.get("to", "")))
         else:
@@ -282,7 +285,7 @@ class _Conversation:
         except NoThread as error:
             with self._lock:
                 self._running = False
-            self._refuse(error.message)
+            self._refuse(error.message, error.hint or "")
 
     def _answer(self, request: Request) -> None:
         try:
@@ -304,16 +307,16 @@ class _Conversation:
             to = TcpAddress(*parse_target(text))
             sock = socket.socket(fileno=self._given.pop())
         except UsageError as error:
-            self._refuse(f"`to` {error.message}")
+            self._refuse(f"`to` {error.message}", error.hint or "")
             return
         except OSError:
-            self._refuse("what came along is no socket")
+            self._refuse("what came along is no socket", "send a connected stream socket")
             return
         self._stream = SharedStream(sock, "stdio", self._tell)
         connect(self._stream, to, f"stdio to {to}")
 
-    def _refuse(self, why: str) -> None:
-        self._send({"ok": False, "error": why})
+    def _refuse(self, why: str, hint: str) -> None:
+        self._send({"ok": False, "error": why, "hint": hint})
         self.close()
 
     def _tell(self, word: Word) -> None:

@@ -59,6 +59,8 @@ _LINK = "it is a symbolic link, which a log does not follow: name the file that 
 _PIPE = "it is not a file: a pipe without a reader would stop the program; name a file, or log to stderr"
 
 _installed: logging.Handler | None = None
+_configured = logging.INFO
+"""The level that the configuration says."""
 
 
 def setup_logging(settings: LogSettings) -> None:
@@ -84,36 +86,41 @@ def open_log(settings: LogSettings) -> logging.Handler:
 
 def use_log(handler: logging.Handler, settings: LogSettings) -> None:
     """Have what this process logs written by `handler`, which was made for `settings`, and by no other any more."""
-    global _installed
+    global _installed, _configured
     root = logging.getLogger()
     if _installed is not None:
         root.removeHandler(_installed)
         _installed.close()
     root.addHandler(handler)
     _installed = handler
-    logging.getLogger("qanat").setLevel(LEVELS[settings.level])
+    _configured = LEVELS[settings.level]
+    logging.getLogger(_OURS).setLevel(_configured)
     logging.captureWarnings(True)
 
 
 def set_log_level(level: str, logger: str = "") -> None:
     """Have `logger` and what is below it log from `level` on, until a reload or a restart; all of ours by default.
 
-    A name without "qanat." at its front is one of ours; level "default" takes back what was set for one.  Raises
-    UsageError for a level or a logger that there is not.
+    A name without "qanat." at its front is one of ours; level "default" takes back what was set for one, or for all.
+    Raises UsageError for a level or a logger that there is not.
     """
     name = logger if logger == _OURS or logger.startswith(f"{_OURS}.") else f"{_OURS}.{logger}" if logger else _OURS
     known = [each for each in logging.root.manager.loggerDict if each == _OURS or each.startswith(f"{_OURS}.")]
     if name not in known:
         names = ", ".join(sorted(each.removeprefix(f"{_OURS}.") for each in known if each != _OURS))
         raise UsageError(f"there is no logger {logger!r} in this process", hint=f"there are {names}")
-    if level == "default" and name != _OURS:
+    if level == "default" and name == _OURS:
+        number = _configured
+        for each in known:
+            logging.getLogger(each).setLevel(logging.NOTSET)
+    elif level == "default":
         number = logging.NOTSET
     elif level in LEVELS:
         number = LEVELS[level]
     else:
         raise UsageError(
             f"there is no log level {level!r}",
-            hint=f"there are {', '.join(LEVELS)}, and `default` for a logger that has a level of its own",
+            hint=f"there are {', '.join(LEVELS)}, and `default` for what the configuration says",
         )
     logging.getLogger(name).setLevel(number)
     log.warning("the level of %s is %s now", name, level, extra={"event": "log level"})

@@ -372,7 +372,7 @@ def test_forwards_are_added_and_removed_by_command_and_what_was_bound_is_said(ri
         assert greeting(chosen) == greeting(there) == b"2"
         assert not run(Request("add", {"dynamic": [f"127.0.0.1:{port}"]}))["ok"]
         assert not run(Request("remove", {"local": [f"127.0.0.1:{unused_port()}"]}))["ok"]
-        fields = {"local": [f"127.0.0.1:{chosen}"], "remote": [f"127.0.0.1:{there}"], "dynamic": [f"127.0.0.1:{port}"]}
+        fields = {"local": [f"{chosen}"], "remote": [f"127.0.0.1:{there}"], "dynamic": [f"{port}"]}
         answer = run(Request("remove", fields))
         assert [change["change"] for change in answer["changes"]] == ["removed"] * 3
         wait_until(lambda: refused(chosen) and refused(there) and refused(port), "the ports are free")

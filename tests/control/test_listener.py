@@ -92,8 +92,9 @@ def test_a_fault_of_a_command_is_its_answer_and_nobody_elses(path: Path, caplog:
         (b"[" * 4000 + b"\n", "no JSON object"),
         (b'{"version": 2, "command": "echo"}\n', "only version 1"),
         (b"x" * 5000, "one line"),
+        (b'{"version": 1, "command": "echo", "word": 7}\n', "must be a text"),
     ],
-    ids=["a word", "a list", "deep", "another version", "a long line"],
+    ids=["a word", "a list", "deep", "another version", "a long line", "another type"],
 )
 def test_what_is_not_understood_is_refused(path: Path, line: bytes, said: str) -> None:
     sock = connect_to(path)
@@ -104,6 +105,17 @@ def test_what_is_not_understood_is_refused(path: Path, line: bytes, said: str) -
         answer = json.loads(lines.readline())
     assert answer["ok"] is False
     assert said in answer["error"]
+    assert answer["hint"]
+
+
+def test_the_end_of_what_is_asked_is_the_end_of_its_line(path: Path) -> None:
+    sock = connect_to(path)
+    assert sock is not None
+    with sock, sock.makefile("rb") as lines:
+        sock.settimeout(DEADLINE)
+        sock.sendall(b'{"version": 1, "command": "echo", "word": "hello"}')
+        sock.shutdown(socket.SHUT_WR)
+        assert json.loads(lines.readline())["said"] == "hello"
 
 
 def test_whoever_does_not_read_his_answer_keeps_nobody_waiting(path: Path) -> None:

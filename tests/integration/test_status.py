@@ -140,6 +140,9 @@ def test_the_log_level_changes_while_it_runs(tunnel: Tunnel) -> None:
     tunnel.client.wait_for(r"PING|PONG|ACK")
     done = run(tunnel, "log-level", "default", "frames", on="client")
     assert "qanat.frames" not in done.stdout, done
+    run(tunnel, "log-level", "debug", on="client")
+    done = run(tunnel, "log-level", "default", on="client")
+    assert done.stdout.split()[-2:] == ["qanat", "info"], done
     wrong = run(tunnel, "log-level", "loud", on="client")
     assert wrong.returncode == 2
     assert "error, warning, info, debug" in wrong.stderr
