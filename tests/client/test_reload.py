@@ -145,6 +145,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), SECONDS).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the listener went while this came: whoever comes next is refused
+        return False
     return False
 
 
