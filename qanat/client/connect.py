@@ -45,7 +45,7 @@ from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
 from qanat.transports.pipe import Pipe
-from qanat.transports.split import client as split
+from qanat.transports.split import connect as split
 from qanat.transports.websocket import upgrade as websocket
 
 log = logging.getLogger("qanat.client")

@@ -16,7 +16,7 @@ from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe
 from qanat.transports.split import client as client_module
-from qanat.transports.split.client import connect
+from qanat.transports.split import connect as connect_module
 from qanat.transports.split.connections import Connections
 from qanat.transports.split.http2_requests import Http2Requests
 from tests.support.background import DEADLINE
@@ -56,8 +56,8 @@ def split_pair(
     scheme = "http" if certificate is None else "https"
     url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{door.addresses[0][1]}/tunnel")
     first = Http2Requests if http2 else Connections
-    with unittest.mock.patch.object(client_module, "Connections", first):
-        client = connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))
+    with unittest.mock.patch.object(connect_module, "Connections", first):
+        client = connect_module.connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))
     stack.callback(client.close, "the test is over")
     server = pipes.get(timeout=DEADLINE)
     stack.callback(server.close, "the test is over")
