@@ -40,7 +40,6 @@ from qanat.session.messages import (
     StreamRequest,
     Through,
     decode_control,
-    decode_request,
 )
 from qanat.session.session import Session
 
@@ -168,6 +167,8 @@ class ClientSession(Session):
             return
         is_dynamic = isinstance(forward.to, Anywhere)
         stream.forward, stream.kind = str(forward), "dynamic" if is_dynamic else ""
+        if is_dynamic:
+            stream.target = request.to  # before the rules are looked at: whoever changes them judges it by that
         to = forward.to if request.to is None else request.to
         look_up: LookUp = self._judge if is_dynamic else self._look_up
         rules = self._connect_rules
@@ -224,15 +225,8 @@ class ClientSession(Session):
 
         Returns what was done, in words.
         """
-        if stream.kind != "dynamic":
-            return ""  # its target is our own configuration's, or at the other end
-        try:
-            request = decode_request(stream.request)
-        except ProtocolError:
-            return ""
-        if not isinstance(request, Through) or request.to is None:
-            return ""
-        return self._connect_rules.judge(stream, request.to)
+        # Any other's target is our own configuration's, or at the other end.
+        return "" if stream.target is None else self._connect_rules.judge(stream, stream.target)
 
     def _release(self) -> None:
         """Do nothing: the local listeners belong to the client, and outlive its sessions."""

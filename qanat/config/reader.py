@@ -41,6 +41,9 @@ def read_options(s: Section, settings: type[T], *, elsewhere: Mapping[str, str] 
 def read_option(s: Section, option: Option) -> Any:
     """Return the value of one option, or its default."""
     declared, key, default = option.declared, option.key, option.default
+    if key not in s and option.kind not in (Kind.SECTION, Kind.OWN):
+        s.knows(key)  # as most are: a reload must be cheap
+        return () if option.kind is Kind.TEXTS and default is None else default
     match option.kind:
         case Kind.SWITCH:
             return s.switch(key, default)

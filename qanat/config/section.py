@@ -51,7 +51,7 @@ class Section:
         self.name = name
         self.place = place
         self._readable = True
-        self._known: list[str] = []
+        self._known: dict[str, None] = {}  # in the order in which they became known
         self._places: dict[str, Place] = {}
         self._values: dict[str, yaml.Node] = {}
         if isinstance(node, yaml.MappingNode):
@@ -84,7 +84,8 @@ class Section:
 
     def knows(self, *keys: str) -> None:
         """Make `keys` known ones, though they are not asked for here."""
-        self._known.extend(key for key in keys if key not in self._known)
+        for key in keys:
+            self._known[key] = None
 
     def refuse(self, key: str, text: str, place: Place | None = None) -> None:
         """Note that the value of `key` is wrong; `text` goes on after its name."""
@@ -177,7 +178,7 @@ class Section:
         node = self._value(key)
         if node is None:
             return default
-        if isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("true", "false"):
+        if isinstance(node, yaml.ScalarNode) and not node.style and node.value in ("true", "false"):
             return bool(node.value == "true")
         self.refuse(key, "must be true or false", place_of(node))
         return default
@@ -188,7 +189,7 @@ class Section:
         if node is None:
             return None
         form = _INTEGER if whole else _DECIMAL
-        if isinstance(node, yaml.ScalarNode) and node.style is None and form.fullmatch(node.value):
+        if isinstance(node, yaml.ScalarNode) and not node.style and form.fullmatch(node.value):
             digits = node.value.replace("_", "")
             return int(digits) if whole and len(digits) <= _MAX_DIGITS else float(digits)
         self.refuse(key, wanted, place_of(node))

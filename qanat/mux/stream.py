@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qanat.base.deadline import Deadline
+from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import StreamReset
 from qanat.mux.buffer_pool import Buffer
 from qanat.mux.core import LaneCore
@@ -90,6 +91,8 @@ class Stream:
         self.kind = ""
         """What it is to people, and the forward that it belongs to: whoever opens or joins it says so."""
         self.forward = ""
+        self.target: TcpAddress | UdpAddress | UnixAddress | None = None
+        """What the peer has named for it to reach, which is judged again when the rules change."""
         self.ends: tuple[str, str, str] | None = None
         self.sample: tuple[float, int, int, float, float] | None = None
         """What `qanat.monitor` remembers of it: what its request said, and when it was looked at last."""

@@ -156,7 +156,8 @@ class ServerSession(Session):
         if not isinstance(request, Connect):
             self.refuse(stream, Reason.NOT_ALLOWED, "a server has no forwards of its own")
             return
-        to, rules, connecting = request.to, self._account.connect_rules, self._account.connecting
+        to = stream.target = request.to  # before the rules are looked at: whoever changes them judges it by that
+        rules, connecting = self._account.connect_rules, self._account.connecting
 
         def joined() -> None:
             if self._account.connect_rules is not rules:  # since it began to connect
@@ -561,11 +562,7 @@ class ServerSession(Session):
 
     def _judge(self, stream: Stream) -> str:
         """Reset a stream that the client opened if the rules do not allow it; return what was done, in words."""
-        try:
-            request = decode_request(stream.request)
-        except ProtocolError:
-            return ""  # it is being refused
-        return self._account.connect_rules.judge(stream, request.to) if isinstance(request, Connect) else ""
+        return "" if stream.target is None else self._account.connect_rules.judge(stream, stream.target)
 
     def open_stream(self, request: bytes, *, wait: bool = True, kind: str = "", forward: str = "") -> Stream:
         """Do as any session, and reset what waited for it while its forward's port was closed by other rules."""

@@ -62,6 +62,7 @@ class ConnectRules:
         """Which Unix sockets may be reached."""
         self._share = LookupShare()
         self._resolve_literal = lru_cache(REMEMBERED)(self._resolve_allowed)
+        self._check_reached_once = lru_cache(REMEMBERED)(self._check_reached_at)  # many streams go to the same place
 
     def resolve(
         self, host: str, port: int, deadline: Deadline, cancel: Cancel | None = None, *, udp: bool = False
@@ -142,9 +143,12 @@ class ConnectRules:
         if isinstance(to, UnixAddress):
             self.unix.connectable(to.path)
         elif reached is not None:
-            address = parse_address(split_host_port(reached)[0])
-            if address is not None:
-                self.check_reached(to.host, to.port, address, udp=isinstance(to, UdpAddress))
+            self._check_reached_once(to.host, to.port, split_host_port(reached)[0], isinstance(to, UdpAddress))
+
+    def _check_reached_at(self, host: str, port: int, reached: str, udp: bool) -> None:
+        address = parse_address(reached)
+        if address is not None:
+            self.check_reached(host, port, address, udp=udp)
 
     def _name_allowed(self, name: str, port: int, udp: bool) -> bool:
         return any(rule.udp == udp and port in rule.ports and rule.matches(name) for rule in self._names)
