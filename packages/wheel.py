@@ -1,4 +1,4 @@
-"""The wheel, for pip, pipx and uv."""
+"""The wheel, for pip, pipx and uv, with the manuals and the completion that pipx puts where they are found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from packages.source import build_environment, copy_source
+from packages.completion import write_bash, write_zsh
+from packages.man import write_manuals
+from packages.source import build_environment, copy_source, settle
 
 
 def build_wheel(into: Path) -> Path:
@@ -17,6 +19,8 @@ def build_wheel(into: Path) -> Path:
     with tempfile.TemporaryDirectory() as directory:
         source, made = Path(directory, "source"), Path(directory, "made")
         copy_source(source)
+        _add_shared(source)
+        settle(source)
         made.mkdir()
         backend = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
         subprocess.run(
@@ -31,6 +35,17 @@ def build_wheel(into: Path) -> Path:
         (wheel,) = made.glob("*.whl")
         into.mkdir(parents=True, exist_ok=True)
         return put(wheel, into / wheel.name)
+
+
+def _add_shared(source: Path) -> None:
+    """Write what goes below PREFIX/share, and have setuptools take it along as data files."""
+    share = source / "share"
+    write_manuals(share / "man")
+    write_bash(share / "bash-completion" / "completions" / "qanat")
+    write_zsh(share / "zsh" / "site-functions" / "_qanat")
+    folders = sorted({path.parent.relative_to(source) for path in share.rglob("*") if path.is_file()})
+    with (source / "setup.cfg").open("a", encoding="utf-8") as setup:
+        setup.write("\n[options.data_files]\n" + "".join(f"{folder} = {folder}/*\n" for folder in folders))
 
 
 def put(made: Path, target: Path) -> Path:

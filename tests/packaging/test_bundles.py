@@ -92,11 +92,15 @@ def run(*command: object, **environment: object) -> str:
 
 
 def test_pipx_installs_the_same_program(built: Path, wheels: Path, tmp_path: Path) -> None:
-    places = {"PIPX_HOME": tmp_path / "home", "PIPX_BIN_DIR": tmp_path / "bin", "PIPX_MAN_DIR": tmp_path / "man"}
+    places = {f"PIPX_{name}": tmp_path for name in ("MAN_DIR", "COMPLETION_DIR")}
+    places |= {"PIPX_HOME": tmp_path / "home", "PIPX_BIN_DIR": tmp_path / "bin"}
     pip = f"--pip-args=--no-index --find-links {wheels}"
     run(sys.executable, "-m", "pipx", "install", pip, file_of(built, "*.whl"), **places)
     assert run(tmp_path / "bin" / "qanat", "--version") == run(sys.executable, file_of(built, "*.pyz"), "--version")
     assert run(tmp_path / "bin" / "qanat", "token").startswith("qanat1-")
+    manuals = {"man1/qanat.1", "man5/qanat.yaml.5", *(f"man1/qanat-{name}.1" for name in COMMANDS)}
+    shared = {*manuals, "bash-completion/completions/qanat", "zsh/site-functions/_qanat"}
+    assert [name for name in sorted(shared) if not (tmp_path / name).is_file()] == []
 
 
 def test_uv_installs_the_same_program(built: Path, wheels: Path, tmp_path: Path) -> None:
