@@ -24,7 +24,7 @@ from qanat.control.asking import ask
 from qanat.control.paths import control_path
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import streams_of
-from qanat.monitor.summary import count_streams
+from qanat.monitor.summary import counts_of
 from qanat.mux.parameters import LaneParameters
 from qanat.server.accounts import Account
 from qanat.server.server import Server
@@ -45,7 +45,7 @@ class Looks:
     size: int
     streams: int
     short: float
-    """What `status` asks for unless all is wanted: the busiest streams alone."""
+    """What `status` asks for unless all is wanted: the first sessions and the busiest streams alone."""
     short_size: int
     short_streams: int
     counted: int
@@ -74,17 +74,17 @@ def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -
                 session.open_stream(Through(0, f"192.0.2.7:{stream % 65536}").encode(), forward="127.0.0.1:8080")
         path = control_path(settings)
         assert path is not None
-        answer, short = ask(path, "status"), ask(path, "status", streams=MOST_ROWS)
+        answer, short = ask(path, "status"), ask(path, "status", sessions=MOST_ROWS, streams=MOST_ROWS)
         whole, part = read_snapshot(answer["status"]), read_snapshot(short["status"])
         return Looks(
             _median(server.snapshot),
             _median(lambda: ask(path, "status")),
             len(json.dumps(answer)),
             sum(1 for _ in streams_of(whole)),
-            _median(lambda: ask(path, "status", streams=MOST_ROWS)),
+            _median(lambda: ask(path, "status", sessions=MOST_ROWS, streams=MOST_ROWS)),
             len(json.dumps(short)),
             sum(1 for _ in streams_of(part)),
-            sum(map(count_streams, part.sessions)),
+            counts_of(part).streams,
         )
     finally:
         for each in server.registry.sessions:

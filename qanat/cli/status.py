@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qanat.base.errors import QanatError, UsageError
 from qanat.cli.output import write_out
 from qanat.cli.status_tables import MOST_ROWS, Table, heading_of, tables_of
 from qanat.cli.target import FINDING, SAME_VERSION, add_target, chosen
-from qanat.control.asking import ControlFault, NotRunning
+from qanat.control.asking import MAX_LINE, ControlFault, NotRunning
 from qanat.control.running import NothingRuns, Running
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import Snapshot
@@ -151,9 +151,15 @@ def _look(options: argparse.Namespace) -> Look:
 
 
 def _ask(one: Running, options: argparse.Namespace) -> tuple[object, Snapshot]:
-    # Nobody is asked for thousands of streams that are not shown.
-    everything = options.json or options.all or (options.names and not options.brief)
-    wanted = {} if everything else {"streams": 0 if options.brief else MOST_ROWS}
+    # Nobody is asked for thousands of sessions and streams that are not shown.
+    wanted: dict[str, Any] = {}
+    if not (options.json or options.all or options.names):
+        wanted["sessions"] = wanted["streams"] = 0 if options.brief else MOST_ROWS
+    elif options.names and not options.json:
+        if len(json.dumps(options.names)) < MAX_LINE // 2:
+            wanted["names"] = options.names
+        if options.brief:
+            wanted["streams"] = 0
     said = one.ask("status", timeout=options.timeout, **wanted).get("status")
     try:
         return said, read_snapshot(said)

@@ -17,7 +17,16 @@ from qanat.monitor.snapshot import (
     StreamSnapshot,
     streams_of,
 )
-from qanat.monitor.summary import count_streams, format_bytes, format_moment, format_round_trip, format_seconds, name_of
+from qanat.monitor.summary import (
+    count_streams,
+    counts_of,
+    format_bytes,
+    format_moment,
+    format_round_trip,
+    format_seconds,
+    is_telling_session,
+    name_of,
+)
 
 MOST_ROWS = 50
 """Rows of a table, unless all are wanted."""
@@ -64,15 +73,15 @@ def heading_of(snapshot: Snapshot) -> list[str]:
 def tables_of(snapshot: Snapshot, *, everything: bool = False) -> list[Table]:
     """Return the tables that have rows; the busiest streams first, and not all of very many unless `everything`."""
     now, most = snapshot.taken_at, None if everything else MOST_ROWS
+    counts = counts_of(snapshot)  # the answer may have some of them
     sessions = sorted(snapshot.sessions, key=lambda session: session.name)
-    lanes = _telling([(session.name, lane) for session in snapshot.sessions for lane in session.lanes])
+    lanes = [(each.name, lane) for each in snapshot.sessions if is_telling_session(each) for lane in each.lanes]
     streams = sorted(streams_of(snapshot), key=lambda each: (-(each.rate_received + each.rate_sent), -each.age_s))
-    open_streams = sum(map(count_streams, snapshot.sessions))  # of which the answer may have some
     tables = [
-        _cut(_sessions(sessions[:most], now), len(sessions)),
-        _cut(_lanes(lanes[:most], now), len(lanes)),
-        _cut(_streams(streams[:most]), len(streams) if everything else open_streams),
-        _cut(_forwards(snapshot.forwards[:most]), len(snapshot.forwards)),
+        _cut(_sessions(sessions[:most], now), counts.sessions),
+        _cut(_lanes(lanes[:most], now), counts.telling_lanes),
+        _cut(_streams(streams[:most]), len(streams) if everything else counts.streams),
+        _cut(_forwards(snapshot.forwards[:most]), counts.forwards),
     ]
     if isinstance(snapshot, ClientSnapshot):
         trips = {each.address: each.round_trip_s for each in snapshot.sessions}
@@ -144,12 +153,6 @@ def _recoveries(session: SessionSnapshot) -> str:
     if not session.recoveries or session.last_recovery_s is None:
         return str(session.recoveries)
     return f"{session.recoveries}, last {session.last_recovery_s:.2f} s"
-
-
-def _telling(lanes: Sequence[tuple[str, LaneSnapshot]]) -> list[tuple[str, LaneSnapshot]]:
-    """Return the lanes that say more than their sessions do, and the others of the same sessions."""
-    names = {name for name, lane in lanes if lane.index or lane.outbox_bytes >= lane.outbox_limit > 0}
-    return [(name, lane) for name, lane in lanes if name in names]
 
 
 def _lanes(lanes: Sequence[tuple[str, LaneSnapshot]], now: float) -> Table:

@@ -59,9 +59,10 @@ from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.monitor.monitor import Monitor, Source, open_monitor
-from qanat.monitor.sessions import EVERYTHING, FIGURES, RATES, Wanted
+from qanat.monitor.sessions import EVERYTHING, SUMMARY, Wanted
 from qanat.monitor.snapshot import ClientSnapshot
 from qanat.monitor.summary import summary_of
+from qanat.monitor.sums import Sums
 from qanat.monitor.watchdog import ServiceReporter, Watchdog
 from qanat.mux.frames import Reason, reason_name
 from qanat.mux.lane import Lane
@@ -176,7 +177,7 @@ class Client:
         EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
         have sets `failure` later.
         """
-        source = Source(self.snapshot, partial(self.snapshot, FIGURES), self.events)
+        source = Source(self.snapshot, self._sums, self.events)
         self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
             self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
@@ -242,6 +243,9 @@ class Client:
         """Block until no other process has a stream of this client, or it is stopped."""
         if self._control is not None:
             self._control.wait_unused()
+
+    def _sums(self, label_of: Callable[[str], str]) -> Sums:
+        return self.observation.sums(self.watchdog.look(0.1), label_of)
 
     def snapshot(self, wanted: Wanted = EVERYTHING) -> ClientSnapshot:
         """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
@@ -659,7 +663,7 @@ def run_client(
         stop.set()
 
     watcher = start_thread("stop-watcher", stop_when_over)
-    reporter = ServiceReporter(client.watchdog.look, lambda: summary_of(client.snapshot(RATES)))
+    reporter = ServiceReporter(client.watchdog.look, lambda: summary_of(client.snapshot(SUMMARY)))
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, client.apply, client.watcher):
             if reloader is not None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from qanat.base.version import __version__
 from qanat.client.local_forwards import LocalForwards
 from qanat.client.server_connection import ServerConnection
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, sum_of, totals_of
+from qanat.monitor.sessions import BRIEF, EVERYTHING, Looks, Wanted, totals_of
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -19,7 +20,9 @@ from qanat.monitor.snapshot import (
     ForwardSnapshot,
     PeerTotals,
     SessionSnapshot,
+    Totals,
 )
+from qanat.monitor.sums import Sums
 from qanat.session.session import Session
 
 
@@ -39,11 +42,25 @@ class ClientObservation:
         """Look at the streams' counts alone, as `Looks.sample`."""
         return self._looks.sample([session for server in self.servers if (session := server.session) is not None])
 
+    def sums(self, troubles: tuple[str, ...], label_of: Callable[[str], str]) -> Sums:
+        """Return what there is of each server, by its label.  Does not block."""
+        now = self.snapshot(troubles, BRIEF)
+        sums = Sums("client", self._name, label_of, troubles=len(troubles), sessions_begun=now.totals.sessions)
+        sums.servers = now.servers
+        sums.forwards.update(each.state for each in now.forwards)
+        for server in self.servers:
+            session = server.session
+            sums.of(server.url).add_tally(server.tally())
+            if session is not None:
+                sums.add_session(session, server.url, counted=False)
+        return sums
+
     def snapshot(self, troubles: tuple[str, ...] = (), wanted: Wanted = EVERYTHING) -> ClientSnapshot:
         """Return how the client is now.  Blocks only while another thread does the same."""
         servers = [(server, server.session) for server in self.servers]
         live: dict[Session, str] = {session: server.url for server, session in servers if session is not None}
-        shown = dict(zip(live, self._looks.take(live, wanted), strict=True))
+        taken = self._looks.take(list(live), replace(wanted, sessions=None, names=frozenset()), live)
+        shown = dict(zip(live, taken.shown, strict=True))
         peers = tuple(
             PeerTotals(server.url, totals_of(server.tally(), sessions=server.sessions_begun)) for server, _ in servers
         )
@@ -66,12 +83,17 @@ class ClientObservation:
             ),
             sessions=tuple(shown.values()),
             forwards=tuple(forwards),
-            totals=sum_of(each.totals for each in peers),
+            totals=_sum(each.totals for each in peers),
             peers=peers,
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,
         )
+
+
+def _sum(several: Iterable[Totals]) -> Totals:
+    found = list(several)
+    return Totals(*(sum(getattr(each, of.name) for each in found) for of in fields(Totals)))
 
 
 def _local(client: str, kind: str, listen: str, to: str, failure: str) -> ForwardSnapshot:

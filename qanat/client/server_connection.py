@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import partial
 
 from qanat.base.cancel import Cancel
@@ -178,11 +177,8 @@ class ServerConnection:
 
     def tally(self) -> Tally:
         """Return what all its sessions have carried so far."""
-        total = replace(self._past)
-        session = self._session
-        if session is not None:
-            total.add(session.tally())
-        return total
+        total, session = self._past, self._session
+        return total if session is None else total.plus(session.tally())
 
     @property
     def connector(self) -> Connector:
@@ -389,7 +385,7 @@ class ServerConnection:
             session.end(STOPPING)
             if session.why and not session.stopped:
                 self.news.failed(f"the session is over: {session.why}")
-            self._past.add(session.tally())
+            self._past = self._past.plus(session.tally())
             self._session = None
             self._pipe_changed()
             self._former = [former for former in (*self._former, session) if former.joined.busy]

@@ -18,16 +18,18 @@ def status_command(snapshot: Callable[[Wanted], Snapshot], sample: Callable[[], 
     then it returns False.
 
     With `brief` the answer has neither sessions nor forwards: enough to know which process this is.  With `streams`
-    it has so many streams, those that move most.
+    it has so many streams, those that move most; with `sessions` so many of a server's sessions, beside those of these
+    streams, and counts of all; with `names` the sessions of these clients alone.
     """
 
     def status(request: Request) -> Answer:
         if request.flag("brief"):
             brief = snapshot(BRIEF).to_json()
             return {"status": {**brief, "sessions": [], "forwards": []}}
-        most = request.count("streams")
+        names = frozenset(request.texts("names"))
+        wanted = Wanted(sessions=request.count("sessions"), streams=request.count("streams"), names=names)
         if sample():
             time.sleep(LEAST)
-        return {"status": snapshot(Wanted(streams=most)).to_json()}
+        return {"status": snapshot(wanted).to_json()}
 
     return status

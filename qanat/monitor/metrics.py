@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, made from a snapshot and from what was counted, when somebody asks.
+"""Metrics in Prometheus' text format, made from sums and from what was counted, when somebody asks.
 
 docs/METRICS.md has the list.
 
@@ -11,9 +11,7 @@ that loses a member would look like one that began again.  Streams are counted, 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -24,14 +22,8 @@ from qanat.base.events import OTHER, Events, Histogram, Tally
 from qanat.base.long_work import long_work
 from qanat.base.request_head import RequestHead
 from qanat.monitor.http import Response
-from qanat.monitor.snapshot import (
-    ClientSnapshot,
-    LaneSnapshot,
-    ServerSnapshot,
-    SessionSnapshot,
-    Snapshot,
-    Totals,
-)
+from qanat.monitor.snapshot import ConnectionSnapshot, HandshakesSnapshot
+from qanat.monitor.sums import Look, PeerSums, Sums
 
 STATES = ("connected", "waiting")
 """Of a session."""
@@ -44,12 +36,12 @@ FORWARD_STATES = ("listening", "waiting", "failed")
 class Metrics:
     """What `/metrics` answers.  Safe to use from any thread."""
 
-    def __init__(self, look: Callable[[], Snapshot], events: Events, max_clients: int) -> None:
-        """`look` takes a snapshot, which need not have streams; `max_clients` have labels of their own."""
+    def __init__(self, look: Look, events: Events, max_clients: int) -> None:
+        """`look` adds all up by label; `max_clients` have labels of their own."""
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
-        self._registry.register(SnapshotCollector(look, events, max_clients))
+        self._registry.register(SumsCollector(look, events, max_clients))
 
     def answer(self, head: RequestHead) -> Response:
         """Return all metrics as they are now, in the format that is asked for."""
@@ -58,52 +50,10 @@ class Metrics:
             return Response(encode(self._registry), content_type)
 
 
-@dataclass(slots=True)
-class _Peer:
-    """A client of a server, or a server of a client; or several that have one label together."""
+class SumsCollector(Collector):
+    """Makes metric families of the sums, each time it is asked."""
 
-    connected: int = 0
-    streams: int = 0
-    queued: int = 0
-    outbox: int = 0
-    outbox_limit: int = 0
-    opened: int = 0
-    received: int = 0
-    sent: int = 0
-    recoveries: int = 0
-    replayed: int = 0
-    round_trip: float | None = None
-    since: float | None = None
-    last_failure: float | None = None
-    lanes: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    def add_session(self, session: SessionSnapshot) -> None:
-        """Count in how a session is now."""
-        self.connected += session.state == STATES[0]
-        self.lanes.update(_way_of(lane) for lane in session.lanes if lane.connected)
-        self.streams += session.open_streams
-        self.queued += session.queued_bytes
-        self.outbox += sum(lane.outbox_bytes for lane in session.lanes)
-        self.outbox_limit += sum(lane.outbox_limit for lane in session.lanes)
-        if session.round_trip_s is not None:
-            self.round_trip = max(self.round_trip or 0.0, session.round_trip_s)
-        self.since = min(self.since or session.since, session.since)
-        if session.last_failure is not None:
-            self.last_failure = max(self.last_failure or 0.0, session.last_failure.at)
-
-    def add_totals(self, totals: Totals) -> None:
-        """Count in what all its sessions have carried so far."""
-        self.opened += totals.streams
-        self.received += totals.bytes_received
-        self.sent += totals.bytes_sent
-        self.recoveries += totals.recoveries
-        self.replayed += totals.replayed_bytes
-
-
-class SnapshotCollector(Collector):
-    """Makes metric families of one snapshot each time it is asked."""
-
-    def __init__(self, look: Callable[[], Snapshot], events: Events, max_clients: int) -> None:
+    def __init__(self, look: Look, events: Events, max_clients: int) -> None:
         self._look = look
         self._events = events
         self._max_clients = max_clients
@@ -115,14 +65,14 @@ class SnapshotCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families."""
-        snapshot = self._look()
-        yield from _whole(snapshot)
-        yield from self._peers(snapshot)
+        sums = self._look(self._label_of)
+        yield from _whole(sums)
+        yield from _peers(sums)
         yield from _happened(self._events)
-        if isinstance(snapshot, ServerSnapshot):
-            yield from _server(snapshot, self._events)
+        if sums.handshakes is not None:
+            yield from _server(sums.handshakes, self._events)
         else:
-            yield from self._client(snapshot)
+            yield from self._client(sums.servers)
 
     def _label_of(self, name: str) -> str:
         """Return the label of a client's name, or of a server's URL."""
@@ -136,51 +86,7 @@ class SnapshotCollector(Collector):
             self._labels[name] = label
         return label
 
-    def _peers(self, snapshot: Snapshot) -> Iterator[Metric]:
-        """Yield what each client of a server, or each server of a client, has of its own."""
-        peers: dict[str, _Peer] = {}
-        for each in snapshot.peers:
-            peers.setdefault(self._label_of(each.name), _Peer()).add_totals(each.totals)
-        for session in snapshot.sessions:
-            peers.setdefault(self._label_of(session.peer), _Peer()).add_session(session)
-        one = "client" if isinstance(snapshot, ServerSnapshot) else "server"
-        gauges: tuple[tuple[str, str, Callable[[_Peer], float | None]], ...] = (
-            ("connected", "Sessions that are on a connection", lambda peer: peer.connected),
-            ("streams", "Streams that are open", lambda peer: peer.streams),
-            ("queued_bytes", "Payload that waits to be sent", lambda peer: peer.queued),
-            ("outbox_bytes", "Memory of what was sent and not acknowledged", lambda peer: peer.outbox),
-            ("outbox_limit_bytes", "The bound of that", lambda peer: peer.outbox_limit),
-            ("round_trip_seconds", "Round trip of a sealed PING, smoothed", lambda peer: peer.round_trip),
-            ("session_start_timestamp_seconds", "When its session began", lambda peer: peer.since),
-            ("lane_lost_timestamp_seconds", "When a connection was lost last", lambda peer: peer.last_failure),
-        )
-        counters: tuple[tuple[str, str, Callable[[_Peer], float]], ...] = (
-            ("streams_opened", "Streams that were opened, by either end", lambda peer: peer.opened),
-            ("received_bytes", "Payload that came from it", lambda peer: peer.received),
-            ("sent_bytes", "Payload that was sent to it", lambda peer: peer.sent),
-            ("recoveries", "Connections that were lost and followed by another one", lambda peer: peer.recoveries),
-            ("replayed_bytes", "Bytes that were sent again after that", lambda peer: peer.replayed),
-        )
-        lanes = GaugeMetricFamily(
-            f"qanat_{one}_lanes", f"Connections that carry its session, by {one}.", labels=(one, *_WAY)
-        )
-        for label, peer in peers.items():
-            for way, number in sorted(peer.lanes.items()):
-                lanes.add_metric((label, *way), number)
-        yield lanes
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(f"qanat_{one}_{name}", f"{text}, by {one}.", labels=(one,))
-            for label, peer in peers.items():
-                if (figure := value(peer)) is not None:
-                    gauge.add_metric((label,), figure)
-            yield gauge
-        for name, text, count in counters:
-            counter = CounterMetricFamily(f"qanat_{one}_{name}", f"{text}, by {one}.", labels=(one,))
-            for label, peer in peers.items():
-                counter.add_metric((label,), count(peer))
-            yield counter
-
-    def _client(self, snapshot: ClientSnapshot) -> Iterator[Metric]:
+    def _client(self, servers: Iterable[ConnectionSnapshot]) -> Iterator[Metric]:
         yield _tally(
             "qanat_connect_failures",
             "Tries to connect to a server that came to nothing, by what kept them.",
@@ -201,7 +107,7 @@ class SnapshotCollector(Collector):
             "Since when it is in its state, by server.",
             labels=("server",),
         )
-        for server in snapshot.servers:
+        for server in servers:
             label = self._label_of(server.url)
             if label == OTHER:
                 continue
@@ -215,50 +121,87 @@ class SnapshotCollector(Collector):
         yield from (state, since, failure, again)
 
 
-def _whole(snapshot: Snapshot) -> Iterator[Metric]:
+def _whole(sums: Sums) -> Iterator[Metric]:
     """Yield what a server and a client have in common."""
-    sessions, totals = snapshot.sessions, snapshot.totals
-    lanes = [lane for session in sessions for lane in session.lanes]
-    name = snapshot.node if isinstance(snapshot, ServerSnapshot) else snapshot.name
+    total = sums.total
     info = GaugeMetricFamily("qanat_info", "Who this is.", labels=("role", "name", "version"))
-    info.add_metric((snapshot.role, name, snapshot.agent.rpartition(" ")[2]), 1)
+    info.add_metric((sums.role, sums.name, sums.version), 1)
     yield info
-    yield _by_word("qanat_sessions", "Sessions, by state.", "state", STATES, [each.state for each in sessions])
-    yield _by_word(
-        "qanat_forwards", "Forwards, by state.", "state", FORWARD_STATES, [each.state for each in snapshot.forwards]
-    )
-    carrying = Counter(_way_of(lane) for lane in lanes if lane.connected)
+    sessions = (total(lambda peer: peer.connected), total(lambda peer: peer.waiting))
+    yield _by_word("qanat_sessions", "Sessions, by state.", "state", STATES, dict(zip(STATES, sessions, strict=True)))
+    yield _by_word("qanat_forwards", "Forwards, by state.", "state", FORWARD_STATES, sums.forwards)
     family = GaugeMetricFamily(
         "qanat_lanes",
         "Connections that carry sessions, by transport and by whether a proxy is known to be on the way.",
         labels=_WAY,
     )
-    for labels, count in sorted(carrying.items()):
+    for labels, count in sorted(sums.lanes.items()):
         family.add_metric(labels, count)
     yield family
     for gauge, text, value in (
-        ("lanes_detached", "Lanes that wait for a connection.", sum(not lane.connected for lane in lanes)),
-        ("streams", "Streams that are open.", sum(each.open_streams for each in sessions)),
-        ("queued_bytes", "Payload that waits to be sent.", sum(each.queued_bytes for each in sessions)),
-        ("outbox_bytes", "Memory of what was sent and not acknowledged.", sum(lane.outbox_bytes for lane in lanes)),
-        ("outbox_limit_bytes", "The bound of that.", sum(lane.outbox_limit for lane in lanes)),
+        ("lanes_detached", "Lanes that wait for a connection.", total(lambda peer: peer.detached)),
+        ("streams", "Streams that are open.", total(lambda peer: peer.streams)),
+        ("queued_bytes", "Payload that waits to be sent.", total(lambda peer: peer.queued)),
+        ("outbox_bytes", "Memory of what was sent and not acknowledged.", total(lambda peer: peer.outbox)),
+        ("outbox_limit_bytes", "The bound of that.", total(lambda peer: peer.outbox_limit)),
         (
             "outbox_fill_ratio",
             "How full the fullest outbox of a lane is: streams wait at 1.",
-            max((lane.outbox_bytes / lane.outbox_limit for lane in lanes if lane.outbox_limit), default=0.0),
+            max((peer.fullest for peer in sums.peers.values()), default=0.0),
         ),
-        ("threads", "Threads of this process.", snapshot.threads),
-        ("troubles", "What does not move though it should.", len(snapshot.troubles)),
+        ("threads", "Threads of this process.", sums.threads),
+        ("troubles", "What does not move though it should.", sums.troubles),
     ):
         yield GaugeMetricFamily(f"qanat_{gauge}", text, value)
     for counter, text, value in (
-        ("sessions_begun", "Sessions that have begun.", totals.sessions),
-        ("streams_opened", "Streams that were opened, by either end.", totals.streams),
-        ("received_bytes", "Payload that came through the tunnel.", totals.bytes_received),
-        ("sent_bytes", "Payload that was sent into the tunnel.", totals.bytes_sent),
-        ("replayed_bytes", "Bytes that were sent again, on another connection.", totals.replayed_bytes),
+        ("sessions_begun", "Sessions that have begun.", sums.sessions_begun),
+        ("streams_opened", "Streams that were opened, by either end.", total(lambda peer: peer.opened)),
+        ("received_bytes", "Payload that came through the tunnel.", total(lambda peer: peer.received)),
+        ("sent_bytes", "Payload that was sent into the tunnel.", total(lambda peer: peer.sent)),
+        ("replayed_bytes", "Bytes that were sent again, on another connection.", total(lambda peer: peer.replayed)),
     ):
         yield CounterMetricFamily(f"qanat_{counter}", text, value)
+
+
+def _peers(sums: Sums) -> Iterator[Metric]:
+    """Yield what each client of a server, or each server of a client, has of its own."""
+    peers = sums.peers
+    one = "client" if sums.role == "server" else "server"
+    gauges: tuple[tuple[str, str, Callable[[PeerSums], float | None]], ...] = (
+        ("connected", "Sessions that are on a connection", lambda peer: peer.connected),
+        ("streams", "Streams that are open", lambda peer: peer.streams),
+        ("queued_bytes", "Payload that waits to be sent", lambda peer: peer.queued),
+        ("outbox_bytes", "Memory of what was sent and not acknowledged", lambda peer: peer.outbox),
+        ("outbox_limit_bytes", "The bound of that", lambda peer: peer.outbox_limit),
+        ("round_trip_seconds", "Round trip of a sealed PING, smoothed", lambda peer: peer.round_trip),
+        ("session_start_timestamp_seconds", "When its session began", lambda peer: peer.since),
+        ("lane_lost_timestamp_seconds", "When a connection was lost last", lambda peer: peer.last_failure),
+    )
+    counters: tuple[tuple[str, str, Callable[[PeerSums], float]], ...] = (
+        ("streams_opened", "Streams that were opened, by either end", lambda peer: peer.opened),
+        ("received_bytes", "Payload that came from it", lambda peer: peer.received),
+        ("sent_bytes", "Payload that was sent to it", lambda peer: peer.sent),
+        ("recoveries", "Connections that were lost and followed by another one", lambda peer: peer.recoveries),
+        ("replayed_bytes", "Bytes that were sent again after that", lambda peer: peer.replayed),
+    )
+    lanes = GaugeMetricFamily(
+        f"qanat_{one}_lanes", f"Connections that carry its session, by {one}.", labels=(one, *_WAY)
+    )
+    for label, peer in peers.items():
+        for way, number in sorted(peer.lanes.items()):
+            lanes.add_metric((label, *way), number)
+    yield lanes
+    for name, text, value in gauges:
+        gauge = GaugeMetricFamily(f"qanat_{one}_{name}", f"{text}, by {one}.", labels=(one,))
+        for label, peer in peers.items():
+            if (figure := value(peer)) is not None:
+                gauge.add_metric((label,), figure)
+        yield gauge
+    for name, text, count in counters:
+        counter = CounterMetricFamily(f"qanat_{one}_{name}", f"{text}, by {one}.", labels=(one,))
+        for label, peer in peers.items():
+            counter.add_metric((label,), count(peer))
+        yield counter
 
 
 def _happened(events: Events) -> Iterator[Metric]:
@@ -285,8 +228,7 @@ def _happened(events: Events) -> Iterator[Metric]:
     )
 
 
-def _server(snapshot: ServerSnapshot, events: Events) -> Iterator[Metric]:
-    handshakes = snapshot.handshakes
+def _server(handshakes: HandshakesSnapshot, events: Events) -> Iterator[Metric]:
     for name, text, value in (
         ("handshakes_running", "Connections in a handshake.", handshakes.running),
         ("handshakes_limit", "How many there may be at once (limits.handshakes).", handshakes.limit),
@@ -308,16 +250,11 @@ def server_label(name: str) -> str:
     return f"{scheme}{separator}{rest.partition('/')[0]}" if separator else name
 
 
-def _way_of(lane: LaneSnapshot) -> tuple[str, str]:
-    """Return the labels of what carries a lane: a proxy's address would be one more for each of a CDN's thousands."""
-    return lane.transport, "yes" if lane.via else "no"
-
-
-def _by_word(name: str, text: str, label: str, words: Iterable[str], found: Iterable[str]) -> Metric:
+def _by_word(name: str, text: str, label: str, words: Iterable[str], counts: Mapping[str, int]) -> Metric:
     """Return a gauge of how many there are of each word, those of which there is none included."""
-    family, counts = GaugeMetricFamily(name, text, labels=(label,)), Counter(found)
+    family = GaugeMetricFamily(name, text, labels=(label,))
     for word in words:
-        family.add_metric((word,), counts[word])
+        family.add_metric((word,), counts.get(word, 0))
     return family
 
 

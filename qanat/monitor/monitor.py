@@ -16,6 +16,7 @@ from qanat.monitor.http import Handler
 from qanat.monitor.listener import MonitorListener
 from qanat.monitor.page.page import Page
 from qanat.monitor.snapshot import Finding, Snapshot
+from qanat.monitor.sums import Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Source:
 
     snapshot: Callable[[], Snapshot]
     """Takes a snapshot, with all streams; may block for a moment."""
-    figures: Callable[[], Snapshot]
-    """The same without the streams themselves: cheap, however many there are."""
+    sums: Look
+    """Adds up what a scrape needs: cheap, however many sessions and streams there are."""
     events: Events
 
 
@@ -74,4 +75,4 @@ def routes(settings: MonitorSettings, source: Source) -> Mapping[str, Handler]:
     """Return what answers for each path beside the page's."""
     from qanat.monitor.metrics import Metrics  # with a library that nobody else needs
 
-    return {"/metrics": Metrics(source.figures, source.events, settings.max_clients).answer}
+    return {"/metrics": Metrics(source.sums, source.events, settings.max_clients).answer}

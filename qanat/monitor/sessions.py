@@ -10,22 +10,20 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from heapq import nlargest
-from operator import attrgetter
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from itertools import islice
 
 from qanat.base.endpoint_addresses import UdpAddress, UnixAddress
 from qanat.base.errors import ProtocolError
-from qanat.monitor.rates import STALE, rates_of
-from qanat.monitor.snapshot import Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot, Totals
-from qanat.mux.figures import LaneFigures, StreamFigures
+from qanat.monitor.rates import STALE, Rates
+from qanat.monitor.snapshot import Counts, Failure, LaneSnapshot, SessionSnapshot, StreamSnapshot, Totals, is_telling
+from qanat.mux.figures import LaneFigures
+from qanat.mux.lane import Lane
 from qanat.mux.stream import Stream
 from qanat.session.messages import Connect, Measure, Through, decode_request
 from qanat.session.places import Tally
-from qanat.session.session import Session
-
-_FIGURES_OF_TOTALS = attrgetter(*(field.name for field in fields(Totals)))
+from qanat.session.session import Session, tally_of
 
 
 def public_id(session_id: bytes) -> str:
@@ -35,23 +33,44 @@ def public_id(session_id: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a look at many sessions has to have: with fewer streams it is cheaper, and so is whatever is made of it."""
+    """What a look at many sessions has to show: with less it is cheaper, and so is whatever is made of it."""
 
-    sessions: bool = True
-    """Whether a server's sessions are shown at all; a client has few, and shows them always."""
+    sessions: int | None = None
+    """How many of a server's sessions to show, the first by name, beside those of the streams and lanes that are shown;
+    None for all.  A client has few, and shows them always."""
+    streams: int | None = None
+    """How many streams to show, those of the highest rates; None for all."""
+    names: frozenset[str] = frozenset()
+    """Show the sessions of these clients alone, where there are any."""
     rates: bool = True
     """Whether to look at the streams at all; without it there are none, and no rates."""
-    streams: int | None = None
-    """How many of them to show, those of the highest rates; None for all."""
+
+    @property
+    def all(self) -> bool:
+        """Whether all sessions are to be shown."""
+        return self.sessions is None and not self.names
 
 
 EVERYTHING = Wanted()
-BRIEF = Wanted(sessions=False, rates=False, streams=0)
+SUMMARY = Wanted(sessions=0, streams=0)
+"""What all come to: no object is made for each session or stream."""
+BRIEF = Wanted(sessions=0, streams=0, rates=False)
 """Who this is, and what all have carried together."""
-RATES = Wanted(streams=0)
-"""Without the streams themselves."""
-FIGURES = Wanted(rates=False, streams=0)
-"""Without a look at them: cheap, however many there are."""
+
+
+NAMED: Mapping[Session, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a look has found."""
+
+    shown: list[SessionSnapshot]
+    """The sessions that are wanted, in their order."""
+    counts: Counts
+    """What all come to."""
+    tallies: list[Tally]
+    """What each session has carried, shown or not."""
 
 
 class Looks:
@@ -59,7 +78,7 @@ class Looks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the next, and every stream's sample
-        self._looked_at = -STALE
+        self._rates = Rates()
 
     def sample(self, sessions: Iterable[Session]) -> bool:
         """Look at the streams' counts alone, so that `take` LEAST seconds later has rates.
@@ -67,87 +86,113 @@ class Looks:
         Return False, and do nothing, where somebody has looked not long ago.  Blocks as `take` does.
         """
         with self._lock:
-            now = time.monotonic()
-            if now - self._looked_at < STALE:
+            now, rates = time.monotonic(), self._rates
+            if now - rates.looked_at < STALE:
                 return False
-            self._looked_at = now
+            rates.begin(now)
             for session in sessions:
-                for lane in session.lanes.values():
+                for _, lane in session.look()[0]:
                     for stream in lane.streams:
-                        rates_of(stream, stream.figures(), now)
+                        rates.of(stream, *stream.traffic())
             return True
 
-    def take(self, sessions: Mapping[Session, str], wanted: Wanted = EVERYTHING) -> list[SessionSnapshot]:
-        """Return how sessions are now; each comes with what its other end is called, "" for the client's name.
+    def take(
+        self, sessions: Sequence[Session], wanted: Wanted = EVERYTHING, peers: Mapping[Session, str] = NAMED
+    ) -> Taken:
+        """Return how sessions are now; `peers` has what their other ends are called, where that is no client's name.
 
         Blocks while another thread looks; nothing that carries bytes waits for it.
         """
+        found: list[_Found] = []
         with self._lock:
             clock, wall = time.monotonic(), time.time()
-            if wanted.rates:
-                self._looked_at = clock
-            looks = [_look(session, wanted, clock) for session in sessions]
-        if wanted.streams is not None:
-            _keep_busiest(looks, wanted.streams)
-        made = []
-        for (session, peer), look in zip(sessions.items(), looks, strict=True):
-            made.append(_session(session, look, peer, clock, wall))
-        return made
+            rates = self._rates if wanted.rates else None
+            if rates is not None:
+                rates.begin(clock)
+            looks = [_look(session, rates, found) for session in sessions]
+        counts = _count(looks)
+        for _, _, _, number, stream, look in found if wanted.streams is None else nsmallest(wanted.streams, found):
+            look.streams.append((number, stream))
+        shown = _choose_sessions(looks, wanted)
+        made = [_session(look, peers.get(look.session, ""), clock, wall) for look in shown]
+        return Taken(made, counts, [look.tally for look in looks])
 
 
-class _Seen(NamedTuple):
-    """One stream, as it was."""
-
-    stream: Stream
-    figures: StreamFigures
-    lane: int
-    received: float
-    sent: float
+_Found = tuple[float, float, int, int, Stream, "_Look"]
+"""A stream, so that the busiest come first, and of those that are alike the oldest: less its rate, when it was opened,
+a number that no other has; its lane's number."""
 
 
-def _activity(seen: _Seen) -> tuple[float, float]:
-    """Return what the busiest has most of; of those that are alike the oldest comes first."""
-    return seen.received + seen.sent, -seen.figures.opened_at
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Look:
     """One session, as it was."""
 
-    lanes: list[tuple[int, LaneFigures]]
+    session: Session
+    lanes: list[tuple[int, Lane, LaneFigures]]
     tally: Tally
-    received: float
-    sent: float
-    streams: list[_Seen]
+    attached: bool
+    open: int
+    telling: bool
+    """Whether its lanes say more than it does itself."""
+    received: float = 0.0
+    sent: float = 0.0
+    streams: list[tuple[int, Stream]] = field(default_factory=list)
+    """Those to show, with their lanes' numbers."""
 
 
-def _look(session: Session, wanted: Wanted, clock: float) -> _Look:
-    found, tally = session.look()
-    seen = []
-    if wanted.rates:
-        for number, lane, _ in found:
-            for stream in lane.streams:
-                figures = stream.figures()
-                seen.append(_Seen(stream, figures, number, *rates_of(stream, figures, clock)))
-    received, sent = sum(each.received for each in seen), sum(each.sent for each in seen)
-    return _Look([(number, figures) for number, _, figures in found], tally, received, sent, seen)
+def _look(session: Session, rates: Rates | None, found: list[_Found]) -> _Look:
+    """Look at a session, and with `rates` at its streams, which `found` gets."""
+    lanes, tally = session.look()
+    look = _Look(session, [], tally, False, 0, False)
+    for number, lane in lanes:
+        figures = lane.figures()
+        look.lanes.append((number, lane, figures))
+        look.tally = look.tally.plus(tally_of(figures))
+        look.attached |= figures.attached
+        look.open += figures.open
+        look.telling |= is_telling(number, figures.outbox, figures.outbox_limit)
+        if rates is None:
+            continue
+        for stream in lane.streams:
+            moved_in, moved_out, opened_at = stream.traffic()
+            received, sent = rates.of(stream, moved_in, moved_out, opened_at)
+            if received or sent:
+                look.received += received
+                look.sent += sent
+            found.append((-received - sent, opened_at, len(found), number, stream, look))
+    return look
 
 
-def _keep_busiest(looks: Sequence[_Look], most: int) -> None:
-    found = (seen for look in looks for seen in look.streams)
-    shown = {id(seen.stream) for seen in nlargest(most, found, key=_activity)}
-    for look in looks:
-        look.streams = [seen for seen in look.streams if id(seen.stream) in shown]
+def _count(looks: Sequence[_Look]) -> Counts:
+    return Counts(
+        sessions=len(looks),
+        connected=sum(look.attached for look in looks),
+        away=tuple(look.session.name for look in looks if not look.attached),
+        streams=sum(look.open for look in looks),
+        rate_received=sum(look.received for look in looks),
+        rate_sent=sum(look.sent for look in looks),
+        telling_lanes=sum(len(look.lanes) for look in looks if look.telling),
+    )
 
 
-def _session(session: Session, look: _Look, peer: str, clock: float, wall: float) -> SessionSnapshot:
-    found, tally = look.lanes, look.tally
-    lanes = tuple(_lane(session, number, figures, wall - clock) for number, figures in found)
+def _choose_sessions(looks: list[_Look], wanted: Wanted) -> list[_Look]:
+    if wanted.names:
+        return [look for look in looks if look.session.name in wanted.names]
+    if wanted.sessions is None:
+        return looks
+    chosen = {id(look) for look in nsmallest(wanted.sessions, looks, key=lambda look: look.session.name)}
+    chosen.update(id(look) for look in islice((look for look in looks if look.telling), wanted.sessions))
+    return [look for look in looks if look.streams or id(look) in chosen]
+
+
+def _session(look: _Look, peer: str, clock: float, wall: float) -> SessionSnapshot:
+    session, tally = look.session, look.tally
+    lanes = tuple([_lane(session, number, figures, wall - clock) for number, _, figures in look.lanes])
     carrying = [lane for lane in lanes if lane.connected]
     shown = (carrying or lanes)[:1]
-    lost_at = max((figures.changed_at for _, figures in found), default=clock)
+    lost_at = max((figures.changed_at for _, _, figures in look.lanes), default=clock)
     failure = session.last_failure
-    recoveries = [figures.last_recovery for _, figures in found if figures.last_recovery is not None]
+    recoveries = [figures.last_recovery for _, _, figures in look.lanes if figures.last_recovery is not None]
     return SessionSnapshot(
         id=public_id(session.id),
         name=session.name,
@@ -160,7 +205,7 @@ def _session(session: Session, look: _Look, peer: str, clock: float, wall: float
         agent=session.agent,
         round_trip_s=min((each.round_trip_s for each in carrying if each.round_trip_s is not None), default=None),
         lanes=lanes,
-        streams=tuple(_stream(session.name, each, clock, wall) for each in look.streams),
+        streams=tuple([_stream(session.name, number, stream, clock, wall) for number, stream in look.streams]),
         bytes_received=tally.received,
         bytes_sent=tally.sent,
         queued_bytes=sum(lane.queued_bytes for lane in lanes),
@@ -170,7 +215,7 @@ def _session(session: Session, look: _Look, peer: str, clock: float, wall: float
         last_failure=None if failure is None else Failure(failure.at, failure.text),
         streams_opened=tally.streams,
         measures=session.measures,
-        open_streams=sum(figures.open for _, figures in found),
+        open_streams=look.open,
         rate_received=look.received,
         rate_sent=look.sent,
         peer=peer or session.name,
@@ -180,17 +225,6 @@ def _session(session: Session, look: _Look, peer: str, clock: float, wall: float
 def totals_of(tally: Tally, *, sessions: int) -> Totals:
     """Return what so many sessions have carried together.  Pure."""
     return Totals(sessions, tally.streams, tally.received, tally.sent, tally.recoveries, tally.replayed)
-
-
-def sum_of(several: Iterable[Totals]) -> Totals:
-    """Return the sum.  Pure."""
-    found = [_FIGURES_OF_TOTALS(totals) for totals in several]
-    return Totals(*map(sum, zip(*found, strict=True))) if found else Totals()
-
-
-def tally_of(shown: SessionSnapshot) -> Tally:
-    """Return what a session has carried, as its snapshot says.  Pure."""
-    return Tally(shown.bytes_received, shown.bytes_sent, shown.streams_opened, shown.recoveries, shown.replayed_bytes)
 
 
 def _lane(session: Session, number: int, figures: LaneFigures, offset: float) -> LaneSnapshot:
@@ -213,8 +247,8 @@ def _lane(session: Session, number: int, figures: LaneFigures, offset: float) ->
     )
 
 
-def _stream(name: str, seen: _Seen, clock: float, wall: float) -> StreamSnapshot:
-    stream, figures, lane, received, sent = seen
+def _stream(name: str, lane: int, stream: Stream, clock: float, wall: float) -> StreamSnapshot:
+    figures, sample = stream.figures(), stream.sample
     kind, origin, to = _ends_of(stream)
     age = max(0.0, clock - figures.opened_at)
     return StreamSnapshot(
@@ -227,8 +261,8 @@ def _stream(name: str, seen: _Seen, clock: float, wall: float) -> StreamSnapshot
         age_s=age,
         bytes_received=figures.received,
         bytes_sent=figures.sent,
-        rate_received=received,
-        rate_sent=sent,
+        rate_received=0.0 if sample is None else sample[2],
+        rate_sent=0.0 if sample is None else sample[3],
         queued_bytes=figures.queued,
         inbox_bytes=figures.inbox,
         peer_takes_no_more=figures.peer_takes_no_more,

@@ -171,6 +171,28 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What all sessions of a server come to, where a snapshot shows some of them."""
+
+    sessions: int
+    connected: int
+    away: tuple[str, ...]
+    """The names of those that have no connection."""
+    streams: int
+    """How many are open on the wire."""
+    rate_received: float
+    rate_sent: float
+    telling_lanes: int
+    """How many lanes there are in sessions of which one is telling (`is_telling`)."""
+    forwards: int = 0
+
+
+def is_telling(index: int, outbox: int, limit: int) -> bool:
+    """Return whether a lane says more than its session does: there are several, or its retransmit buffer is full."""
+    return index > 0 or outbox >= limit > 0
+
+
+@dataclass(frozen=True, slots=True)
 class PeerTotals:
     """The same for one client of a server, which may have no session now, or one server of a client."""
 
@@ -243,9 +265,11 @@ class ServerSnapshot(_Whole):
     troubles: tuple[str, ...] = ()
     """What does not move though it should; empty while all lanes do."""
     peers: tuple[PeerTotals, ...] = ()
-    """What each client has carried, in the configuration's order."""
+    """What each client has carried, in the configuration's order; empty where not all sessions were asked for."""
     findings: tuple[Finding, ...] = ()
     """What is wrong, the worst first; known to an end that has `monitor:` alone."""
+    counts: Counts | None = None
+    """What all sessions come to, where not all were asked for."""
     version: int = VERSION
     role: str = "server"
 

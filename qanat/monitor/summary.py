@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import time
 
-from qanat.monitor.snapshot import ClientSnapshot, ConnectionSnapshot, ServerSnapshot, SessionSnapshot, Snapshot
+from qanat.monitor.snapshot import (
+    ClientSnapshot,
+    ConnectionSnapshot,
+    Counts,
+    ServerSnapshot,
+    SessionSnapshot,
+    Snapshot,
+    is_telling,
+)
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _CONNECTED = frozenset({"connected", "standby"})
@@ -43,11 +51,35 @@ def format_moment(at: float, now: float) -> str:
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", moment)
 
 
+def counts_of(snapshot: Snapshot) -> Counts:
+    """Return what all sessions come to, of which the snapshot may show some."""
+    if isinstance(snapshot, ServerSnapshot) and snapshot.counts is not None:
+        return snapshot.counts
+    sessions = snapshot.sessions
+    received, sent = (sum(rates) for rates in zip((0.0, 0.0), *map(_rates_of, sessions), strict=True))
+    away = tuple(each.name for each in sessions if each.state != "connected")
+    return Counts(
+        sessions=len(sessions),
+        connected=len(sessions) - len(away),
+        away=away,
+        streams=sum(map(count_streams, sessions)),
+        rate_received=received,
+        rate_sent=sent,
+        telling_lanes=sum(len(each.lanes) for each in sessions if is_telling_session(each)),
+        forwards=len(snapshot.forwards),
+    )
+
+
+def is_telling_session(session: SessionSnapshot) -> bool:
+    """Return whether its lanes say more than it does itself."""
+    return any(is_telling(lane.index, lane.outbox_bytes, lane.outbox_limit) for lane in session.lanes)
+
+
 def problems_of(snapshot: Snapshot) -> tuple[str, ...]:
     """Return what is not as it should be, a phrase for each; empty when all is well."""
     found = [*snapshot.troubles]
     if isinstance(snapshot, ServerSnapshot):
-        found += (f"{each.name} is away" for each in snapshot.sessions if each.state != "connected")
+        found += (f"{name} is away" for name in counts_of(snapshot).away)
     else:
         found += (_of_connection(each, snapshot.taken_at) for each in snapshot.servers if each.state not in _CONNECTED)
     found += (f"{each.listen}: {each.failure or each.state}" for each in snapshot.forwards if each.state == "failed")
@@ -56,17 +88,16 @@ def problems_of(snapshot: Snapshot) -> tuple[str, ...]:
 
 def summary_of(snapshot: Snapshot) -> str:
     """Return how it is in one line, for `systemctl status` and for who has many to look at."""
-    received, sent = (sum(rates) for rates in zip((0.0, 0.0), *map(_rates_of, snapshot.sessions), strict=True))
+    counts = counts_of(snapshot)
     if isinstance(snapshot, ServerSnapshot):
-        connected = sum(each.state == "connected" for each in snapshot.sessions)
-        parts = [f"{_count(connected, 'client')} connected"]
-        if connected < len(snapshot.sessions):
-            parts.append(f"{len(snapshot.sessions) - connected} away")
+        parts = [f"{_count(counts.connected, 'client')} connected"]
+        if counts.away:
+            parts.append(f"{len(counts.away)} away")
     else:
         parts = [_of_connection(each, snapshot.taken_at) for each in snapshot.servers if each.state != "standby"]
-    parts.append(_count(sum(map(count_streams, snapshot.sessions)), "stream"))
-    if received or sent:
-        parts.append(f"{format_bytes(received)}/s received, {format_bytes(sent)}/s sent")
+    parts.append(_count(counts.streams, "stream"))
+    if counts.rate_received or counts.rate_sent:
+        parts.append(f"{format_bytes(counts.rate_received)}/s received, {format_bytes(counts.rate_sent)}/s sent")
     parts += snapshot.troubles
     return "; ".join(parts)
 

@@ -94,8 +94,8 @@ class Stream:
         self.target: TcpAddress | UdpAddress | UnixAddress | None = None
         """What the peer has named for it to reach, which is judged again when the rules change."""
         self.ends: tuple[str, str, str] | None = None
-        self.sample: tuple[float, int, int, float, float] | None = None
-        """What `qanat.monitor` remembers of it: what its request said, and when it was looked at last."""
+        self.sample: tuple[int, int, float, float] | None = None
+        """What `qanat.monitor` remembers of it: what its request said, and its counts and rates at the last look."""
         self._lane = lane
         self._lock = lane.lock
         self._core = lane.core
@@ -139,6 +139,15 @@ class Stream:
     def counts(self) -> tuple[int, int]:
         """Bytes sent to and received from the peer so far."""
         return self._state.sent, self._state.window.received
+
+    def traffic(self) -> tuple[int, int, float]:
+        """Return the bytes received and sent, and when it was opened.  As `figures`, for whoever looks at thousands."""
+        state = self._state
+        return (
+            state.window.received + state.datagram_bytes_received,
+            state.sent + state.datagram_bytes_sent,
+            state.opened_at,
+        )
 
     def figures(self) -> StreamFigures:
         """Return how it is.  Without the lane's lock, so its counts may be of moments that lie microseconds apart."""

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakSet
@@ -15,14 +15,16 @@ from qanat.base.sockets import format_address
 from qanat.base.version import __version__
 from qanat.config.server_settings import ServerSettings
 from qanat.monitor.process import STARTED_AT, count_threads, resident_bytes
-from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, sum_of, tally_of, totals_of
+from qanat.monitor.sessions import EVERYTHING, Looks, Wanted, totals_of
 from qanat.monitor.snapshot import ForwardSnapshot, HandshakesSnapshot, PeerTotals, ServerSnapshot
+from qanat.monitor.sums import Sums
 from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Registry
 from qanat.session.places import Tally
-from qanat.session.session import Session
+
+_NOTHING = Tally()
 
 
 class ServerObservation:
@@ -36,7 +38,7 @@ class ServerObservation:
         self._registry = registry
         self._front_door = front_door
         self._looks = Looks()
-        self._counting = threading.Lock()  # guards the next two
+        self._counting = threading.Lock()  # guards the next three
         self._past: dict[str, Tally] = {}  # of sessions that are over, by client
         self._begun: Counter[str] = Counter()  # likewise
         self._over: WeakSet[ServerSession] = WeakSet()  # which are counted in `_past`
@@ -50,31 +52,43 @@ class ServerObservation:
         """Count in what a session has carried that is over now."""
         tally = session.tally()
         with self._counting:
-            self._past.setdefault(session.name, Tally()).add(tally)
+            self._past[session.name] = self._past.get(session.name, _NOTHING).plus(tally)
             self._over.add(session)
 
     def sample(self) -> bool:
         """Look at the streams' counts alone, as `Looks.sample`."""
         return self._looks.sample(self._registry.sessions)
 
+    def sums(self, settings: ServerSettings, troubles: tuple[str, ...], label_of: Callable[[str], str]) -> Sums:
+        """Return what there is of each client, by its label.  Does not block."""
+        live = self._registry.sessions
+        past, begun, over = self._counted()
+        sums = Sums("server", self._node, label_of, troubles=len(troubles), sessions_begun=begun.total())
+        for name in _names(settings, begun, past):
+            sums.of(name)  # in this order they get labels
+        for name, tally in past.items():
+            sums.of(name).add_tally(tally)
+        for session in live:
+            sums.add_session(session, session.name, counted=session not in over)
+            sums.forwards["listening"] += len(session.listening)
+        sums.handshakes = _handshakes(self._front_door.admission, settings)
+        return sums
+
     def snapshot(
         self, settings: ServerSettings, troubles: tuple[str, ...] = (), wanted: Wanted = EVERYTHING
     ) -> ServerSnapshot:
         """Return how the server is now.  Blocks only while another thread does the same."""
         live = self._registry.sessions
-        if wanted.sessions:
-            unnamed: dict[Session, str] = dict.fromkeys(live, "")
-            sessions = tuple(self._looks.take(unnamed, wanted))
-            carried = {session: tally_of(shown) for session, shown in zip(live, sessions, strict=True)}
-        else:
-            sessions, carried = (), {session: session.tally() for session in live}
-        peers = self._peers(carried, settings)
-        listening = tuple(map(format_address, self._front_door.addresses))
-        forwards = tuple(
-            ForwardSnapshot("remote", place, "", session.name, "listening")
+        taken = self._looks.take(live, wanted)
+        past, begun, over = self._counted()
+        carried = [(one.name, tally) for one, tally in zip(live, taken.tallies, strict=True) if one not in over]
+        total = Tally(*map(sum, zip(_NOTHING, *past.values(), *(tally for _, tally in carried), strict=True)))
+        forwards = [
+            (session.name, place)
             for session in live
+            if not wanted.names or session.name in wanted.names
             for _, place in session.listening
-        )
+        ]
         return ServerSnapshot(
             node=self._node,
             agent=f"qanat {__version__}",
@@ -83,29 +97,45 @@ class ServerObservation:
             taken_at=time.time(),
             config=None if self.config is None else str(self.config),
             fingerprint=self._fingerprint,
-            listening=listening,
-            sessions=sessions,
-            forwards=forwards,
+            listening=tuple(map(format_address, self._front_door.addresses)),
+            sessions=tuple(taken.shown),
+            forwards=tuple(
+                ForwardSnapshot("remote", place, "", name, "listening") for name, place in forwards[: wanted.sessions]
+            ),
             handshakes=_handshakes(self._front_door.admission, settings),
-            totals=sum_of(each.totals for each in peers),
-            peers=peers,
+            totals=totals_of(total, sessions=begun.total()),
+            peers=_peers(settings, begun, past, carried) if wanted.all else (),
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,
+            counts=None if wanted.all or wanted.names else replace(taken.counts, forwards=len(forwards)),
         )
 
-    def _peers(self, live: Mapping[ServerSession, Tally], settings: ServerSettings) -> tuple[PeerTotals, ...]:
-        """Return what each client has carried: those of the configuration in its order, then former ones."""
+    def _counted(self) -> tuple[dict[str, Tally], Counter[str], set[ServerSession]]:
+        """Return what sessions that are over have carried, how many began, and which are over since."""
         with self._counting:
-            tallies = {name: replace(tally) for name, tally in self._past.items()}
-            begun = dict(self._begun)
-            counted = [(session.name, tally) for session, tally in live.items() if session not in self._over]
-        for name, tally in counted:
-            tallies.setdefault(name, Tally()).add(tally)
-        names = dict.fromkeys([*(client.name for client in settings.clients), *begun, *tallies])
-        return tuple(
-            PeerTotals(name, totals_of(tallies.get(name, Tally()), sessions=begun.get(name, 0))) for name in names
-        )
+            return dict(self._past), Counter(self._begun), set(self._over)
+
+
+def _names(settings: ServerSettings, begun: Mapping[str, int], past: Mapping[str, Tally]) -> dict[str, None]:
+    """Return the clients of the configuration in its order, then former ones."""
+    return dict.fromkeys([*(client.name for client in settings.clients), *begun, *past])
+
+
+def _peers(
+    settings: ServerSettings,
+    begun: Mapping[str, int],
+    past: Mapping[str, Tally],
+    carried: Sequence[tuple[str, Tally]],
+) -> tuple[PeerTotals, ...]:
+    """Return what each client has carried."""
+    tallies = dict(past)
+    for name, tally in carried:
+        tallies[name] = tallies.get(name, _NOTHING).plus(tally)
+    names = _names(settings, begun, tallies)
+    return tuple(
+        PeerTotals(name, totals_of(tallies.get(name, _NOTHING), sessions=begun.get(name, 0))) for name in names
+    )
 
 
 def _handshakes(admission: Admission, settings: ServerSettings) -> HandshakesSnapshot:

@@ -39,9 +39,10 @@ from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello,
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
 from qanat.monitor.monitor import Monitor, Source, open_monitor
-from qanat.monitor.sessions import EVERYTHING, FIGURES, RATES, Wanted
+from qanat.monitor.sessions import EVERYTHING, SUMMARY, Wanted
 from qanat.monitor.snapshot import ServerSnapshot
 from qanat.monitor.summary import summary_of
+from qanat.monitor.sums import Sums
 from qanat.monitor.watchdog import ServiceReporter, Watchdog
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
@@ -249,7 +250,7 @@ class Server:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
         if self.settings.audit is not None:
             self.audit.use(AuditFile(self.settings.audit))
-        source = Source(self.snapshot, partial(self.snapshot, FIGURES), self.events)
+        source = Source(self.snapshot, self._sums, self.events)
         self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
         try:
             self.front_door.start()
@@ -278,6 +279,9 @@ class Server:
         if path is not None and self._control is None:
             self._control = ControlSocket(path, self._watcher, self.commands)
             self._control.start()
+
+    def _sums(self, label_of: Callable[[str], str]) -> Sums:
+        return self.observation.sums(self.settings, self.watchdog.look(0.1), label_of)
 
     def snapshot(self, wanted: Wanted = EVERYTHING) -> ServerSnapshot:
         """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
@@ -653,7 +657,7 @@ def run_server(
     server.observation.config = None if reloader is None else reloader.path
     server.start()
     server.open_control()
-    reporter = ServiceReporter(server.watchdog.look, lambda: summary_of(server.snapshot(RATES)))
+    reporter = ServiceReporter(server.watchdog.look, lambda: summary_of(server.snapshot(SUMMARY)))
     try:
         with nullcontext() if reloader is None else reloader.serving(settings, server.apply, server.watcher):
             if reloader is not None:

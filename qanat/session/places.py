@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import add
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,7 @@ class PastFailure:
     text: str
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(NamedTuple):
     """What lanes that are over have carried, in bytes, and their streams, recoveries and replayed bytes."""
 
     received: int = 0
@@ -34,10 +35,6 @@ class Tally:
     recoveries: int = 0
     replayed: int = 0
 
-    def add(self, other: Tally) -> None:
-        """Count `other` in."""
-        self.received += other.received
-        self.sent += other.sent
-        self.streams += other.streams
-        self.recoveries += other.recoveries
-        self.replayed += other.replayed
+    def plus(self, other: Tally) -> Tally:
+        """Return both together."""
+        return Tally(*map(add, self, other))

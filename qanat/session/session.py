@@ -14,7 +14,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from qanat.base.cancel import Cancel
@@ -153,19 +152,17 @@ class Session(ABC):
         """Return where the pipe of this lane leads, or led when it had one last; None before the first."""
         return self._places.get(number)
 
-    def look(self) -> tuple[list[tuple[int, Lane, LaneFigures]], Tally]:
-        """Return how each lane is, by number, and what all have carried so far, those that are over included."""
+    def look(self) -> tuple[tuple[tuple[int, Lane], ...], Tally]:
+        """Return its lanes by number, and what those that are over have carried, as of one moment."""
         with self._lock:
-            lanes = sorted(self._lanes.items())
-            total = replace(self._past)
-        found = [(number, lane, lane.figures()) for number, lane in lanes]
-        for _, _, figures in found:
-            total.add(_tally_of(figures))
-        return found, total
+            return tuple(sorted(self._lanes.items())), self._past
 
     def tally(self) -> Tally:
         """Return what all its lanes have carried so far, those that are over included."""
-        return self.look()[1]
+        lanes, total = self.look()
+        for _, lane in lanes:
+            total = total.plus(tally_of(lane.figures()))
+        return total
 
     def _shrink(self) -> bool:
         """Give back what no lane needs now; return whether there is more."""
@@ -305,7 +302,7 @@ class Session(ABC):
             if self._lanes.get(number) is lane:
                 del self._lanes[number]
                 self._places.pop(number, None)
-                self._past.add(_tally_of(lane.figures()))
+                self._past = self._past.plus(tally_of(lane.figures()))
         lane.end(Reason.SESSION_ENDED, why)
         self._close_last_lane()
 
@@ -547,7 +544,8 @@ def _misplaced(message: bytes) -> None:
     raise ProtocolError("a control message on another lane than the first")
 
 
-def _tally_of(figures: LaneFigures) -> Tally:
+def tally_of(figures: LaneFigures) -> Tally:
+    """Return what a lane has carried, of its figures.  Pure."""
     return Tally(figures.received, figures.sent, figures.opened, figures.recoveries, figures.replayed)
 
 

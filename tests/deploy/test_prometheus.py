@@ -20,7 +20,7 @@ from qanat.base.events import Events
 from qanat.base.request_head import RequestHead
 from qanat.monitor.metrics import Metrics
 from tests.support.machine.programs import require_program
-from tests.support.snapshots import client, server, session
+from tests.support.snapshots import client, server, session, summing
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "prometheus-rules.yml"
@@ -59,7 +59,7 @@ def exported() -> set[str]:
     head = RequestHead("GET", "/metrics", (("host", "localhost"),), "1.1", b"")
     names: set[str] = set()
     for snapshot in (server(session("a")), client(session("a", peer="wss://b/"), urls=("wss://b/",))):
-        text = Metrics(lambda snapshot=snapshot: snapshot, Events(), 50).answer(head).body.decode()
+        text = Metrics(summing(snapshot), Events(), 50).answer(head).body.decode()
         for family in text_string_to_metric_families(text):
             names |= {sample.name for sample in family.samples}
     return names

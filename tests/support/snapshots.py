@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -14,6 +16,9 @@ from qanat.monitor.snapshot import (
     SessionSnapshot,
     Totals,
 )
+from qanat.monitor.sums import Look, Sums
+from qanat.mux.figures import LaneFigures
+from qanat.session.places import PastFailure, PipePlace, Tally
 from tests.support import made_snapshots as quiet
 
 NOW = quiet.START
@@ -41,7 +46,7 @@ def server(*sessions: SessionSnapshot, **values: object) -> ServerSnapshot:
         "memory_bytes": 1 << 20,
         "forwards": (ForwardSnapshot("remote", "0.0.0.0:80", "", "office", "listening"),),
         "handshakes": HandshakesSnapshot(1, 64, 2, 3, 4096),
-        "totals": totals(7),
+        "totals": totals(2 * len(sessions)),
         "peers": tuple(PeerTotals(each.name, totals(2)) for each in sessions),
     }
     return quiet.server(0, *sessions, **(counted | values))
@@ -66,3 +71,55 @@ def client(*sessions: SessionSnapshot, urls: tuple[str, ...], **values: object) 
         "peers": tuple(PeerTotals(url, totals(1)) for url in urls),
     }
     return ClientSnapshot(**(made | values))  # type: ignore[arg-type]
+
+
+def summing(snapshot: ServerSnapshot | ClientSnapshot) -> Look:
+    """Return what adds up a snapshot made by hand, as its end would itself."""
+
+    def look(label_of: Callable[[str], str]) -> Sums:
+        sums = Sums(
+            snapshot.role,
+            snapshot.node if isinstance(snapshot, ServerSnapshot) else snapshot.name,
+            label_of,
+            troubles=len(snapshot.troubles),
+            sessions_begun=snapshot.totals.sessions,
+            handshakes=snapshot.handshakes if isinstance(snapshot, ServerSnapshot) else None,
+            servers=() if isinstance(snapshot, ServerSnapshot) else snapshot.servers,
+            threads=snapshot.threads,
+            version=snapshot.agent.rpartition(" ")[2],
+        )
+        sums.forwards.update(each.state for each in snapshot.forwards)
+        for each in snapshot.peers:
+            of = each.totals
+            tally = Tally(of.bytes_received, of.bytes_sent, of.streams, of.recoveries, of.replayed_bytes)
+            sums.of(each.name).add_tally(tally)
+        for one in snapshot.sessions:
+            peer = sums.of(one.peer)
+            for shown in one.lanes:
+                place = PipePlace(shown.transport, shown.address, shown.via)
+                peer.add_lane(_figures(shown, 0 if shown.index else one.open_streams), place, counted=False)
+            failure = None if one.last_failure is None else PastFailure(one.last_failure.at, one.last_failure.text)
+            peer.add_session(one.since, failure, one.round_trip_s, attached=one.state == "connected")
+        return sums
+
+    return look
+
+
+def _figures(shown: LaneSnapshot, streams: int) -> LaneFigures:
+    return LaneFigures(
+        attached=shown.connected,
+        changed_at=shown.since,
+        round_trip=shown.round_trip_s or 0.0,
+        received=0,
+        sent=0,
+        queued=shown.queued_bytes,
+        outbox=shown.outbox_bytes,
+        outbox_limit=shown.outbox_limit,
+        pipes=shown.epochs,
+        opened=0,
+        recoveries=shown.recoveries,
+        last_recovery=None,
+        replayed=shown.replayed_bytes,
+        ping_waits=shown.ping_waits_s,
+        open=streams,
+    )
