@@ -22,9 +22,11 @@ DETAILS = """\
 install     write the unit, program or crontab entry for FILE, and start it.  As root it is the machine's, and runs
             as the user qanat, who is made if need be and is given root's keys and tokens beside FILE; with --user it
             is yours.  Once more: what is as it should be is left alone.
-uninstall   stop it, and remove what `install` wrote.  The configuration, the keys and the state stay.
+uninstall   stop it, and remove what `install` wrote.  The configuration, the keys and the state stay.  --all leaves
+            alone what another Qanat on this machine has installed and runs.
 restart     stop it and start it again
-status      say whether it runs; the exit code is 0 when all do.  Without -c: every one that `install` has written.
+status      say whether it runs; the exit code is 0 when all do.  Without -c: every one that `install` has written for
+            the machine or, where you are not root, for you; with --user only yours.
 
 Where systemd runs it is a unit, else where supervisor runs a program, else a line for cron.
 
@@ -107,11 +109,15 @@ def _account(name: str | None) -> Account:
 
 def _each(options: argparse.Namespace) -> int:
     found = _chosen(options)
-    if not found and not options.all:
+    if not found and not options.all and (options.action == "restart" or not options.config.exists()):
         raise UsageError(
             f"no service of {options.config} is installed here",
             hint="`service status` lists those that are" + ("" if options.user else "; yours are with --user"),
         )
+    if options.all:
+        found = [each for each in found if _is_ours(each[1])]
+    if not found:
+        write_out(f"nothing to do: no service{_of(options.config)} is installed\n")
     failed = False
     for manager, service in found:
         try:
@@ -147,7 +153,7 @@ def _status(options: argparse.Namespace) -> int:
         ]
         write_out(json.dumps({"version": 1, "services": services}, indent=2) + "\n")
     elif not found:
-        write_out("no service is installed" + (f" for {options.config}" if options.config else "") + "\n")
+        write_out(f"no service{_of(options.config)} is installed\n")
     for service, state in [] if options.json else found:
         write_out(f"{service.name}: {state.text}\n  {service.role} of {service.config}, {service.where}\n")
     return DONE if running else FAILED
@@ -155,11 +161,26 @@ def _status(options: argparse.Namespace) -> int:
 
 def _chosen(options: argparse.Namespace) -> list[tuple[ServiceManager, Installed]]:
     config = None if options.config is None else Path(os.path.abspath(options.config))
+    found = list(installed_services(for_user=options.user, config=config))
+    if options.action == "status" and not options.user and os.geteuid() != 0:
+        found += installed_services(for_user=True, config=config)
     return [
         (manager, service)
-        for manager, service in installed_services(for_user=options.user, config=config)
+        for manager, service in found
         if options.name in (None, service.name) and options.manager in (None, service.manager)
     ]
+
+
+def _is_ours(service: Installed) -> bool:
+    """Return whether a service runs this program, or one that is gone; say so of another one's, which stays."""
+    ours = service.program in ("", lasting_command()[0]) or not os.path.exists(service.program)
+    if not ours:
+        write_out(f"left alone: {service.name}, which runs {service.program}; name it with -c {service.config}\n")
+    return ours
+
+
+def _of(config: Path | None) -> str:
+    return f" of {config}" if config is not None else ""
 
 
 def _say(name: str, done: list[str]) -> None:

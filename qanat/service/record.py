@@ -14,6 +14,7 @@ from qanat.base.errors import QanatError
 from qanat.service.plan import Plan
 
 _MARK = re.compile(r"^[#;] qanat service (?P<name>[A-Za-z0-9_.-]+), (?P<role>server|client) of (?P<config>.+)$", re.M)
+_COMMAND = re.compile(r"^(?:ExecStart=|command=|[^#;].* exec )(?P<program>[^\s\"']+) ", re.M)
 _TIMEOUT = 180.0
 """Seconds that a service manager's own program may take; a unit's start may take 120."""
 
@@ -29,6 +30,8 @@ class Installed:
     """systemd, supervisor or cron."""
     where: str
     """The file that it is written in, for people."""
+    program: str = ""
+    """The program that it runs; "" where its name has to be quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,12 @@ def mark(plan: Plan, comment: str = "#") -> str:
 
 def find_marks(text: str, *, manager: str, where: str) -> list[Installed]:
     """Return the services whose marks are in `text`."""
-    return [
-        Installed(found["name"], found["role"], Path(found["config"]), manager, where) for found in _MARK.finditer(text)
-    ]
+    services = []
+    for found in _MARK.finditer(text):
+        command = _COMMAND.search(text, found.end())
+        program = command["program"] if command is not None else ""
+        services.append(Installed(found["name"], found["role"], Path(found["config"]), manager, where, program))
+    return services
 
 
 def marked_files(directory: Path, pattern: str, *, manager: str) -> list[Installed]:

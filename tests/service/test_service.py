@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qanat.base.errors import QanatError
+from qanat.cli.main import main
 from qanat.config.load import check_config
 from qanat.control.running import running_of
 from qanat.process.daemon import holder_of
@@ -45,6 +46,11 @@ case "$1" in
 -) cat >{table} ;;
 *) exit 2 ;;
 esac
+"""
+ANOTHERS = """\
+# qanat service qanat-client, client of {config}
+* * * * * cd / && exec /bin/true client -c {config}
+# qanat service qanat-client: to here
 """
 
 
@@ -119,6 +125,7 @@ def test_systemd_is_asked_for_what_was_said(pair: Pair, monkeypatch: pytest.Monk
     assert manager.install(plan) == [f"{unit} is as it should be, and {unit.name} runs"]
     (service,) = manager.installed()
     assert (service.name, service.role, service.config) == (plan.name, "client", plan.config)
+    assert service.program == plan.program[0]
     state = manager.state(service)
     assert (state.running, state.pid, state.text) == (True, 4711, "active (running): connected to wss://a")
     assert manager.uninstall(service) == [f"stopped and disabled {unit.name}", f"removed {unit}"]
@@ -157,6 +164,7 @@ def test_cron_has_a_line_and_the_program_runs_until_it_is_taken_out(pair: Pair, 
         assert pid is not None
         assert f"as process {pid}" in done[1]
         (service,) = manager.installed()
+        assert service.program == plan.program[0]
         assert manager.state(service).pid == pid
         assert "is as it should be" in manager.install(plan)[0]
         assert holder_of(cron.pid_file(plan)) == pid
@@ -168,6 +176,20 @@ def test_cron_has_a_line_and_the_program_runs_until_it_is_taken_out(pair: Pair, 
     assert crontab.read_text() == "0 4 * * * backup\n"
     assert holder_of(cron.pid_file(plan)) is None
     assert not list(pair.directory.rglob(f"{plan.name}.*"))
+
+
+def test_what_another_installation_runs_is_left_alone_by_all(
+    pair: Pair, crontab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = ANOTHERS.format(config=pair.client_yaml)
+    crontab.write_text(theirs)
+    assert main(["service", "uninstall", "--user", "--all"]) == 0
+    assert "left alone: qanat-client, which runs /bin/true" in capsys.readouterr().out
+    assert crontab.read_text() == theirs
+    for said in ("took qanat-client out", "nothing to do"):
+        assert main(["service", "uninstall", "--user", "-c", str(pair.client_yaml)]) == 0
+        assert said in capsys.readouterr().out
+    assert not crontab.exists()
 
 
 def test_a_program_that_ends_at_once_is_told_with_its_reason(pair: Pair, crontab: Path) -> None:
@@ -199,6 +221,7 @@ def test_supervisor_runs_the_program_until_it_is_taken_out(supervisor: Superviso
     done = supervisor.install(plan)
     assert done[-1] == f"supervisor has started {plan.name}"
     (service,) = supervisor.installed()
+    assert service.program == plan.program[0]
     state = supervisor.state(service)
     assert state.running
     assert state.pid is not None
