@@ -1,7 +1,10 @@
 """Streams of every kind that check every byte they carry: ssh, psql, curl, small exchanges over each way in, UDP.
 
 `benchmarks.reloads` has them run while it changes what both ends are configured with.  Each stream is opened once and
-kept to the end, but for curl's, which are downloads one after the other.
+kept to the end, but for curl's, which are downloads one after the other.  They do what people's do: ssh, psql and every
+sixth of the small ones and of UDP's exchange something each tenth of a second, the others once a second, and downloads
+are paced, so that each lasts.  All together take about half of two cores; a load that takes all of them would show how
+the processor is shared, not what is asked here.
 """
 
 from __future__ import annotations
@@ -29,9 +32,13 @@ from tests.support.machine.postgres import Postgres
 from tests.support.machine.programs import require_program
 from tests.support.machine.web import Sshd, file_server
 
-FILE_SIZE = 3_000_000
-PAUSE = 0.3
-"""Seconds between two exchanges of a stream: people type about so fast."""
+FILE_SIZE = 5_000_000
+PACE = "250k"
+"""Bytes a second of one download, as curl writes it."""
+OFTEN = 0.1
+"""Seconds between two exchanges of a stream on which somebody types."""
+SELDOM = 1.0
+"""The same for one that is only kept in use."""
 JOIN = 120.0
 """Seconds that all streams have to finish."""
 
@@ -133,6 +140,10 @@ class Load:
         if first:
             self._ready.release()
 
+    def _over_after(self, number: int) -> bool:
+        """Block until the next exchange of that stream is due; return whether there is none."""
+        return self._over.wait(SELDOM if number % 6 else OFTEN)
+
     # --- small exchanges --------------------------------------------------------------------------
 
     def _tcp(self, number: int) -> None:
@@ -160,9 +171,9 @@ class Load:
             self._exchange(sock, number, port)
 
     def _exchange(self, sock: socket.socket, number: int, kind: str) -> None:
-        flow, first = Flow(f"{kind} {number}"), True
-        while not self._over.wait(0 if first else PAUSE):
-            flow.check(exchange(sock, flow.make(1 + 613 * (number + flow.sent) % 9000)))
+        flow, first, longest = Flow(f"{kind} {number}"), True, 9000 if number % 6 else 300
+        while first or not self._over_after(number):
+            flow.check(exchange(sock, flow.make(1 + 613 * (number + flow.sent) % longest)))
             self._count(kind, first=first)
             first = False
         sock.shutdown(socket.SHUT_WR)
@@ -175,7 +186,7 @@ class Load:
         """Send numbered datagrams; those that come back come once, in order, and never late by a whole second."""
         with udp_client(self._to.ports["udp" if number % 2 else "back udp"], seconds=1.0) as sock:
             latest, sent, first = -1, 0, True
-            while not self._over.wait(0 if first else PAUSE):
+            while not sent or not self._over_after(number):
                 payload = struct.pack("!II", number, sent).ljust(700, b"\xa5")
                 sock.send(payload)
                 while True:
@@ -205,8 +216,8 @@ class Load:
             assert ssh.stdin is not None
             assert ssh.stdout is not None
             try:
-                while not self._over.wait(0 if first else PAUSE):
-                    count = 3000
+                while first or not self._over.wait(OFTEN):
+                    count = 300
                     ssh.stdin.write(flow.make(count))
                     while count:
                         data = ssh.stdout.read(count)
@@ -232,7 +243,7 @@ class Load:
             table, rows = f"rows_{number}", 0
             try:
                 psql.stdin.write(f"CREATE TABLE {table} (n integer);\nBEGIN;\n")
-                while not self._over.wait(PAUSE if rows else 0):
+                while not rows or not self._over.wait(OFTEN):
                     psql.stdin.write(f"INSERT INTO {table} VALUES ({rows}) RETURNING n;\n")
                     psql.stdin.flush()
                     answer = psql.stdout.readline()
@@ -251,7 +262,7 @@ class Load:
         del number
         right, first = hashlib.sha256(self._to.content).hexdigest(), True
         url = f"http://127.0.0.1:{self._to.ports['web']}/file"
-        command = [require_program("curl"), "-sS", "--fail", "--noproxy", "*", "--limit-rate", "1M", url]
+        command = [require_program("curl"), "-sS", "--fail", "--noproxy", "*", "--limit-rate", PACE, url]
         while first or not self._over.is_set():
             got = subprocess.run(command, capture_output=True, timeout=JOIN, check=False)
             assert got.returncode == 0, got.stderr.decode()

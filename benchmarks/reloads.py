@@ -4,9 +4,12 @@
 (`benchmarks.every_kind`).  Each end in turn, or the one that `--which` names, is reloaded by SIGHUP and by the control
 socket's command alternately, and now and then by `tunnel.py reload`.  Before each reload its file is written anew:
 clients, tokens, rules, limits, addresses and the certificate at the server; forwards, tokens, rules, limits and times
-at the client, and every five seconds a header, which moves its connection.  Checked are every byte, that nobody's
-stream ended, that memory is level, and that the logs hold nothing else.  The smaller forms are in
-tests/integration/test_reload.py and tests/client/test_reload.py.
+at the client, and every five seconds a header, which moves its connection.  None is left out: each opens or closes a
+port, and the next comes when that is seen; each by a command says that it goes from the `drain` of the one before to
+its own.  A machine that is too slow takes longer, and the rate says so.
+
+Checked are every byte, that nobody's stream ended, that memory is level, and that the logs hold nothing else.  The
+smaller forms are in tests/integration/test_reload.py and tests/client/test_reload.py.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,7 @@ from benchmarks.every_kind import Applications, Counts, Load
 from qanat.base.errors import QanatError
 from qanat.control.asking import ask
 from qanat.handshake.tokens import generate_token
-from tests.support.background import Background
-from tests.support.harness import Program, Tunnel, qanat
+from tests.support.harness import SECONDS, Program, Tunnel, qanat
 from tests.support.machine.certificates import Authority
 from tests.support.machine.ports import unused_port
 
@@ -43,8 +45,10 @@ LEVEL = 24_000_000
 """Bytes that the allocator and a server's audit may have more at the end than then."""
 MOVE_EVERY = 150
 """Reloads between two that move the client's connection."""
-COMMAND_EVERY = 150
-"""Reloads between two by `tunnel.py reload`, which takes longer than a reload."""
+CATCHES_UP = 1.0
+"""Seconds by which the reloads may be late, and come faster after it."""
+COMMAND_EVERY = 450
+"""Reloads between two by `tunnel.py reload`, which takes longer than a reload; even."""
 RULES = ["127.0.0.1:*", "127.0.0.1:*/udp"]
 EXPECTED = re.compile(r" more lines like this| lines were left out|suppressed")
 """What a log may say that is no fault: that it is bounded."""
@@ -62,12 +66,47 @@ class End:
     socket: Path
     variant: Callable[[int], Settings]
     """Returns what stands in the file before a reload of that number."""
+    port: int
+    """One that every second of them opens, and the others close."""
 
     def write(self, number: int) -> None:
         """Put the settings of that number into the file, whole."""
         new = self.file.with_suffix(".new")
         new.write_text(yaml.dump({self.name: self.variant(number)}, Dumper=yaml.CSafeDumper, sort_keys=False))
         os.replace(new, self.file)
+
+    def reload(self, number: int) -> str:
+        """Have it reload, block until that is seen, and return by what way."""
+        way = "SIGHUP" if number % 2 else "tunnel.py reload" if number % COMMAND_EVERY == 0 else "command"
+        said = f"drain: {_drain(number - 1)} -> {_drain(number)}"
+        if way == "SIGHUP":
+            self.program.process.send_signal(signal.SIGHUP)
+        elif way == "command":
+            answer = ask(self.socket, "reload")
+            assert answer["ok"], answer
+            assert any(line.startswith(said) for line in answer["changes"]), (
+                f"reload {number} said {answer['changes']}, no {said}"
+            )
+        else:
+            with qanat("reload", "-c", self.file) as command:
+                assert command.end() == 0, command.output
+                assert said in command.output, f"reload {number} said {command.output}, not {said}"
+        deadline = time.monotonic() + SECONDS
+        while _listens(self.port) != (number % 2 == 1):
+            assert time.monotonic() < deadline, f"nothing was seen of reload {number}"
+            time.sleep(0.001)
+        return way
+
+
+def _listens(port: int) -> bool:
+    """Return whether anything listens on that port of 127.0.0.1: what listens comes first in the table (proc(5))."""
+    with open("/proc/net/tcp", "rb") as table:
+        return f" 0100007F:{port:04X} 00000000:0000 0A ".encode() in table.read(16_384)
+
+
+def _drain(number: int) -> str:
+    """Return the seconds of `drain` that the reload of that number sets: each another."""
+    return f"{1 + number / 10_000:g}"
 
 
 class Site:
@@ -101,8 +140,13 @@ class Site:
         self._tunnel.start()
         (server_socket,) = (directory / "server-state").glob("*.sock")
         (client_socket,) = (directory / "state").glob("*.sock")
-        self.server = End("server", self._tunnel.server, directory / "server.yaml", server_socket, self._server)
-        self.client = End("client", self._tunnel.client, directory / "client.yaml", client_socket, self._client)
+        at = directory
+        self.server = End(
+            "server", self._tunnel.server, at / "server.yaml", server_socket, self._server, self._spare[0]
+        )
+        self.client = End(
+            "client", self._tunnel.client, at / "client.yaml", client_socket, self._client, self._spare[1]
+        )
 
     def _tls(self, number: int) -> dict[str, str]:
         issued = self._issued[number % 2]
@@ -116,68 +160,77 @@ class Site:
         if number % 3 == 1:
             changed["token_file"] = ["a.token"]
         other = {"name": "other", "token_file": "other.token", "allow_connect": [f"10.0.0.0/8:{1 + number % 9}"]}
-        listen = [settings["listen"], f"127.0.0.1:{self._spare[0]}"] if number % 4 == 2 else settings["listen"]
+        listen = [settings["listen"], f"127.0.0.1:{self._spare[0]}"] if number % 2 else settings["listen"]
         return {
             **settings,
-            "clients": [changed, other] if number % 2 else [changed],
+            "clients": [changed, other] if number % 3 else [changed],
             "listen": listen,
             "tls": self._tls(number // 5),
-            "drain": 1 + number % 3,
+            "drain": float(_drain(number)),
             "limits": {"handshakes": 60 + number % 5},
         }
 
     def _client(self, number: int) -> Settings:
         settings = self._tunnel.client_settings
         to = settings["forwards"][0]["to"]
-        extra: list[dict[str, object]] = [
-            {"local": f"127.0.0.1:{self._spare[1]}", "to": to, "max_streams": 1 + number % 7},
-            {"remote": f"127.0.0.1:{self._spare[2]}", "to": to},
-        ]
+        extra: list[dict[str, object]] = []
+        if number % 2:
+            extra += [{"local": f"127.0.0.1:{self._spare[1]}", "to": to, "max_streams": 1 + number % 7}]
+        if number % 3:
+            extra += [{"remote": f"127.0.0.1:{self._spare[2]}", "to": to}]
         return {
             **settings,
-            "forwards": [*settings["forwards"], *extra[: number % 3]],
+            "forwards": [*settings["forwards"], *extra],
             "token_file": "second.token" if number % 2 else "a.token",
             "allow_connect": [*RULES, f"10.0.0.{number % 200}:22"],
-            "drain": 1 + number % 3,
+            "drain": float(_drain(number)),
             "headers": {"X-Number": str(number // MOVE_EVERY)},
         }
 
 
-def reload_for(end: End, seconds: float, ends: Mapping[str, Program]) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """Reload `end` RATE times a second; return how often by what way, and how many bytes each process has grown by."""
-    asked = {"SIGHUP": 0, "command": 0, "tunnel.py reload": 0, "missed": 0}
+@dataclass(frozen=True, slots=True)
+class Reloads:
+    """What came of many."""
+
+    asked: Mapping[str, int]
+    """How many by what way."""
+    seconds: float
+    slowest: float
+    """Seconds from asking until one was done, at worst."""
+    grown: Mapping[str, int]
+    """Bytes that each process has more at the end than after WARM."""
+    used: Mapping[str, float]
+    """Seconds of processor time that each process has used."""
+
+
+def reload_often(end: End, seconds: float, ends: Mapping[str, Program]) -> Reloads:
+    """Reload `end` RATE times a second, as often as that is in `seconds`; a slow machine takes longer for them."""
+    end.write(0)
+    ask(end.socket, "reload")
+    asked = Counter[str]()
     memory: dict[str, int] = {}
-    commands: list[Background[None]] = []
-    begun, number = time.monotonic(), 0
-    while (now := time.monotonic()) < begun + seconds:
-        if not memory and now >= begun + min(WARM, seconds / 2):
+    count, slowest = round(seconds * RATE), 0.0
+    before = {name: _cpu(program.pid) for name, program in ends.items()}
+    begun = due = time.monotonic()
+    for number in range(1, count + 1):
+        if not memory and number >= RATE * min(WARM, seconds / 2):
             memory = {name: program.memory for name, program in ends.items()}
+        since = time.monotonic()
         end.write(number)
-        if number % COMMAND_EVERY == COMMAND_EVERY - 1:
-            commands.append(Background(partial(_reload_by_command, end.file)))  # the others do not wait for its start
-            asked["tunnel.py reload"] += 1
-        elif number % 2:
-            end.program.process.send_signal(signal.SIGHUP)
-            asked["SIGHUP"] += 1
-        else:
-            answer = ask(end.socket, "reload")
-            assert answer["ok"], answer
-            asked["command"] += 1
-        number += 1
-        late = time.monotonic() - (begun + number / RATE)
-        if late > 1 / RATE:  # this machine is too slow just now; what was missed is said, and not made up for
-            asked["missed"] += int(late * RATE)
-            begun_later = int(late * RATE) / RATE
-            begun, seconds = begun + begun_later, seconds - begun_later
-        time.sleep(max(0.0, begun + number / RATE - time.monotonic()))
-    for command in commands:
-        command.result()
-    return asked, {name: program.memory - memory[name] for name, program in ends.items()}
+        asked[end.reload(number)] += 1
+        slowest = max(slowest, time.monotonic() - since)
+        due = max(due + 1 / RATE, time.monotonic() - CATCHES_UP)
+        time.sleep(max(0.0, due - time.monotonic()))
+    taken = time.monotonic() - begun
+    grown = {name: program.memory - memory[name] for name, program in ends.items()}
+    used = {name: _cpu(program.pid) - before[name] for name, program in ends.items()}
+    return Reloads(asked, taken, slowest, grown, used)
 
 
-def _reload_by_command(file: Path) -> None:
-    with qanat("reload", "-c", file) as command:
-        assert command.end() == 0, command.output
+def _cpu(pid: int) -> float:
+    """Return the seconds of processor time that a process has used (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def faults_in(output: str) -> list[str]:
@@ -197,16 +250,15 @@ def run(which: str, seconds: float, counts: Counts) -> list[str]:
         load = Load(applications, counts)
         load.start()
         wrong: list[str] = []
+        reloads = Reloads({}, 0.0, 0.0, {}, {})
         try:
-            asked, grown = reload_for(end, seconds, ends)
-            done = ask(end.socket, "reload")["changes"]
+            reloads = reload_often(end, seconds, ends)
             again = ask(end.socket, "reload")["changes"]
             if again:
-                wrong.append(f"the last reload left {again} after {done}")
-            wrong += [f"the {name} grew by {more:,} bytes" for name, more in grown.items() if more > LEVEL]
+                wrong.append(f"the last reload left {again}")
+            wrong += [f"the {name} grew by {more:,} bytes" for name, more in reloads.grown.items() if more > LEVEL]
         except (AssertionError, QanatError, OSError) as error:
             wrong.append(f"a reload failed: {error}")
-            asked, grown = {}, {}
         finally:
             try:
                 load.finish()
@@ -217,9 +269,14 @@ def run(which: str, seconds: float, counts: Counts) -> list[str]:
         connected = site.client.program.count(r"connected to \S+ over")
         if connected != 1:
             wrong.append(f"the client began {connected} sessions")
-    print(f"{which}: {sum(asked.values()) - asked.get('missed', 0)} reloads under {counts.total} streams: {asked}")
+    done, seconds = sum(reloads.asked.values()), max(reloads.seconds, 1e-9)
+    rate, slowest = f"{done / seconds:.1f} a second", f"the slowest {reloads.slowest * 1000:.0f} ms"
+    print(f"{which}: {done} reloads under {counts.total} streams in {seconds:.1f} s, {rate}, {slowest}")
+    print(f"  asked by: {dict(reloads.asked)}")
     print(f"  carried: {dict(load.done)}")
-    print(f"  memory after {WARM:g} s against the end: " + ", ".join(f"{k} {v:+,} bytes" for k, v in grown.items()))
+    print("  of a core: " + ", ".join(f"{name} {used / seconds:.0%}" for name, used in reloads.used.items()))
+    grown = ", ".join(f"{name} {more:+,} bytes" for name, more in reloads.grown.items())
+    print(f"  memory after {WARM:g} s against the end: {grown}")
     print(f"  {len(wrong)} faults" + "".join(f"\n  ! {line}" for line in wrong[:20]), flush=True)
     return wrong
 
