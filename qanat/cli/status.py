@@ -162,9 +162,17 @@ def _ask(one: Running, options: argparse.Namespace) -> tuple[object, Snapshot]:
             wanted["streams"] = 0
     said = one.ask("status", timeout=options.timeout, **wanted).get("status")
     try:
-        return said, read_snapshot(said)
+        return said, read_snapshot(_outline(said) if options.json else said)
     except (ValueError, TypeError, KeyError) as error:
         raise ControlFault(f"what {one.path} answers is not understood", hint=SAME_VERSION) from error
+
+
+def _outline(said: object) -> object:
+    """Return what was said without lanes and streams: all that the exit code needs."""
+    if not isinstance(said, dict) or not isinstance(said.get("sessions"), list):
+        return said
+    sessions = [{**each, "lanes": [], "streams": []} for each in said["sessions"] if isinstance(each, dict)]
+    return {**said, "sessions": sessions, "peers": []}
 
 
 def _named(snapshot: Snapshot, names: Sequence[str]) -> Snapshot:

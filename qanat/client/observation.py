@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qanat.base.version import __version__
@@ -83,17 +83,12 @@ class ClientObservation:
             ),
             sessions=tuple(shown.values()),
             forwards=tuple(forwards),
-            totals=_sum(each.totals for each in peers),
+            totals=Totals(*map(sum, zip(Totals(), *(each.totals for each in peers), strict=True))),
             peers=peers,
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,
         )
-
-
-def _sum(several: Iterable[Totals]) -> Totals:
-    found = list(several)
-    return Totals(*(sum(getattr(each, of.name) for each in found) for of in fields(Totals)))
 
 
 def _local(client: str, kind: str, listen: str, to: str, failure: str) -> ForwardSnapshot:

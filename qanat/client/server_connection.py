@@ -51,7 +51,7 @@ from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, Reco
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.session.connect_rules import ConnectRules
 from qanat.session.limits import application_keepalive, hello_parameters, lane_parameters, share
-from qanat.session.places import Tally
+from qanat.session.places import NOTHING, Tally
 from qanat.session.session import new_id
 
 log = logging.getLogger("qanat.client")
@@ -140,7 +140,7 @@ class ServerConnection:
         self.news = news
         """What failed last, and when the next try comes."""
         self.sessions_begun = 0
-        self._past = Tally()  # of sessions that are over
+        self._past = NOTHING  # of sessions that are over
         self._waiting = "not connected"  # what it does while there is no session
 
     @property

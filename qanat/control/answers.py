@@ -39,6 +39,16 @@ def _pieces(value: Any) -> Iterator[str]:
 
 
 def _is_long(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_long, value.values()))
-    return isinstance(value, list) and (len(value) > PIECE or any(map(_is_long, value)))
+    """Return whether there is a list in it that has more members than are encoded at once."""
+    kind = type(value)
+    if kind is dict:
+        value = value.values()
+    elif kind is not list:
+        return False
+    elif len(value) > PIECE:
+        return True
+    for each in value:  # plainly: a large server's answer has a hundred thousand members, most of them no containers
+        kind = type(each)
+        if (kind is dict or kind is list) and _is_long(each):
+            return True
+    return False

@@ -17,6 +17,8 @@ MAX_LINE = 4096
 """Bytes of a request, and of what is said about a stream."""
 MAX_ANSWER = 256 * 1024 * 1024
 """Bytes of an answer: a process with a million streams says that much of itself."""
+_BUFFER = 256 * 1024
+"""As many bytes as a Unix socket holds: with less the answer of a large server comes in hundreds of turns."""
 ANSWER_TIMEOUT = 60.0
 """Seconds that an answer may take, by default."""
 
@@ -52,7 +54,7 @@ def ask(path: Path, command: str, *, timeout: float = ANSWER_TIMEOUT, **fields: 
         sock.settimeout(timeout)
         try:
             sock.sendall(json.dumps({"version": VERSION, "command": command, **fields}).encode() + b"\n")
-            with sock.makefile("rb") as lines:
+            with sock.makefile("rb", buffering=_BUFFER) as lines:
                 line = lines.readline(MAX_ANSWER)
         except TimeoutError as error:
             raise ControlFault(

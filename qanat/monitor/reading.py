@@ -38,8 +38,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     if isinstance(hint, UnionType):
         read = _reader(next(each for each in get_args(hint) if each is not NoneType))
         return lambda value: None if value is None else read(value)
-    if is_dataclass(hint):
-        return _fields_reader(hint)  # type: ignore[arg-type]
+    if is_dataclass(hint) or hasattr(hint, "_fields"):
+        return _fields_reader(hint)
     if hint is str:
         return lambda value: printable(value) if isinstance(value, str) else ""
     if hint is float:
@@ -50,7 +50,12 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
 
 def _fields_reader(kind: type) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
-    forms = [(each.name.rstrip("_"), _reader(hints[each.name]), each.default) for each in fields(kind)]
+    if is_dataclass(kind):
+        defaults = {each.name: each.default for each in fields(kind)}
+    else:  # a named tuple
+        known: Mapping[str, Any] = getattr(kind, "_field_defaults", {})
+        defaults = {name: known.get(name, MISSING) for name in hints}
+    forms = [(name.rstrip("_"), _reader(hints[name]), default) for name, default in defaults.items()]
 
     def read(value: Any) -> Any:
         content = value if isinstance(value, Mapping) else {}

@@ -6,6 +6,8 @@ trips are seconds, sizes are bytes, rates are bytes a second.  "Received" is wha
 "sent" what went there.
 
 A field is added, never renamed or given another sense while `version` stays 1.  Pure.
+
+What there may be thousands of is a named tuple: made in a fifth of the time that a frozen dataclass takes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 VERSION = 1
 
@@ -31,8 +33,7 @@ class Failure:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class StreamSnapshot:
+class StreamSnapshot(NamedTuple):
     """One forwarded connection, or one flow of datagrams."""
 
     id: str
@@ -59,11 +60,10 @@ class StreamSnapshot:
     """Whether the other end has taken so little that nothing more may be sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class LaneSnapshot:
+class LaneSnapshot(NamedTuple):
     """One lane of a session, and the pipe that carries it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody calls
     connected: bool
     transport: str
     """That of its pipe, or of the last one it had."""
@@ -87,8 +87,7 @@ class LaneSnapshot:
     """For how long the last PING has had no answer; None once it has one."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionSnapshot:
+class SessionSnapshot(NamedTuple):
     """One session: at a server one client's, at a client the one with a server."""
 
     id: str
@@ -129,8 +128,7 @@ class SessionSnapshot:
     """Who is at the other end, as in `PeerTotals`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardSnapshot:
+class ForwardSnapshot(NamedTuple):
     """One forward: a local or dynamic one of a client, or what a server listens on for one of its clients."""
 
     kind: str
@@ -157,8 +155,7 @@ class HandshakesSnapshot:
     connections_limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(NamedTuple):
     """Since this process began, sessions that are over included."""
 
     sessions: int = 0
@@ -192,8 +189,7 @@ def is_telling(index: int, outbox: int, limit: int) -> bool:
     return index > 0 or outbox >= limit > 0
 
 
-@dataclass(frozen=True, slots=True)
-class PeerTotals:
+class PeerTotals(NamedTuple):
     """The same for one client of a server, which may have no session now, or one server of a client."""
 
     name: str
@@ -312,15 +308,20 @@ def streams_of(snapshot: Snapshot) -> Iterator[StreamSnapshot]:
 @cache
 def _form(kind: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple[str, ...]] | None:
     """Return a class's keys, what takes its values, and which of the keys have more below; None for what is no part."""
-    if not is_dataclass(kind):
+    take: Callable[[Any], tuple[Any, ...]]
+    if is_dataclass(kind):
+        names = tuple(each.name for each in fields(kind))
+        take = attrgetter(*names)
+    elif hasattr(kind, "_fields"):
+        names, take = kind._fields, tuple  # it is one
+    else:
         return None
-    found = fields(kind)
-    keys = tuple(each.name.rstrip("_") for each in found)
+    keys = tuple(name.rstrip("_") for name in names)
     hints = get_type_hints(kind).values()
     deep = tuple(
         key for key, hint in zip(keys, hints, strict=True) if not _LEAVES.issuperset(get_args(hint) or (hint,))
     )
-    return keys, attrgetter(*(each.name for each in found)), deep
+    return keys, take, deep
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from qanat.base.version import __version__
 from qanat.monitor.process import count_threads
 from qanat.monitor.snapshot import ConnectionSnapshot, HandshakesSnapshot
 from qanat.mux.figures import LaneFigures
-from qanat.session.places import PastFailure, PipePlace, Tally
+from qanat.session.places import NOTHING, PastFailure, PipePlace, Tally
 from qanat.session.session import Session
 
 Way = tuple[str, str]
@@ -123,7 +123,7 @@ class Sums:
         """Count a session in; without `counted` what it has carried is in some tally already."""
         found = self.of(peer)
         lanes, past = session.look()
-        if counted:
+        if counted and past is not NOTHING:
             found.add_tally(past)
         attached, round_trip = False, None
         for number, lane in lanes:

@@ -22,9 +22,7 @@ from qanat.server.admission.admission import Admission
 from qanat.server.front_door.front_door import FrontDoor
 from qanat.server.session import ServerSession
 from qanat.server.sessions import Registry
-from qanat.session.places import Tally
-
-_NOTHING = Tally()
+from qanat.session.places import NOTHING, Tally
 
 
 class ServerObservation:
@@ -52,7 +50,7 @@ class ServerObservation:
         """Count in what a session has carried that is over now."""
         tally = session.tally()
         with self._counting:
-            self._past[session.name] = self._past.get(session.name, _NOTHING).plus(tally)
+            self._past[session.name] = self._past.get(session.name, NOTHING).plus(tally)
             self._over.add(session)
 
     def sample(self) -> bool:
@@ -82,7 +80,7 @@ class ServerObservation:
         taken = self._looks.take(live, wanted)
         past, begun, over = self._counted()
         carried = [(one.name, tally) for one, tally in zip(live, taken.tallies, strict=True) if one not in over]
-        total = Tally(*map(sum, zip(_NOTHING, *past.values(), *(tally for _, tally in carried), strict=True)))
+        total = Tally(*map(sum, zip(NOTHING, *past.values(), *(tally for _, tally in carried), strict=True)))
         forwards = [
             (session.name, place)
             for session in live
@@ -131,11 +129,9 @@ def _peers(
     """Return what each client has carried."""
     tallies = dict(past)
     for name, tally in carried:
-        tallies[name] = tallies.get(name, _NOTHING).plus(tally)
+        tallies[name] = tallies.get(name, NOTHING).plus(tally)
     names = _names(settings, begun, tallies)
-    return tuple(
-        PeerTotals(name, totals_of(tallies.get(name, _NOTHING), sessions=begun.get(name, 0))) for name in names
-    )
+    return tuple(PeerTotals(name, totals_of(tallies.get(name, NOTHING), sessions=begun.get(name, 0))) for name in names)
 
 
 def _handshakes(admission: Admission, settings: ServerSettings) -> HandshakesSnapshot:

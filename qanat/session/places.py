@@ -37,4 +37,7 @@ class Tally(NamedTuple):
 
     def plus(self, other: Tally) -> Tally:
         """Return both together."""
-        return Tally(*map(add, self, other))
+        return other if self is NOTHING else Tally(*map(add, self, other))
+
+
+NOTHING = Tally()

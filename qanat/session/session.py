@@ -36,7 +36,7 @@ from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, StreamObserver, refuse
 from qanat.session.messages import UPGRADE, StreamRequest, check_known, decode_request
-from qanat.session.places import PastFailure, PipePlace, Tally
+from qanat.session.places import NOTHING, PastFailure, PipePlace, Tally
 from qanat.session.udp_targets import UdpTargets
 
 log = logging.getLogger("qanat.session")
@@ -90,7 +90,7 @@ class Session(ABC):
         self.last_failure: PastFailure | None = None
         """How it last lost a pipe that was not replaced or closed in an orderly way."""
         self._places: dict[int, PipePlace] = {}  # of each lane's pipe, or its last one
-        self._past = Tally()  # of lanes that are over
+        self._past = NOTHING  # of lanes that are over
         self.joined = JoinedStreams(
             name,
             watcher,

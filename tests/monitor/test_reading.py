@@ -111,8 +111,8 @@ def test_every_item_is_in_the_tables() -> None:
 
 
 def test_a_long_table_is_cut_unless_all_is_wanted() -> None:
-    streams = tuple(replace(STREAM, id=f"office/0/{n}", rate_sent=float(n)) for n in range(5000))
-    many = replace(SERVER, sessions=(replace(SESSION, streams=streams),))
+    streams = tuple(STREAM._replace(id=f"office/0/{n}", rate_sent=float(n)) for n in range(5000))
+    many = replace(SERVER, sessions=(SESSION._replace(streams=streams),))
     (table,) = (each for each in tables_of(many) if each.title == "Streams")
     assert len(table.rows) == MOST_ROWS
     assert table.rows[0][0] == "office/0/4999", "the busiest first"
@@ -124,7 +124,7 @@ def test_a_long_table_is_cut_unless_all_is_wanted() -> None:
 def test_the_line_says_who_is_connected_and_what_is_not() -> None:
     assert summary_of(SERVER) == "1 client connected; 1 stream; 2.0 kB/s received, 0 B/s sent"
     assert problems_of(SERVER) == ()
-    away = replace(SERVER, sessions=(replace(SESSION, state="waiting"),), troubles=("the watcher is stuck",))
+    away = replace(SERVER, sessions=(SESSION._replace(state="waiting"),), troubles=("the watcher is stuck",))
     assert problems_of(away) == ("the watcher is stuck", "office is away")
     assert summary_of(CLIENT) == "not connected to wss://gw/t, next try in 9 s; 0 streams"
     assert problems_of(CLIENT) == ("not connected to wss://gw/t, next try in 9 s",)

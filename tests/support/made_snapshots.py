@@ -22,13 +22,13 @@ TRIP = 0.02
 def lane(**changes: Any) -> LaneSnapshot:
     """One lane that is connected and quiet."""
     quiet = LaneSnapshot(0, True, "websocket", "192.0.2.1:1", "", START, TRIP, 0, 0, 8 << 20, 1)
-    return replace(quiet, **changes)
+    return quiet._replace(**changes)
 
 
 def stream(name: str, number: int, **changes: Any) -> StreamSnapshot:
     """Stream `number` of lane 0 of the client `name`."""
     quiet = StreamSnapshot(f"{name}/0/{number}", "tcp", "127.0.0.1:5432", "127.0.0.1:50000", "db:5432", START, 0.0)
-    return replace(quiet, **changes)
+    return quiet._replace(**changes)
 
 
 def session(name: str, *streams: StreamSnapshot, **changes: Any) -> SessionSnapshot:
@@ -47,7 +47,7 @@ def session(name: str, *streams: StreamSnapshot, **changes: Any) -> SessionSnaps
         (lane(),),
         streams,
     )
-    return replace(quiet, **changes)
+    return quiet._replace(**changes)
 
 
 def server(now: float, *sessions: SessionSnapshot, **changes: Any) -> ServerSnapshot:
