@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from qanat.base.errors import HandshakeError, LocalError, RefusedError
+from qanat.base.errors import HandshakeError, LocalError, RefusedError, TokenRefused
 from qanat.base.text import NAME
 from qanat.handshake import key_schedule, keys
 from qanat.handshake.keys import ClientKey, ServerIdentity
@@ -116,7 +116,7 @@ class HandshakeResult:
     takes_probes: bool = False
     """Whether the server takes PROBE records before HELLO."""
     token: str = field(default="", compare=False)
-    """At a server, the fingerprint of the token by which the client has proven itself."""
+    """The fingerprint of the token by which the client has proven itself."""
 
 
 class _Machine(ABC):
@@ -273,6 +273,7 @@ class ClientHandshake(_Machine):
             transcript,
             self._server_spki,
             takes_probes=self._takes_probes,
+            token=token_fingerprint(self._token),
         )
         return []
 
@@ -285,9 +286,11 @@ class ClientHandshake(_Machine):
                 hint="anything on the path can forge this, so it is tried again later",
                 final=False,
             )
-        raise RefusedError(
+        raise TokenRefused(
             f"the server does not accept the client {self._name!r} with this token",
             hint="compare the name and the token with the server's configuration",
+            token=token_fingerprint(self._token),
+            server=self._server_spki,
         )
 
 

@@ -64,6 +64,18 @@ class RefusedError(QanatError):
         self.final = final
 
 
+class TokenRefused(RefusedError):
+    """A server that has proven itself does not accept our name and token.  Nobody on the path can make this up.
+
+    `token` is the token's fingerprint, and `server` the key with which the server has proven itself, as SPKI.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", token: str = "", server: bytes = b"") -> None:
+        super().__init__(message, hint=hint)
+        self.token = token
+        self.server = server
+
+
 class TransportError(QanatError):
     """A pipe could not be made, or has ended, for a reason on the path.
 

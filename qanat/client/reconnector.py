@@ -20,7 +20,7 @@ from functools import partial
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
-from qanat.base.errors import ProtocolError, QanatError, RefusedError, TransportError
+from qanat.base.errors import ProtocolError, QanatError, RefusedError, TokenRefused, TransportError
 from qanat.base.events import Events
 from qanat.base.text import printable
 from qanat.base.threads import ThreadGroup
@@ -64,6 +64,7 @@ LOGGED_DELAY = 0.5
 """Seconds of delay from which on the log says when the next try comes."""
 BETTER = "a way that comes first was due"
 RECONFIGURED = "the configuration has changed"
+TOKEN_REFUSED = "the server does not accept this client's token any more"
 SESSION_UNKNOWN = "the server no longer knows it: it was restarted, or we were away for too long"
 
 
@@ -303,6 +304,8 @@ class Reconnector:
                 reached, sealed = self._connector.reach(candidate, self._dial, self._session.node, trying)
             except Exception as error:
                 self._failed(candidate, error)
+                if isinstance(error, TokenRefused):
+                    self._end_if_thrown_out(error)
                 return
             trying.waits_for = ready_is_due
             self._take_pipe(candidate, reached, sealed, why)
@@ -419,6 +422,7 @@ class Reconnector:
         now, age = time.monotonic(), self._context.settings.max_pipe_age
         old_at = None if age is None else now + age * random.uniform(1 - AGE_JITTER, 1)
         running = _RunningPipe(candidate, sealed, now, self._lane.progress, old_at, self._connector)
+        self._session.proven.add((sealed.result.server_spki, sealed.result.token))
         with self._changed:
             self._running = running
             self._replace_because = None
@@ -492,6 +496,16 @@ class Reconnector:
             self._context.news.failed(text)
         if not over and delay >= LOGGED_DELAY:
             log.info("trying again in %.1f s", delay)
+
+    def _end_if_thrown_out(self, refusal: TokenRefused) -> None:
+        """End the session if the very server that has it refuses the token by which it was authenticated.
+
+        The server ended it with that token, so applications would wait for `resume_for` in vain.  A refusal of another
+        token, as in a rotation that begins at the wrong end, says nothing of it, and while any lane is connected the
+        server has it.
+        """
+        if not self._session.attached and (refusal.server, refusal.token) in self._session.proven:
+            self._session.end(TOKEN_REFUSED)
 
     def _log_attached(self, candidate: Candidate, why: str, epoch: int) -> None:
         now, lane = time.monotonic(), self._lane

@@ -79,6 +79,8 @@ class ClientSession(Session):
         """What the server calls itself: of several behind one address, this one has the session."""
         self.retired = False
         """Whether another server is preferred, or this one not wanted: it only keeps its streams until they end."""
+        self.proven: set[tuple[bytes, str]] = set()
+        """The servers' keys and the fingerprints of our tokens by which its pipes were authenticated."""
         self._retired_because = ""
         here = weakref.ref(self)  # or what it owns would keep it alive
 

@@ -22,9 +22,10 @@ from qanat.handshake.hello import Features
 from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from qanat.session import limits
-from tests.support.applications import RESET, Target, connection, echo, ending_at, exchange
+from tests.support.applications import END, RESET, Target, connection, echo, ending_at, exchange
 from tests.support.background import DEADLINE, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
+from tests.support.harness import Relay
 from tests.support.identities import place_identity
 from tests.support.machine.ports import unused_port
 
@@ -147,6 +148,61 @@ def test_a_client_that_is_away_when_it_is_taken_out_cannot_come_back(site: Site)
         assert not session.ended.is_set()
         site.apply(B)
         assert session.ended.is_set()
+
+
+@pytest.mark.parametrize("lanes", [1, 2], ids=["one lane", "two lanes"])
+def test_a_client_that_comes_back_after_it_was_taken_out_resets_its_streams_at_once(site: Site, lanes: int) -> None:
+    with Relay(site.port) as relay, site.client(A, site.local, port=relay.port, lanes=lanes) as client:
+        with connection(client.local_ports[0]) as sock:
+            assert exchange(sock, b"before") == b"before"
+            wait_until(lambda: len(session_of_a(site).lanes) == lanes, "all lanes are there")
+            relay.refusing = True
+            relay.cut()
+            wait_until(lambda: site.session_of("a") is None, "it is away")
+            site.apply(B)
+            assert client.servers[0].session is not None, "resume_for is five minutes"
+            relay.refusing = False
+            assert is_reset(sock)
+        wait_until(lambda: client.servers[0].session is None, "the session is over")
+        assert not client.over.is_set(), "it goes on trying"
+        assert "does not accept this client's token any more" in str(client.servers[0].news.failure)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", b"\0garbage" * 99], ids=["403", "garbage"]
+)
+def test_what_anybody_on_the_path_can_say_ends_no_session(site: Site, answer: bytes) -> None:
+    def say_so(sock: socket.socket, target: Target) -> str:
+        del target
+        sock.recv(4096)
+        sock.sendall(answer)
+        return END
+
+    with ExitStack() as stack:
+        relay, stranger = stack.enter_context(Relay(site.port)), stack.enter_context(Target(say_so))
+        client = stack.enter_context(site.client(A, site.local, port=relay.port))
+        sock = stack.enter_context(connection(client.local_ports[0]))
+        assert exchange(sock, b"before") == b"before"
+        session = site.session_of("a")
+        before, relay._to = relay._to, ("127.0.0.1", stranger.port)
+        relay.cut()
+        wait_until(lambda: len(relay.accepted) >= 3, "it was turned away")
+        relay._to = before
+        assert exchange(sock, b"after") == b"after"
+        assert site.session_of("a") == session
+
+
+def test_a_refusal_of_another_token_ends_no_session(site: Site) -> None:
+    """As in a rotation that begins at the wrong end: the server learns of the new token later, and nothing was lost."""
+    with site.client(A, site.local) as client, connection(client.local_ports[0]) as sock:
+        assert exchange(sock, b"before") == b"before"
+        session, connector = session_of_a(site), client.servers[0].connector
+        connector._server = replace(connector._server, token=NEW)
+        session.lanes[0].cut("the network is gone")
+        wait_until(lambda: "does not accept" in str(client.servers[0].news.failure), "it was refused")
+        site.apply(replace(A, tokens=(OLD, NEW)), B)
+        assert exchange(sock, b"after") == b"after"
+        assert site.session_of("a") == session.id
 
 
 def test_a_token_that_is_taken_out_ends_what_came_with_it_and_nothing_else(site: Site) -> None:
