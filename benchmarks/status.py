@@ -1,8 +1,8 @@
 """How long a look at a large server takes: `python -m benchmarks.status [SESSIONS [STREAMS]]`.
 
 A server in this process has so many sessions, on no pipe, with idle streams spread over them, and is asked over a real
-control socket as `tunnel.py status` does.  Prints the processor time of a snapshot and of a whole answer, both ends of
-the socket included: the machine may be busy with something else.
+control socket as `tunnel.py status` does, and for its metrics.  Prints the processor time of a snapshot, of a whole
+answer, both ends of the socket included, and of a scrape: the machine may be busy with something else.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from qanat.base.deadline import Deadline
+from qanat.base.request_head import RequestHead
 from qanat.base.watcher import Watcher
 from qanat.cli.status_tables import MOST_ROWS
 from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.control.asking import ask
 from qanat.control.paths import control_path
+from qanat.monitor.metrics import Metrics
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import streams_of
 from qanat.monitor.summary import counts_of
@@ -34,6 +37,8 @@ from qanat.session.messages import Through
 
 SESSIONS, STREAMS = 1000, 5000
 LOOKS = 5
+CLIENTS = 50
+"""`max_clients`, by default."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,14 @@ class Looks:
     short_size: int
     short_streams: int
     counted: int
-    """What the sessions of that answer say of their streams together."""
+    """How many streams there are, as that answer says."""
+    scrape: float
+    scrape_size: int
 
 
-def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -> Looks:
-    """Look at a server with so many sessions and streams, whose files are in `directory`.  Blocks."""
+@contextmanager
+def idle_server(directory: Path, sessions: int, streams: int) -> Iterator[Server]:
+    """Run a server in this process, whose files are in `directory`, with so many sessions and streams on no pipe."""
     settings = ServerSettings(
         listen=(("127.0.0.1", 0),),
         clients=(ClientAccount("office", (b"t" * 32,)),),
@@ -65,17 +73,40 @@ def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -
     server.start()
     watcher = Watcher()
     try:
-        server.open_control()
         ports = SharedPorts(watcher)
         for number in range(sessions):
             session = _session(f"client-{number}", watcher, ports)
             server.registry.claim(session, Deadline(10))
             for stream in range(number, streams, sessions):
                 session.open_stream(Through(0, f"192.0.2.7:{stream % 65536}").encode(), forward="127.0.0.1:8080")
-        path = control_path(settings)
+        yield server
+    finally:
+        for each in server.registry.sessions:
+            each.end("measured")
+        server.stop()
+        watcher.close()
+
+
+def scraper(server: Server) -> Callable[[], bytes]:
+    """Return what makes the answer to a scrape of `server`."""
+    metrics = Metrics(
+        lambda label_of: server.observation.sums(server.settings, server.watchdog.look(0.1), label_of),
+        server.events,
+        CLIENTS,
+    )
+    head = RequestHead("GET", "/metrics", (("host", "localhost"),), "1.1", b"")
+    return lambda: metrics.answer(head).body
+
+
+def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -> Looks:
+    """Look at a server with so many sessions and streams, whose files are in `directory`.  Blocks."""
+    with idle_server(directory, sessions, streams) as server:
+        server.open_control()
+        path = control_path(server.settings)
         assert path is not None
         answer, short = ask(path, "status"), ask(path, "status", sessions=MOST_ROWS, streams=MOST_ROWS)
         whole, part = read_snapshot(answer["status"]), read_snapshot(short["status"])
+        scrape = scraper(server)
         return Looks(
             _median(server.snapshot),
             _median(lambda: ask(path, "status")),
@@ -85,12 +116,9 @@ def measure(directory: Path, sessions: int = SESSIONS, streams: int = STREAMS) -
             len(json.dumps(short)),
             sum(1 for _ in streams_of(part)),
             counts_of(part).streams,
+            _median(scrape),
+            len(scrape()),
         )
-    finally:
-        for each in server.registry.sessions:
-            each.end("measured")
-        server.stop()
-        watcher.close()
 
 
 def _session(name: str, watcher: Watcher, ports: SharedPorts) -> ServerSession:
@@ -127,7 +155,8 @@ def main() -> None:
     print(
         f"{sessions} sessions, {streams} streams: snapshot {looks.snapshot * 1000:.0f} ms, "
         f"answer {looks.answer * 1000:.0f} ms, {looks.size / 1e6:.2f} MB, "
-        f"with {looks.short_streams} streams {looks.short * 1000:.0f} ms, {looks.short_size / 1e6:.2f} MB"
+        f"with {looks.short_streams} streams {looks.short * 1000:.0f} ms, {looks.short_size / 1e6:.2f} MB, "
+        f"scrape {looks.scrape * 1000:.0f} ms, {looks.scrape_size / 1e6:.2f} MB"
     )
 
 
