@@ -19,10 +19,11 @@ from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.workers import WORKERS
 from qanat.handshake.hello import RecordKind
 from qanat.handshake.machine import ClientHandshake, HandshakeResult, ServerHandshake
-from qanat.handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, Opener, Sealer
+from qanat.handshake.sealed import KEY_UPDATE_RECORD, MAX_RECORD, TAG_SIZE, Opener, Sealer
 from qanat.transports.pipe import Pipe
 
 FRAMES_KIND: Final = int(RecordKind.FRAMES)
+_FRAMES: Final = RecordKind.FRAMES
 
 LAST_TIMEOUT: Final = 2.0
 """Seconds that a peer which was told the last word gets to end the pipe."""
@@ -100,8 +101,9 @@ class SealedPipe:
     def _sealed(self, plaintext: memoryview | bytes) -> memoryview:
         """Return the record with the pipe's headroom in front of it, valid until the next one."""
         headroom = self.pipe.headroom
-        size = self._sealer.seal_into(plaintext, self._scratch[headroom:])
-        return self._scratch[: headroom + size]
+        record = self._scratch[: headroom + len(plaintext) + TAG_SIZE]
+        self._sealer.seal_into(plaintext, record[headroom:])
+        return record
 
     def send_last(self, plaintext: bytes, cause: str) -> None:
         """Send a last record, block until the peer has ended the pipe, so that no reset overtakes it, and close.
@@ -123,18 +125,15 @@ class SealedPipe:
         Raises PipeEnded when the pipe ends, which is a cut unless CLOSE was the last record, and ProtocolError
         for whatever is not the peer's next record; the pipe is closed by then.
         """
-        record = self._recv(None)
+        record = self.recv_record_within(None)
         assert record is not None  # the end is raised
         return record
 
-    def recv_record_within(self, seconds: float) -> tuple[RecordKind, memoryview] | None:
+    def recv_record_within(self, seconds: float | None) -> tuple[RecordKind, memoryview] | None:
         """Receive as `recv_record` does, but return None when nothing has come for `seconds`; 0 does not block.
 
-        Where the pipe is watched (see `Pipe.recv_within`).
+        Where the pipe is watched (see `Pipe.recv_within`), or with None, which waits as long as it takes.
         """
-        return self._recv(seconds)
-
-    def _recv(self, seconds: float | None) -> tuple[RecordKind, memoryview] | None:
         while True:
             try:
                 message = self.pipe.recv() if seconds is None else self.pipe.recv_within(seconds)
@@ -149,8 +148,9 @@ class SealedPipe:
             except ProtocolError as error:
                 self.pipe.close(error.message)
                 raise
-            first = plaintext[0]
-            kind = RecordKind.FRAMES if first == FRAMES_KIND else RecordKind(first)
+            if plaintext[0] == FRAMES_KIND:  # nearly all records
+                return _FRAMES, memoryview(plaintext)[1:]
+            kind = RecordKind(plaintext[0])
             if kind is RecordKind.PROBE and self._answers_probes:
                 self._answer_probe(len(plaintext) - 1)
             elif kind is not RecordKind.KEY_UPDATE:

@@ -54,6 +54,8 @@ ORDER: Final[Mapping[tuple[Phase, RecordKind], Phase]] = {
 
 _KINDS: Final = {int(kind): kind for kind in RecordKind}
 _FRAMES: Final = int(RecordKind.FRAMES)
+_RUNNING: Final = Phase.RUNNING
+"""For the records of which there are many: looking a member up in its class takes longer than comparing it."""
 
 
 class _Direction:
@@ -79,8 +81,6 @@ class _Direction:
 
     def _following(self, first_byte: int, size: int) -> tuple[RecordKind, Phase] | str:
         """Return a record's kind, from its `first_byte`, and the phase after it; or why it is not allowed."""
-        if first_byte == _FRAMES and self._phase is Phase.RUNNING:
-            return RecordKind.FRAMES, Phase.RUNNING  # nearly all records
         kind = _KINDS.get(first_byte)
         if kind is None:
             return f"a record has the unknown kind {first_byte}"
@@ -126,36 +126,44 @@ class Sealer(_Direction):
         Room for the KEY_UPDATE itself is kept.  A key that has sealed nothing is never changed, and
         its hour begins with its first record: the receiver refuses a KEY_UPDATE that comes first.
         """
-        if self._counter == 0 or self._phase is not Phase.RUNNING:
+        if self._counter == 0 or self._phase is not _RUNNING:
             return False
+        return self._nearly_used_up(size) or self._clock() - self._first_at >= self._max_seconds
+
+    def _nearly_used_up(self, size: int) -> bool:
+        """Return whether there is room for the KEY_UPDATE alone, and not for a record of `size` bytes before it."""
         return (
-            self._counter >= self._max_records - 1
-            or self._bytes + size > self._max_bytes - 1
-            or self._clock() - self._first_at >= self._max_seconds
+            self._counter > 0
+            and self._phase is _RUNNING
+            and (self._counter >= self._max_records - 1 or self._bytes + size > self._max_bytes - 1)
         )
 
     def seal_into(self, plaintext: memoryview | bytes, out: memoryview) -> int:
         """Write the record of `plaintext`, which begins with its kind, to the front of `out`; return its size.
 
         The record is 16 bytes longer than the plaintext.  A KEY_UPDATE changes the key after itself.  Raises
-        LocalError for a plaintext that is empty or too long, a kind that may not come now, and a key that is used up.
+        LocalError for a plaintext that is empty or too long, a kind that may not come now, and a key that is used up;
+        its hour is not looked at here: it may end between `update_due` and this.
         """
         size = len(plaintext)
         if not 1 <= size <= MAX_PLAINTEXT:
             raise LocalError(f"a record's plaintext of {size} bytes is not between 1 and {MAX_PLAINTEXT}")
-        following = self._following(plaintext[0], size)
-        if isinstance(following, str):
-            raise LocalError(following)
-        kind, phase = following
-        if self._counter >= self._max_records or (kind is not RecordKind.KEY_UPDATE and self.update_due(size)):
+        counter, phase, updates = self._counter, _RUNNING, False
+        if plaintext[0] != _FRAMES or self._phase is not _RUNNING:  # seldom
+            following = self._following(plaintext[0], size)
+            if isinstance(following, str):
+                raise LocalError(following)
+            kind, phase = following
+            updates = kind is RecordKind.KEY_UPDATE
+        if counter >= self._max_records or (not updates and self._nearly_used_up(size)):
             raise LocalError("this key is used up: a KEY_UPDATE must come first")
-        if self._counter == 0:
+        if counter == 0:
             self._first_at = self._clock()
         written = self._cipher.encrypt_into(self._nonce(), plaintext, None, out[: size + TAG_SIZE])
-        self._counter += 1
+        self._counter = counter + 1
         self._bytes += size
         self._phase = phase
-        if kind is RecordKind.KEY_UPDATE:
+        if updates:
             self._update()
             self._bytes = 0
         return written
@@ -185,16 +193,10 @@ class Opener(_Direction):
         """
         if self._broken:
             raise ProtocolError("a record came after one that was refused")
-        try:
-            return self._open(message)
-        except ProtocolError:
-            self._broken = True
-            raise
-
-    def _open(self, message: memoryview | bytes) -> bytes:
+        self._broken = True  # until it is known to be the next one
         if not TAG_SIZE < len(message) <= MAX_RECORD:
             raise ProtocolError(f"a record of {len(message)} bytes is not between {TAG_SIZE + 1} and {MAX_RECORD}")
-        if self.ended:
+        if self._phase is Phase.ENDED:
             raise ProtocolError("a record came after CLOSE")
         if self._counter >= self._max_records:
             raise ProtocolError(f"the peer sealed more than {self._max_records} records under one key")
@@ -204,12 +206,14 @@ class Opener(_Direction):
             raise ProtocolError(
                 "a record was changed on the way, or is not the next one", hint="something on the path interferes"
             ) from None
-        following = self._following(plaintext[0], len(plaintext))
-        if isinstance(following, str):
-            raise ProtocolError(following)
-        kind, phase = following
+        kind = RecordKind.FRAMES
+        if plaintext[0] != _FRAMES or self._phase is not _RUNNING:  # seldom
+            following = self._following(plaintext[0], len(plaintext))
+            if isinstance(following, str):
+                raise ProtocolError(following)
+            kind, self._phase = following
         self._counter += 1
-        self._phase = phase
         if kind is RecordKind.KEY_UPDATE:
             self._update()
+        self._broken = False
         return plaintext

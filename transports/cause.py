@@ -15,21 +15,17 @@ class FirstCause:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._text: str | None = None
+        self.text: str | None = None
+        """The first cause, or None; others only read it."""
 
     def set(self, text: str) -> bool:
         """Keep `text` unless there is a cause already; return whether it was the first."""
         with self._lock:
-            if self._text is not None:
+            if self.text is not None:
                 return False
-            self._text = text
+            self.text = text
             return True
-
-    @property
-    def text(self) -> str | None:
-        """The first cause, or None."""
-        return self._text
 
     def error(self) -> PipeEnded:
         """Return the error for a caller who uses a pipe that is over."""
-        return PipeEnded(self._text or "the pipe has ended")
+        return PipeEnded(self.text or "the pipe has ended")

@@ -52,7 +52,11 @@ class CloseCode(IntEnum):
     MESSAGE_TOO_BIG = 1009
 
 
-_WHOLE_BINARY = _FIN | Opcode.BINARY
+_WHOLE_BINARY = int(_FIN | Opcode.BINARY)
+
+_SHORT = struct.Struct("!BB")
+_MEDIUM = struct.Struct("!BBH")
+_LONG = struct.Struct("!BBQ")
 
 
 class FrameError(Exception):
@@ -97,7 +101,9 @@ class FrameReader:
         Whatever frame was returned before is gone after this.
         """
         have = self._end - self._start
-        if self._start and (have <= _CHEAP_TO_MOVE or self._start + self._needed > len(self._buffer)):
+        if not have:
+            self._start = self._end = 0
+        elif self._start and (have <= _CHEAP_TO_MOVE or self._start + self._needed > len(self._buffer)):
             self._buffer[:have] = self._buffer[self._start : self._end]
             self._start, self._end = 0, have
         return self._buffer[self._end :]
@@ -152,7 +158,8 @@ class FrameReader:
             length = self._long_length(start + 2, header - 2)
         if self._masked:
             header += 4
-        self._check(first, length)
+        if first != _WHOLE_BINARY or self._fragments or length > self.max_message:
+            self._check(first, length)
         total = header + length
         if have < total:
             self._needed = total
@@ -210,13 +217,13 @@ def write_header(buffer: memoryview, headroom: int, key: bytes | None) -> int:
         masked = 0x80
     if length <= _MAX_CONTROL:
         start -= 2
-        struct.pack_into("!BB", buffer, start, _WHOLE_BINARY, masked | length)
+        _SHORT.pack_into(buffer, start, _WHOLE_BINARY, masked | length)
     elif length <= 0xFFFF:
         start -= 4
-        struct.pack_into("!BBH", buffer, start, _WHOLE_BINARY, masked | 126, length)
+        _MEDIUM.pack_into(buffer, start, _WHOLE_BINARY, masked | 126, length)
     else:
         start -= 10
-        struct.pack_into("!BBQ", buffer, start, _WHOLE_BINARY, masked | 127, length)
+        _LONG.pack_into(buffer, start, _WHOLE_BINARY, masked | 127, length)
     return start
 
 

@@ -105,7 +105,8 @@ class WebSocketPipe(Pipe):
         """See `Pipe.send_now`."""
         with self._send_lock:
             frame = self._frame_locked(buffer)
-            self._check_sendable_locked()
+            if self._cause.text is not None or self._send_failure is not None:
+                self._check_sendable_locked()
             try:
                 return self._wire.send_now(frame)
             except TransportError as error:
@@ -124,7 +125,7 @@ class WebSocketPipe(Pipe):
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
-        message = self._recv(None)
+        message = self.recv_within(None)
         assert message is not None  # the end is raised
         return message
 
@@ -148,10 +149,6 @@ class WebSocketPipe(Pipe):
             self._end(error.message, b"")
             raise self._cause.error() from error
 
-    def recv_within(self, seconds: float) -> memoryview | None:
-        """See `Pipe.recv_within`."""
-        return self._recv(seconds)
-
     def trim(self) -> None:
         """See `Pipe.trim`."""
         self._reader.trim()
@@ -172,7 +169,8 @@ class WebSocketPipe(Pipe):
         """See `Pipe.holds_message`."""
         return self._reader.holds_message
 
-    def _recv(self, seconds: float | None) -> memoryview | None:
+    def recv_within(self, seconds: float | None) -> memoryview | None:
+        """See `Pipe.recv_within`; with None it waits as `recv` does."""
         unusual = 0
         self._flooded = False
         try:

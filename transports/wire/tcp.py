@@ -27,6 +27,8 @@ from qanat.transports.pipe import SockAddr, Wire, silent_for, stuck_for
 NOT_SENT_LIMIT = 128 * 1024
 """Bytes left unsent in the kernel; more would only delay what becomes urgent later."""
 
+_CLOSED_HERE = "the connection was closed here"
+
 _SENDING_IS_OVER = (errno.EPIPE, errno.ECONNRESET)
 """After these the peer's last bytes can still be read, and reading ends by itself."""
 
@@ -105,7 +107,7 @@ class TcpWire(Wire):
         except OSError as error:
             raise self._failure("receiving failed", error) from error
         if count == 0 and self._closed:
-            raise TransportError("the connection was closed here")
+            raise TransportError(_CLOSED_HERE)
         if count == 0 and self._gone is not None:
             raise TransportError(self._gone)
         return count
@@ -130,23 +132,23 @@ class TcpWire(Wire):
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
         """See `Wire.send_now`."""
         assert _DONT_WAIT is not None  # or it would not have been called
-        self._enter()
         try:
-            if self._write_timeout is not None:
-                self._look(self._write_timeout, blocked=False)
-            try:
-                count = self._sock.send(data, _DONT_WAIT)
-            except BlockingIOError:
-                count = 0
-            self._accepted += count
-            if count == len(data):
-                return True
-            self._left = bytes(memoryview(data)[count:])
-            return False
+            with self._lock:  # Not for long enough to count as a user.
+                if self._closed:
+                    raise TransportError(_CLOSED_HERE)
+                if self._write_timeout is not None:
+                    self._look(self._write_timeout, blocked=False)
+                try:
+                    count = self._sock.send(data, _DONT_WAIT)
+                except BlockingIOError:
+                    count = 0
         except OSError as error:
             raise self._sending_failed(error) from error
-        finally:
-            self._leave()
+        self._accepted += count
+        if count == len(data):
+            return True
+        self._left = bytes(memoryview(data)[count:])
+        return False
 
     def _send_left(self) -> None:
         left, self._left = self._left, b""
@@ -260,7 +262,7 @@ class TcpWire(Wire):
     def _enter(self) -> None:
         with self._lock:
             if self._closed:
-                raise TransportError("the connection was closed here")
+                raise TransportError(_CLOSED_HERE)
             self._users += 1
 
     def _leave(self) -> None:
@@ -272,7 +274,7 @@ class TcpWire(Wire):
 
     def _failure(self, what: str, error: OSError) -> TransportError:
         if self._closed:
-            return TransportError("the connection was closed here")
+            return TransportError(_CLOSED_HERE)
         if self._gone is not None:
             return TransportError(self._gone)
         return TransportError(f"{what}: {describe_os_error(error)}")
