@@ -76,6 +76,8 @@ CLOCK_SIZE = _VALUE.size
 DATA = int(FrameType.DATA)
 """As a plain number: comparing with a member of an enumeration costs as much as all the rest of the comparison."""
 DATAGRAM = int(FrameType.DATAGRAM)
+ACK = int(FrameType.ACK)
+CREDIT = int(FrameType.CREDIT)
 EMPTY = "a FRAMES record without a frame"
 CUT_HEADER = "a frame ends in the middle of its header"
 
@@ -158,7 +160,7 @@ class Ack:
 
     def encode(self) -> bytes:
         """Return the frame's bytes."""
-        return _VALUE.pack(FrameType.ACK, self.expected)
+        return ack(self.expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class Credit:
 
     def encode(self) -> bytes:
         """Return the frame's bytes."""
-        return _FIN.pack(FrameType.CREDIT, self.stream, self.offset)
+        return credit(self.stream, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,17 @@ def encode_text(text: str) -> bytes:
 
 def data_header(stream: int, length: int) -> bytes:
     """Return the header of a DATA frame; the payload follows it."""
-    return _DATA_HEADER.pack(FrameType.DATA, stream, length)
+    return _DATA_HEADER.pack(DATA, stream, length)
+
+
+def ack(expected: int) -> bytes:
+    """Return an ACK, as `Ack.encode` does, without an object."""
+    return _VALUE.pack(ACK, expected)
+
+
+def credit(stream: int, offset: int) -> bytes:
+    """Return a CREDIT, as `Credit.encode` does, without an object."""
+    return _FIN.pack(CREDIT, stream, offset)
 
 
 def datagram(stream: int, payload: bytes) -> bytes:
@@ -270,6 +282,23 @@ def parse_data(content: memoryview, position: int) -> tuple[int, int, int]:
     if not length or after > len(content):
         raise ProtocolError(f"DATA of {length} bytes where {len(content) - position} are left")
     return stream, position, after
+
+
+def parse_ack(content: memoryview, position: int) -> tuple[int, int]:
+    """Return what the ACK at `position` expects, and where the next frame begins.  Raises ProtocolError."""
+    try:
+        return _VALUE.unpack_from(content, position)[1], position + _VALUE.size
+    except struct.error as error:
+        raise ProtocolError(CUT_HEADER) from error
+
+
+def parse_credit(content: memoryview, position: int) -> tuple[int, int, int]:
+    """Return stream and offset of the CREDIT at `position`, and where the next frame begins.  Raises ProtocolError."""
+    try:
+        _, stream, offset = _FIN.unpack_from(content, position)
+    except struct.error as error:
+        raise ProtocolError(CUT_HEADER) from error
+    return stream, offset, position + _FIN.size
 
 
 def parse_datagram(content: memoryview, position: int) -> tuple[int, bytes, int]:

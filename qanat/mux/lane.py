@@ -31,7 +31,7 @@ from qanat.mux.frames import Reason
 from qanat.mux.parameters import FIRST_PIPE, ControlReceived, Event, LaneParameters, ResumePoint
 from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
 from qanat.mux.stream import Calls, Stream
-from qanat.mux.stream_state import StreamPhase, StreamState
+from qanat.mux.stream_state import CLOSED, StreamState
 
 
 class Superseded(QanatError):
@@ -393,13 +393,13 @@ class Lane:
 
     def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
         """Take what the reader hands on itself, by stream; the others' readers are woken later."""
-        wakeups, streams = self.core.wakeups, self._streams
+        wakeups, streams, take = self.core.wakeups, self._streams, self.core.receiver.take
         deliveries: list[tuple[Stream, memoryview | None]] = []
         waiting: list[StreamState] = []
         for state in wakeups.readers:
             stream = streams.get(state.id)
             if stream is not None and stream.delivers_locked():
-                deliveries.append((stream, self.core.receiver.take(state)))
+                deliveries.append((stream, take(state)))
             else:
                 waiting.append(state)
         wakeups.readers = waiting
@@ -432,10 +432,10 @@ class Lane:
             for state in wakeups.writers:
                 stream = streams.get(state.id)
                 if stream is not None:
-                    callback = stream.wake_writer_locked()
+                    callback = stream.wake_writer_locked() if stream.writer_waits else None
                     if callback is not None:
                         calls.append(callback)
-                    if state.phase is StreamPhase.CLOSED:  # Nobody waits for a stream that is over.
+                    if state.phase is CLOSED:  # Nobody waits for a stream that is over.
                         del streams[state.id]
                         if state.failure is not None:
                             failed = True

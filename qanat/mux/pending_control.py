@@ -141,9 +141,9 @@ class PendingControl:
             due.append(wire.Ping(self.ping_count).encode())
         while self._credits and len(due) < CREDITS_AT_ONCE:
             stream = self._credits.pop(next(iter(self._credits)))
-            due.append(wire.Credit(stream.id, stream.window.grant()).encode())
+            due.append(wire.credit(stream.id, stream.window.grant()))
         if self._ack_due is not None and (riding or due or now >= self._ack_due):
-            due.append(wire.Ack(self._expected).encode())
+            due.append(wire.ack(self._expected))
             self._ack_due = None
             self._bytes_since_ack = 0
         return due

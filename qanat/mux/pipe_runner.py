@@ -100,6 +100,7 @@ class PipeRunner:
         self._sender = lane.core.sender
         self._receiver = lane.core.receiver
         self._sealed = sealed
+        self._pipe = sealed.pipe
         self._watcher = watcher
         self._readiness: Readiness | None = None  # what the watcher waits for, where it does
         self._timer: Timer | None = None
@@ -244,7 +245,7 @@ class PipeRunner:
                 if not self._may_send_now_locked():
                     self.wake_locked()
                     return
-                record = sender.next_record(lane.clock(), small=True, held_up=self._sealed.pipe.held_up)
+                record = sender.next_record(lane.clock(), small=True, held_up=self._pipe.held_up)
                 calls = lane.wake_locked(sending=True)
                 if record is None:
                     if not sender.idle:
@@ -266,7 +267,8 @@ class PipeRunner:
                         again = False
                     elif self._waits_for_inline:
                         self._work.notify()  # or it would never look what is due later, nor give its thread back
-            lane.call(calls)
+            if calls:
+                lane.call(calls)
             if not again:
                 return
         else:
@@ -290,7 +292,7 @@ class PipeRunner:
             or self._close_when_idle is not None
             or self._close_sent
             or self._writer_ended
-            or self._sealed.cause is not None
+            or self._pipe.cause is not None
         )
 
     def _send_one_now(self, record: memoryview) -> bool:
@@ -439,24 +441,25 @@ class PipeRunner:
 
     def _read_now(self) -> bool:
         """Take the records that have come; whether the reader's thread should go on."""
-        sealed = self._sealed
+        receive = self._sealed.recv_record_within
         self._heard_at = time.monotonic()
         size = 0
         for _ in range(RECORDS_IN_TURN):
             try:
-                record = sealed.recv_record_within(0)
+                record = receive(0)
             except QanatError as error:
                 self._found = self._cut(error)
                 return True
             if record is None:
-                return sealed.pipe.flooded
-            self._found = self._take(*record)
+                return self._pipe.flooded
+            kind, content = record
+            self._found = self._take(kind, content)
             if self._found is not None:
                 return True
-            size += len(record[1])
+            size += len(content)
             if size > BUSY_READ:
                 return True
-            if not sealed.pipe.buffered:
+            if not self._pipe.buffered:
                 return False
         return True
 
@@ -485,6 +488,7 @@ class PipeRunner:
         calls: Calls = []
         deliveries: list[tuple[Stream, memoryview | None]] = []
         datagrams: list[tuple[Stream, bytes]] = []
+        callbacks: list[Callable[[], None]] = []
         due = False
         try:
             with self._lock:
@@ -493,12 +497,14 @@ class PipeRunner:
                 now = lane.clock()
                 try:
                     events = self._receiver.receive(content, now)
-                    callbacks = lane.callbacks_locked(events)
+                    if events:
+                        callbacks = lane.callbacks_locked(events)
                 finally:
                     # Also after a ProtocolError: the frames before the faulty one have taken effect.
                     wakeups = lane.core.wakeups
                     due = wakeups.work or self._close_when_idle is not None  # An ACK may have made it idle.
-                    deliveries = lane.take_deliveries_locked()
+                    if wakeups.readers:
+                        deliveries = lane.take_deliveries_locked()
                     if wakeups.datagrams:
                         datagrams = lane.take_datagrams_locked()
                     calls = lane.wake_locked(sending=True)
@@ -508,7 +514,8 @@ class PipeRunner:
         finally:
             for stream, payload in deliveries:
                 due = stream.deliver(payload) or due
-            lane.call(calls)
+            if calls:
+                lane.call(calls)
             if due or self._held:
                 self._send_or_hold()
         for callback in callbacks:
@@ -518,7 +525,7 @@ class PipeRunner:
 
     def _send_or_hold(self) -> None:
         """Send what is due, or leave that to the next record, which has come: the CREDITs of several share one."""
-        if self._held < RECORDS_HELD and self._sealed.pipe.holds_message:
+        if self._held < RECORDS_HELD and self._pipe.holds_message:
             self._held += 1
         else:
             self._held = 0

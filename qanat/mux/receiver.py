@@ -16,7 +16,7 @@ from qanat.mux.observer import reason_label
 from qanat.mux.parameters import ControlReceived, Event, LaneParameters, Opened
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.sender import Sender
-from qanat.mux.stream_state import StreamPhase, StreamState, StreamStep
+from qanat.mux.stream_state import CLOSED, OPEN, StreamState, StreamStep
 from qanat.mux.stream_table import StreamTable
 from qanat.mux.wakeups import Wakeups
 
@@ -85,23 +85,29 @@ class Receiver:
         if not end:
             raise ProtocolError(wire.EMPTY)
         while position < end:
-            if content[position] == wire.DATA:
+            kind = content[position]
+            # These four without an object: nearly all records have no others.
+            if kind == wire.DATA:
                 number, start, position = wire.parse_data(content, position)
                 if self._is_new(now, position - start):
                     self._receive_data(number, content[start:position], end)
                 continue
-            if content[position] == wire.DATAGRAM:
+            if kind == wire.ACK:
+                expected, position = wire.parse_ack(content, position)
+                self._sender.ack_received(expected)
+                continue
+            if kind == wire.CREDIT:
+                number, offset, position = wire.parse_credit(content, position)
+                stream = self._streams.find(number)
+                if stream is not None:
+                    self._sender.credit_received(stream, offset)
+                continue
+            if kind == wire.DATAGRAM:
                 number, datagram, position = wire.parse_datagram(content, position)
                 self._receive_datagram(number, datagram, now)
                 continue
             frame, position = wire.parse_frame(content, position)
-            if isinstance(frame, wire.Ack):
-                self._sender.ack_received(frame.expected)
-            elif isinstance(frame, wire.Credit):
-                stream = self._streams.find(frame.stream)
-                if stream is not None:
-                    self._sender.credit_received(stream, frame.offset)
-            elif isinstance(frame, wire.Ping):
+            if isinstance(frame, wire.Ping):
                 self._pending.ping_received(frame.value)
                 self._wakeups.work = True
             elif isinstance(frame, wire.Pong):
@@ -111,7 +117,7 @@ class Receiver:
                 self._wakeups.pong = True
             elif isinstance(frame, wire.Clock):
                 self._late = self._delay.excess(frame.value / 1000, now) > LATE
-            elif not isinstance(frame, wire.Datagram) and self._is_new(now, 0):
+            elif not isinstance(frame, wire.Ack | wire.Credit | wire.Datagram) and self._is_new(now, 0):
                 event = self._receive_numbered(frame, now)
                 if event is not None:
                     events.append(event)
@@ -134,7 +140,7 @@ class Receiver:
         stream = self._streams.find(number)
         if stream is None:
             return
-        if stream.phase is not StreamPhase.OPEN:
+        if stream.phase is not OPEN:
             stream.advance(StreamStep.RECV_DATA)
         size, window = len(payload), stream.window
         if window.received + size > window.granted:
@@ -209,7 +215,7 @@ class Receiver:
         stream.fin_received = True
         self._pending.drop_credit(stream)
         self._wakeups.readers.append(stream)
-        if stream.phase is StreamPhase.CLOSED:
+        if stream.phase is CLOSED:
             self._sender.forget(stream)
 
     # --- by streams' readers --------------------------------------------------------------------

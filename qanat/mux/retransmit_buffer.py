@@ -17,6 +17,7 @@ from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPo
 
 ENTRY_OVERHEAD = 128
 """Bytes that an entry is counted for beyond its content."""
+_WITH_BUFFER = ENTRY_OVERHEAD + BUFFER_FRONT + BUFFER_PAYLOAD
 
 
 class Entry:
@@ -27,7 +28,7 @@ class Entry:
     def __init__(self, head: bytes, buffer: Buffer | None = None) -> None:
         self.head = head
         self.buffer = buffer
-        self.charge = len(head) + ENTRY_OVERHEAD + (BUFFER_FRONT + BUFFER_PAYLOAD if buffer else 0)
+        self.charge = len(head) + (ENTRY_OVERHEAD if buffer is None else _WITH_BUFFER)
 
 
 class RetransmitBuffer:
@@ -61,10 +62,16 @@ class RetransmitBuffer:
         """Keep `entry`, which has been reserved for, under the next number."""
         self._entries.append(entry)
 
+    def keep(self, entry: Entry) -> None:
+        """Do both at once."""
+        self.charged += entry.charge
+        self._entries.append(entry)
+
     def acknowledge(self, expected: int) -> None:
         """Forget all below `expected`, which the caller has checked; nothing when that is done already."""
+        entries = self._entries
         while self.first < expected:
-            entry = self._entries.popleft()
+            entry = entries.popleft()
             self.first += 1
             self.charged -= entry.charge
             if entry.buffer is not None:

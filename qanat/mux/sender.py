@@ -21,7 +21,7 @@ from qanat.mux.parameters import LaneParameters
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.retransmit_buffer import Entry, RetransmitBuffer
 from qanat.mux.scheduler import Scheduler
-from qanat.mux.stream_state import StreamPhase, StreamState, StreamStep
+from qanat.mux.stream_state import CLOSED, StreamPhase, StreamState, StreamStep
 from qanat.mux.stream_table import StreamTable
 from qanat.mux.wakeups import Wakeups
 
@@ -107,7 +107,7 @@ class Sender:
         stream that is not open for sending.
         """
         size = payload.length if isinstance(payload, Buffer) else len(payload)
-        if stream.phase is StreamPhase.CLOSED:
+        if stream.phase is CLOSED:
             if isinstance(payload, Buffer):
                 self.return_buffer(payload)
             return
@@ -126,7 +126,7 @@ class Sender:
 
     def send_datagram(self, stream: StreamState, payload: bytes, now: float) -> None:
         """Queue a datagram of at most MAX_DATAGRAM bytes; drop it where no pipe takes it, or the stream is over."""
-        if self.attached and not self._closing and stream.phase is not StreamPhase.CLOSED:
+        if self.attached and not self._closing and stream.phase is not CLOSED:
             self.datagrams.add(stream.id, wire.datagram(stream.id, payload), now)
             stream.datagram_bytes_sent += len(payload)
             self.payload_sent += len(payload)
@@ -156,7 +156,7 @@ class Sender:
         stream.fin_due = False
         stream.advance(StreamStep.SEND_FIN)
         self.queue_control(wire.Fin(stream.id, stream.sent))
-        if stream.phase is StreamPhase.CLOSED:
+        if stream.phase is CLOSED:
             self.forget(stream)
 
     def return_buffer(self, buffer: Buffer) -> None:
@@ -187,7 +187,8 @@ class Sender:
         kept = self.retransmit_buffer
         if expected > kept.next_number:
             raise ProtocolError(f"an ACK for frame {expected} when {kept.next_number} is the next to be sent")
-        self.acknowledged = max(self.acknowledged, expected)
+        if expected > self.acknowledged:
+            self.acknowledged = expected
         if expected > self._sent:
             # These came over the pipe before.  They must be replayed all the same, since the peer counts frames.
             self._late_ack = max(self._late_ack, expected)
@@ -263,7 +264,7 @@ class Sender:
     @property
     def idle(self) -> bool:
         """Whether everything that was queued has been sent."""
-        return not (self._replay or self._control or self.queued_bytes or self.datagrams)
+        return not (self._replay or self._control or self.queued_bytes or self.datagrams.charged)
 
     def next_record(self, now: float, *, small: bool = False, held_up: bool = False) -> memoryview | None:
         """Return the plaintext of the next FRAMES record, or None when nothing has to be sent now.
@@ -288,9 +289,10 @@ class Sender:
                 break
             riding.append(entry.head)
             room -= len(entry.head)
-        bulk = self._add_datagrams_and_bulk(riding, now, small=small)
-        if bulk is not None and bulk.buffer is not None:
-            return self._around(riding, bulk.head, bulk.buffer)
+        if self.datagrams.charged or not small:
+            bulk = self._add_datagrams_and_bulk(riding, now, small=small)
+            if bulk is not None and bulk.buffer is not None:
+                return self._around(riding, bulk.head, bulk.buffer)
         if not riding:
             return None
         return memoryview(b"".join((_KIND, *riding)))
@@ -316,14 +318,16 @@ class Sender:
             self.retransmit_buffer.append(entry)
             self._sent += 1
             return entry
-        stream = None if self.retransmit_buffer.full else self._scheduler.peek()
+        kept = self.retransmit_buffer
+        stream = None if kept.charged >= kept.limit else self._scheduler.peek()
         if stream is None:
             return None
         payload = stream.queue[0]
         if isinstance(payload, Buffer):
             return None
-        self._dequeued(stream, len(payload))
-        return self._keep(Entry(wire.data_header(stream.id, len(payload)) + payload))
+        size = len(payload)
+        self._dequeued(stream, size)
+        return self._keep(Entry(wire.data_header(stream.id, size) + payload))
 
     def _add_datagrams_and_bulk(self, riding: list[bytes], now: float, *, small: bool) -> Entry | None:
         """Add the datagrams whose turn it is to `riding`, and return the bulk behind them, if there is any."""
@@ -377,8 +381,7 @@ class Sender:
         return entry
 
     def _keep(self, entry: Entry) -> Entry:
-        self.retransmit_buffer.reserve(entry)
-        self.retransmit_buffer.append(entry)
+        self.retransmit_buffer.keep(entry)
         self._sent += 1
         return entry
 
@@ -390,15 +393,17 @@ class Sender:
         self.queued_bytes -= size
         self._scheduler.charge(stream, size)
         self._wakeups.writers.append(stream)
-        self._wake_queue_waiters()
+        if self._waiting_for_queue:
+            self._wake_queue_waiters()
         if stream.fin_due and not stream.queue:
             self._queue_fin(stream)
 
     def _acknowledged(self, expected: int) -> None:
         """Forget every frame below `expected`: the peer has accepted them."""
-        full, exhausted = self.retransmit_buffer.full, self.buffers.exhausted
-        self.retransmit_buffer.acknowledge(expected)
-        if (full and not self.retransmit_buffer.full) or (exhausted and not self.buffers.exhausted):
+        kept, buffers = self.retransmit_buffer, self.buffers
+        full, exhausted = kept.charged >= kept.limit, buffers.lent >= buffers.capacity
+        kept.acknowledge(expected)
+        if (full or exhausted) and ((full and not kept.full) or (exhausted and not buffers.exhausted)):
             self._wakeups.room = self._wakeups.work = True
 
     def _wake_queue_waiters(self) -> None:

@@ -25,7 +25,7 @@ from qanat.mux.buffer_pool import Buffer
 from qanat.mux.core import LaneCore
 from qanat.mux.figures import StreamFigures
 from qanat.mux.frames import Reason, reason_name
-from qanat.mux.stream_state import StreamPhase, StreamState
+from qanat.mux.stream_state import CLOSED, StreamState
 
 DIRECT_PAYLOAD = 16 * 1024
 """Bytes of payload that the lane's reader hands to a sink itself; more is for a thread of the stream's own."""
@@ -106,6 +106,8 @@ class Stream:
         self._readable: threading.Condition | None = None
         self._writable: threading.Condition | None = None
         self._readers_waiting = 0
+        self.writer_waits = False
+        """Whether `wake_writer_locked` has anybody to wake or to call.  With the lane's lock."""
         self._uplink_waits = False
         self._on_failure: Callable[[], None] | None = None
         self._when_writable: Callable[[], None] | None = None
@@ -160,7 +162,7 @@ class Stream:
             state.sent + state.datagram_bytes_sent,
             state.queued_bytes + inbox,
             inbox,
-            state.promised >= state.send_limit and not state.fin_due and state.phase is not StreamPhase.CLOSED,
+            state.promised >= state.send_limit and not state.fin_due and state.phase is not CLOSED,
         )
 
     # --- towards the peer -----------------------------------------------------------------------
@@ -175,9 +177,9 @@ class Stream:
                     return room
                 if self._writable is None:
                     self._writable = threading.Condition(self._lock)
-                self._uplink_waits = True
+                self._uplink_waits = self.writer_waits = True
                 self._writable.wait()
-                self._uplink_waits = False
+                self._uplink_waits, self.writer_waits = False, self._when_writable is not None
 
     def room(self) -> int:
         """Return how many bytes the peer takes now, at least as many as then can be queued.  Does not block.
@@ -185,8 +187,10 @@ class Stream:
         Raises StreamReset.  For the one thread that queues: nobody else makes it less.
         """
         with self._lock:
-            self._raise_if_over_locked()
-            return self._sender.sendable(self._state)
+            state = self._state
+            if state.failure is not None or state.phase is CLOSED:
+                self._raise_if_over_locked()
+            return self._sender.sendable(state)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once there is `room`, or the stream is over; at once if so now.  Does not block.
@@ -195,8 +199,8 @@ class Stream:
         """
         with self._lock:
             state = self._state
-            if state.failure is None and state.phase is not StreamPhase.CLOSED and not self._sender.sendable(state):
-                self._when_writable = callback
+            if state.failure is None and state.phase is not CLOSED and not self._sender.sendable(state):
+                self._when_writable, self.writer_waits = callback, True
                 return
         callback()
 
@@ -279,7 +283,7 @@ class Stream:
         target's answer, or with the ACK of what has come.
         """
         with self._lock:
-            if self._state.phase is not StreamPhase.CLOSED:
+            if self._state.phase is not CLOSED:
                 self._core.parameters.observer.stream_opened(self._lane.clock() - self._state.opened_at)
             self._core.accept(self._state, text)
             calls = self._lane.wake_locked(sending=True)
@@ -360,13 +364,13 @@ class Stream:
             with self._lock:
                 if sent and receiver.consumed(state, sent, self._lane.clock()):
                     due = True
-                over = self._is_over_locked()
+                over = (state.failure is not None or state.phase is CLOSED) and self._is_over_locked()
                 if sent < size and not over:
                     assert payload is not None
                     receiver.put_back(state, payload[sent:])
                     self._direct = self._delivering = False
                     break
-                payload = None if sent < size else receiver.take(state)
+                payload = receiver.take(state) if state.inbox and sent == size else None
                 if payload is None:
                     self._delivering = False
                     if not (over or state.fin_received):
@@ -492,7 +496,7 @@ class Stream:
 
     def _is_over_locked(self) -> bool:
         state = self._state
-        return state.failure is not None or (state.phase is StreamPhase.CLOSED and not state.fin_received)
+        return state.failure is not None or (state.phase is CLOSED and not state.fin_received)
 
     def _raise_if_over_locked(self) -> None:
         if self._state.failure is not None:
@@ -542,7 +546,7 @@ class Stream:
         if callback is not None:
             if not self._is_over_locked() and not self._sender.sendable(self._state):
                 return None
-            self._when_writable = None
+            self._when_writable, self.writer_waits = None, self._uplink_waits
         return callback
 
     def fail(self) -> None:

@@ -24,6 +24,12 @@ class StreamPhase(Enum):
     HALF_CLOSED_REMOTE = "half closed by the peer"
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python
+
+
+OPEN, CLOSED = StreamPhase.OPEN, StreamPhase.CLOSED
+"""For what is done for each record: looking a member up in its class takes longer than comparing it."""
+
 
 class StreamStep(Enum):
     """What takes a stream from one phase to another; the value is for messages."""
@@ -33,6 +39,8 @@ class StreamStep(Enum):
     RECV_FIN = "receive FIN"
     SEND_RESET = "send RESET"
     RECV_RESET = "receive RESET"
+
+    __hash__ = object.__hash__  # as above
 
 
 PEER_STEPS = frozenset({StreamStep.RECV_DATA, StreamStep.RECV_FIN, StreamStep.RECV_RESET})

@@ -74,7 +74,8 @@ class ReceiveWindow:
                 rate = (self.consumed - self.consumed_before) / elapsed
                 self._tune(int(GAIN * rate * max(least_round_trip, LEAST_TIME)))
                 self.since, self.consumed_before = now, self.consumed
-        self._charge()
+        if due or self.charged:  # else what it holds is within what it has been guaranteed, and stays so
+            self._charge()
         return due
 
     def grant(self) -> int:
