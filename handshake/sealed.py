@@ -116,6 +116,7 @@ class Sealer(_Direction):
         self._clock = clock
         self._max_bytes = max_bytes
         self._max_records = max_records
+        self._last_byte, self._last_record = max_bytes - 1, max_records - 1  # which a KEY_UPDATE needs
         self._max_seconds = max_seconds
         self._bytes = 0
         self._first_at = 0.0
@@ -128,14 +129,10 @@ class Sealer(_Direction):
         """
         if self._counter == 0 or self._phase is not _RUNNING:
             return False
-        return self._nearly_used_up(size) or self._clock() - self._first_at >= self._max_seconds
-
-    def _nearly_used_up(self, size: int) -> bool:
-        """Return whether there is room for the KEY_UPDATE alone, and not for a record of `size` bytes before it."""
         return (
-            self._counter > 0
-            and self._phase is _RUNNING
-            and (self._counter >= self._max_records - 1 or self._bytes + size > self._max_bytes - 1)
+            self._counter >= self._last_record
+            or self._bytes + size > self._last_byte
+            or self._clock() - self._first_at >= self._max_seconds
         )
 
     def seal_into(self, plaintext: memoryview | bytes, out: memoryview) -> int:
@@ -155,7 +152,9 @@ class Sealer(_Direction):
                 raise LocalError(following)
             kind, phase = following
             updates = kind is RecordKind.KEY_UPDATE
-        if counter >= self._max_records or (not updates and self._nearly_used_up(size)):
+        full = counter >= self._last_record or self._bytes + size > self._last_byte
+        # What is left is for a KEY_UPDATE, which may not come before HELLO or READY.
+        if full and (counter >= self._max_records or not (updates or counter == 0 or self._phase is not _RUNNING)):
             raise LocalError("this key is used up: a KEY_UPDATE must come first")
         if counter == 0:
             self._first_at = self._clock()

@@ -251,19 +251,21 @@ class Watcher:
                 self._poll = None
 
     def _watch_loop(self) -> None:
-        poll, ready = self._poll, self._ready
+        poll, ready, posted = self._poll, self._ready, self._posted
         assert poll is not None  # made before the thread
-        wait = poll.wait
+        wait, monotonic, never = poll.wait, time.monotonic, math.inf
         while not self._closed:
             dirty: set[Flushable] = set()
-            self._busy_since = math.inf
-            found = wait(self._seconds_to_wait())
-            self._busy_since = time.monotonic()
-            self._wakes_at = -math.inf  # The heap is looked at again before the next wait.
-            for fd in found:
+            self._busy_since = never
+            due = self._next_due()
+            found = wait(None if due == never else max(0.0, due - monotonic()))
+            self._busy_since = now = monotonic()
+            self._wakes_at = -never  # The heap is looked at again before the next wait.
+            for fd, _ in found:
                 callback = ready.get(fd)
-                if callback is None:
-                    continue  # taken away since, or a wake-up
+                if callback is None:  # taken away since, or a wake-up
+                    poll.woken(fd)
+                    continue
                 try:
                     flushable = callback()
                 except Exception:
@@ -272,8 +274,9 @@ class Watcher:
                     continue
                 if flushable is not None:
                     dirty.add(flushable)
-            self._call_posted(dirty)
-            if self._timers:
+            if posted:
+                self._call_posted(dirty)
+            if due <= now:
                 self._call_timers(dirty)
             for flushable in dirty:
                 try:
@@ -281,16 +284,13 @@ class Watcher:
                 except Exception:
                     log_unexpected("flushing what the watcher has read ended")
 
-    def _seconds_to_wait(self) -> float | None:
-        """Return the seconds until the next timer is due; None for ever.  Who sets an earlier one now wakes us."""
+    def _next_due(self) -> float:
+        """Return when something is due, a timer or what was posted.  Who sets an earlier timer from now on wakes us."""
         with self._lock:
             if self._posted:
-                return 0.0
-            if not self._timers:
-                self._wakes_at = math.inf
-                return None
-            self._wakes_at = self._timers[0][0]
-        return max(0.0, self._wakes_at - time.monotonic())
+                return -math.inf
+            self._wakes_at = due = self._timers[0][0] if self._timers else math.inf
+            return due
 
     def _call_posted(self, dirty: set[Flushable]) -> None:
         """Call what was posted, what that posts too, and leave to the next round what follows from these."""
@@ -352,12 +352,14 @@ class _Epoll:
         with contextlib.suppress(OSError):  # closed already, which has removed it
             self._epoll.unregister(fd)
 
-    def wait(self, seconds: float | None) -> list[int]:
-        """Block for the descriptors that have something, at most `seconds`."""
-        found = [fd for fd, _ in self._epoll.poll(seconds, ROUND)]
-        if self._wake.fd in found:
+    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
+        """Block for the descriptors that have something, and what they have, at most `seconds`."""
+        return self._epoll.poll(seconds, ROUND)
+
+    def woken(self, fd: int) -> None:
+        """Note that `wait` has returned `fd`, if that was to be woken."""
+        if fd == self._wake.fd:
             self._wake.clear()
-        return found
 
     def wake(self) -> None:
         self._wake.set()
@@ -383,8 +385,8 @@ class _Selector:
     def remove(self, fd: int) -> None:
         self._change(False, fd)
 
-    def wait(self, seconds: float | None) -> list[int]:
-        """Block for the descriptors that have something, at most `seconds`."""
+    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
+        """Block for the descriptors that have something, and what they have, at most `seconds`."""
         with self._lock:
             changes, self._changes = self._changes, []
         for added, fd in changes:
@@ -393,10 +395,12 @@ class _Selector:
                     self._selector.register(fd, selectors.EVENT_READ)
                 else:
                     self._selector.unregister(fd)
-        found = [key.fd for key, _ in self._selector.select(seconds)]
-        if self._wake.fd in found:
+        return [(key.fd, mask) for key, mask in self._selector.select(seconds)][:ROUND]
+
+    def woken(self, fd: int) -> None:
+        """Note that `wait` has returned `fd`, if that was to be woken."""
+        if fd == self._wake.fd:
             self._wake.clear()
-        return found[:ROUND]
 
     def wake(self) -> None:
         self._wake.set()

@@ -69,6 +69,7 @@ class Pump:
         crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stream = stream
+        self._lane = stream.lane
         self._sock = sock
         self._fd = sock.fd
         self._watcher = watcher
@@ -245,15 +246,15 @@ class Pump:
                 data = None
             if up is not None and len(data or b"") < most:
                 up.give_back(most - len(data or b""))
-            if data is None:
-                return None
             if data:
                 stream.queue(data)
                 if len(data) < SMALL_READ:
                     self._most = SMALL_READ
                 elif up is None or up.plenty:
                     self._begin_bulk()
-                return stream.lane
+                return self._lane
+            if data is None:
+                return None
             self._unwatch()
             stream.queue_finish()
             self._over(True)
@@ -267,7 +268,7 @@ class Pump:
             stream.reset(*reason_for(error))
             self._over(False)
             return None
-        return stream.lane
+        return self._lane
 
     def _begin_bulk(self) -> None:
         """Give the uplink a thread; without one, or when there are many, the watcher goes on."""
@@ -354,7 +355,8 @@ class Pump:
 
     def deliver(self, payload: memoryview) -> int:
         """Hand to the socket what it takes at once.  By the lane's reader; does not block."""
-        self._watcher.stir()
+        if not self._watcher.stirred:
+            self._watcher.stir()
         down = self._down
         if down is not None:
             allowed = self._allowed(down, len(payload))

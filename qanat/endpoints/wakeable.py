@@ -101,11 +101,20 @@ class WakeableSocket:
         return bool(poller.poll(seconds * 1000))
 
     def send_now(self, data: memoryview) -> int:
-        """Send what the kernel takes at once; return how many bytes that were.  Does not block.  Raises OSError."""
-        try:
-            return self._send(data)
-        except BlockingIOError:
-            return 0
+        """Send what the kernel takes at once; return how many bytes that were.  Does not block.  Raises OSError.
+
+        On Windows it may block.
+        """
+        if not _DONT_WAIT:  # Windows: it may block, so not under the lock; its errors are told to every call.
+            return self._sock.send(data)
+        with self._sending:
+            try:
+                return self._sock.send(data, _DONT_WAIT)
+            except BlockingIOError:
+                return 0
+            except OSError as error:
+                self._send_error = error.errno, error.strerror or ""
+                raise
 
     def send_all(self, data: memoryview) -> None:
         """Block until the kernel has taken all.  Raises OSError, Aborted.
@@ -114,22 +123,10 @@ class WakeableSocket:
         received before its reset is still delivered, and gives up where it would wait.
         """
         while data:
-            try:
-                data = data[self._send(data) :]
-            except BlockingIOError:
+            sent = self.send_now(data)
+            if not sent:
                 self._wait_writable()
-
-    def _send(self, data: memoryview) -> int:
-        if not _DONT_WAIT:  # Windows: it may block, so not under the lock; its errors are told to every call.
-            return self._sock.send(data)
-        with self._sending:
-            try:
-                return self._sock.send(data, _DONT_WAIT)
-            except BlockingIOError:
-                raise
-            except OSError as error:
-                self._send_error = error.errno, error.strerror or ""
-                raise
+            data = data[sent:]
 
     def silence(self) -> float | None:
         """See `Acknowledgments.silence`; None also when this is closed."""

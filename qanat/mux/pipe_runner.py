@@ -229,8 +229,9 @@ class PipeRunner:
         """Have an ACK sent within ACK_DELAY; nobody is woken who would look by then without it."""
         self._received_at = now
         if not self._writing:
-            if self._timer is not None:
-                self._timer.set(now + ACK_DELAY)
+            timer, at = self._timer, now + ACK_DELAY
+            if timer is not None and at < timer.at:
+                timer.set(at)
         elif self._waiting and self._wakes_at > now + 2 * ACK_DELAY:
             self._work.notify()
 
@@ -245,7 +246,8 @@ class PipeRunner:
                 if not self._may_send_now_locked():
                     self.wake_locked()
                     return
-                record = sender.next_record(lane.clock(), small=True, held_up=self._pipe.held_up)
+                held_up = sender.datagrams.charged > 0 and self._pipe.held_up
+                record = sender.next_record(lane.clock(), small=True, held_up=held_up)
                 calls = lane.wake_locked(sending=True)
                 if record is None:
                     if not sender.idle:
