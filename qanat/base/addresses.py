@@ -125,6 +125,7 @@ def unmap(address: IpAddress) -> IpAddress:
     return address
 
 
+@lru_cache(1024)
 def bucket_key(address: str) -> str:
     """Return what addresses are counted by: themselves, or the /64 of an IPv6 address, which one customer has whole."""
     try:

@@ -28,14 +28,18 @@ def close_socket(sock: socket.socket) -> None:
 
 def set_no_delay(sock: socket.socket) -> None:
     """Send small writes at once (TCP_NODELAY); silently nothing on a socket that is not TCP."""
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105 - for each connection
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        pass
 
 
 def set_reset_on_close(sock: socket.socket, enabled: bool) -> None:
     """When enabled, closing sends RST instead of FIN, also when the process is killed (SO_LINGER 0)."""
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105 - for each connection
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET if enabled else _LINGER_OFF)
+    except OSError:
+        pass
 
 
 def set_not_sent_low_watermark(sock: socket.socket, limit: int) -> None:

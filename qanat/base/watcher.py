@@ -349,8 +349,10 @@ class _Epoll:
             self._epoll.modify(fd, select.EPOLLIN)
 
     def remove(self, fd: int) -> None:
-        with contextlib.suppress(OSError):  # closed already, which has removed it
+        try:  # noqa: SIM105 - for each connection
             self._epoll.unregister(fd)
+        except OSError:  # closed already, which has removed it
+            pass
 
     def wait(self, seconds: float | None) -> list[tuple[int, int]]:
         """Block for the descriptors that have something, and what they have, at most `seconds`."""

@@ -455,7 +455,7 @@ class Client:
         request, over = Connect(forward.to, peer).encode(), self._enter(served, sock, peer)
         if over is None:
             return
-        what = str(forward)
+        what = served.name
         first = encode(forward.proxy_protocol, peer, local_of(sock)) if forward.proxy_protocol else b""
 
         def give_up(error: QanatError) -> None:

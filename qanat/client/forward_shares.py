@@ -25,6 +25,8 @@ class ServedForward:
     forward: Forward
     traffic: TrafficLimits
     quota: StreamQuota
+    name: str
+    """The forward's, for people: made once, since every connection needs it."""
 
 
 class ForwardShares:
@@ -67,7 +69,7 @@ class ForwardShares:
     def serve(self, forward: Forward) -> tuple[ServedForward, ...]:
         """Return the ports of a forward that `change` was called with."""
         traffic, quota = self._shares[forward]
-        return tuple(ServedForward(part, traffic, quota) for part in forward.parts())
+        return tuple(ServedForward(part, traffic, quota, str(part)) for part in forward.parts())
 
 
 def _is_ours_alone(forward: Forward) -> bool:

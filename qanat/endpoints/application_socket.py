@@ -42,8 +42,10 @@ class ApplicationKeepalive:
     def configure(self, sock: socket.socket) -> None:
         """Set all options of an application's socket that is about to connect or listen.  Does not block."""
         set_reset_on_close(sock, True)
-        with contextlib.suppress(OSError):  # a system without it
+        try:  # noqa: SIM105 - for each connection
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        except OSError:  # a system without it
+            pass
         if self.idle:
             with contextlib.suppress(OSError):  # likewise: keepalive is no condition for a connection
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

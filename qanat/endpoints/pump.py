@@ -77,7 +77,6 @@ class Pump:
         self._on_over = on_over
         self._crowded = crowded
         self._most = SMALL_READ  # bytes that the watcher reads at once
-        self._lock = threading.Lock()  # guards the next two
         self._directions = 2  # that have not ended
         self._quiet = True  # until the uplink is taken from the watcher for the first time
         self._orderly = True
@@ -87,7 +86,7 @@ class Pump:
         self._over_rate = False  # whether `deliver` has left something since its rate allows no more now
         self._idle_seconds = 0.0
         self._idle: IdleTimeout | None = None
-        self._changing = threading.Lock()  # guards the three above when limits change, and that all is over
+        self._lock = threading.Lock()  # guards how many have ended and how, the limits when they change, and the next
         self._all_over = False
 
     def start(self, *, read_now: bool = False) -> None:
@@ -97,7 +96,8 @@ class Pump:
         closed and the stream released when both directions have ended, whatever happens.
         """
         self._stream.on_failure(self._failed)
-        self.limits_changed()
+        if self._limits is not UNLIMITED:
+            self.limits_changed()
         if _DELIVERS_NOW:
             self._stream.deliver_to(self)
         else:
@@ -110,7 +110,7 @@ class Pump:
     def limits_changed(self) -> None:
         """Carry on within what its limits are now.  Idempotent, from any thread; does not block."""
         limits = self._limits
-        with self._changing:
+        with self._lock:
             if self._all_over:
                 return
             before = self._up, self._down
@@ -164,21 +164,21 @@ class Pump:
             self._orderly = self._orderly and orderly
             if self._directions:
                 return
-        stream = self._stream
-        # A reset that came after both had ended took what was still queued.
-        orderly = self._orderly and stream.failure is None
-        with self._changing:
             self._all_over = True
             for share in (self._up, self._down):
                 if share is not None:
                     share.close()
             if self._idle is not None:
                 self._idle.stop()
+        stream = self._stream
+        # A reset that came after both had ended took what was still queued.
+        orderly = self._orderly and stream.failure is None
         try:
             stream.release()
             self._sock.close(orderly=orderly)
-            sent, received = stream.counts
-            log.debug("%s: %s, %d bytes up, %d down", stream.label, "ended" if orderly else "reset", sent, received)
+            if log.isEnabledFor(logging.DEBUG):
+                sent, received = stream.counts
+                log.debug("%s: %s, %d bytes up, %d down", stream.label, "ended" if orderly else "reset", sent, received)
         finally:
             self._on_over()
 

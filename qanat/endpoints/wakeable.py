@@ -32,7 +32,8 @@ class WakeableSocket:
     """A blocking TCP or Unix socket.  One thread reads, one writes, any thread aborts."""
 
     def __init__(self, sock: socket.socket, peer: str = "") -> None:
-        sock.setblocking(True)
+        if sock.gettimeout() is not None:
+            sock.setblocking(True)
         set_no_delay(sock)
         set_reset_on_close(sock, True)
         self._sock = sock

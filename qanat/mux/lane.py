@@ -94,7 +94,8 @@ class Lane:
                 raise SessionEnded("the session is closing")
             stream = self._add_stream_locked(core.open_stream(request, self.clock()))
             calls = self.wake_locked(sending=True)
-        self.call(calls)
+        if calls:
+            self.call(calls)
         if flush:
             self.flush()
         return stream
@@ -295,8 +296,7 @@ class Lane:
     @property
     def attached(self) -> bool:
         """Whether the lane is on a pipe."""
-        with self.lock:
-            return self.core.sender.attached
+        return self.core.sender.attached
 
     @property
     def away(self) -> float:

@@ -217,7 +217,8 @@ class Stream:
         with self._lock:
             self._sender.finish(self._state)
             calls = self._lane.wake_locked(sending=True)
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
 
     @property
     def lane(self) -> LaneOfStream:
@@ -242,7 +243,8 @@ class Stream:
         with self._lock:
             self._sender.return_buffer(buffer)
             calls = self._lane.wake_locked()
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
 
     def write_buffer(self, buffer: Buffer) -> None:
         """Queue `buffer.length` bytes, within what `wait_writable` said.  Does not block.
@@ -264,7 +266,8 @@ class Stream:
             self._sender.send(self._state, payload)
             self._core.wakeups.work = True
             calls = self._lane.wake_locked(sending=not bulk)
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
         if not bulk:
             self._lane.flush()
 
@@ -273,7 +276,8 @@ class Stream:
         with self._lock:
             self._sender.finish(self._state)
             calls = self._lane.wake_locked(sending=True)
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
         self._lane.flush()
 
     def accept(self, text: str) -> None:
@@ -289,7 +293,8 @@ class Stream:
             calls = self._lane.wake_locked(sending=True)
             early = self._state.takes_datagrams or bool(self._state.inbox)
             rides = early and self._core.pending.ack_waits
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
         if not rides:
             self._lane.flush()
 
@@ -298,7 +303,8 @@ class Stream:
         with self._lock:
             self._core.reset(self._state, reason, text)
             calls = self._lane.wake_locked(sending=True)
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
         self._lane.flush()
 
     # --- from the peer --------------------------------------------------------------------------
@@ -402,7 +408,8 @@ class Stream:
             if not self._receiver.consumed(self._state, count, self._lane.clock()):
                 return
             calls = self._lane.wake_locked(sending=True)
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
         self._lane.flush()
 
     @property
@@ -479,7 +486,8 @@ class Stream:
             calls = self._lane.wake_locked(sending=True)
             # Whatever holds the stream is held by these.
             self._sink = self._on_failure = self._when_writable = self._when_accepted = self._take_datagram = None
-        self._lane.call(calls)
+        if calls:
+            self._lane.call(calls)
         if cut:
             self._lane.flush()
 

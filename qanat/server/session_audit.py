@@ -76,6 +76,8 @@ class SessionAudit:
 
     def closed(self, stream: Stream) -> None:
         """Note that a stream is over."""
+        if not self._audit.enabled:
+            return
         figures, failure = stream.figures(), stream.failure
         self._of_stream(
             "stream closed",

@@ -52,7 +52,7 @@ class CloseCode(IntEnum):
     MESSAGE_TOO_BIG = 1009
 
 
-_WHOLE_BINARY = int(_FIN | Opcode.BINARY)
+_WHOLE_BINARY = _FIN | Opcode.BINARY
 
 _SHORT = struct.Struct("!BB")
 _MEDIUM = struct.Struct("!BBH")
