@@ -15,6 +15,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from qanat.base.addresses import ListenAddress, format_host_port, parse_address
 from qanat.base.errors import MORE_FILES, BindError, NameLookupError, OutOfFiles, UsageError
@@ -26,6 +27,10 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 _SAME_PORT_TRIES = 16
 """How often a free port of the system's choice is sought that is free on all addresses."""
+
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_RESERVED_PORTS = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+_DYNAMIC_PORTS = range(49_152, 65_536)  # RFC 6335 section 6
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither needs a descriptor of its own
 
@@ -62,6 +67,16 @@ def _bind_in_one_place(
         except BindError as error:
             if not tries or error.number != errno.EADDRINUSE:
                 raise
+
+
+def may_be_chosen(port: int) -> bool:
+    """Return whether the system may choose `port` for who asks for port 0 (ip(7)).  Blocks on /proc alone."""
+    try:
+        low, high = map(int, _PORT_RANGE.read_text().split())
+        reserved = [part.partition("-") for part in _RESERVED_PORTS.read_text().strip().split(",") if part]
+        return low <= port <= high and not any(int(a) <= port <= int(b or a) for a, _, b in reserved)
+    except (OSError, ValueError):
+        return port in _DYNAMIC_PORTS
 
 
 class Acceptor:

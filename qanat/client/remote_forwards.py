@@ -37,6 +37,7 @@ from qanat.client.port_lists import describe_failures, describe_place
 from qanat.client.required_forwards import RequiredForwards
 from qanat.config.forward_settings import Forward
 from qanat.endpoints.unix import OURS_ALONE
+from qanat.handshake.hello import Features
 from qanat.mux.frames import Reason, reason_name
 from qanat.session.forward_limits import listen_options
 from qanat.session.messages import (
@@ -130,11 +131,14 @@ class RemoteForwards:
         send: Callable[[bytes], None],
         start: Callable[[str, Callable[[], None]], object],
         draining: LazyEvent,
+        ports: dict[int, int] | None = None,
     ) -> None:
         """Ask for nothing before `request`.
 
         `name` is the client's; `required` hears what became of each.  `send` queues a control message, `start` runs
         something in a thread of that name, or raises NoThread.  Once `draining` is set nothing is asked for again.
+        `ports` are those that the server has chosen so far where port 0 was asked for, by number: they are asked for
+        again, and kept up to date.
         """
         self._name = name
         self._required = required
@@ -157,6 +161,8 @@ class RemoteForwards:
         self._ending: dict[int, list[ListenFailed]] = {}  # by the first number: what a thread will say has ended
         self._updating: set[int] = set()  # those asked for though the server listens already, to change their limits
         self._by_literal: set[int] = set()  # those asked for by an IPv4 literal, the only way that old servers know
+        self._ports = {} if ports is None else ports
+        self._moved: dict[int, int] = {}  # by number, the port that was chosen before and could not be had again
         self._gone: deque[int] = deque(maxlen=REMEMBERED)
 
     def _set_locked(self, forwards: Iterable[NumberedForward]) -> None:
@@ -234,6 +240,8 @@ class RemoteForwards:
         self._fresh.discard(number)
         self._by_literal.discard(number)
         self._updating.discard(number)
+        self._ports.pop(number, None)
+        self._moved.pop(number, None)
         self._gone.append(number)
 
     def _update(self, number: int) -> None:
@@ -251,7 +259,10 @@ class RemoteForwards:
             self._asked[number] += 1
             if number in self._by_literal and isinstance(at, TcpAddress):
                 at = TcpAddress(BOTH_FAMILIES[at.host][0], at.port)
-        message = Listen(number, at, _options(forward)).encode()
+            options = _options(forward)
+            if number in self._ports and self._peer_features & Features.KINDS:
+                options[ListenOption.KEEP_PORT] = self._ports[number]
+        message = Listen(number, at, options).encode()
         try:
             check_known(message, self._peer_features, str(whole))
         except EndpointError as error:
@@ -321,7 +332,12 @@ class RemoteForwards:
             if failed and updating:
                 return "anew"
             self._answers[number] = message
-            if not failed and not updating:
+            if isinstance(message, Listening) and isinstance(at, TcpAddress | UdpAddress) and not at.port:
+                before = self._ports.get(number, message.port)
+                self._ports[number] = message.port
+                if before != message.port:
+                    self._moved[number] = before
+            if not failed and not (updating and number not in self._moved):
                 self._fresh.add(number)
             self._changed.notify_all()
         return ""
@@ -375,11 +391,20 @@ class RemoteForwards:
             answers = [self._answers[number] for number in one.numbers if number in self._answers]
             fresh = self._fresh.intersection(one.numbers)
             self._fresh.difference_update(one.numbers)
+            moved = self._describe_move_locked(one)
         for each in answers:
             if isinstance(each, Published) and each.forward in fresh:
                 log.info("the server publishes %s for %s", each.name, whole.target, extra={"event": "listening"})
         ports = [each.port for each in answers if isinstance(each, Listening) and each.forward in fresh]
-        if ports:
+        if ports and moved:
+            log.warning(
+                "the server listens on %s for %s, %s: tell those who come there, or give the forward a port of its own",
+                describe_place(whole, ports),
+                whole.target,
+                moved,
+                extra={"event": "listening"},
+            )
+        elif ports:
             where = describe_place(whole, ports)
             log.info("the server listens on %s for %s", where, whole.target, extra={"event": "listening"})
         failed = [each for each in answers if isinstance(each, ListenFailed)]
@@ -389,6 +414,11 @@ class RemoteForwards:
             with self._changed:
                 self._told.pop(first, None)
             self._required.listens(first)
+
+    def _describe_move_locked(self, one: NumberedForward) -> str:
+        """Return that a forward on port 0 has another port than before; "" where it has the same, or its first."""
+        before = [self._moved[number] for number in one.numbers if number in self._moved]
+        return f"in place of port {before[0]}, which could not be had again" if before else ""
 
     def _not_listening(self, one: NumberedForward, answers: Sequence[ListenFailed], *, ended: bool = False) -> None:
         """End the client where it must have this forward; otherwise ask again after a while.  Does not block.
@@ -457,10 +487,11 @@ class RemoteForwards:
 
     @property
     def states(self) -> list[tuple[str, str, str, str]]:
-        """Of each forward, as it is written: where, where it leads, a word for its state, and why it failed."""
+        """Of each forward, as it is written: where, where it leads, a word for its state, why it failed or moved."""
         found = []
         with self._changed:
             answers, wholes = dict(self._answers), list(self._wholes.values())
+            moves = {one.first: self._describe_move_locked(one) for one in wholes}
         for one in wholes:
             whole = one.forward
             given = [answers[number] for number in one.numbers if number in answers]
@@ -469,7 +500,7 @@ class RemoteForwards:
             names = [answer.name for answer in given if isinstance(answer, Published)]
             where = names[0] if names else describe_place(whole, listening) if listening else str(whole).split(" ")[1]
             state = "failed" if failures else "listening" if len(given) == whole.ports else "waiting"
-            found.append((where, whole.target, state, failures[0] if failures else ""))
+            found.append((where, whole.target, state, failures[0] if failures else moves[one.first]))
         return found
 
     def wait(self, forwards: Sequence[NumberedForward], deadline: Deadline) -> bool:
@@ -540,4 +571,5 @@ def _options(forward: Forward) -> dict[int, int]:
 
 
 def _port_of(forward: Forward) -> int:
+    """Return the port that is asked for; 0 as well for what has none."""
     return forward.listen.port if isinstance(forward.listen, TcpAddress | UdpAddress) else 0

@@ -120,6 +120,7 @@ class ServerConnection:
             news,
         )
         self._remotes = tuple(remotes)
+        self._ports: dict[int, int] = {}  # which ones the server has chosen for remote forwards on port 0, by number
         required = [one.first for one in self._remotes] if settings.exit_on_forward_failure else ()
         self._connect_rules = _rules_of(settings)
         self._required = RequiredForwards(required, self._forwards_failed)
@@ -446,6 +447,7 @@ class ServerConnection:
             keepalive=application_keepalive(settings.application_keepalive),
             limits=self._limits,
             connect_rules=self._connect_rules,
+            ports=self._ports,
         )
 
     def _keep_session(

@@ -67,8 +67,10 @@ class ClientSession(Session):
         keepalive: ApplicationKeepalive = DEFAULT_KEEPALIVE,
         limits: Mapping[Forward, TrafficLimits] | None = None,
         connect_rules: ConnectRules | None = None,
+        ports: dict[int, int] | None = None,
     ) -> None:
-        """Begin a session.  `remotes` has the remote forwards, with the numbers of their ports.
+        """Begin a session.  `remotes` has the remote forwards, with the numbers of their ports, and `ports` which of
+        those the server has chosen before (see RemoteForwards).
 
         `required` hears what became of each; `connect_timeout` is the number of seconds to reach one's
         target.  `limits` are those of ports whose forwards have any; `connect_rules` judge what users of a dynamic one
@@ -97,6 +99,7 @@ class ClientSession(Session):
             send=send,
             start=self.joined.threads.start,
             draining=self._draining,
+            ports=ports,
         )
         """The remote forwards, which the server is asked for."""
         self._connect_timeout = connect_timeout

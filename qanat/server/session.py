@@ -5,15 +5,19 @@ One that is for measuring reaches nothing but what measures it (`qanat.measure.f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
-from qanat.base.addresses import split_host_port
+from qanat.base.addresses import ListenAddress, split_host_port
 from qanat.base.endpoint_addresses import ListenPlace, PublishedName, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError, NoThread, ProtocolError
+from qanat.base.listen import may_be_chosen
 from qanat.base.sockets import local_of
 from qanat.base.text import printable
 from qanat.base.unexpected import log_unexpected
@@ -322,11 +326,11 @@ class ServerSession(Session):
             unix.start()
             return unix
         if not message.options.get(ListenOption.PROXY_PROTOCOL):
-            return self._bind_tcp(message.forward, at, accept)
+            return self._bind_tcp(message, at, accept)
         if not self._proxies:
             raise EndpointError("accept_proxy_protocol needs `trusted_proxies` on the server", code=Reason.NOT_ALLOWED)
         headers = ProxyHeaders(accept, self._is_trusted, what, self._watcher)
-        return HeaderListener(self._bind_tcp(message.forward, at, headers.take), headers)
+        return HeaderListener(self._bind_tcp(message, at, headers.take), headers)
 
     def _is_trusted(self, peer: str) -> bool:
         return client_address(split_host_port(peer)[0].partition("%")[0], (), self._proxies)[1]
@@ -362,9 +366,13 @@ class ServerSession(Session):
 
         name = f"{self.name}: remote forward {number}"
         idle = message.options.get(ListenOption.UDP_IDLE) or IDLE
-        listener = UdpListener(addresses, open_flow, name, self._watcher, idle=idle)
-        listener.start()
-        return listener
+
+        def listen(where: tuple[ListenAddress, ...]) -> UdpListener:
+            listener = UdpListener(where, open_flow, name, self._watcher, idle=idle)
+            listener.start()
+            return listener
+
+        return _keeping_port(message, addresses, listen)
 
     def _publish(self, number: int, quota: StreamQuota, asked: str) -> Membership:
         name = self._full_name(asked)
@@ -391,15 +399,19 @@ class ServerSession(Session):
             )
         return name
 
-    def _bind_tcp(self, number: int, at: TcpAddress, accept: Accept) -> Listener | Membership:
+    def _bind_tcp(self, message: Listen, at: TcpAddress, accept: Accept) -> Listener | Membership:
         rules = self._account.listen_rules
         addresses = rules.check(at.host, at.port)
         if rules.is_shared(at.host, at.port):
             return self._shared_ports.join(addresses, self, accept)
-        what = f"{self.name}: remote forward {number}"
-        listener = Listener(addresses, partial(_take, accept), what, self._watcher, keepalive=self._keepalive)
-        listener.start()
-        return listener
+        what = f"{self.name}: remote forward {message.forward}"
+
+        def listen(where: tuple[ListenAddress, ...]) -> Listener:
+            listener = Listener(where, partial(_take, accept), what, self._watcher, keepalive=self._keepalive)
+            listener.start()
+            return listener
+
+        return _keeping_port(message, addresses, listen)
 
     def _bind_dynamic(self, message: Listen, quota: StreamQuota, at: TcpAddress | UnixAddress) -> DynamicListener:
         """Listen likewise, and ask the client for what each connection asks for.  Raises EndpointError."""
@@ -539,11 +551,7 @@ class ServerSession(Session):
         number, address = message.forward, listener.address
         listener.close()
         if error is None:
-            answer = self._listen(message)
-            if isinstance(answer, ListenFailed):
-                self._tell_ended(number, answer.reason, answer.text)
-                return [f"cannot listen anew on {address}: {answer.text}"]
-            return [f"listens anew on {address} for a remote forward"]
+            return self._listen_anew(message, listener.port, address)
         log.warning("%s: listens no more on %s: %s", self.name, address, error)
         self.audit.listens_no_more(number, address, error.message)
         text = f"not allowed any more: {error.message}"
@@ -553,6 +561,28 @@ class ServerSession(Session):
                 if _forward_of(stream) == number:
                     stream.reset(Reason.NOT_ALLOWED, text)
         return [f"listens no more on {address}: {error.message}"]
+
+    def _listen_anew(self, message: Listen, port: int, address: str) -> list[str]:
+        """Listen again where that is on other addresses, or shared, by now; the client hears only of what it must."""
+        number = message.forward
+        asked = message
+        if isinstance(message.at, TcpAddress | UdpAddress) and not message.at.port:
+            asked = replace(message, options={**message.options, ListenOption.KEEP_PORT: port})
+        answer = self._listen(asked)
+        if isinstance(answer, ListenFailed):
+            self._tell_ended(number, answer.reason, answer.text)
+            return [f"cannot listen anew on {address}: {answer.text}"]
+        if isinstance(answer, Listening) and answer.port != port:
+            # It must be told of the port, and only an answer can do that: so it asks again.
+            with self._listening:
+                listener = self._listeners.pop(number)
+                del self._bound[number]
+            listener.close()
+            self._tell_ended(number, Reason.LIMIT, f"port {port} is in use by now on one of its addresses")
+            if self._parameters.peer_features & Features.LATER_RULES:
+                self.send_control(ListenAgain().encode())
+            return [f"cannot listen anew on {address}: the port is in use"]
+        return [f"listens anew on {address} for a remote forward"]
 
     def _tell_ended(self, number: int, reason: int, text: str) -> None:
         """Tell the client that a forward that it asked for is listened for no more."""
@@ -627,6 +657,24 @@ def _take(accept: Accept, sock: socket.socket, peer: str) -> None:
 
 def _nothing() -> None:
     """Nobody asks when it has ended."""
+
+
+L = TypeVar("L")
+
+
+def _keeping_port(
+    message: Listen, addresses: tuple[ListenAddress, ...], listen: Callable[[tuple[ListenAddress, ...]], L]
+) -> L:
+    """Return what `listen` makes of `addresses`, for port 0 at the port that the client had before, if that is free.
+
+    Whoever may have any port of the system's choice could try until it is that one, so no rule is needed for it; but a
+    port that the system never chooses is not to be had so.  Raises EndpointError.
+    """
+    port = message.options.get(ListenOption.KEEP_PORT, 0)
+    if addresses[0].port == 0 and port and may_be_chosen(port):
+        with contextlib.suppress(EndpointError):
+            return listen(tuple(replace(address, port=port) for address in addresses))
+    return listen(addresses)
 
 
 def _permissions(options: Mapping[int, int]) -> Permissions:

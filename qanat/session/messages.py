@@ -68,6 +68,8 @@ class ListenOption(IntEnum):
     """The number of the user who gets the file of a Unix socket, on the server's machine."""
     GROUP = 10
     """The number of that file's group, likewise."""
+    KEEP_PORT = 11
+    """With port 0: the port that was chosen before, to be had again where it is free."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from qanat.base.addresses import ListenAddress
 from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
 from qanat.base.errors import TransportError, UsageError
 from qanat.client.client import Client
 from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
 from qanat.config.forward_settings import Forward
 from qanat.config.server_settings import ClientAccount, ServerSettings, ServerTls
-from qanat.handshake.hello import Features
+from qanat.handshake.hello import Close, CloseReason, Features
 from qanat.server.server import Server
-from qanat.server.session import ServerSession
+from qanat.server.session import ServerSession, _keeping_port
 from qanat.session import limits
+from qanat.session.messages import Listen, ListenOption
 from tests.support.applications import END, RESET, Target, connection, echo, ending_at, exchange
 from tests.support.background import DEADLINE, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
@@ -335,6 +337,68 @@ def test_a_client_that_knows_nothing_of_other_rules_is_told_nothing(
         with connection(client.local_ports[0]) as sock:
             assert exchange(sock, b"after") == b"after"
         assert site.session_of("a") == session
+
+
+def test_a_port_that_the_system_chose_is_had_again_where_it_is_free(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a rule for port 0 alone; who comes there knows the number."""
+    free = replace(A, allow_listen=("127.0.0.1:0",))
+    site.apply(free, B)
+    with site.client(A, Forward("remote", ANY, site.to)) as client, ExitStack() as stack:
+
+        def listening() -> str:
+            session = client.servers[0].session
+            ((place, _, state, failure),) = session.forward_states if session is not None else [("", "", "", "")]
+            return f"{place} {failure}".strip() if state == "listening" else ""
+
+        wait_until(lambda: bool(listening()), "it is listened for")
+        place = listening()
+        site.apply(A, B)
+        wait_until(lambda: not listening(), "it is not allowed")
+        site.apply(free, B)
+        wait_until(lambda: listening() == place, "it is listened for there again, since the server invites")
+        before = session_of_a(site)
+        before.end("it was ended", Close(CloseReason.SHUTDOWN, "it was ended"))
+        wait_until(lambda: site.session_of("a") not in (None, before.id), "there is another session")
+        wait_until(lambda: bool(listening()), "it is listened for")
+        assert listening() == place
+        site.apply(A, B)
+        wait_until(lambda: not listening(), "it is not allowed")
+        port = int(place.rpartition(":")[2])
+        stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        site.apply(free, B)
+        wait_until(lambda: bool(listening()), "it is listened for elsewhere")
+        assert listening().endswith(f" in place of port {port}, which could not be had again")
+        wait_until(lambda: f"in place of port {port}, which could not be had again: tell those" in caplog.text, "a log")
+        with connection(int(listening().split()[0].rpartition(":")[2])) as sock:
+            assert exchange(sock, b"hello") == b"hello"
+
+
+def test_a_port_that_the_system_chose_stays_when_it_is_bound_on_one_address_more(site: Site) -> None:
+    free = replace(A, allow_listen=("127.0.0.1:0",))
+    site.apply(free, B)
+    with site.client(A, Forward("remote", TcpAddress("localhost", 0), site.to)):
+        session = session_of_a(site)
+        wait_until(lambda: len(session._listeners) == 1, "it is listened for")
+        port = session._listeners[0].port
+        for held in (False, True):
+            with ExitStack() as stack:
+                if held:  # on the address that is new: the client is asked to ask again
+                    stack.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
+                lines = site.apply(replace(free, allow_listen=("127.0.0.1:0", "[::1]:0")), B)
+                assert any("listen anew" in line if held else "listens anew" in line for line in lines), lines
+                wait_until(lambda: len(session._listeners) == 1, "it is listened for")
+                assert (session._listeners[0].port == port) is not held
+                if not held:
+                    site.apply(free, B)
+        assert site.session_of("a") == session.id
+
+
+@pytest.mark.parametrize("port", [1, 22, 1023, 65_536, 1 << 31])
+def test_a_port_that_the_system_never_chooses_is_not_had_by_asking_to_keep_it(port: int) -> None:
+    asked = Listen(0, ANY, {ListenOption.KEEP_PORT: port})
+    assert _keeping_port(asked, (ListenAddress("127.0.0.1", 0),), lambda where: where[0].port) == 0
 
 
 def test_a_port_that_becomes_shared_is_bound_anew_and_its_connections_go_on(site: Site) -> None:
