@@ -217,7 +217,8 @@ def _verdicts(look: Look) -> list[str]:
 def _verdict(snapshot: Snapshot) -> str:
     wrong = problems_of(snapshot)
     text = f"{'WARNING' if wrong else 'OK'}: {name_of(snapshot)}: {summary_of(snapshot)}"
-    return text + (f" ({'; '.join(wrong)})" if wrong else "")
+    more = [each for each in wrong if each not in text]
+    return text + (f" ({'; '.join(more)})" if more else "")
 
 
 def _plain(look: Look, options: argparse.Namespace) -> list[str]:

@@ -206,8 +206,9 @@ class Client:
         Blocks for `drain` and about ten seconds at most.  Idempotent.
         """
         self._stopping.set()
+        self.commands.stopping = True
         if self._control is not None:
-            self._control.stop_listening()
+            self._control.give_way()
         with self.applying:
             servers = (*self.servers, *self._leaving)
         for server in servers:

@@ -23,6 +23,8 @@ Answer = Mapping[str, Any]
 
 QUIET = frozenset({"status", "commands"})
 """What changes nothing, and is asked so often that the log need not say it."""
+WHILE_STOPPING = QUIET | {"kick", "log-level"}
+"""What a process still does while its streams have `drain` to finish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Commands:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the next
         self._commands: dict[str, Command] = {}
+        self.stopping = False
+        """Whether the process stops, so that nothing may be changed any more."""
         self.register("commands", lambda request: {"commands": self.names})
 
     def register(self, name: str, command: Command) -> None:
@@ -96,9 +100,14 @@ class Commands:
         with self._lock:
             command = self._commands.get(request.command)
         if command is None:
-            return failure(UsageError("that command is not known here", hint=f"known are: {', '.join(self.names)}"))
+            known = f"known are: {', '.join(self.names)}; `revoke` is a server's, `add` and `remove` are a client's"
+            return failure(UsageError("that command is not known here", hint=known))
         level = logging.DEBUG if request.command in QUIET else logging.INFO
         log.log(level, "control: %s", printable(request.command), extra={"event": "control"})
+        if self.stopping and request.command not in WHILE_STOPPING:
+            return failure(
+                QanatError("this process is stopping", hint="start it again first; `status` shows its streams")
+            )
         try:
             return {"ok": True, **command(request)}
         except QanatError as error:

@@ -34,7 +34,7 @@ from qanat.base.watcher import Watcher
 from qanat.control.answers import encoded
 from qanat.control.asking import MAX_LINE, VERSION
 from qanat.control.commands import Commands, Request
-from qanat.control.paths import connect_in, describe_peer, locked
+from qanat.control.paths import ENDING, STOPPING, connect_in, describe_peer, locked
 from qanat.control.shared_stream import Failed, Reached, SharedStream, Word
 
 log = logging.getLogger("qanat.control")
@@ -63,6 +63,7 @@ class ControlSocket:
         self._listener: socket.socket | None = None
         self._directory = -1  # kept open, so that others find this socket by our descriptors (`qanat.control.running`)
         self._inode: tuple[int, int] | None = None
+        self._gave_way = False
         self._changed = threading.Condition()  # guards the next two
         self._all: set[_Conversation] = set()
         self._closed = False
@@ -78,6 +79,7 @@ class ControlSocket:
                     log.info("no control socket: another process has %s", self._path)
                     return False
                 self._listener = self._bind(directory)
+                self._remove_dead(directory)
                 # Opened anew: a copy of `directory` would hold its lock.
                 self._directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
             self._watcher.add(self._listener.fileno(), self._accept)
@@ -110,6 +112,35 @@ class ControlSocket:
             with contextlib.suppress(OSError):
                 os.rmdir(name, dir_fd=directory)
         return listener
+
+    def _remove_dead(self, directory: int) -> None:
+        """Remove what processes that were killed while they stopped have left."""
+        for path in self._path.parent.glob(f"{self._path.stem}.{STOPPING}-*.{ENDING}"):
+            other = connect_in(path, directory)
+            if other is not None:
+                other.close()
+                continue
+            with contextlib.suppress(OSError):
+                os.unlink(path.name, dir_fd=directory)
+
+    def give_way(self) -> None:
+        """Leave the path to a successor, and be found beside it until `close`.  Idempotent; blocks for a moment.
+
+        Open streams may have an hour to finish: whoever waits for that can look, and end them.
+        """
+        beside = self._path.with_name(f"{self._path.stem}.{STOPPING}-{os.getpid()}.{ENDING}")
+        if self._listener is None or self._gave_way:
+            return
+        self._gave_way = True
+        try:
+            with locked(self._path.parent) as directory:
+                found = os.stat(self._path.name, dir_fd=directory, follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == self._inode:
+                    os.rename(self._path.name, beside.name, src_dir_fd=directory, dst_dir_fd=directory)
+                    self._path = beside
+        except OSError as error:
+            log.debug("no control socket while this stops: %s", describe_os_error(error))
+            self.stop_listening()
 
     def stop_listening(self) -> None:
         """Let nobody come any more.  Idempotent; does not block."""

@@ -30,6 +30,8 @@ if sys.platform != "win32":
 log = logging.getLogger("qanat.control")
 
 ENDING = "sock"
+STOPPING = "stopping"
+"""In the name of the socket of a process that stops; it sorts behind that of a successor."""
 
 
 def state_file(settings: ClientSettings, ending: str) -> Path | None:

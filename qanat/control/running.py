@@ -155,7 +155,7 @@ def _runs_this_program(command: bytes) -> bool:
 
 def _sockets_in(directory: Path) -> list[Path]:
     try:
-        return [path.absolute() for path in sorted(directory.glob(f"*-????????.{ENDING}")) if _is_socket(path)]
+        return [path.absolute() for path in sorted(directory.glob(f"*-????????*.{ENDING}")) if _is_socket(path)]
     except OSError:
         return []
 

@@ -293,6 +293,9 @@ class Server:
 
         Blocks for `drain` and about ten seconds at most.
         """
+        self.commands.stopping = True
+        if self._control is not None:
+            self._control.give_way()
         self.front_door.close()
         sessions = self.registry.close()
         for session in sessions:

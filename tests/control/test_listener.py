@@ -140,6 +140,32 @@ def test_a_socket_that_nobody_listens_on_says_so(path: Path) -> None:
     left.unlink()
 
 
+def test_one_that_stops_leaves_its_path_and_still_says_how_it_is(path: Path) -> None:
+    successor, former = path.with_name("b-00000000.sock"), path.with_name("b-00000000.stopping-1.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(former))
+    watcher, commands = Watcher(), Commands()
+    commands.register("change", lambda request: {})
+    stopping, next_one = (ControlSocket(successor, watcher, commands) for _ in range(2))
+    try:
+        assert stopping.start()
+        assert not former.exists()
+        assert not next_one.start()
+        commands.stopping = True
+        stopping.give_way()
+        assert next_one.start()
+        beside = path.with_name(f"b-00000000.stopping-{os.getpid()}.sock")
+        found = [one.path for one in find_running({"STATE_DIRECTORY": str(path.parent)})]
+        assert found.index(successor) < found.index(beside)
+        assert ask(beside, "commands")["ok"]
+        with pytest.raises(ControlFault, match="is stopping"):
+            ask(beside, "change")
+    finally:
+        stopping.close()
+        next_one.close()
+        watcher.close()
+
+
 def test_a_process_is_found_by_the_directory_of_its_state(path: Path) -> None:
     found = find_running({"STATE_DIRECTORY": str(path.parent), "XDG_STATE_HOME": "/nonexistent"})
     assert path in [one.path for one in found]
