@@ -40,7 +40,7 @@ from qanat.control.shared_stream import Failed, Reached, SharedStream, Word
 log = logging.getLogger("qanat.control")
 
 MAX_CONNECTIONS = 256
-"""Processes that are listened to at once."""
+"""Processes that are listened to at once; then the eldest that has not asked gives way."""
 ANSWER_SECONDS = 10.0
 """How long a process that asks may take to read its answer."""
 _BACKLOG = 64
@@ -65,7 +65,7 @@ class ControlSocket:
         self._inode: tuple[int, int] | None = None
         self._gave_way = False
         self._changed = threading.Condition()  # guards the next two
-        self._all: set[_Conversation] = set()
+        self._all: dict[_Conversation, None] = {}  # the eldest first
         self._closed = False
 
     def start(self) -> bool:
@@ -182,9 +182,14 @@ class ControlSocket:
             return  # gone again, or no descriptor: who asks is told by the end of it
         conversation = _Conversation(sock, self._watcher, self._commands, self._threads, self._connect, self._forget)
         with self._changed:
+            full = len(self._all) >= MAX_CONNECTIONS
+            silent = next((one for one in self._all if one.is_silent), None) if full else None
+        if silent is not None:
+            silent.close()  # whoever has asked nothing gives way to who may
+        with self._changed:
             room = not self._closed and len(self._all) < MAX_CONNECTIONS
             if room:
-                self._all.add(conversation)
+                self._all[conversation] = None
         if room:
             conversation.start()
         else:
@@ -192,7 +197,7 @@ class ControlSocket:
 
     def _forget(self, conversation: _Conversation) -> None:
         with self._changed:
-            self._all.discard(conversation)
+            self._all.pop(conversation, None)
             self._changed.notify_all()
 
 
@@ -226,6 +231,11 @@ class _Conversation:
     def has_stream(self) -> bool:
         """Whether it has a stream that is not over."""
         return self._stream is not None and not self._over
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not asked yet."""
+        return not self._running and self._stream is None
 
     def start(self) -> None:
         """Read what it asks."""

@@ -9,6 +9,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from qanat.base.errors import QanatError, UsageError
 from qanat.base.watcher import Watcher
 from qanat.control.asking import ControlFault, ControlUsage, NotRunning, ask
 from qanat.control.commands import Answer, Commands, Request
-from qanat.control.listener import ControlSocket
+from qanat.control.listener import MAX_CONNECTIONS, ControlSocket
 from qanat.control.paths import connect_to
 from qanat.control.running import find_running
 from tests.support.background import DEADLINE, Background
@@ -129,6 +130,15 @@ def test_whoever_does_not_read_his_answer_keeps_nobody_waiting(path: Path) -> No
 def test_many_ask_at_once(path: Path) -> None:
     asking = [Background(lambda n=n: ask(path, "echo", word=str(n))["said"]) for n in range(20)]  # type: ignore[misc]
     assert [each.result() for each in asking] == [str(n) for n in range(20)]
+
+
+def test_whoever_asks_nothing_gives_way(path: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            sock = connect_to(path)
+            assert sock is not None
+            stack.enter_context(sock).sendall(b"{")
+        assert ask(path, "echo", word="still")["said"] == "still"
 
 
 def test_a_socket_that_nobody_listens_on_says_so(path: Path) -> None:
