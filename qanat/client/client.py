@@ -58,7 +58,7 @@ from qanat.endpoints.udp import UdpFlow
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.handshake.hello import CloseReason
 from qanat.handshake.key_pool import ClientKeyPool
-from qanat.monitor.monitor import Monitor, Source, open_monitor
+from qanat.monitor.monitor import Monitor, Source, change_monitor, open_monitor
 from qanat.monitor.sessions import EVERYTHING, SUMMARY, Wanted
 from qanat.monitor.snapshot import ClientSnapshot
 from qanat.monitor.summary import summary_of
@@ -177,8 +177,7 @@ class Client:
         EndpointError instead, which names each of them; nothing is left bound then.  A remote one that a server cannot
         have sets `failure` later.
         """
-        source = Source(self.snapshot, self._sums, self.events)
-        self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher, self._source)
         try:
             self._local.bind(all_or_nothing=self.settings.exit_on_forward_failure)
             if self.monitor is not None:
@@ -254,6 +253,10 @@ class Client:
         return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
 
     @property
+    def _source(self) -> Source:
+        return Source(self.snapshot, self._sums, self.events)
+
+    @property
     def watcher(self) -> Watcher:
         """What watches all its sockets; it is closed by `stop`."""
         return self._watcher
@@ -269,6 +272,9 @@ class Client:
             before, now = self.settings, effective(self.settings, settings)
             plan = plan_servers(before.servers, now.servers)
             change = self._prepare(before, now, plan)
+            monitor = change_monitor(self.monitor, now.monitor, self._watcher, self._source)
+            monitor.keep()
+            self.monitor = monitor.monitor
             self.settings = replace(now, forwards=before.forwards)
             self._local.keepalive = application_keepalive(now.application_keepalive)
             done = [*describe_options(before, settings), *self._change_servers(now, plan, change)]

@@ -24,6 +24,7 @@ _WHEN = {
     "failover_after": AT_ONCE,
     "drain": AT_ONCE,
     "reconnect": AT_ONCE,
+    "monitor": AT_ONCE,
     "max_pipe_age": NEXT_CONNECTION,
     "connect_timeout": NEXT_CONNECTION,
     "handshake_timeout": NEXT_CONNECTION,
@@ -43,7 +44,7 @@ _WHEN = {
 """When an option counts, by its key or that of its section; what is not here needs a restart."""
 _ELSEWHERE = frozenset({"servers", "forwards", "log", "watch_config"})
 """What is reported by whoever puts it into effect."""
-_STAY = ("name", "pid_file", "state_dir", "monitor")
+_STAY = ("name", "pid_file", "state_dir")
 """Fields that a running client keeps as it was started with."""
 
 

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ from qanat.handshake.exchange import SealedPipe, closed_at, server_handshake
 from qanat.handshake.hello import PROOF_SIZE, Answer, Close, CloseReason, Hello, Intent, Parameters, Ready, RecordKind
 from qanat.handshake.identity import load_or_create_identity
 from qanat.handshake.machine import ServerHandshake
-from qanat.monitor.monitor import Monitor, Source, open_monitor
+from qanat.monitor.monitor import Monitor, Source, change_monitor, open_monitor
 from qanat.monitor.sessions import EVERYTHING, SUMMARY, Wanted
 from qanat.monitor.snapshot import ServerSnapshot
 from qanat.monitor.summary import summary_of
@@ -90,7 +90,7 @@ _REASONS = {
 JOIN_TIMEOUT = 5.0
 """Seconds, beyond `drain`, that sessions and connections get to end."""
 
-_AT_START = ("identity", "pid_file", "publish_dir", "publish_mode", "publish_group", "state_dir", "monitor")
+_AT_START = ("identity", "pid_file", "publish_dir", "publish_mode", "publish_group", "state_dir")
 """Options that count at the start alone."""
 _FOR_NEW_SESSIONS = ("keepalive.", "application_keepalive.", "flow.", "resume_for", "limits.streams", "limits.lanes")
 """What is agreed when a session begins."""
@@ -195,13 +195,16 @@ class Server:
             in_effect, max_streams = self._affordable(settings)
             self._revocations.read_again()
             another = settings.audit != self._configured.audit
-            audit = AuditFile(settings.audit) if another and settings.audit is not None else None
-            try:
-                lines = self.front_door.change(in_effect)
-            except BaseException:
+            with ExitStack() as undo:
+                audit = AuditFile(settings.audit) if another and settings.audit is not None else None
                 if audit is not None:
-                    audit.close()
-                raise
+                    undo.callback(audit.close)
+                monitor = change_monitor(self.monitor, settings.monitor, self._watcher, self._source)
+                undo.callback(monitor.undo)
+                lines = self.front_door.change(in_effect)
+                undo.pop_all()
+            monitor.keep()
+            self.monitor = monitor.monitor
             if another:
                 self.audit.use(audit)
             self._configured, self.settings, self._max_streams = settings, in_effect, max_streams
@@ -250,8 +253,7 @@ class Server:
         """Bind and accept.  Does not block; raises TransportError when an address cannot be bound."""
         if self.settings.audit is not None:
             self.audit.use(AuditFile(self.settings.audit))
-        source = Source(self.snapshot, self._sums, self.events)
-        self.monitor = open_monitor(self.settings.monitor, self._watcher, source)
+        self.monitor = open_monitor(self.settings.monitor, self._watcher, self._source)
         try:
             self.front_door.start()
             if self.monitor is not None:
@@ -269,6 +271,10 @@ class Server:
         where = ", ".join(format_address(address) for address in self.addresses)
         log.info("listening on %s", where, extra={"event": "listening"})
         log.info("server key fingerprint %s", self.identity.fingerprint)
+
+    @property
+    def _source(self) -> Source:
+        return Source(self.snapshot, self._sums, self.events)
 
     def _lanes(self) -> list[Lane]:
         return [lane for session in self.registry.sessions for lane in session.lanes.values()]

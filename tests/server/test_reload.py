@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 
 from qanat.base.addresses import ListenAddress
 from qanat.base.endpoint_addresses import Anywhere, TcpAddress, UdpAddress
-from qanat.base.errors import TransportError, UsageError
+from qanat.base.errors import BindError, TransportError, UsageError
 from qanat.client.client import Client
 from qanat.config.client_settings import ClientSettings, Reconnect, RemoteServer
 from qanat.config.forward_settings import Forward
 from qanat.config.server_settings import ClientAccount, ServerSettings, ServerTls
+from qanat.config.settings import MonitorSettings
 from qanat.handshake.hello import Close, CloseReason, Features
 from qanat.server.server import Server
 from qanat.server.session import ServerSession, _keeping_port
@@ -413,6 +416,45 @@ def test_a_port_that_becomes_shared_is_bound_anew_and_its_connections_go_on(site
         assert exchange(sock, b"two") == b"two"
         with connection(port) as more:
             assert exchange(more, b"three") == b"three"
+
+
+def status_of(address: str) -> int:
+    """What a scrape is answered."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=DEADLINE) as answer:
+        answer.read()
+        return int(answer.status)
+
+
+def test_the_monitor_comes_moves_and_goes_and_keeps_what_it_knows(site: Site) -> None:
+    assert site.apply(monitor=MonitorSettings("127.0.0.1:0")) == ["monitor"]
+    monitor = site.server.monitor
+    assert monitor is not None
+    first, page = monitor.address, monitor._page
+    assert status_of(first) == 200
+    lines = site.apply(monitor=MonitorSettings(first, max_clients=3))
+    assert "monitor.max_clients: 50 -> 3" in lines
+    assert status_of(first) == 200
+    second = f"127.0.0.1:{unused_port()}"
+    assert site.apply(monitor=MonitorSettings(second)) == ["monitor.listen", "monitor.max_clients: 3 -> 50"]
+    assert status_of(second) == 200
+    with pytest.raises(URLError):
+        status_of(first)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        elsewhere = MonitorSettings(f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(BindError):
+            site.apply(monitor=elsewhere)
+        assert status_of(second) == 200, "a fault changes nothing"
+        with pytest.raises(TransportError):
+            site.apply(
+                monitor=MonitorSettings(first), listen=((elsewhere.listen.split(":")[0], taken.getsockname()[1]),)
+            )
+        assert status_of(second) == 200
+    assert site.server.monitor is monitor
+    assert monitor._page is page
+    assert site.apply() == ["monitor"]
+    assert site.server.monitor is None
+    with pytest.raises(URLError):
+        status_of(second)
 
 
 def test_a_dynamic_forward_outlives_a_reload_that_does_not_concern_it(site: Site) -> None:
