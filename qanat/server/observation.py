@@ -81,6 +81,7 @@ class ServerObservation:
         past, begun, over = self._counted()
         carried = [(one.name, tally) for one, tally in zip(live, taken.tallies, strict=True) if one not in over]
         total = Tally(*map(sum, zip(NOTHING, *past.values(), *(tally for _, tally in carried), strict=True)))
+        counts = wanted.rates and not (wanted.all or wanted.names)
         forwards = [
             (session.name, place)
             for session in live
@@ -106,7 +107,7 @@ class ServerObservation:
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,
-            counts=None if wanted.all or wanted.names else replace(taken.counts, forwards=len(forwards)),
+            counts=replace(taken.counts, forwards=len(forwards)) if counts else None,
         )
 
     def _counted(self) -> tuple[dict[str, Tally], Counter[str], set[ServerSession]]:
