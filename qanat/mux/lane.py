@@ -393,13 +393,14 @@ class Lane:
 
     def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
         """Take what the reader hands on itself, by stream; the others' readers are woken later."""
-        wakeups, streams, take = self.core.wakeups, self._streams, self.core.receiver.take
+        wakeups, streams = self.core.wakeups, self._streams
         deliveries: list[tuple[Stream, memoryview | None]] = []
         waiting: list[StreamState] = []
         for state in wakeups.readers:
             stream = streams.get(state.id)
             if stream is not None and stream.delivers_locked():
-                deliveries.append((stream, take(state)))
+                inbox = state.inbox
+                deliveries.append((stream, memoryview(inbox.popleft()) if inbox else None))  # as `Receiver.take`
             else:
                 waiting.append(state)
         wakeups.readers = waiting

@@ -240,10 +240,11 @@ class PipeRunner:
 
         Without the lane's lock.  Does not block, and raises nothing: a pipe that fails ends for its reader.
         """
-        lane, sender = self._lane, self._sender
+        lane, sender, sealed = self._lane, self._sender, self._sealed
         for _ in range(RECORDS_AT_ONCE):
             with self._lock:
-                if not self._may_send_now_locked():
+                busy = self._sending or self._inline or self._needs_writer_locked()
+                if busy or not sender.attached or not sealed.can_send_now(MAX_PLAINTEXT):
                     self.wake_locked()
                     return
                 held_up = sender.datagrams.charged > 0 and self._pipe.held_up
@@ -278,12 +279,6 @@ class PipeRunner:
                 self.wake_locked()
             return
         lane.call(calls)
-
-    def _may_send_now_locked(self) -> bool:
-        """Whether the calling thread may send the next record instead of the writer."""
-        return not (self._sending or self._inline or self._needs_writer_locked()) and (
-            self._sender.attached and self._sealed.can_send_now(MAX_PLAINTEXT)
-        )
 
     def _needs_writer_locked(self) -> bool:
         """Whether there is something that only the writer does, or has to know."""

@@ -21,7 +21,7 @@ from qanat.mux.parameters import LaneParameters
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.retransmit_buffer import Entry, RetransmitBuffer
 from qanat.mux.scheduler import Scheduler
-from qanat.mux.stream_state import CLOSED, StreamPhase, StreamState, StreamStep
+from qanat.mux.stream_state import CLOSED, OPEN, StreamPhase, StreamState, StreamStep
 from qanat.mux.stream_table import StreamTable
 from qanat.mux.wakeups import Wakeups
 
@@ -100,25 +100,36 @@ class Sender:
             self._waiting_for_queue.pop(stream, None)
         return max(0, stream.send_limit - stream.promised)
 
+    def sendable_at_least(self, stream: StreamState) -> int:
+        """Return a part of what `sendable` would, 0 where that takes more than a look.
+
+        Without the lane's lock, by the one thread that queues on the stream: the others only make it more.
+        """
+        if stream.queued_bytes or stream.phase is not OPEN or self._closing or self._waiting_for_queue:
+            return 0
+        return 0 if self.queued_bytes >= self._queue_limit else stream.send_limit - stream.promised
+
     def send(self, stream: StreamState, payload: Buffer | bytes) -> None:
         """Queue payload within `sendable`; nothing when the stream is over.
 
         A buffer is the sender's from now on, whatever happens; bytes are at most MAX_SMALL.  Raises LocalError for a
         stream that is not open for sending.
         """
+        bulk = isinstance(payload, Buffer)
         size = payload.length if isinstance(payload, Buffer) else len(payload)
-        if stream.phase is CLOSED:
+        phase = stream.phase
+        open_ = phase is OPEN or phase is StreamPhase.HALF_CLOSED_REMOTE
+        room = min(BUFFER_PAYLOAD if bulk else MAX_SMALL, stream.send_limit - stream.promised)
+        if not open_ or stream.fin_due or not 0 < size <= room:
             if isinstance(payload, Buffer):
                 self.return_buffer(payload)
-            return
-        room = min(BUFFER_PAYLOAD if isinstance(payload, Buffer) else MAX_SMALL, stream.send_limit - stream.promised)
-        if stream.fin_due or stream.phase is StreamPhase.HALF_CLOSED_LOCAL or not 0 < size <= room:
-            if isinstance(payload, Buffer):
-                self.return_buffer(payload)
-            raise LocalError(f"{size} bytes on stream {stream.id}, which is {stream.phase.value} and may take {room}")
+            if phase is CLOSED:
+                return
+            raise LocalError(f"{size} bytes on stream {stream.id}, which is {phase.value} and may take {room}")
         if not stream.queue:
             self._scheduler.add(stream)
-        if isinstance(payload, Buffer) or not self._joined(stream, payload):
+            stream.queue.append(payload)
+        elif isinstance(payload, Buffer) or not self._joined(stream, payload):
             stream.queue.append(payload)
         stream.queued_bytes += size
         stream.promised += size
@@ -289,6 +300,9 @@ class Sender:
                 break
             riding.append(entry.head)
             room -= len(entry.head)
+            if self.idle:
+                self._scheduler.peek()  # which notes that these streams have nothing more
+                break
         if self.datagrams.charged or not small:
             bulk = self._add_datagrams_and_bulk(riding, now, small=small)
             if bulk is not None and bulk.buffer is not None:
@@ -327,7 +341,10 @@ class Sender:
             return None
         size = len(payload)
         self._dequeued(stream, size)
-        return self._keep(Entry(wire.data_header(stream.id, size) + payload))
+        entry = Entry(wire.data_header(stream.id, size) + payload)
+        kept.keep(entry)
+        self._sent += 1
+        return entry
 
     def _add_datagrams_and_bulk(self, riding: list[bytes], now: float, *, small: bool) -> Entry | None:
         """Add the datagrams whose turn it is to `riding`, and return the bulk behind them, if there is any."""

@@ -186,8 +186,11 @@ class Stream:
 
         Raises StreamReset.  For the one thread that queues: nobody else makes it less.
         """
+        state = self._state
+        room = self._sender.sendable_at_least(state)
+        if room > 0:
+            return room
         with self._lock:
-            state = self._state
             if state.failure is not None or state.phase is CLOSED:
                 self._raise_if_over_locked()
             return self._sender.sendable(state)
