@@ -304,8 +304,6 @@ class Reconnector:
                 reached, sealed = self._connector.reach(candidate, self._dial, self._session.node, trying)
             except Exception as error:
                 self._failed(candidate, error)
-                if isinstance(error, TokenRefused):
-                    self._end_if_thrown_out(error)
                 return
             trying.waits_for = ready_is_due
             self._take_pipe(candidate, reached, sealed, why)
@@ -494,18 +492,22 @@ class Reconnector:
             text, extra = describe_failure(candidate, error), {"event": "failed", "url": str(candidate.url)}
             log.error("%s", text, extra=extra)
             self._context.news.failed(text)
-        if not over and delay >= LOGGED_DELAY:
+        if self._is_thrown_out(error):
+            self._session.end(TOKEN_REFUSED)
+        elif not over and delay >= LOGGED_DELAY:
             log.info("trying again in %.1f s", delay)
 
-    def _end_if_thrown_out(self, refusal: TokenRefused) -> None:
-        """End the session if the very server that has it refuses the token by which it was authenticated.
+    def _is_thrown_out(self, error: Exception) -> bool:
+        """Return whether the very server that has the session refuses the token by which it was authenticated.
 
         The server ended it with that token, so applications would wait for `resume_for` in vain.  A refusal of another
         token, as in a rotation that begins at the wrong end, says nothing of it, and while any lane is connected the
         server has it.
         """
-        if not self._session.attached and (refusal.server, refusal.token) in self._session.proven:
-            self._session.end(TOKEN_REFUSED)
+        session = self._session
+        return (
+            isinstance(error, TokenRefused) and not session.attached and (error.server, error.token) in session.proven
+        )
 
     def _log_attached(self, candidate: Candidate, why: str, epoch: int) -> None:
         now, lane = time.monotonic(), self._lane
