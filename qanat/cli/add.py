@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.main import DONE
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, add_target, alive
+from qanat.cli.target import FINDING, SAY_WHICH, add_target, alive
 from qanat.control.running import NothingRuns, Running
 
 FORWARDS = (
@@ -38,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_forwards(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each kind of forward, and what names a client without a file."""
-    parser.add_argument("--socket", type=Path, metavar="FILE", help="the client's control socket, in its state_dir")
+    """Add a flag for each kind of forward."""
     for flag, dest, metavar, text in FORWARDS:
         parser.add_argument(flag, dest=dest, action="append", default=[], metavar=metavar, help=text)
 
@@ -61,12 +59,10 @@ def change(options: argparse.Namespace, command: str) -> int:
 
 def _the_client(options: argparse.Namespace) -> Running:
     """Return the one client that is meant.  Blocks.  Raises QanatError."""
-    if options.socket is not None:
-        return Running(options.socket)
     found = [each for each in alive(options) if each[1].role == "client"]
     if not found:
         raise NothingRuns("no client runs here that could be asked", hint="start it, or say which with -c FILE")
     if len(found) > 1:
         files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several clients run here", hint=f"say which with -c FILE, or --socket FILE.sock: {files}")
+        raise UsageError("several clients run here", hint=f"{SAY_WHICH}: {files}")
     return found[0][0]

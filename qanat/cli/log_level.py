@@ -7,7 +7,7 @@ import argparse
 from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, add_target, alive
+from qanat.cli.target import FINDING, SAY_WHICH, add_target, alive
 from qanat.monitor.summary import name_of
 
 DETAILS = (
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     found = alive(options)
     if len(found) > 1 and options.level and options.config is None:
         files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several run here", hint=f"say which with -c FILE: {files}")
+        raise UsageError("several run here", hint=f"{SAY_WHICH}: {files}")
     for one, said in found:
         levels = one.ask("log-level", level=options.level, logger=options.logger).get("levels", {})
         for name, level in sorted(levels.items()):

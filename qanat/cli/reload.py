@@ -7,7 +7,7 @@ import argparse
 from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, add_target, alive
+from qanat.cli.target import FINDING, SAY_WHICH, add_target, alive
 from qanat.config.faults import ConfigError
 from qanat.control.running import NothingRuns, Running
 from qanat.monitor.snapshot import Snapshot
@@ -48,7 +48,7 @@ def _meant(options: argparse.Namespace) -> list[Running]:
         found = _running_on(options, error)
     if options.config is None and len(found) > 1:
         files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several run here", hint=f"say which with -c FILE: {files}")
+        raise UsageError("several run here", hint=f"{SAY_WHICH}: {files}")
     return [one for one, _ in found]
 
 
@@ -59,7 +59,7 @@ def _running_on(options: argparse.Namespace, error: ConfigError) -> list[tuple[R
     """
     config = str(options.config.absolute())
     try:
-        everybody = alive(argparse.Namespace(config=None))
+        everybody = alive(argparse.Namespace(config=None, socket=None))
     except NothingRuns:
         raise error from None
     found = [each for each in everybody if each[1].config == config]

@@ -134,8 +134,8 @@ def _look(options: argparse.Namespace) -> Look:
         try:
             said, snapshot = _ask(one, options)
         except NotRunning:
-            if options.config is not None:
-                faults.append(NothingRuns(f"nothing runs on {options.config}", hint="start it"))
+            if options.config is not None or options.socket is not None:
+                faults.append(NothingRuns(f"nothing runs on {options.socket or options.config}", hint="start it"))
         except QanatError as error:
             faults.append(error)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from qanat.base.errors import UsageError
@@ -12,23 +13,27 @@ from qanat.control.running import NothingRuns, Running, find_running, running_of
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import Snapshot
 
+SAY_WHICH = "say which with -c FILE, or --socket FILE.sock"
 SAME_VERSION = "run the same version of Qanat as that process"
 
 FINDING = """\
 Without -c FILE every server and client is found that runs here as this user, or as any user for root: by the control
 sockets in /var/lib/qanat, $STATE_DIRECTORY, ~/.local/state/qanat, /etc/qanat and the current directory, and through
-/proc.  With -c FILE it is the one among them that runs on that file.
+/proc.  With -c FILE it is the one among them that runs on that file, with --socket FILE the one that listens there.
 
 """
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    """Add -c FILE, which says who is meant."""
+    """Add -c FILE and --socket FILE, which say who is meant."""
     add_config(parser, required=False)
+    parser.add_argument("--socket", type=Path, metavar="FILE", help="its control socket, for one without a file")
 
 
 def chosen(options: argparse.Namespace) -> list[Running]:
     """Return the processes that are meant, none of which need be alive.  Raises NothingRuns and ConfigError."""
+    if options.socket is not None:
+        return [Running(options.socket)]
     if options.config is None:
         return find_running()
     if running := running_on(options.config):
@@ -74,5 +79,5 @@ def ask_one(options: argparse.Namespace, command: str, *, role: str = "", **fiel
         found = [each for each in found if each[1].role == role] or found
     if len(found) > 1:
         files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several run here", hint=f"say which with -c FILE: {files}")
+        raise UsageError("several run here", hint=f"{SAY_WHICH}: {files}")
     return ask(found[0][0].path, command, **fields)

@@ -60,8 +60,11 @@ def add_command(client: Changing) -> Command:
             failed = [change for change in changes if change.failure]
             if failed:
                 client.change_forwards(before)
-                why = "; ".join(f"{change.forward}: {change.failure}" for change in failed)
-                raise QanatError(why, hint="nothing was added; choose another port, or free that one")
+                why = "; ".join(
+                    change.failure if str(change.forward) in change.failure else f"{change.forward}: {change.failure}"
+                    for change in failed
+                )
+                raise QanatError(why, hint="nothing was added; choose another port, or free or allow that one")
             return _answer(changes)
 
     return add
