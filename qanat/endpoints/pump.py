@@ -96,7 +96,8 @@ class Pump:
         closed and the stream released when both directions have ended, whatever happens.
         """
         self._stream.on_failure(self._failed)
-        if self._limits is not UNLIMITED:
+        limits = self._limits
+        if limits.reading is not None or limits.writing is not None or limits.idle_timeout:
             self.limits_changed()
         if _DELIVERS_NOW:
             self._stream.deliver_to(self)

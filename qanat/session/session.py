@@ -171,7 +171,11 @@ class Session(ABC):
     @property
     def attached(self) -> bool:
         """Whether any lane is on a pipe."""
-        return any(lane.attached for lane in self.lanes.values())
+        with self._lock:
+            for lane in self._lanes.values():
+                if lane.attached:
+                    return True
+        return False
 
     @property
     def away(self) -> float:

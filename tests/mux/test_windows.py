@@ -229,6 +229,36 @@ def test_streams_that_wait_for_the_queue_get_their_turn_in_order_and_in_the_end_
     assert woken == [[5], [7], [9, 11], []]
 
 
+def test_a_look_without_the_lock_never_allows_more_than_may_be_queued() -> None:
+    rig = Rig(LaneParameters(client=True, outbox=8 * BUFFER_PAYLOAD, peer_initial_window=256 * KIB))
+    sender = rig.client.core.sender
+    streams = [rig.open()[0] for _ in range(8)]
+    looks: list[int] = []
+
+    def look_and_ask() -> None:
+        for stream in streams:
+            look = sender.sendable_at_least(stream)
+            assert 0 <= look <= sender.sendable(stream)
+            looks.append(look)
+
+    for stream in streams:
+        look_and_ask()
+        sender.send(stream, b"a little")
+        look_and_ask()
+    while rig.client.next_frames():
+        look_and_ask()
+    assert set(looks) == {0, 256 * KIB, 256 * KIB - len(b"a little")}
+    for stream in streams:
+        while sender.sendable(stream) and rig.client.write_buffer(stream, bytes(BUFFER_PAYLOAD // 2)):
+            look_and_ask()
+    while rig.client.next_frames():  # nobody reads: credit and the retransmit buffer run out
+        look_and_ask()
+    rig.client.core.reset(streams[0], wire.Reason.CANCELED, "")
+    look_and_ask()
+    sender.close()
+    assert [sender.sendable_at_least(stream) for stream in streams] == [0] * 8
+
+
 def test_a_stream_waits_for_its_own_queue_before_it_takes_the_lanes() -> None:
     rig = Rig(LaneParameters(client=True, outbox=64 * MIB, peer_initial_window=16 * MIB))
     stream = rig.client.core.open_stream(b"", 0.0)
