@@ -11,12 +11,17 @@ from collections import deque
 from collections.abc import Iterable
 
 from qanat.mux import frames as wire
+from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.stream_state import StreamState
 
 ACK_DELAY = 0.020
 """Seconds an ACK may wait for something to ride on."""
 PINGS_KEPT = 8
 """PINGs whose round trips are remembered: the least of them is the path's own, without what waits in it."""
+PING_SPAN = 7.5
+"""Seconds in which PINGs count as one of these, by the least of them, so that a few in turn push out no older one."""
+CLOCK_EVERY = 0.005
+"""Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -32,8 +37,9 @@ class PendingControl:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.least_round_trip = 0.0
-        """Seconds: the least of the last PINGS_KEPT; 0 before the first answer on a pipe."""
+        """Seconds: the least of the last PINGS_KEPT spans; 0 before the first answer on a pipe."""
         self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
+        self._span_since = now
         self.ping_count = 0
         """How many PINGs have been sent; also the value of the last."""
         self.pings_answered = 0
@@ -48,6 +54,7 @@ class PendingControl:
         self._ping_due = now
         self._ping_sent: tuple[int, float] | None = None
         self._clock_since = now if tell_clock else None
+        self._clock_due = now
 
     def restart(self, now: float, streams: Iterable[StreamState]) -> None:
         """Say again on a new pipe what the old one may have lost, and measure the new round trip."""
@@ -107,7 +114,11 @@ class PendingControl:
             return None
         sample = now - self._ping_sent[1]
         self._ping_sent = None
-        self._round_trips.append(sample)
+        if self._round_trips and now - self._span_since < PING_SPAN:
+            self._round_trips[-1] = min(sample, self._round_trips[-1])
+        else:
+            self._round_trips.append(sample)
+            self._span_since = now
         self.least_round_trip = min(self._round_trips)
         self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
         return sample
@@ -139,6 +150,8 @@ class PendingControl:
             self._ping_due = now + self._keepalive
             due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())
+        elif riding and now >= self._clock_due and self.least_round_trip >= PATH_TIME:
+            due += self.clock(now)
         while self._credits and len(due) < CREDITS_AT_ONCE:
             stream = self._credits.pop(next(iter(self._credits)))
             due.append(wire.credit(stream.id, stream.window.grant()))
@@ -152,6 +165,7 @@ class PendingControl:
         """Return the CLOCK for a record that is made now; nothing where the peer does not know it."""
         if self._clock_since is None:
             return []
+        self._clock_due = now + CLOCK_EVERY
         return [wire.Clock(round((now - self._clock_since) * 1000)).encode()]
 
     def timeout(self, now: float) -> float:

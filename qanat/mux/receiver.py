@@ -14,6 +14,7 @@ from qanat.mux import frames as wire
 from qanat.mux.datagrams import LATE, DatagramInbox, PathDelay
 from qanat.mux.observer import reason_label
 from qanat.mux.parameters import ControlReceived, Event, LaneParameters, Opened
+from qanat.mux.path_queue import PathQueue
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.sender import Sender
 from qanat.mux.stream_state import CLOSED, OPEN, StreamState, StreamStep
@@ -45,6 +46,7 @@ class Receiver:
         self.early_datagrams = DatagramInbox()
         """Those for streams on which nobody takes them yet."""
         self._delay = PathDelay()
+        self._path = PathQueue()
         self._late = False  # the datagrams of this record have come too late
         self._refusal = f"{parameters.max_streams} streams are open already"
         self._observer = parameters.observer
@@ -61,6 +63,7 @@ class Receiver:
         """Count the frames of a new pipe from `start`, which has been checked; those below `expected` are dropped."""
         self._pipe_number = start
         self._delay = PathDelay()  # the next pipe's path has its own, and a clock may have stood still
+        self._path = PathQueue()
 
     def end(self) -> None:
         """Take no more frames: the lane is over."""
@@ -109,14 +112,19 @@ class Receiver:
             frame, position = wire.parse_frame(content, position)
             if isinstance(frame, wire.Ping):
                 self._pending.ping_received(frame.value)
+                if self._path.ping_received(self._sender.payload_sent, self._pending.least_round_trip, now):
+                    self._pending.ping_now(now)
                 self._wakeups.work = True
             elif isinstance(frame, wire.Pong):
                 round_trip = self._pending.pong_received(frame.value, now)
                 if round_trip is not None:
+                    self._path.answered(round_trip, self._pending.least_round_trip, now)
                     self._observer.answered(round_trip)
                 self._wakeups.pong = True
             elif isinstance(frame, wire.Clock):
-                self._late = self._delay.excess(frame.value / 1000, now) > LATE
+                excess = self._delay.excess(frame.value / 1000, now)
+                self._late = excess > LATE
+                self._path.waited(excess, self._pending.least_round_trip, now)
             elif not isinstance(frame, wire.Ack | wire.Credit | wire.Datagram) and self._is_new(now, 0):
                 event = self._receive_numbered(frame, now)
                 if event is not None:
@@ -233,8 +241,13 @@ class Receiver:
         """Note that the reader has handed on `count` bytes.  True when a CREDIT is due."""
         if stream.released:
             return False
-        due = stream.window.consume(count, now, self._pending.least_round_trip)
+        pending, path = self._pending, self._path
+        least = pending.least_round_trip
+        path.received = self.payload_received
+        due = stream.window.consume(count, now, least, path)
         if due and not stream.fin_received and self._streams.is_open(stream):
-            self._pending.add_credit(stream)
+            pending.add_credit(stream)
+            if path.bulk(least, now, ping_waits=pending.ping_waits(now) is not None):
+                pending.ping_now(now)
             return True
         return False

@@ -18,6 +18,7 @@ from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
 from qanat.mux.datagrams import DatagramQueue
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.pending_control import PendingControl
 from qanat.mux.retransmit_buffer import Entry, RetransmitBuffer
 from qanat.mux.scheduler import Scheduler
@@ -35,6 +36,10 @@ MAX_SMALL = 64 * 1024
 """Bytes of payload in a frame that is copied; more must come in a buffer."""
 JOINED = 16 * 1024
 """Bytes up to which small payloads that wait are joined, so that bytes written singly do not cost a frame each."""
+SMALL_CREDIT = 256 * 1024
+LEAST_PIECE = 16 * 1024
+"""Bytes of credit below which a stream sends by quarters on a long path, and the least of them.  A record counts only
+when it has come whole: one that is all of a small window would leave the path empty while its CREDIT is on the way."""
 RIDE_ROOM = BUFFER_FRONT - 1 - wire.DATA_HEADER_SIZE
 """Bytes of other frames that fit in front of a buffer's payload."""
 DATAGRAM_ROOM = wire.CLOCK_SIZE + wire.DATAGRAM_HEADER_SIZE + wire.MAX_DATAGRAM
@@ -98,7 +103,10 @@ class Sender:
         if self._waiting_for_queue:
             # A place in that queue that is kept without need would swallow another's turn.
             self._waiting_for_queue.pop(stream, None)
-        return max(0, stream.send_limit - stream.promised)
+        room = stream.send_limit - stream.promised
+        if LEAST_PIECE < room < SMALL_CREDIT and self._pending.least_round_trip >= PATH_TIME:
+            return max(LEAST_PIECE, room // 4)
+        return max(0, room)
 
     def sendable_at_least(self, stream: StreamState) -> int:
         """Return a part of what `sendable` would, 0 where that takes more than a look.

@@ -10,10 +10,17 @@ late, not the present one: that waits in the queue which the stream itself makes
 that follows it grows until nothing else gets through.  The rate is the reader's own, and nothing shrinks when it falls,
 since a thread that is late looks like a slower path; only one IDLE_FACTOR times too large is given back, by halves.
 
+On a narrow path (`qanat.mux.path_queue` says which is, and how much all may have in flight there) the window is the
+stream's share of that, as large as its share of what has come lately, and a little more, the same for each: so equal
+streams come to equal windows, below `initial` too, and each keeps moving.  A CREDIT is due for each eighth, since what
+comes in bursts waits.
+
 Pure; the receiver and the stream table call it.
 """
 
 from __future__ import annotations
+
+from qanat.mux.path_queue import PATH_TIME, PathQueue
 
 GAIN = 2
 """See above."""
@@ -21,10 +28,17 @@ LEAST_TIME = 0.0025
 """Seconds; a shorter round trip counts as this one, since threads take as long to get their turn."""
 RATE_TIME = 0.01
 """Seconds over which a rate is taken at least: bytes come in bursts."""
+NARROW_LEAST, NARROW_TIME = 4096, 0.002
+"""Bytes that each stream may have in flight beyond its share, and the seconds that the path takes for them at least:
+pieces of a window may not become so small that their number is what holds back."""
+NARROW_PERIOD = 3
+"""Least round trips over which a share is taken: pieces of a window come in bursts."""
+HELD = 0.6
+"""The part of a narrow path's window that is given while credit is held back: less than the path holds."""
 IDLE_FACTOR = 100
 """A window that is this many times larger than it would need to be is given back by half."""
 LARGE = 1024 * 1024
-"""Bytes from which on a CREDIT is due for each quarter of the window, so that a long path is filled; else half."""
+"""Bytes from which on a CREDIT is due for each quarter of the window, as on any path of PATH_TIME; else for half."""
 
 
 class WindowBudget:
@@ -39,6 +53,7 @@ class ReceiveWindow:
     """What one stream may still receive, in absolute byte offsets; `size`, `initial` and `limit` are bytes."""
 
     __slots__ = (
+        "allowed",
         "budget",
         "charged",
         "consumed",
@@ -46,7 +61,10 @@ class ReceiveWindow:
         "granted",
         "initial",
         "limit",
+        "narrow",
+        "part",
         "received",
+        "received_before",
         "since",
         "size",
     )
@@ -56,31 +74,52 @@ class ReceiveWindow:
         self.limit = max(initial, limit)
         self.budget = budget
         self.size = initial
+        self.allowed = initial  # of it now: less while credit is held back
+        self.part = initial >> (2 if initial >= LARGE else 1)  # of it, for which a CREDIT is due
+        self.narrow = False
         self.received = 0
         self.consumed = 0
         self.consumed_before = 0
+        self.received_before = 0  # of all streams
         self.granted = initial
         self.charged = 0
         self.since = now
 
-    def consume(self, count: int, now: float, least_round_trip: float) -> bool:
-        """Count `count` bytes handed on.  True when a CREDIT should now be sent."""
+    def consume(self, count: int, now: float, least_round_trip: float, path: PathQueue | None = None) -> bool:
+        """Count `count` bytes handed on.  True when a CREDIT should now be sent.
+
+        `path` says whether windows may shrink; without one they do not.
+        """
         self.consumed += count
-        size = self.size
-        due = self.consumed + size - self.granted >= (size // 4 if size >= LARGE else size // 2)
+        due = self.consumed + self.allowed - self.granted >= self.part
         if due:
-            elapsed = now - self.since
-            if elapsed >= max(least_round_trip, RATE_TIME):
-                rate = (self.consumed - self.consumed_before) / elapsed
-                self._tune(int(GAIN * rate * max(least_round_trip, LEAST_TIME)))
-                self.since, self.consumed_before = now, self.consumed
-        if due or self.charged:  # else what it holds is within what it has been guaranteed, and stays so
+            self._measure(now, least_round_trip, path)
+            due = self.consumed + self.allowed - self.granted >= self.part
+            self._charge()
+        elif self.charged:  # else what it holds is within what it has been guaranteed, and stays so
             self._charge()
         return due
 
+    def _measure(self, now: float, least_round_trip: float, path: PathQueue | None) -> None:
+        self.narrow = path is not None and path.narrow(least_round_trip, now)
+        elapsed = now - self.since
+        if elapsed >= (NARROW_PERIOD * least_round_trip if self.narrow else max(least_round_trip, RATE_TIME)):
+            consumed = self.consumed - self.consumed_before
+            if path is not None and self.narrow:
+                share = consumed / max(consumed, path.received - self.received_before)
+                self._follow(int(path.window * share) + max(NARROW_LEAST, int(NARROW_TIME * path.rate)))
+            else:
+                self._tune(int(GAIN * consumed / elapsed * max(least_round_trip, LEAST_TIME)))
+            self.since, self.consumed_before = now, self.consumed
+            self.received_before = 0 if path is None else path.received
+        held = path is not None and self.narrow and path.holding(now)
+        self.allowed = int(HELD * self.size) if held else self.size
+        quarters = self.allowed >= LARGE or least_round_trip >= PATH_TIME
+        self.part = self.allowed >> (3 if self.narrow else 2 if quarters else 1)
+
     def grant(self) -> int:
         """Return the absolute offset to put into a CREDIT sent now.  It never goes back."""
-        self.granted = max(self.granted, self.consumed + self.size)
+        self.granted = max(self.granted, self.consumed + self.allowed)
         self._charge()
         return self.granted
 
@@ -91,13 +130,23 @@ class ReceiveWindow:
 
     def _tune(self, wanted: int) -> None:
         if wanted > self.size:
-            # What is outstanding from before a shrink is already charged, so it is not free to grow into.
-            room = self.budget.limit - self.budget.used + self.charged - (self.size - self.initial)
-            self.size += max(0, min(wanted - self.size, self.limit - self.size, room))
+            self._grow(wanted)
         elif wanted * IDLE_FACTOR < self.size:
-            self.size = max(self.initial, self.size // 2)
+            self.size = max(min(self.initial, self.size), self.size // 2)
+
+    def _follow(self, wanted: int) -> None:
+        """Grow or shrink to what is wanted; a quarter at least is kept, since a share of a moment may be none."""
+        if wanted > self.size:
+            self._grow(wanted)
+        else:
+            self.size = max(wanted, self.size // 4)
+
+    def _grow(self, wanted: int) -> None:
+        # What is outstanding from before a shrink is already charged, so it is not free to grow into.
+        room = self.budget.limit - self.budget.used + self.charged - (self.size - self.initial)
+        self.size += max(0, min(wanted - self.size, self.limit - self.size, room))
 
     def _charge(self) -> None:
-        charge = max(self.size, self.granted - self.consumed) - self.initial
+        charge = max(self.size, self.granted - self.consumed, self.initial) - self.initial
         self.budget.used += charge - self.charged
         self.charged = charge

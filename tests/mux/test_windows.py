@@ -14,6 +14,7 @@ from qanat.mux.sender import STREAM_QUEUE
 from qanat.mux.stream_state import StreamState
 from qanat.mux.window import LEAST_TIME, ReceiveWindow, WindowBudget
 from tests.support.mux.cores import KIB, Peer, Rig, data_order, fill
+from tests.support.mux.slow_line import SlowLine
 
 MIB = 1024 * KIB
 
@@ -63,9 +64,12 @@ def test_a_window_never_grows_above_its_maximum() -> None:
 
 def test_the_window_follows_the_round_trip_of_a_long_path() -> None:
     rig = Rig()
-    ours, theirs = rig.open()
-    rig.server.core.pending.least_round_trip = 0.1
-    pour(rig, ours, theirs, 20 * MIB, 0.1)
+    line = SlowLine(rig, rate=125e6, delay=0.05)
+    ours = rig.client.core.open_stream(b"", line.now)
+    line.run(0.3)
+    theirs = rig.server.stream(ours.id)
+    line.run(2.0, writers=[(rig.client, ours)], readers=[(rig.server, theirs)])
+    assert rig.server.core.pending.least_round_trip == pytest.approx(0.1, abs=0.005)
     assert theirs.window.size >= 4 * MIB
 
 
