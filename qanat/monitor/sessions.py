@@ -148,9 +148,11 @@ def _look(session: Session, rates: Rates | None, found: list[_Found]) -> _Look:
         figures = lane.figures()
         look.lanes.append((number, lane, figures))
         look.tally = look.tally.plus(tally_of(figures))
-        look.attached |= figures.attached
         look.open += figures.open
-        look.telling |= is_telling(number, figures.outbox, figures.outbox_limit)
+        if figures.attached:
+            look.attached = True
+        if is_telling(number, figures.outbox, figures.outbox_limit):
+            look.telling = True
         if rates is None:
             continue
         for stream in lane.streams:

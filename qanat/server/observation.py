@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from weakref import WeakSet
 
@@ -107,7 +106,7 @@ class ServerObservation:
             threads=count_threads(),
             memory_bytes=resident_bytes(),
             troubles=troubles,
-            counts=replace(taken.counts, forwards=len(forwards)) if counts else None,
+            counts=taken.counts._replace(forwards=len(forwards)) if counts else None,
         )
 
     def _counted(self) -> tuple[dict[str, Tally], Counter[str], set[ServerSession]]:
