@@ -107,5 +107,6 @@ def _connection(server: ServerConnection, session: SessionSnapshot | None) -> Co
         since=since,
         last_failure=None if latest is None else Failure(latest.at, latest.text),
         next_try_at=None if state == "connected" else again,
-        proxy=session.via if session is not None and session.via else server.connector.proxy_text,
+        # While it is connected, the way that it goes; a reload may have changed what the next one will go.
+        proxy=session.via if session is not None and state == "connected" else server.connector.proxy_text,
     )

@@ -27,6 +27,7 @@ from qanat.config.settings import Keepalive
 from qanat.control.commands import Request
 from qanat.endpoints.unix import Permissions
 from qanat.server.server import Server
+from qanat.transports.dial.proxies import Proxy
 from tests.support.applications import (
     END,
     RESET,
@@ -451,6 +452,9 @@ def test_another_way_moves_the_streams_without_a_byte_lost(own_rig: Rig, caplog:
             wait_until(lambda: "since the configuration has changed" in caplog.text, "the connection was replaced")
             exchange(sock, os.urandom(300_000))
         assert rig.client.servers[0].session is session
+        rig.have(forward, proxy=Proxy("http", "127.0.0.1", unused_port()))
+        (shown,) = rig.client.snapshot().servers
+        assert (shown.state, shown.proxy) == ("connected", ""), "the way that it goes, until there is another"
 
 
 def test_another_url_of_the_same_server_takes_the_session_over(own_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
