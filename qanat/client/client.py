@@ -250,7 +250,8 @@ class Client:
     def snapshot(self, wanted: Wanted = EVERYTHING) -> ClientSnapshot:
         """Return how the client is now.  Cheap, and does not block but for another thread that asks too."""
         snapshot = self.observation.snapshot(self.watchdog.look(0.1), wanted)
-        return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
+        monitor = self.monitor  # which a reload may take away
+        return snapshot if monitor is None else replace(snapshot, findings=monitor.findings)
 
     @property
     def _source(self) -> Source:

@@ -292,7 +292,8 @@ class Server:
     def snapshot(self, wanted: Wanted = EVERYTHING) -> ServerSnapshot:
         """Return how the server is now.  Cheap, and does not block but for another thread that asks too."""
         snapshot = self.observation.snapshot(self.settings, self.watchdog.look(0.1), wanted)
-        return snapshot if self.monitor is None else replace(snapshot, findings=self.monitor.findings)
+        monitor = self.monitor  # which a reload may take away
+        return snapshot if monitor is None else replace(snapshot, findings=monitor.findings)
 
     def stop(self) -> None:
         """End gracefully: no new connection or stream, `drain` seconds for open ones, then close the sessions.
