@@ -10,11 +10,14 @@ has waited on its way, which the peer's CLOCK tells (as in RFC 6817), and by whe
 brought at best: with bulk both ways CREDIT waits behind bulk and comes in bursts, and a window that would just fill the
 path does not.
 
+That holds where the queue is our own.  Where others fill it, smaller windows leave it as it is and only bring us less,
+then less of that, and so on.  So where less comes than did at best, a burst of PINGs is sent, with our own credit held
+back: if they still wait, the path is `shared`, and windows are for a while what they would be without any of this.
+
 The least round trip must stay what it is: of a queue that always stands it would become a part, and the windows would
 grow with it.  So PINGs come in bursts, and whoever sends or gets one on a loaded path holds back some credit for a
 moment: the queues of both directions are gone when the last of a burst is on its way.  That costs about 1 % of the
-line (BBR's PROBE_RTT costs 2 %).  An older peer answers PINGs, holds back nothing and tells no time: the sum then
-stays as it began.
+line (BBR's PROBE_RTT costs 2 %).  With an older peer, which tells no time, windows are left alone.
 
 Pure, and not thread-safe: the lane's lock guards it; the receiver calls it.
 """
@@ -53,6 +56,12 @@ PERIOD = 3
 """Least round trips of which the least wait is taken: a change shows after one or two."""
 CORRECTION = 0.5
 """Which part of what is too much, or missing, is corrected after each."""
+SHARED_PART, SHARED_PERIODS = 0.7, 3
+"""The part of the rate that the path brought at best, below which, for so many periods in turn, others may be on it."""
+SHARED_FACTOR = 1.5
+"""A burst whose quickest PING takes as many times the least round trip has waited in others' queue."""
+SHARED_SECONDS, MOST_SHARED_SECONDS = 15.0, 120.0
+"""Seconds for which that is believed at first, and at most: twice as long each time, while PINGs go on waiting."""
 RATE_SECONDS, PAUSE = 0.1, 1.0
 """Seconds over which a rate is taken at least, and at most."""
 RATES_KEPT = 24
@@ -75,16 +84,25 @@ class PathQueue:
         self._waited = math.inf  # the least of the period
         self._period_since = -math.inf
         self._period_before = 0
+        self._told = False  # the peer tells its time
+        self._less = 0  # periods in turn that brought less than before
+        self._shared_until, self._shared_for = -math.inf, SHARED_SECONDS
         self._loaded_until = -math.inf
         self._held_until = -math.inf
         self._burst_at = -math.inf
         self._burst_left = 0
+        self._burst_least = math.inf  # the quickest of its PINGs
         self._sent_before = 0
         self._echo_at = -math.inf
 
     def narrow(self, least_round_trip: float, now: float) -> bool:
         """Return whether windows are shares of `window`."""
-        return now < self._loaded_until and self.window > 0 and self.rate * least_round_trip < SLOW
+        loaded = now < self._loaded_until and self.window > 0 and self.rate * least_round_trip < SLOW
+        return loaded and self._told and not self.shared(now)
+
+    def shared(self, now: float) -> bool:
+        """Return whether the queue in the path has lately been found to be others'."""
+        return now < self._shared_until
 
     def holding(self, now: float) -> bool:
         """Return whether some credit is held back, for a PING that is on its way."""
@@ -98,7 +116,7 @@ class PathQueue:
         if not self._burst_left:
             if now < self._burst_at:
                 return False
-            self._burst_left = BURST
+            self._burst_left, self._burst_least = BURST, math.inf
             self._burst_at = now + (LOADED_BURST_EVERY if now < self._loaded_until else BURST_EVERY)
         self._burst_left -= 1
         self._hold(least_round_trip, now)
@@ -107,9 +125,15 @@ class PathQueue:
     def answered(self, round_trip: float, least_round_trip: float, now: float) -> None:
         """Note how long a PING of ours took."""
         if least_round_trip >= PATH_TIME and round_trip > LOADED_FACTOR * least_round_trip + LOADED_TIME:
-            if now >= self._loaded_until:
-                self.window = 0  # begin anew
+            if now >= self._loaded_until:  # begin anew
+                self.window, self._shared_for = 0, SHARED_SECONDS
             self._loaded_until = now + LOADED_SECONDS
+        self._burst_least = min(self._burst_least, round_trip)
+        if not self._burst_left and self._less >= SHARED_PERIODS:
+            self._less = 0
+            if self._burst_least > SHARED_FACTOR * least_round_trip:
+                self._shared_until = now + self._shared_for
+                self._shared_for = min(2 * self._shared_for, MOST_SHARED_SECONDS)
 
     def ping_received(self, sent: int, least_round_trip: float, now: float) -> bool:
         """Note a PING of the peer's; return whether this end, which has `sent` that much payload, should ping as well.
@@ -128,17 +152,26 @@ class PathQueue:
 
     def waited(self, seconds: float, least_round_trip: float, now: float) -> None:
         """Note how long what comes now was on its way beyond the least, by the peer's clock."""
+        self._told = True
         if now >= self._loaded_until or now < self._held_until + 2 * least_round_trip:
             self._begin_period(now)
             return
         self._waited = min(self._waited, seconds)
         elapsed = now - self._period_since
         if elapsed >= PERIOD * least_round_trip:
-            missing = FULL * self.rate - (self.received - self._period_before) / elapsed
+            rate = (self.received - self._period_before) / elapsed
+            self._find_others(rate, least_round_trip, now)
+            missing = FULL * self.rate - rate
             change = max(0.0, missing) * least_round_trip + self.rate * (TARGET - self._waited)
             if self.window:
                 self._set_window(self.window + int(CORRECTION * change), least_round_trip)
             self._begin_period(now)
+
+    def _find_others(self, rate: float, least_round_trip: float, now: float) -> None:
+        """Have it measured whether the queue is others', where for some periods less has come than before."""
+        self._less = self._less + 1 if rate < SHARED_PART * self.rate and self.narrow(least_round_trip, now) else 0
+        if self._less == SHARED_PERIODS and not self._burst_left:
+            self._burst_at = now
 
     def _begin_period(self, now: float) -> None:
         self._waited = math.inf

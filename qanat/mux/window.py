@@ -109,7 +109,8 @@ class ReceiveWindow:
                 share = consumed / max(consumed, path.received - self.received_before)
                 self._follow(int(path.window * share) + max(NARROW_LEAST, int(NARROW_TIME * path.rate)))
             else:
-                self._tune(int(GAIN * consumed / elapsed * max(least_round_trip, LEAST_TIME)))
+                wanted = int(GAIN * consumed / elapsed * max(least_round_trip, LEAST_TIME))
+                self._tune(max(wanted, self.initial) if path is not None and path.shared(now) else wanted)
             self.since, self.consumed_before = now, self.consumed
             self.received_before = 0 if path is None else path.received
         held = path is not None and self.narrow and path.holding(now)

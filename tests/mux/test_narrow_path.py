@@ -49,9 +49,8 @@ class Download:
         return max(self.line.waits[self.rig.server])
 
 
-@pytest.mark.parametrize("tell_clock", [True, False], ids=["with CLOCK", "without"])
-def test_eight_downloads_fill_a_slow_line_and_leave_no_queue_in_it(tell_clock: bool) -> None:
-    download = Download(8, tell_clock=tell_clock)
+def test_eight_downloads_fill_a_slow_line_and_leave_no_queue_in_it() -> None:
+    download = Download(8)
     download.run(2.0)
     assert download.longest_wait > 0.3  # Eight initial windows,
     assert download.run(2.0) > 0.9
@@ -93,6 +92,21 @@ def test_an_end_that_only_sends_measures_again_when_the_other_does() -> None:
     pending.least_round_trip = 10 * DELAY
     download.run(1.0)
     assert pending.least_round_trip < 2 * DELAY + 0.06
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_others_who_fill_the_line_leave_us_what_they_would_without_any_of_this(count: int) -> None:
+    """Windows that shrink because others' queue makes PINGs wait bring less, shrink again, and end at nothing."""
+    left_alone, download = Download(count, tell_clock=False), Download(count)
+    for each in (left_alone, download):
+        each.run(1.5)
+        each.line.others = 0.25
+        each.run(6.0)
+    assert left_alone.ours[0].window.size >= left_alone.ours[0].window.initial  # Of a peer without CLOCK.
+    assert download.run(5.0) > 0.6 * left_alone.run(5.0)  # Once it has been seen.
+    download.line.others = 0.0
+    download.run(1.0)
+    assert download.run(1.0) > 0.85
 
 
 def test_a_fast_path_and_a_short_one_are_left_alone() -> None:

@@ -24,6 +24,8 @@ class SlowLine:
         self.now = 0.0
         self.waits: dict[Peer, list[float]] = {peer: [] for peer in rig.ends}
         """How long what an end would have sent would have waited for its turn, in each step of the last `run`."""
+        self.others = 0.0
+        """Seconds of a queue each way that others keep filled, as a download over plain TCP does."""
         self._rig = rig
         self._rate, self._delay = rate, delay
         self._under_way: dict[Peer, deque[tuple[float, bytes]]] = {peer: deque() for peer in rig.ends}
@@ -56,3 +58,4 @@ class SlowLine:
                 record = peer.wire.popleft()
                 self._free[peer] = max(self._free[peer], self.now) + (len(record) + FRAMING) / self._rate
                 self._under_way[peer].append((self._free[peer] + self._delay, record))
+            self._free[peer] = max(self._free[peer], self.now + self.others)
