@@ -238,8 +238,13 @@ class Page:
             if self._seen is None or time.monotonic() - self._looked_at > FRESH:
                 self._tell_locked(self._look_locked())
             with self._guard:
-                if not self._closed:
+                # Several may have come at once while there was room for one: who is too many asks again, and hears why.
+                full = len(self._watchers) >= WATCHERS
+                if not self._closed and not full:
                     self._watchers.add(watcher)
+            if full:
+                watcher.close()
+                return
             watcher.on_close(lambda: self._gone(watcher))
             count, lines = self._lines.since(0)
             told = len(lines) - (count - self._told_lines)  # the others come with the next look
