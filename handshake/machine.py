@@ -323,6 +323,8 @@ class ServerHandshake(_Machine):
         self._m1 = self._m2 = b""
         self.refusal_detail = ""
         """Why the client was refused, for our own log; the client never learns it."""
+        self.refused_name = ""
+        """What it called itself then; empty when that could not be read.  Nothing has proven it."""
 
     @property
     def refused(self) -> bool:
@@ -372,6 +374,7 @@ class ServerHandshake(_Machine):
         rejected = self._reject(auth.name, token) if k_tok else ""
         if not k_tok or rejected:
             self._advance(Event.NOT_PROVEN)
+            self.refused_name = auth.name if readable else ""
             self.refusal_detail = rejected or self._explain(readable, auth.name, bool(tokens))
             mac = key_schedule.refusal_mac(self._m1, self._m2, m3, auth.client_secret, RefusalCode.REFUSED)
             return Refusal(RefusalCode.REFUSED, mac).encode()

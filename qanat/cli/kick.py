@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="NAME|STREAM",
-        help="a client's name or a session's id, or NAME/LANE/NUMBER for a stream, as `status` writes them",
+        help="a client's name or a session's id; for a stream NAME/LANE/NUMBER, as `status` writes it, "
+        "or 'NAME NUMBER', as the logs do",
     )
 
 

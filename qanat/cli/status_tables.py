@@ -21,6 +21,7 @@ from qanat.monitor.summary import (
     count_streams,
     counts_of,
     format_bytes,
+    format_count,
     format_moment,
     format_round_trip,
     format_seconds,
@@ -62,9 +63,9 @@ def heading_of(snapshot: Snapshot) -> list[str]:
         )
     totals = snapshot.totals
     lines.append(
-        f"since its start: {totals.sessions} sessions, {totals.streams} streams, "
+        f"since its start: {format_count(totals.sessions, 'session')}, {format_count(totals.streams, 'stream')}, "
         f"{format_bytes(totals.bytes_received)} received, {format_bytes(totals.bytes_sent)} sent, "
-        f"{totals.recoveries} recoveries, {format_bytes(totals.replayed_bytes)} sent again"
+        f"{format_count(totals.recoveries, 'recovery', 'recoveries')}, {format_bytes(totals.replayed_bytes)} sent again"
     )
     lines += (f"{found.severity}: {found.title}. {found.text} {found.next}" for found in snapshot.findings)
     return lines

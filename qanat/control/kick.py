@@ -24,7 +24,7 @@ def kick_command(sessions: Callable[[], Iterable[Session]], who: str) -> Command
 
     def kick(request: Request) -> Answer:
         target = request.text("target")
-        name, slash, rest = target.partition("/")
+        name, slash, rest = _as_status_writes(target).partition("/")
         chosen = [session for session in sessions() if name in (session.name, public_id(session.id))]
         if not chosen:
             raise UsageError(f"there is no session {printable(name)} here", hint="`status` lists them")
@@ -60,6 +60,14 @@ def _reset(sessions: Iterable[Session], target: str, rest: str, who: str) -> int
         log.warning("kicked the stream %s", target, extra={"event": "kicked"})
         stream.reset(Reason.CANCELED, f"ended by the operator of {who}")
     return len(found)
+
+
+def _as_status_writes(target: str) -> str:
+    """Return NAME/LANE/NUMBER also for what the logs call a stream: NAME NUMBER, and beyond lane 0 NAME/LANE NUMBER."""
+    lane, space, number = target.rpartition(" ")
+    if not space:
+        return target
+    return f"{lane}/{number}" if "/" in lane else f"{lane}/0/{number}"
 
 
 def _is_number(text: str) -> bool:

@@ -27,6 +27,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} {_UNITS[-1]}"
 
 
+def format_count(number: int, what: str, several: str = "") -> str:
+    """Return so many of `what`: 1 stream, 2 streams; `several` where that takes more than an s."""
+    return f"{number} {what if number == 1 else several or what + 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a span in its two largest units: 12 s, 3 min 5 s, 2 h 10 min, 5 d 3 h."""
     whole = max(0, round(seconds))
@@ -90,12 +95,12 @@ def summary_of(snapshot: Snapshot) -> str:
     """Return how it is in one line, for `systemctl status` and for who has many to look at."""
     counts = counts_of(snapshot)
     if isinstance(snapshot, ServerSnapshot):
-        parts = [f"{_count(counts.connected, 'client')} connected"]
+        parts = [f"{format_count(counts.connected, 'client')} connected"]
         if counts.away:
             parts.append(f"{len(counts.away)} away")
     else:
         parts = [_of_connection(each, snapshot.taken_at) for each in snapshot.servers if each.state != "standby"]
-    parts.append(_count(counts.streams, "stream"))
+    parts.append(format_count(counts.streams, "stream"))
     if counts.rate_received or counts.rate_sent:
         parts.append(f"{format_bytes(counts.rate_received)}/s received, {format_bytes(counts.rate_sent)}/s sent")
     parts += snapshot.troubles
@@ -123,10 +128,6 @@ def _of_connection(each: ConnectionSnapshot, now: float) -> str:
     if each.next_try_at is not None and each.next_try_at > now:
         text += f", next try in {format_seconds(each.next_try_at - now)}"
     return text
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def name_of(snapshot: Snapshot) -> str:

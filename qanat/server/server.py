@@ -355,7 +355,8 @@ class Server:
                 carry = self._admit(sealed, address, deadline, order)
         except RefusedError as error:
             self.events.refused("wrong name or token")
-            self.audit.record("refused", address=address.client, via=_via(address), why=str(error))
+            name = handshake.refused_name or None
+            self.audit.record("refused", client=name, address=address.client, via=_via(address), why=str(error))
             log.warning("refused %s: %s", address, error, extra={"event": "refused", "peer": str(address)})
         except (HandshakeError, ProtocolError) as error:
             self.events.refused("handshake failed")

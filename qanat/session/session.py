@@ -293,9 +293,8 @@ class Session(ABC):
         elif reason in _SESSION_IS_OVER:
             self.end(result.cause)
         elif self._closing is not None or not self.resume_for:
-            closing = self._closing  # who was thrown out is over for that, however its connection ended
-            why = closing.text if closing is not None and closing.reason is CloseReason.REVOKED else result.cause
-            self.end_lane(number, lane, why)
+            closing = self._closing  # what we have closed is over for that, however its connection ended
+            self.end_lane(number, lane, result.cause if closing is None else closing.text or result.cause)
 
     def end_lane(self, number: int, lane: Lane, why: str) -> None:
         """End a lane, and with the first one the session.  Idempotent; blocks as `end`."""

@@ -88,6 +88,7 @@ def test_a_revoked_client_is_cut_and_refused_until_it_has_another_token(site: Au
         (line,) = site.events("revoked")
         assert line["tokens"] == [OLDS]
         wait_until(lambda: any(OLDS in each["why"] for each in site.events("refused")), "it was refused")
+        assert site.events("refused")[-1]["client"] == "a"
         assert site.apply() == []  # a reload does not let it in again
         assert site.session_of("a") is None
         site.apply(replace(A, tokens=(OLD, NEW)), B)
