@@ -163,9 +163,11 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SECTIONS] = {}
+    # Under nohup, or in the background of a script: what tests start has to have signals as a shell would give them.
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        # Under nohup; but what tests start is to have signals as a shell would give them.
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -34,7 +34,8 @@ def test_alone_only(number): assert "PYTEST_XDIST_WORKER" not in os.environ
 def test_what_fails_beside_others_runs_once_more_alone(tmp_path: Path, tests: str, code: int, said: str) -> None:
     (tmp_path / "test_it.py").write_text(tests)
     command = [sys.executable, "-m", "tests", "--numprocesses=1", "test_it.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout
     assert said in done.stdout
