@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.main import DONE
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, SAY_WHICH, add_target, alive
+from qanat.cli.target import FINDING, add_target, alive, several
 from qanat.control.running import NothingRuns, Running
 
 FORWARDS = (
@@ -63,6 +62,5 @@ def _the_client(options: argparse.Namespace) -> Running:
     if not found:
         raise NothingRuns("no client runs here that could be asked", hint="start it, or say which with -c FILE")
     if len(found) > 1:
-        files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several clients run here", hint=f"{SAY_WHICH}: {files}")
+        raise several(found, "several clients")
     return found[0][0]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, SAY_WHICH, add_target, alive
+from qanat.cli.target import FINDING, add_target, alive, several
 from qanat.monitor.summary import name_of
 
 DETAILS = (
@@ -38,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Set the level, where one is given, and print what holds now.  Raises QanatError."""
     found = alive(options)
     if len(found) > 1 and options.level and options.config is None:
-        files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several run here", hint=f"{SAY_WHICH}: {files}")
+        raise several(found)
     for one, said in found:
         levels = one.ask("log-level", level=options.level, logger=options.logger).get("levels", {})
         for name, level in sorted(levels.items()):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from qanat.base.errors import UsageError
 from qanat.base.text import printable
 from qanat.cli.output import write_out
-from qanat.cli.target import FINDING, SAY_WHICH, add_target, alive
+from qanat.cli.target import FINDING, add_target, alive, several
 from qanat.config.faults import ConfigError
 from qanat.control.running import NothingRuns, Running
 from qanat.monitor.snapshot import Snapshot
@@ -47,8 +46,7 @@ def _meant(options: argparse.Namespace) -> list[Running]:
     except ConfigError as error:
         found = _running_on(options, error)
     if options.config is None and len(found) > 1:
-        files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several run here", hint=f"{SAY_WHICH}: {files}")
+        raise several(found)
     return [one for one, _ in found]
 
 

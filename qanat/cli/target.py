@@ -13,7 +13,6 @@ from qanat.control.running import NothingRuns, Running, find_running, running_of
 from qanat.monitor.reading import read_snapshot
 from qanat.monitor.snapshot import Snapshot
 
-SAY_WHICH = "say which with -c FILE, or --socket FILE.sock"
 SAME_VERSION = "run the same version of Qanat as that process"
 
 FINDING = """\
@@ -28,6 +27,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     """Add -c FILE and --socket FILE, which say who is meant."""
     add_config(parser, required=False)
     parser.add_argument("--socket", type=Path, metavar="FILE", help="its control socket, for one without a file")
+
+
+def several(found: list[tuple[Running, Snapshot]], whom: str = "several") -> UsageError:
+    """Return the error for a command that one process is to do, where these were found."""
+    files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
+    return UsageError(f"{whom} run here", hint=f"say which with -c FILE, or --socket FILE.sock: {files}")
 
 
 def chosen(options: argparse.Namespace) -> list[Running]:
@@ -78,6 +83,5 @@ def ask_one(options: argparse.Namespace, command: str, *, role: str = "", **fiel
     if len(found) > 1:
         found = [each for each in found if each[1].role == role] or found
     if len(found) > 1:
-        files = ", ".join(sorted(said.config or str(one.path) for one, said in found))
-        raise UsageError("several run here", hint=f"{SAY_WHICH}: {files}")
+        raise several(found)
     return ask(found[0][0].path, command, **fields)
