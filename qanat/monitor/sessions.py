@@ -58,7 +58,7 @@ BRIEF = Wanted(sessions=0, streams=0, rates=False)
 """Who this is, and what all have carried together."""
 
 
-NAMED: Mapping[Session, str] = {}
+_CLIENTS: Mapping[Session, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Looks:
             return True
 
     def take(
-        self, sessions: Sequence[Session], wanted: Wanted = EVERYTHING, peers: Mapping[Session, str] = NAMED
+        self, sessions: Sequence[Session], wanted: Wanted = EVERYTHING, peers: Mapping[Session, str] = _CLIENTS
     ) -> Taken:
         """Return how sessions are now; `peers` has what their other ends are called, where that is no client's name.
 

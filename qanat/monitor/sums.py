@@ -15,7 +15,7 @@ from qanat.monitor.process import count_threads
 from qanat.monitor.snapshot import ConnectionSnapshot, HandshakesSnapshot
 from qanat.mux.figures import LaneFigures
 from qanat.session.places import NOTHING, PastFailure, PipePlace, Tally
-from qanat.session.session import Session
+from qanat.session.session import Session, tally_of
 
 Way = tuple[str, str]
 """What carries a lane: the transport, and "yes" where a proxy is known to be on the way.  Its address would be one more
@@ -48,15 +48,15 @@ class PeerSums:
     lanes: Counter[Way] = field(default_factory=Counter)
 
     def add_tally(self, tally: Tally) -> None:
-        """Count in what lanes or sessions that are over have carried."""
+        """Count in what a lane, or several, have carried."""
         self.opened += tally.streams
         self.received += tally.received
         self.sent += tally.sent
         self.recoveries += tally.recoveries
         self.replayed += tally.replayed
 
-    def add_lane(self, lane: LaneFigures, place: PipePlace | None, *, counted: bool) -> None:
-        """Count in a lane; without `counted` what it has carried is in some tally already."""
+    def add_lane(self, lane: LaneFigures, place: PipePlace | None) -> None:
+        """Count in how a lane is now."""
         self.streams += lane.open
         self.queued += lane.queued
         self.outbox += lane.outbox
@@ -67,12 +67,6 @@ class PeerSums:
             self.lanes[place.transport, "yes" if place.via else "no"] += 1
         elif not lane.attached:
             self.detached += 1
-        if counted:
-            self.opened += lane.opened
-            self.received += lane.received
-            self.sent += lane.sent
-            self.recoveries += lane.recoveries
-            self.replayed += lane.replayed
 
     def add_session(
         self, since: float, failure: PastFailure | None, round_trip: float | None, *, attached: bool
@@ -128,7 +122,9 @@ class Sums:
         attached, round_trip = False, None
         for number, lane in lanes:
             figures = lane.figures()
-            found.add_lane(figures, session.place_of(number), counted=counted)
+            found.add_lane(figures, session.place_of(number))
+            if counted:
+                found.add_tally(tally_of(figures))
             if figures.attached:
                 attached = True
                 trip = figures.round_trip

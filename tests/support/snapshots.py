@@ -97,7 +97,7 @@ def summing(snapshot: ServerSnapshot | ClientSnapshot) -> Look:
             peer = sums.of(one.peer)
             for shown in one.lanes:
                 place = PipePlace(shown.transport, shown.address, shown.via)
-                peer.add_lane(_figures(shown, 0 if shown.index else one.open_streams), place, counted=False)
+                peer.add_lane(_figures(shown, 0 if shown.index else one.open_streams), place)
             failure = None if one.last_failure is None else PastFailure(one.last_failure.at, one.last_failure.text)
             peer.add_session(one.since, failure, one.round_trip_s, attached=one.state == "connected")
         return sums
