@@ -22,6 +22,11 @@ def printable(text: str, limit: int | None = None) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
+def format_count(number: int, what: str, several: str = "") -> str:
+    """Return so many of `what`: 1 stream, 2 streams; `several` where that takes more than an s."""
+    return f"{number} {what if number == 1 else several or what + 's'}"
+
+
 def decode_text(content: bytes) -> str:
     """Return a peer's text for people, which is UTF-8; what is not becomes U+FFFD, since no text is worth a session."""
     return content.decode("utf-8", "replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qanat.base.text import format_count
 from qanat.cli.output import write_out
 from qanat.cli.target import FINDING, add_target, ask_one
 
@@ -32,6 +33,6 @@ def run(options: argparse.Namespace) -> int:
     """End what is named, and say what that was.  Raises QanatError."""
     answer = ask_one(options, "kick", role="server", target=options.target)
     sessions, streams = answer.get("sessions", 0), answer.get("streams", 0)
-    what = f"{sessions} session{'s' * (sessions != 1)} with " if sessions else ""
-    write_out(f"ended {what}{streams} stream{'s' * (streams != 1)}\n")
+    what = f"{format_count(sessions, 'session')} with " if sessions else ""
+    write_out(f"ended {what}{format_count(streams, 'stream')}\n")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qanat.base.text import format_count
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -21,7 +22,6 @@ from qanat.monitor.summary import (
     count_streams,
     counts_of,
     format_bytes,
-    format_count,
     format_moment,
     format_round_trip,
     format_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from qanat.base.text import format_count
 from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
@@ -25,11 +26,6 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or abs(count) >= 99.5 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} {_UNITS[-1]}"
-
-
-def format_count(number: int, what: str, several: str = "") -> str:
-    """Return so many of `what`: 1 stream, 2 streams; `several` where that takes more than an s."""
-    return f"{number} {what if number == 1 else several or what + 's'}"
 
 
 def format_seconds(seconds: float) -> str:

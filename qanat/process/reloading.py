@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from qanat.base.errors import NoThread, QanatError, UsageError
+from qanat.base.text import format_count
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Watcher
 from qanat.base.workers import WORKERS
@@ -125,7 +126,7 @@ class Reloader(Generic[S]):
                 raise
             finally:
                 notify("READY=1")
-        what = f"{len(done)} change{'s' * (len(done) != 1)}" if done else "nothing has changed"
+        what = format_count(len(done), "change") if done else "nothing has changed"
         log.info("reloaded %s (%s): %s", self._path, by, what, extra={"event": "reloaded", "by": by})
         for line in done:
             log.info("reload: %s", line)
