@@ -34,4 +34,5 @@ def decode_text(content: bytes) -> str:
 
 def encode_cut(text: str, limit: int) -> bytes:
     """Return at most `limit` bytes of `text` in UTF-8, cut at a character."""
-    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode("utf-8")
+    content = text.encode("utf-8", "replace")
+    return content if len(content) <= limit else content[:limit].decode("utf-8", "ignore").encode("utf-8")

@@ -70,14 +70,14 @@ class LaneCore:
         """
         if self.ended is not None:
             raise SessionEnded(self.ended)
-        self.sender.queue_control(wire.Open(self.streams.next_own_id(), request))
+        self.sender.queue_control(wire.open_stream(self.streams.next_own_id(), request))
         return self.streams.open_own(request, now)
 
     def accept(self, stream: StreamState, text: str) -> None:
         """Tell the opener that its target was reached; nothing when the stream is over already."""
         if stream.phase is not StreamPhase.CLOSED:
             stream.accepted = text
-            self.sender.queue_control(wire.Accept(stream.id, text))
+            self.sender.queue_control(wire.accept(stream.id, text))
 
     def reset(self, stream: StreamState, reason: int, text: str) -> None:
         """End the stream abruptly, discarding what was not yet picked.  Idempotent."""
@@ -85,7 +85,7 @@ class LaneCore:
             return
         stream.advance(StreamStep.SEND_RESET)
         self.parameters.observer.stream_reset(reason_label(reason), by_peer=False)
-        self.sender.queue_control(wire.Reset(stream.id, reason, text))
+        self.sender.queue_control(wire.Reset(stream.id, reason, text).encode())
         self.sender.abort(stream, reason, text)
 
     # --- the lane -------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class LaneCore:
         bounded by `receive`.
         """
         if self.ended is None:
-            self.sender.queue_control(wire.Control(message))
+            self.sender.queue_control(wire.Control(message).encode())
 
     def end(self, reason: int, text: str) -> list[StreamState]:
         """End the lane: every stream is reset here, nothing is sent.  Returns them.  Idempotent."""

@@ -78,6 +78,11 @@ DATA = int(FrameType.DATA)
 DATAGRAM = int(FrameType.DATAGRAM)
 ACK = int(FrameType.ACK)
 CREDIT = int(FrameType.CREDIT)
+OPEN = int(FrameType.OPEN)
+FIN = int(FrameType.FIN)
+ACCEPT = int(FrameType.ACCEPT)
+UNNUMBERED = int(FrameType.ACK)
+"""The first of those that are not numbered."""
 EMPTY = "a FRAMES record without a frame"
 CUT_HEADER = "a frame ends in the middle of its header"
 
@@ -91,7 +96,7 @@ class Open:
 
     def encode(self) -> bytes:
         """Return the frame's bytes.  Raises LocalError for a request above MAX_TEXT bytes."""
-        return _OPEN_HEADER.pack(FrameType.OPEN, self.stream, _size(self.request)) + self.request
+        return open_stream(self.stream, self.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class Fin:
 
     def encode(self) -> bytes:
         """Return the frame's bytes."""
-        return _FIN.pack(FrameType.FIN, self.stream, self.offset)
+        return fin(self.stream, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +142,7 @@ class Accept:
 
     def encode(self) -> bytes:
         """Return the frame's bytes, the text cut to MAX_TEXT bytes."""
-        text = encode_text(self.text)
-        return _OPEN_HEADER.pack(FrameType.ACCEPT, self.stream, len(text)) + text
+        return accept(self.stream, self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,22 @@ def credit(stream: int, offset: int) -> bytes:
     return _FIN.pack(CREDIT, stream, offset)
 
 
+def open_stream(stream: int, request: bytes) -> bytes:
+    """Return an OPEN, as `Open.encode` does, without an object.  Raises LocalError likewise."""
+    return _OPEN_HEADER.pack(OPEN, stream, _size(request)) + request
+
+
+def fin(stream: int, offset: int) -> bytes:
+    """Return a FIN, as `Fin.encode` does, without an object."""
+    return _FIN.pack(FIN, stream, offset)
+
+
+def accept(stream: int, text: str) -> bytes:
+    """Return an ACCEPT, as `Accept.encode` does, without an object."""
+    body = encode_text(text)
+    return _OPEN_HEADER.pack(ACCEPT, stream, len(body)) + body
+
+
 def datagram(stream: int, payload: bytes) -> bytes:
     """Return a DATAGRAM frame, of at most MAX_DATAGRAM bytes of payload."""
     return _OPEN_HEADER.pack(FrameType.DATAGRAM, stream, len(payload)) + payload
@@ -301,6 +321,26 @@ def parse_credit(content: memoryview, position: int) -> tuple[int, int, int]:
     return stream, offset, position + _FIN.size
 
 
+parse_fin = parse_credit
+"""The same for FIN, which is laid out alike."""
+
+
+def parse_text(content: memoryview, position: int) -> tuple[int, bytes, int]:
+    """Return stream and body of the OPEN or ACCEPT at `position`, and where the next frame begins.
+
+    Raises ProtocolError.
+    """
+    try:
+        _, stream, length = _OPEN_HEADER.unpack_from(content, position)
+    except struct.error as error:
+        raise ProtocolError(CUT_HEADER) from error
+    position += _OPEN_HEADER.size
+    after = position + length
+    if length > MAX_TEXT or after > len(content):
+        raise ProtocolError(f"a frame of {length} bytes where {len(content) - position} are left")
+    return stream, bytes(content[position:after]), after
+
+
 def parse_datagram(content: memoryview, position: int) -> tuple[int, bytes, int]:
     """Return stream and payload of the DATAGRAM frame at `position`, and where the next frame begins.
 
@@ -324,11 +364,11 @@ def parse_frame(content: memoryview, position: int) -> tuple[SmallFrame, int]:
         if kind in _OFFSET_FRAMES:
             _, stream, offset = _FIN.unpack_from(content, position)
             return _OFFSET_FRAMES[kind](stream, offset), position + _FIN.size
-        if kind in (FrameType.OPEN, FrameType.ACCEPT):
-            _, stream, length = _OPEN_HEADER.unpack_from(content, position)
-            body, position = _take(content, position + _OPEN_HEADER.size, length, MAX_TEXT)
-            if kind == FrameType.OPEN:
-                return Open(stream, body), position
+        if kind == OPEN:
+            stream, body, position = parse_text(content, position)
+            return Open(stream, body), position
+        if kind == ACCEPT:
+            stream, body, position = parse_text(content, position)
             return Accept(stream, decode_text(body)), position
         if kind == DATAGRAM:
             stream, body, position = parse_datagram(content, position)

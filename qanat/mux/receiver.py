@@ -10,6 +10,7 @@ Pure, and not thread-safe: every method is called with the lane's lock held.
 from __future__ import annotations
 
 from qanat.base.errors import ProtocolError
+from qanat.base.text import decode_text
 from qanat.mux import frames as wire
 from qanat.mux.datagrams import LATE, DatagramInbox, PathDelay
 from qanat.mux.observer import reason_label
@@ -109,6 +110,9 @@ class Receiver:
                 number, datagram, position = wire.parse_datagram(content, position)
                 self._receive_datagram(number, datagram, now)
                 continue
+            if kind < wire.UNNUMBERED:
+                position = self._receive_numbered(kind, content, position, now, events)
+                continue
             frame, position = wire.parse_frame(content, position)
             if isinstance(frame, wire.Ping):
                 self._pending.ping_received(frame.value)
@@ -125,10 +129,6 @@ class Receiver:
                 excess = self._delay.excess(frame.value / 1000, now)
                 self._late = excess > LATE
                 self._path.waited(excess, self._pending.least_round_trip, now)
-            elif not isinstance(frame, wire.Ack | wire.Credit | wire.Datagram) and self._is_new(now, 0):
-                event = self._receive_numbered(frame, now)
-                if event is not None:
-                    events.append(event)
         return events
 
     def _is_new(self, now: float, size: int) -> bool:
@@ -181,39 +181,51 @@ class Receiver:
         else:
             self.early_datagrams.add(number, payload, now)
 
-    def _receive_numbered(
-        self, frame: wire.Open | wire.Fin | wire.Reset | wire.Accept | wire.Control, now: float
-    ) -> Event | None:
-        if isinstance(frame, wire.Control):
-            self._sender.check_answers_are_read()
-            return ControlReceived(frame.message)
-        if isinstance(frame, wire.Open):
-            return self._receive_open(frame, now)
-        stream = self._streams.find(frame.stream)
-        if stream is None:
-            return None
-        if isinstance(frame, wire.Fin):
-            self._receive_fin(stream, frame.offset)
-        elif isinstance(frame, wire.Reset):
-            stream.advance(StreamStep.RECV_RESET)
-            self._observer.stream_reset(reason_label(frame.reason), by_peer=True)
-            self._sender.abort(stream, frame.reason, frame.text)
-        else:
-            if stream.accepted is not None or not self._streams.is_own(stream.id):
-                raise ProtocolError(f"ACCEPT of stream {stream.id} that was not to be accepted")
-            stream.accepted = frame.text
-            self._observer.stream_opened(now - stream.opened_at)
-            self._wakeups.readers.append(stream)
-        return None
+    def _receive_numbered(self, kind: int, content: memoryview, position: int, now: float, events: list[Event]) -> int:
+        """Take the numbered frame at `position` that is no DATA; return where the next one begins.
 
-    def _receive_open(self, frame: wire.Open, now: float) -> Event | None:
+        Those of which each stream has one, without an object.
+        """
+        if kind == wire.FIN:
+            number, offset, position = wire.parse_fin(content, position)
+            if self._is_new(now, 0) and (stream := self._streams.find(number)) is not None:
+                self._receive_fin(stream, offset)
+        elif kind == wire.OPEN:
+            number, request, position = wire.parse_text(content, position)
+            if self._is_new(now, 0):
+                self._receive_open(number, request, now, events)
+        elif kind == wire.ACCEPT:
+            number, text, position = wire.parse_text(content, position)
+            if self._is_new(now, 0) and (stream := self._streams.find(number)) is not None:
+                self._receive_accept(stream, decode_text(text), now)
+        else:
+            frame, position = wire.parse_frame(content, position)
+            if not self._is_new(now, 0):
+                return position
+            if isinstance(frame, wire.Control):
+                self._sender.check_answers_are_read()
+                events.append(ControlReceived(frame.message))
+            elif isinstance(frame, wire.Reset) and (stream := self._streams.find(frame.stream)) is not None:
+                stream.advance(StreamStep.RECV_RESET)
+                self._observer.stream_reset(reason_label(frame.reason), by_peer=True)
+                self._sender.abort(stream, frame.reason, frame.text)
+        return position
+
+    def _receive_open(self, number: int, request: bytes, now: float, events: list[Event]) -> None:
         self._sender.check_answers_are_read()
-        stream = self._streams.open_peer(frame.stream, frame.request, now)
-        if stream is None:
-            self._sender.queue_control(wire.Reset(frame.stream, wire.Reason.LIMIT, self._refusal))
-            self._observer.stream_reset(reason_label(wire.Reason.LIMIT), by_peer=False)
-            return None
-        return Opened(stream)
+        stream = self._streams.open_peer(number, request, now)
+        if stream is not None:
+            events.append(Opened(stream))
+            return
+        self._sender.queue_control(wire.Reset(number, wire.Reason.LIMIT, self._refusal).encode())
+        self._observer.stream_reset(reason_label(wire.Reason.LIMIT), by_peer=False)
+
+    def _receive_accept(self, stream: StreamState, text: str, now: float) -> None:
+        if stream.accepted is not None or not self._streams.is_own(stream.id):
+            raise ProtocolError(f"ACCEPT of stream {stream.id} that was not to be accepted")
+        stream.accepted = text
+        self._observer.stream_opened(now - stream.opened_at)
+        self._wakeups.readers.append(stream)
 
     def _receive_fin(self, stream: StreamState, offset: int) -> None:
         came = stream.window.received

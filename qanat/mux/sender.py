@@ -174,7 +174,7 @@ class Sender:
         """Send FIN, since everything has been picked: with the control frames, which do not wait for room."""
         stream.fin_due = False
         stream.advance(StreamStep.SEND_FIN)
-        self.queue_control(wire.Fin(stream.id, stream.sent))
+        self.queue_control(wire.fin(stream.id, stream.sent))
         if stream.phase is CLOSED:
             self.forget(stream)
 
@@ -186,12 +186,12 @@ class Sender:
 
     # --- by the core and the receiver -----------------------------------------------------------
 
-    def queue_control(self, frame: wire.Open | wire.Accept | wire.Reset | wire.Fin | wire.Control) -> None:
-        """Have `frame` sent before all DATA.  Its memory counts from now on, whenever it will be sent.
+    def queue_control(self, frame: bytes) -> None:
+        """Have a numbered `frame`, other than DATA, sent before all DATA.
 
-        Raises LocalError for a request or message above MAX_TEXT bytes, with nothing changed.
+        Its memory counts from now on, whenever it will be sent.
         """
-        entry = Entry(frame.encode())
+        entry = Entry(frame)
         self.retransmit_buffer.reserve(entry)
         self._control.append(entry)
         self._wakeups.work = True
