@@ -40,6 +40,7 @@ REMEMBERED_FOR = 3600.0
 """Seconds for which an address that was tried in vain is tried last."""
 _MAX_REMEMBERED = 1024
 
+_NON_BLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # neither needs a descriptor of its own
 
@@ -86,6 +87,11 @@ class _Slow:
 
         with self._lock:
             return sorted(addresses, key=failed_at)
+
+    @property
+    def known(self) -> bool:
+        """Whether there are any."""
+        return bool(self._since)
 
     def learn(self, winner: SockAddr | None, losers: Sequence[SockAddr]) -> None:
         """Remember `losers`, and `winner` no longer."""
@@ -229,13 +235,14 @@ class Connecting:
         self._next_at = 0.0
         family, address = self._left.popleft()
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(family, socket.SOCK_STREAM | _NON_BLOCKING)
         except OSError as error:
             self._failures[address] = _error(error.errno or errno.EINVAL)
             return None
         self._pending[sock] = address
         try:
-            sock.setblocking(False)
+            if not _NON_BLOCKING:
+                sock.setblocking(False)
             if self._configure is not None:
                 self._configure(sock)
             number = sock.connect_ex(address)
@@ -280,7 +287,8 @@ class Connecting:
         address = self._pending.pop(sock)
         sock.setblocking(True)
         before = self._waited_for[: self._waited_for.index(address)]
-        _slow.learn(address, before)
+        if before or _slow.known:
+            _slow.learn(address, before)
         return sock, address
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from qanat.base.listen import EXHAUSTED
 from qanat.base.sockets import close_socket, describe_os_error
 from qanat.base.unexpected import log_unexpected
 from qanat.base.watcher import Timer, Watcher
+from qanat.endpoints.application_socket import PreparedSocket
 from qanat.mux.frames import Reason
 
 log = logging.getLogger("qanat.endpoint")
@@ -30,6 +32,10 @@ EXHAUSTED_PAUSE = 0.1
 """Seconds until accepting is tried again when there was no descriptor for a connection."""
 AT_ONCE = 16
 """Connections accepted from one socket before the watcher looks after others."""
+ALONE = 8
+"""Times in turn that one connection is accepted and no other one asked for, since most come alone."""
+_INHERITS = sys.platform == "linux"
+"""Whether what is accepted has the options of the listening socket, but blocks though that does not (accept(2))."""
 
 
 class Accepting:
@@ -45,15 +51,24 @@ class Accepting:
         on_accepted: Callable[[socket.socket, Any], None],
         name: str,
         watcher: Watcher,
+        *,
+        prepared: bool = False,
     ) -> None:
-        """Own `listeners`; `name` is for logs.  Does not block."""
+        """Own `listeners`; `name` is for logs.  Does not block.
+
+        With `prepared` they have the options of an application's socket, and so has what is accepted.
+        """
         self._listeners = tuple(listeners)
+        self._kinds = {sock: (sock.family, sock.proto) for sock in self._listeners}
+        self._make: type[socket.socket] = PreparedSocket if prepared and _INHERITS else socket.socket
         self._on_accepted = on_accepted
         self._name = name
         self._watcher = watcher
         self._lock = threading.RLock()  # held while a connection is handed on, so that `close` waits for that
         self._closed = False
         self._exhausted = False
+        self._turn = 1  # connections that are asked for at once
+        self._alone = 0  # times in turn that one came
         self._again: Timer = watcher.timer(self._watch_again)
         for sock in self._listeners:
             sock.setblocking(False)
@@ -90,41 +105,44 @@ class Accepting:
             self._watcher.add(sock.fileno(), partial(self._ready, sock))
 
     def _ready(self, listener: socket.socket) -> None:
-        """Accept what has come; by the watcher."""
-        with self._lock:
-            for _ in range(AT_ONCE):
-                if self._closed:
-                    return
-                try:
-                    accepted = self._accept(listener)
-                except OutOfFiles as error:
-                    self._pause(error)
-                    return
-                if accepted is None:
-                    return
-                self._exhausted = False
-                self._hand_on(*accepted)
+        """Accept what has come, as far as it is asked for; by the watcher, who calls again while there is more.
 
-    def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        """Return the next connection, None when there is none.  Raises OutOfFiles."""
-        while True:
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    raise OutOfFiles(error) from error
-                continue  # it has gone again, or a firewall took it (accept(2))
+        To ask when there is none costs a tenth of a connection.  So one is asked for, and more when more came lately.
+        """
+        with self._lock:
+            accepted = 0
+            while accepted < self._turn and not self._closed:
+                try:
+                    sock, address = self._accept(listener)
+                except BlockingIOError:
+                    self._turn, self._alone = max(1, accepted), 0
+                    return
+                except OSError as error:
+                    if error.errno in EXHAUSTED:
+                        self._pause(OutOfFiles(error))
+                        return
+                    continue  # it has gone again, or a firewall took it (accept(2))
+                accepted += 1
+                self._exhausted = False
+                try:
+                    self._on_accepted(sock, address)
+                except Exception:
+                    sock.close()
+                    log_unexpected(f"{self._name}: an accepted connection ended")
+            self._alone += 1
+            if self._turn > 1 or self._alone >= ALONE:
+                self._turn = min(2 * self._turn, AT_ONCE)
+
+    def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any]:
+        """Return the next connection, which blocks.  Raises OSError."""
+        if not _INHERITS:
+            sock, address = listener.accept()
             sock.setblocking(True)
             return sock, address
-
-    def _hand_on(self, sock: socket.socket, address: Any) -> None:
-        try:
-            self._on_accepted(sock, address)
-        except Exception:
-            sock.close()
-            log_unexpected(f"{self._name}: an accepted connection ended")
+        # As `socket.accept` does in more steps, since it asks for what is the same for all of them.
+        family, protocol = self._kinds[listener]
+        fd, address = listener._accept()  # type: ignore[attr-defined]
+        return self._make(family, socket.SOCK_STREAM, protocol, fileno=fd), address
 
     def _pause(self, error: OutOfFiles) -> None:
         """Watch nothing for a while: no event says when there will be a descriptor."""

@@ -468,6 +468,9 @@ class Pump:
         return True
 
     def _half_close(self) -> bool:
+        """Tell the socket's peer that the stream's has finished; return whether that is an orderly end."""
+        if self._directions == 1 and self._orderly:
+            return True  # The uplink has ended: to close does the same.
         try:
             self._sock.half_close()
         except OSError as error:

@@ -89,4 +89,4 @@ class Target:
         if connected is None:
             return None
         sock, address = connected
-        return WakeableSocket(sock, format_address(address))
+        return WakeableSocket(sock, format_address(address), prepared=True)

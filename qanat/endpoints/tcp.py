@@ -81,7 +81,11 @@ class Listener:
         self.address: str = " and ".join(format_address(name) for name in names)
         self.port: int = names[0][1]
         self._accepting = Accepting(
-            sockets, lambda sock, peer: on_connection(sock, format_address(peer)), f"{name} on {self.address}", watcher
+            sockets,
+            lambda sock, peer: on_connection(sock, format_address(peer)),
+            f"{name} on {self.address}",
+            watcher,
+            prepared=True,
         )
 
     def start(self) -> None:

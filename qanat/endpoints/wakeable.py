@@ -19,6 +19,7 @@ import socket
 import threading
 
 from qanat.base.sockets import peer_of, set_no_delay, set_reset_on_close
+from qanat.endpoints.application_socket import PreparedSocket
 from qanat.endpoints.vanished import Acknowledgments
 
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
@@ -31,11 +32,13 @@ class Aborted(Exception):
 class WakeableSocket:
     """A blocking TCP or Unix socket.  One thread reads, one writes, any thread aborts."""
 
-    def __init__(self, sock: socket.socket, peer: str = "") -> None:
-        if sock.gettimeout() is not None:
-            sock.setblocking(True)
-        set_no_delay(sock)
-        set_reset_on_close(sock, True)
+    def __init__(self, sock: socket.socket, peer: str = "", *, prepared: bool = False) -> None:
+        """`peer` is for people.  With `prepared` it blocks, and has all options of an application's socket."""
+        if not prepared and type(sock) is not PreparedSocket:
+            if sock.gettimeout() is not None:
+                sock.setblocking(True)
+            set_no_delay(sock)
+            set_reset_on_close(sock, True)
         self._sock = sock
         self.peer = peer or peer_of(sock)
         self._lock = threading.Lock()
@@ -44,7 +47,7 @@ class WakeableSocket:
         self._aborted = False
         self._closed = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
-        self._acknowledgments = Acknowledgments()
+        self._acknowledgments: Acknowledgments | None = None  # made for the first look
 
     def recv(self, limit: int) -> bytes:
         """Block for at least one byte; b"" at the peer's orderly end.  Raises OSError, Aborted."""
@@ -132,7 +135,11 @@ class WakeableSocket:
     def silence(self) -> float | None:
         """See `Acknowledgments.silence`; None also when this is closed."""
         with self._lock:
-            return None if self._closed else self._acknowledgments.silence(self._sock)
+            if self._closed:
+                return None
+            if self._acknowledgments is None:
+                self._acknowledgments = Acknowledgments()
+            return self._acknowledgments.silence(self._sock)
 
     def half_close(self) -> None:
         """Send FIN: the stream's peer has finished.  Raises OSError."""
