@@ -118,6 +118,9 @@ class Watcher:
         self._closed = False
         self._poll: _Epoll | _Selector | None = None
         self._posted: deque[Ready] = deque()
+        self._dirty: set[Flushable] = set()
+        """What is flushed once the present round is over.  The thread's own."""
+        self._ident: int | None = None
         self._chores: dict[Chore, None] = {}  # used as an ordered set
         self._tick = self.timer(self._do_chores)
         self.stirred = False
@@ -165,6 +168,16 @@ class Watcher:
             with self._lock:
                 if self._poll is not None:
                     self._poll.wake()
+
+    def flush(self, flushable: Flushable) -> None:
+        """Flush it once this round is over, with what else the round brings; at once outside the watcher's thread.
+
+        Does not block.
+        """
+        if threading.get_ident() == self._ident:
+            self._dirty.add(flushable)
+        else:
+            flushable.flush()
 
     def timer(self, callback: Ready) -> Timer:
         """Return a timer that calls `callback`, which must not block, and is not set yet."""
@@ -254,8 +267,9 @@ class Watcher:
         poll, ready, posted = self._poll, self._ready, self._posted
         assert poll is not None  # made before the thread
         wait, monotonic, never = poll.wait, time.monotonic, math.inf
+        self._ident = threading.get_ident()
         while not self._closed:
-            dirty: set[Flushable] = set()
+            dirty = self._dirty
             self._busy_since = never
             due = self._next_due()
             found = wait(None if due == never else max(0.0, due - monotonic()))
@@ -278,9 +292,9 @@ class Watcher:
                 self._call_posted(dirty)
             if due <= now:
                 self._call_timers(dirty)
-            for flushable in dirty:
+            while dirty:
                 try:
-                    flushable.flush()
+                    dirty.pop().flush()
                 except Exception:
                     log_unexpected("flushing what the watcher has read ended")
 

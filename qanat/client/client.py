@@ -521,15 +521,6 @@ class Client:
     def _join(self, who: str, join: Callable[[ClientSession], None], give_up: Callable[[QanatError], None]) -> None:
         """Call `join` with the session for a new stream, as soon as there is one, else `give_up`.  Does not block."""
 
-        def join_when_connected() -> None:
-            session = self._wait_for_session()
-            try:
-                if session is None:
-                    raise EndpointError(_NO_SESSION, code=Reason.SESSION_ENDED)
-                join(session)
-            except (NoThread, EndpointError) as error:
-                give_up(error)
-
         with self._changed:
             session = self._choose_locked()
         try:
@@ -538,7 +529,19 @@ class Client:
                 return
             if len(self._waiting) >= self._max_streams:
                 raise EndpointError(f"{self._max_streams} connections wait for a session already", code=Reason.LIMIT)
-            self._waiting.start(f"{who}-down", join_when_connected)
+            self._waiting.start(f"{who}-down", lambda: self._join_when_connected(join, give_up))
+        except (NoThread, EndpointError) as error:
+            give_up(error)
+
+    def _join_when_connected(
+        self, join: Callable[[ClientSession], None], give_up: Callable[[QanatError], None]
+    ) -> None:
+        """Do as `_join`, and block for the session."""
+        session = self._wait_for_session()
+        try:
+            if session is None:
+                raise EndpointError(_NO_SESSION, code=Reason.SESSION_ENDED)
+            join(session)
         except (NoThread, EndpointError) as error:
             give_up(error)
 
@@ -602,13 +605,19 @@ class Client:
             return session
 
     def _choose_locked(self) -> ClientSession | None:
-        """Return the session for a new stream: the first server's in order, or of all wanted the least loaded one."""
-        sessions = [server.session for server in self.servers]
-        live = [s for s in sessions if s is not None and s.attached and not s.retired]
-        if self.settings.connect == ALL:
-            random.shuffle(live)  # among equals, not always the first
-            return min(live, key=lambda session: session.open_streams, default=None)
-        return live[0] if live else None
+        """Return the session for a new stream: the first server's in order, or of all wanted the least loaded one.
+
+        None while there is none.
+        """
+        live: list[ClientSession] = []
+        for server in self.servers:
+            session = server.session
+            if session is not None and session.attached and not session.retired:
+                if self.settings.connect != ALL:
+                    return session
+                live.append(session)
+        random.shuffle(live)  # among equals, not always the first
+        return min(live, key=lambda session: session.open_streams, default=None)
 
     # --- which server ---------------------------------------------------------------------------
 

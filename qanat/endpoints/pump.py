@@ -58,6 +58,16 @@ StartThread = Callable[[str, Callable[[], object]], object]
 class Pump:
     """A stream and a socket that are joined.  `on_over` is called once, by some thread, when both ways have ended."""
 
+    # As they begin; most streams change few of these.
+    _most = SMALL_READ  # bytes that the watcher reads at once
+    _directions = 2  # that have not ended
+    _quiet = True  # until the uplink is taken from the watcher for the first time
+    _orderly = True
+    _over_rate = False  # whether `deliver` has left something since its rate allows no more now
+    _idle_seconds = 0.0
+    _idle: IdleTimeout | None = None
+    _all_over = False
+
     def __init__(
         self,
         stream: Stream,
@@ -67,7 +77,9 @@ class Pump:
         on_over: Callable[[], None] = lambda: None,
         limits: TrafficLimits = UNLIMITED,
         crowded: Callable[[], bool] = lambda: False,
+        register: set[Pump] | None = None,
     ) -> None:
+        """`register` has this from `start` until both ways have ended."""
         self._stream = stream
         self._lane = stream.lane
         self._sock = sock
@@ -76,18 +88,11 @@ class Pump:
         self._start_thread = start_thread
         self._on_over = on_over
         self._crowded = crowded
-        self._most = SMALL_READ  # bytes that the watcher reads at once
-        self._directions = 2  # that have not ended
-        self._quiet = True  # until the uplink is taken from the watcher for the first time
-        self._orderly = True
+        self._register = register
         self._limits = limits
         self._up = None if limits.reading is None else limits.reading.share()
         self._down = None if limits.writing is None else limits.writing.share()
-        self._over_rate = False  # whether `deliver` has left something since its rate allows no more now
-        self._idle_seconds = 0.0
-        self._idle: IdleTimeout | None = None
-        self._lock = threading.Lock()  # guards how many have ended and how, the limits when they change, and the next
-        self._all_over = False
+        self._lock = threading.Lock()  # guards how many have ended and how, and the limits when they change
 
     def start(self, *, read_now: bool = False) -> None:
         """Begin to carry bytes.  Does not block.
@@ -95,13 +100,15 @@ class Pump:
         With `read_now` what is there already is queued on the stream, whose lane the caller flushes.  The socket is
         closed and the stream released when both directions have ended, whatever happens.
         """
-        self._stream.on_failure(self._failed)
+        if self._register is not None:
+            self._register.add(self)
         limits = self._limits
         if limits.reading is not None or limits.writing is not None or limits.idle_timeout:
             self.limits_changed()
         if _DELIVERS_NOW:
-            self._stream.deliver_to(self)
+            self._stream.join(self, self._failed)
         else:
+            self._stream.on_failure(self._failed)
             self.backlog()
         if read_now:
             self._ready()
@@ -171,6 +178,8 @@ class Pump:
                     share.close()
             if self._idle is not None:
                 self._idle.stop()
+        if self._register is not None:
+            self._register.discard(self)
         stream = self._stream
         # A reset that came after both had ended took what was still queued.
         orderly = self._orderly and stream.failure is None
@@ -469,10 +478,8 @@ class Pump:
 
     def _half_close(self) -> bool:
         """Tell the socket's peer that the stream's has finished; return whether that is an orderly end."""
-        if self._directions == 1 and self._orderly:
-            return True  # The uplink has ended: to close does the same.
         try:
-            self._sock.half_close()
+            self._sock.half_close(closing=self._directions == 1 and self._orderly)
         except OSError as error:
             if error.errno == errno.ENOTCONN and self._stream.failure is None:
                 # The socket's peer ended both ways at once; what it sent has been read by then.

@@ -141,9 +141,13 @@ class WakeableSocket:
                 self._acknowledgments = Acknowledgments()
             return self._acknowledgments.silence(self._sock)
 
-    def half_close(self) -> None:
-        """Send FIN: the stream's peer has finished.  Raises OSError."""
-        self._sock.shutdown(socket.SHUT_WR)
+    def half_close(self, *, closing: bool = False) -> None:
+        """Send FIN: the stream's peer has finished.  Raises OSError.
+
+        Nothing when the caller is `closing` it: its orderly `close` comes next, and sends FIN itself.
+        """
+        if not closing:
+            self._sock.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
         """Wake both threads; sends nothing.  Idempotent, from any thread, does not block."""

@@ -87,35 +87,36 @@ class Idle(Exception):
 class Stream:
     """One stream as its two threads see it.  Made by `Lane`, never by others."""
 
+    # Defaults: most streams are short and quiet, and never have more than these.
+    kind: str = ""
+    """What it is to people, and the forward that it belongs to: whoever opens or joins it says so."""
+    forward: str = ""
+    target: TcpAddress | UdpAddress | UnixAddress | None = None
+    """What the peer has named for it to reach, which is judged again when the rules change."""
+    ends: tuple[str, str, str] | None = None
+    sample: tuple[int, int, float, float] | None = None
+    """What `qanat.monitor` remembers of it: what its request said, and its counts and rates at the last look."""
+    writer_waits: bool = False
+    """Whether `wake_writer_locked` has anybody to wake or to call.  With the lane's lock."""
+    _readable: threading.Condition | None = None  # made for the first who waits
+    _writable: threading.Condition | None = None
+    _readers_waiting: int = 0
+    _uplink_waits: bool = False
+    _on_failure: Callable[[], None] | None = None
+    _when_writable: Callable[[], None] | None = None
+    _when_accepted: Callable[[], None] | None = None
+    _sink: Sink | None = None
+    _take_datagram: Callable[[bytes], None] | None = None
+    _direct: bool = False  # the lane's reader delivers
+    _delivering: bool = False  # it is doing so
+
     def __init__(self, lane: LaneOfStream, state: StreamState) -> None:
-        self.kind = ""
-        """What it is to people, and the forward that it belongs to: whoever opens or joins it says so."""
-        self.forward = ""
-        self.target: TcpAddress | UdpAddress | UnixAddress | None = None
-        """What the peer has named for it to reach, which is judged again when the rules change."""
-        self.ends: tuple[str, str, str] | None = None
-        self.sample: tuple[int, int, float, float] | None = None
-        """What `qanat.monitor` remembers of it: what its request said, and its counts and rates at the last look."""
         self._lane = lane
         self._lock = lane.lock
         self._core = lane.core
         self._sender = lane.core.sender
         self._receiver = lane.core.receiver
         self._state = state
-        # Made for the first who waits: most streams are quiet, and nobody ever does.
-        self._readable: threading.Condition | None = None
-        self._writable: threading.Condition | None = None
-        self._readers_waiting = 0
-        self.writer_waits = False
-        """Whether `wake_writer_locked` has anybody to wake or to call.  With the lane's lock."""
-        self._uplink_waits = False
-        self._on_failure: Callable[[], None] | None = None
-        self._when_writable: Callable[[], None] | None = None
-        self._when_accepted: Callable[[], None] | None = None
-        self._sink: Sink | None = None
-        self._take_datagram: Callable[[bytes], None] | None = None
-        self._direct = False  # the lane's reader delivers
-        self._delivering = False  # it is doing so
 
     @property
     def id(self) -> int:
@@ -347,6 +348,16 @@ class Stream:
         """Give back the end of what `receive` gave: it comes first again.  Does not block."""
         with self._lock:
             self._receiver.put_back(self._state, payload)
+
+    def join(self, sink: Sink, on_failure: Callable[[], None]) -> None:
+        """Call `on_failure` and `deliver_to`, for a stream that begins; does not block."""
+        with self._lock:
+            state = self._state
+            if not (state.inbox or state.fin_received or state.failure is not None or state.phase is CLOSED):
+                self._on_failure, self._sink, self._direct = on_failure, sink, True
+                return
+        self.on_failure(on_failure)
+        self.deliver_to(sink)
 
     def deliver_to(self, sink: Sink) -> None:
         """Have the lane's reader deliver to `sink` from now on, and deliver what has come.  Does not block."""

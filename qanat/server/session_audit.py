@@ -68,7 +68,8 @@ class SessionAudit:
 
     def opened(self, stream: Stream, address: str) -> None:
         """Note that a stream leads to a connection, which is with `address`."""
-        self._of_stream("stream opened", stream, address=address or None)
+        if self._audit.enabled:
+            self._of_stream("stream opened", stream, address=address or None)
 
     def refused(self, stream: Stream, reason: int, text: str) -> None:
         """Note that a stream was refused."""

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
-from weakref import WeakSet
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import EndpointError, NoThread, QanatError, StreamReset, WouldBlock
@@ -86,9 +85,9 @@ class JoinedStreams:
         self._limits = limits
         self._closer_reasons = closer_reasons
         self._observer = observer
-        self._lock = threading.Lock()  # guards the next three
+        self._pumps: set[Pump] = set()  # each adds and removes itself, which is atomic, as a copy of all is
+        self._lock = threading.Lock()  # guards the next two
         self._idle = LazyCondition(self._lock)
-        self._pumps: WeakSet[Pump] = WeakSet()
         self._count = 0
         self._waiting = 0
 
@@ -133,7 +132,7 @@ class JoinedStreams:
         already: then `sock` is still the caller's, and `done` is not called.
         """
         target = WakeableSocket(sock, peer)
-        joining = _Joining(self, target, f"{what} from {peer}", done, limits)
+        joining = _Joining(self, target, what, done, limits)
         try:
             stream = open_stream(False)
         except WouldBlock:
@@ -144,7 +143,7 @@ class JoinedStreams:
         else:
             self._begin()
             joining.begin(stream)
-            stream.lane.flush()
+            self._watcher.flush(stream.lane)
 
     def accept_pending(
         self,
@@ -172,7 +171,7 @@ class JoinedStreams:
         else:
             self._begin()
             joining.begin(stream)
-            stream.lane.flush()
+            self._watcher.flush(stream.lane)
 
     def _open_later(
         self, joining: _Joining | _PendingJoining, thread: str, open_stream: Callable[[bool], Stream]
@@ -304,10 +303,13 @@ class JoinedStreams:
             on_over,
             limits or self._limits,
             crowded=self._crowded,
+            register=self._pumps,
         )
-        with self._lock:
-            self._pumps.add(pump)
-        pump.start(read_now=read_now)
+        try:
+            pump.start(read_now=read_now)
+        except BaseException:
+            self._pumps.discard(pump)
+            raise
 
     def _crowded(self) -> bool:
         return len(self.threads) >= MOST_BULK_THREADS
@@ -319,15 +321,12 @@ class JoinedStreams:
         """
         if not (self._unacknowledged and ASKS_THE_KERNEL):
             return False
-        with self._lock:
-            pumps = list(self._pumps)
+        pumps = list(self._pumps)
         return sum(pump.look(self._unacknowledged) for pump in pumps) > 0
 
     def limits_changed(self) -> None:
         """Have all of them follow what their limits are now.  Does not block."""
-        with self._lock:
-            pumps = list(self._pumps)
-        for pump in pumps:
+        for pump in list(self._pumps):
             pump.limits_changed()
 
     def ended(self) -> None:
@@ -371,21 +370,22 @@ class _Joining:
         try:
             self._joined.pump(stream, self._target, self._over, self._limits, read_now=True)
         except Exception:
-            log_unexpected(f"{self._what} ended")
+            log_unexpected(f"{self._what} from {self._target.peer} ended")
             refuse(stream, Reason.INTERNAL, INTERNAL_TEXT)
             self._target.close(orderly=False)
             self._over()
 
     def failed(self, error: QanatError) -> None:
         """Reset the connection: there is no stream for it."""
-        log.warning("%s: %s", self._what, error)
+        log.warning("%s from %s: %s", self._what, self._target.peer, error)
         self._target.close(orderly=False)
         self._over()
 
     def _over(self) -> None:
         failure = None if self._stream is None else self._stream.failure
         if failure is not None and failure[0] not in (Reason.CANCELED, Reason.SESSION_ENDED):
-            log.warning("%s: %s: %s", self._what, reason_name(failure[0]), printable(failure[1]))
+            why = printable(failure[1])
+            log.warning("%s from %s: %s: %s", self._what, self._target.peer, reason_name(failure[0]), why)
         try:
             self._done()
         finally:

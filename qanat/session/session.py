@@ -171,6 +171,8 @@ class Session(ABC):
     @property
     def attached(self) -> bool:
         """Whether any lane is on a pipe."""
+        if self._first.attached:  # nearly always, and one that is over is on none
+            return True
         with self._lock:
             for lane in self._lanes.values():
                 if lane.attached:
@@ -437,14 +439,16 @@ class Session(ABC):
         instead of blocking.
         """
         while True:
-            lanes = list(self.lanes.values())
-            lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda each: each.load, default=self._first)
+            count = len(self._lanes)
+            lane = self._first
+            if count > 1:
+                lane = min(self.lanes.values(), key=lambda each: each.load, default=lane)
             try:
                 stream = lane.open_stream(request, wait=wait, flush=False)
                 stream.kind, stream.forward = kind, forward
                 return stream
             except SessionEnded:
-                if self._stopping.canceled or self._closing is not None or len(lanes) <= 1:
+                if self._stopping.canceled or self._closing is not None or count <= 1:
                     raise  # otherwise only this lane is over
 
     def open_flow(
