@@ -7,8 +7,8 @@ on an empty path keeps its window.
 
 The sum begins with a little more than the path carries in its least round trip.  It is corrected by how long what comes
 has waited on its way, which the peer's CLOCK tells (as in RFC 6817), and by whether the path brings as much as it has
-brought at best: with bulk both ways CREDIT waits behind bulk and comes in bursts, and a window that would just fill the
-path does not.
+brought at best.  The sender makes no bursts of what it may send (`qanat.mux.pacer`); an older peer does, needs more in
+flight to fill the path, and gets it by that.
 
 That holds where the queue is our own.  Where others fill it, smaller windows leave it as it is and only bring us less,
 then less of that, and so on.  So where less comes than did at best, a burst of PINGs is sent, with our own credit held
@@ -45,9 +45,9 @@ BULK = 64 * 1024
 """Bytes sent since the last time, from which on an end pings because the other does."""
 HOLD = 3.0
 """Least round trips for which a PING makes an end hold back credit."""
-FIRST_GAIN, LEAST_GAIN, MOST_GAIN = 1.5, 1.25, 1.6
-"""The sum at first, at least and at most, in terms of what the path carries in the least round trip.  The least lets
-it grow where the path has become faster; the most bounds the wait where bursts alone leave the path empty."""
+FIRST_GAIN, LEAST_GAIN, MOST_GAIN = 1.5, 0.8, 1.6
+"""The sum at first, at least and at most, in terms of what the path carries in the least round trip.  The least is
+below that by what streams may have beyond their shares; the most bounds the wait where bursts leave the path empty."""
 TARGET = 0.005
 """Seconds that bytes should wait in the path's queue, at the least of a period: so it never runs dry."""
 FULL = 0.9
@@ -103,6 +103,10 @@ class PathQueue:
     def shared(self, now: float) -> bool:
         """Return whether the queue in the path has lately been found to be others'."""
         return now < self._shared_until
+
+    def paced_until(self, now: float) -> float:
+        """Return until when what this end sends should keep a pace; a time that has passed means not at all."""
+        return -math.inf if self.shared(now) else self._loaded_until
 
     def holding(self, now: float) -> bool:
         """Return whether some credit is held back, for a PING that is on its way."""

@@ -150,7 +150,7 @@ class PendingControl:
             self._ping_due = now + self._keepalive
             due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())
-        elif riding and now >= self._clock_due and self.least_round_trip >= PATH_TIME:
+        elif (riding or self._credits) and now >= self._clock_due and self.least_round_trip >= PATH_TIME:
             due += self.clock(now)
         while self._credits and len(due) < CREDITS_AT_ONCE:
             stream = self._credits.pop(next(iter(self._credits)))
@@ -168,9 +168,13 @@ class PendingControl:
         self._clock_due = now + CLOCK_EVERY
         return [wire.Clock(round((now - self._clock_since) * 1000)).encode()]
 
-    def timeout(self, now: float) -> float:
-        """Return the seconds until `frames` has something although nothing else happens."""
-        due = self._ping_due if self._ack_due is None else min(self._ack_due, self._ping_due)
+    def urgent(self, now: float) -> bool:
+        """Return whether a PING or PONG is due, which waits for nothing to ride on."""
+        return self._pong is not None or now >= self._ping_due
+
+    def timeout(self, now: float, *, ping_only: bool = False) -> float:
+        """Return the seconds until `frames` has something although nothing else happens; with `ping_only` a PING."""
+        due = self._ping_due if ping_only or self._ack_due is None else min(self._ack_due, self._ping_due)
         return max(0.0, due - now)
 
     @property

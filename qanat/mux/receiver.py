@@ -49,6 +49,7 @@ class Receiver:
         self._delay = PathDelay()
         self._path = PathQueue()
         self._late = False  # the datagrams of this record have come too late
+        self._told: float | None = None  # when the peer made this record, by its own clock
         self._refusal = f"{parameters.max_streams} streams are open already"
         self._observer = parameters.observer
         self._streams = streams
@@ -84,7 +85,7 @@ class Receiver:
         events: list[Event] = []
         if self._ended:
             return events
-        self._late = False
+        self._late, self._told = False, None
         position, end = 0, len(content)
         if not end:
             raise ProtocolError(wire.EMPTY)
@@ -99,6 +100,8 @@ class Receiver:
             if kind == wire.ACK:
                 expected, position = wire.parse_ack(content, position)
                 self._sender.ack_received(expected)
+                if self._told is not None:
+                    self._sender.pacer.acknowledged(expected, self._told, self._pending.least_round_trip)
                 continue
             if kind == wire.CREDIT:
                 number, offset, position = wire.parse_credit(content, position)
@@ -123,10 +126,12 @@ class Receiver:
                 round_trip = self._pending.pong_received(frame.value, now)
                 if round_trip is not None:
                     self._path.answered(round_trip, self._pending.least_round_trip, now)
+                    self._sender.pacer.loaded(self._path.paced_until(now), self._pending.least_round_trip)
                     self._observer.answered(round_trip)
                 self._wakeups.pong = True
             elif isinstance(frame, wire.Clock):
-                excess = self._delay.excess(frame.value / 1000, now)
+                self._told = frame.value / 1000
+                excess = self._delay.excess(self._told, now)
                 self._late = excess > LATE
                 self._path.waited(excess, self._pending.least_round_trip, now)
         return events

@@ -10,11 +10,17 @@ types several times while sixty downloads have a turn each.  Pure; `qanat.mux.se
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from qanat.mux.stream_state import StreamState
 
 QUANTUM = 32 * 1024
 """Bytes a stream may send in one turn; a larger frame is paid for by skipping turns."""
+
+SPARSE = 1024
+"""Bytes that a stream has waiting at most, for what `sparse` returns."""
+LOOKED_AT = 64
+"""Fresh streams among which that is looked for."""
 
 
 class Scheduler:
@@ -58,6 +64,13 @@ class Scheduler:
                 stream.deficit += QUANTUM
                 steady.rotate(-1)
             else:
+                return stream
+        return None
+
+    def sparse(self) -> StreamState | None:
+        """Return a stream that was quiet and has little to send, or None where there is none among the first."""
+        for stream in islice(self._fresh, LOOKED_AT):
+            if 0 < stream.queued_bytes <= SPARSE and stream.deficit > 0:
                 return stream
         return None
 

@@ -17,6 +17,7 @@ from qanat.base.errors import LocalError, ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
 from qanat.mux.datagrams import DatagramQueue
+from qanat.mux.pacer import Pacer
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.pending_control import PendingControl
@@ -40,6 +41,8 @@ SMALL_CREDIT = 256 * 1024
 LEAST_PIECE = 16 * 1024
 """Bytes of credit below which a stream sends by quarters on a long path, and the least of them.  A record counts only
 when it has come whole: one that is all of a small window would leave the path empty while its CREDIT is on the way."""
+RIDE_WAIT = 0.005
+"""Seconds that CREDIT and ACK wait at most for bulk that has to keep its pace, and so need no record of their own."""
 RIDE_ROOM = BUFFER_FRONT - 1 - wire.DATA_HEADER_SIZE
 """Bytes of other frames that fit in front of a buffer's payload."""
 DATAGRAM_ROOM = wire.CLOCK_SIZE + wire.DATAGRAM_HEADER_SIZE + wire.MAX_DATAGRAM
@@ -71,6 +74,8 @@ class Sender:
         self.attached = False
         """Whether a pipe carries the lane."""
         self.datagrams = DatagramQueue()
+        self.pacer = Pacer()
+        """How fast bulk leaves on the present pipe."""
         self.payload_sent = 0
         """Bytes of streams' payload that records have taken so far, each once, datagrams included."""
         self.replayed_bytes = 0
@@ -104,6 +109,8 @@ class Sender:
             # A place in that queue that is kept without need would swallow another's turn.
             self._waiting_for_queue.pop(stream, None)
         room = stream.send_limit - stream.promised
+        if room > self.pacer.record:
+            return self.pacer.record
         if LEAST_PIECE < room < SMALL_CREDIT and self._pending.least_round_trip >= PATH_TIME:
             return max(LEAST_PIECE, room // 4)
         return max(0, room)
@@ -137,7 +144,7 @@ class Sender:
         if not stream.queue:
             self._scheduler.add(stream)
             stream.queue.append(payload)
-        elif isinstance(payload, Buffer) or not self._joined(stream, payload):
+        elif isinstance(payload, Buffer) or not self._joined(stream, payload, min(JOINED, self.pacer.record)):
             stream.queue.append(payload)
         stream.queued_bytes += size
         stream.promised += size
@@ -151,10 +158,10 @@ class Sender:
             self.payload_sent += len(payload)
 
     @staticmethod
-    def _joined(stream: StreamState, payload: bytes) -> bool:
+    def _joined(stream: StreamState, payload: bytes, most: int) -> bool:
         """Add `payload` to what waits last in the stream's queue, when both are small."""
         last = stream.queue[-1] if stream.queue else None
-        if last is None or isinstance(last, Buffer) or len(last) + len(payload) > JOINED:
+        if last is None or isinstance(last, Buffer) or len(last) + len(payload) > most:
             return False
         if isinstance(last, bytearray):
             last += payload
@@ -252,6 +259,7 @@ class Sender:
         self._replay = deque(self.retransmit_buffer.since(peer_expects))
         self._sent = peer_expects
         self._late_ack = 0
+        self.pacer = Pacer()
         self.attached = True
 
     def detach(self) -> None:
@@ -300,10 +308,29 @@ class Sender:
             self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
-        riding = self._pending.frames(now, riding=not self.idle)
+        held = bool(self.queued_bytes) and self.pacer.wait(now) > 0.0
+        if held and self._can_wait(now):
+            return None
+        sent_before = self.payload_sent
+        record = self._make_record(now, small=small, held=held)
+        if self.payload_sent > sent_before and self._pending.least_round_trip >= PATH_TIME:
+            self.pacer.sent(self._sent, self.payload_sent, self.payload_sent - sent_before, now)
+        return record
+
+    def _can_wait(self, now: float) -> bool:
+        """Whether all that is due may wait for the bulk that has to keep its pace, and ride in one record with it."""
+        if self._control or self._replay or self.datagrams.charged or self._scheduler.sparse() is not None:
+            return False
+        return self.pacer.wait(now) <= RIDE_WAIT and not self._pending.urgent(now)
+
+    def _make_record(self, now: float, *, small: bool, held: bool) -> memoryview | None:
+        """Return the next record; bulk that is `held` has no part in it."""
+        riding = self._pending.frames(now, riding=not (held or self.idle) or bool(self._control))
         room = SMALL_RECORD - sum(map(len, riding))
+        most = self.payload_sent + self.pacer.record
         while room > 0:
-            entry = self._next_small()
+            held = held or self.payload_sent >= most
+            entry = self._next_small(sparse=held)
             if entry is None:
                 break
             riding.append(entry.head)
@@ -312,7 +339,7 @@ class Sender:
                 self._scheduler.peek()  # which notes that these streams have nothing more
                 break
         if self.datagrams.charged or not small:
-            bulk = self._add_datagrams_and_bulk(riding, now, small=small)
+            bulk = self._add_datagrams_and_bulk(riding, now, small=small or held)
             if bulk is not None and bulk.buffer is not None:
                 return self._around(riding, bulk.head, bulk.buffer)
         if not riding:
@@ -326,10 +353,16 @@ class Sender:
         """
         if not self.attached:
             return None
+        wait = self.pacer.wait(now) if self.queued_bytes else 0.0
+        if wait:
+            return min(wait, self._pending.timeout(now, ping_only=wait <= RIDE_WAIT))
         return self._pending.timeout(now)
 
-    def _next_small(self) -> Entry | None:
-        """Return the next numbered frame that is not in a buffer, moved into the retransmit buffer."""
+    def _next_small(self, *, sparse: bool) -> Entry | None:
+        """Return the next numbered frame that is not in a buffer, moved into the retransmit buffer.
+
+        With `sparse` no payload but that of streams that have little.
+        """
         if self._replay:
             if self._replay[0].buffer is not None:
                 return None
@@ -341,7 +374,9 @@ class Sender:
             self._sent += 1
             return entry
         kept = self.retransmit_buffer
-        stream = None if kept.charged >= kept.limit else self._scheduler.peek()
+        if kept.charged >= kept.limit:
+            return None
+        stream = self._scheduler.sparse() if sparse else self._scheduler.peek()
         if stream is None:
             return None
         payload = stream.queue[0]

@@ -67,6 +67,7 @@ class ReceiveWindow:
         "received_before",
         "since",
         "size",
+        "wide",
     )
 
     def __init__(self, initial: int, limit: int, budget: WindowBudget, now: float) -> None:
@@ -77,6 +78,7 @@ class ReceiveWindow:
         self.allowed = initial  # of it now: less while credit is held back
         self.part = initial >> (2 if initial >= LARGE else 1)  # of it, for which a CREDIT is due
         self.narrow = False
+        self.wide = initial  # what `size` was before the path became narrow
         self.received = 0
         self.consumed = 0
         self.consumed_before = 0
@@ -101,7 +103,10 @@ class ReceiveWindow:
         return due
 
     def _measure(self, now: float, least_round_trip: float, path: PathQueue | None) -> None:
-        self.narrow = path is not None and path.narrow(least_round_trip, now)
+        if path is None or not path.narrow(least_round_trip, now):
+            self.narrow = False
+        elif not self.narrow:
+            self.narrow, self.wide = True, max(self.size, self.initial)
         elapsed = now - self.since
         if elapsed >= (NARROW_PERIOD * least_round_trip if self.narrow else max(least_round_trip, RATE_TIME)):
             consumed = self.consumed - self.consumed_before
@@ -110,7 +115,7 @@ class ReceiveWindow:
                 self._follow(int(path.window * share) + max(NARROW_LEAST, int(NARROW_TIME * path.rate)))
             else:
                 wanted = int(GAIN * consumed / elapsed * max(least_round_trip, LEAST_TIME))
-                self._tune(max(wanted, self.initial) if path is not None and path.shared(now) else wanted)
+                self._tune(max(wanted, self.wide) if path is not None and path.shared(now) else wanted)
             self.since, self.consumed_before = now, self.consumed
             self.received_before = 0 if path is None else path.received
         held = path is not None and self.narrow and path.holding(now)

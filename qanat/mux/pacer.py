@@ -1,0 +1,114 @@
+"""How fast bulk leaves this end for a slow path, so that what a burst of credit allows makes no burst in the path.
+
+With bulk both ways CREDIT waits behind bulk and comes in bursts, and what it allows would leave in bursts as well: the
+path's queue would be long and empty in turn ("ACK compression": Zhang, Shenker and Clark, SIGCOMM 1991).  So on a path
+where PINGs have lately waited (`qanat.mux.path_queue`) bulk leaves in small records, evenly, a little faster than the
+path has brought it at best, and faster still while nothing waits in the path, as in BBR.  It waits in its streams'
+queues, where whatever is small and rare goes past it.  How much may be in flight at all is the receiver's to say, by
+its windows.
+
+The rate is taken where no thread of ours can be late: between two ACKs, by the peer's CLOCK that came with each.  So is
+how long bulk has waited on its way.
+
+Pure, and not thread-safe: the lane's lock guards it; the sender asks it, and the receiver tells it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from qanat.mux.datagrams import PathDelay
+from qanat.mux.path_queue import SLOW
+
+GAIN = 1.06
+"""The pace, in terms of the rate that the path has brought at best."""
+EMPTY_GAIN, EMPTY = 1.25, 0.002
+"""The same while bulk waits less than that many seconds on its way, at the least of a while: a path that has become
+faster is found within seconds."""
+RECORD_TIME = 0.003
+"""Seconds that the path takes for a record of bulk: it counts only when it has come whole, and others wait for it."""
+LEAST_RECORD, MOST_RECORD = 2048, 16 * 1024
+"""Bytes of bulk in one record, at least and at most."""
+LATE = 0.004
+"""Seconds by which the writer's thread may be late: what it did not send in them it may send at once."""
+RATE_SECONDS, PAUSE = 0.1, 1.0
+"""Seconds over which a rate is taken at least, and at most."""
+RATES_KEPT = 24
+"""Rates of which the greatest counts."""
+RECORDS_KEPT = 4096
+"""Records that are remembered until their ACK; more are in flight on no path that is slow."""
+UNBOUNDED = 1 << 62
+"""`Pacer.record` where bulk has no pace."""
+
+
+class Pacer:
+    """One pipe's; bytes are of streams' payload, times are seconds, of any clock that rises."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        """Bytes a second that the path has brought to the peer lately, at best."""
+        self.record = UNBOUNDED
+        """Bytes of bulk in one record, about."""
+        self._gain = GAIN
+        self._rates: deque[float] = deque(maxlen=RATES_KEPT)
+        # The number after a record, the bytes up to it, and when it was made.
+        self._in_flight: deque[tuple[int, int, float]] = deque(maxlen=RECORDS_KEPT)
+        self._acknowledged = 0
+        self._delay = PathDelay()
+        self._waited = math.inf  # the least since the last rate was taken
+        self._told_since = -math.inf  # by the peer's clock
+        self._told_before = 0
+        self._free = -math.inf  # when the next record of bulk may leave
+        self._until = -math.inf
+        self._held = False
+        self._dry = False  # all was acknowledged: how fast it was is perhaps the application's doing
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next record of bulk may leave; 0 where it may now."""
+        if self.record == UNBOUNDED or self._free <= now:
+            return 0.0
+        if now >= self._until:
+            self._until, self.record = -math.inf, UNBOUNDED
+            return 0.0
+        self._held = True
+        return self._free - now
+
+    def sent(self, number: int, total: int, size: int, now: float) -> None:
+        """Note that a record with `size` bytes has been made; `number` frames and `total` bytes have left by now."""
+        self._in_flight.append((number, total, now))
+        if self.record != UNBOUNDED:
+            self._free = max(self._free, now - LATE) + size / (self._gain * self.rate)
+
+    def loaded(self, until: float, least_round_trip: float) -> None:
+        """Have bulk keep its pace until then, unless the path is fast; a time that has passed means no longer."""
+        slow = self.rate * least_round_trip < SLOW
+        self._until = until if slow else -math.inf
+        self._set_record()
+
+    def acknowledged(self, expected: int, told: float, least_round_trip: float) -> None:
+        """Note that the peer had accepted the frames below `expected` at the time `told`, by its own clock."""
+        in_flight, made = self._in_flight, None
+        while in_flight and in_flight[0][0] <= expected:
+            _, self._acknowledged, made = in_flight.popleft()
+        if made is not None:
+            self._waited = min(self._waited, self._delay.excess(made, told))
+        self._dry = self._dry or not in_flight
+        elapsed = told - self._told_since
+        if elapsed < RATE_SECONDS:
+            return
+        if elapsed < PAUSE:
+            rate = (self._acknowledged - self._told_before) / elapsed
+            if self._held or not self._dry or rate > self.rate:
+                self._rates.append(rate)
+                self.rate = max(self._rates)
+                self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
+                if self.rate * least_round_trip >= SLOW:
+                    self._until = -math.inf
+                self._set_record()
+        self._told_since, self._told_before, self._waited = told, self._acknowledged, math.inf
+        self._dry = self._held = False
+
+    def _set_record(self) -> None:
+        paced = self.rate and self._until > -math.inf
+        self.record = max(LEAST_RECORD, min(int(RECORD_TIME * self.rate), MOST_RECORD)) if paced else UNBOUNDED

@@ -1,0 +1,135 @@
+"""What a pace of bulk promises: no bursts in a slow path, both ways at once, and nothing small waits behind bulk."""
+
+from __future__ import annotations
+
+import math
+
+from qanat.mux.frames import Ack, Credit, Data
+from qanat.mux.pacer import EMPTY_GAIN, GAIN, LATE, LEAST_RECORD, MOST_RECORD, UNBOUNDED, Pacer
+from qanat.mux.parameters import LaneParameters
+from qanat.mux.path_queue import SLOW
+from qanat.mux.sender import RIDE_WAIT
+from tests.support.mux.cores import Rig
+from tests.support.mux.slow_line import SlowLine
+
+RATE, DELAY = 2.5e6, 0.02
+
+
+def paced(rate: float, *, until: float = math.inf) -> Pacer:
+    """A pacer that has found a path of `rate` bytes a second, by its ACKs, at 0.5 s."""
+    pacer = Pacer()
+    pacer.loaded(until, 2 * DELAY)
+    for number in range(7):
+        pacer.sent(number + 1, int(rate / 8) * (number + 1), int(rate / 8), number / 8)
+        if number:
+            pacer.acknowledged(number, 100.0 + number / 8, 2 * DELAY)
+    return pacer
+
+
+def test_both_ways_at_once_a_slow_line_is_full_and_has_no_long_queue() -> None:
+    rig = Rig(*(LaneParameters(client=client, tell_clock=True) for client in (True, False)))
+    line = SlowLine(rig, RATE, DELAY)
+    line.run(0.1)
+    ours = [rig.client.core.open_stream(b"", line.now) for _ in range(8)]
+    line.run(3 * DELAY)
+    ends = [(peer, stream if peer is rig.client else peer.stream(stream.id)) for peer in rig.ends for stream in ours]
+    line.run(3.0, ends, ends)
+    before = [peer.core.receiver.payload_received for peer in rig.ends]
+    took = line.run(2.0, ends, ends)
+    for peer, came in zip(rig.ends, before, strict=True):
+        peer.core.check_invariants()
+        assert (peer.core.receiver.payload_received - came) / took / RATE > 0.9
+        waits = sorted(line.waits[peer])
+        assert waits[len(waits) * 99 // 100] < DELAY  # so a ping takes less than twice as long as on an empty line
+
+
+def test_a_rate_is_taken_by_the_peers_clock_and_a_pace_from_it() -> None:
+    pacer = paced(RATE)
+    assert 0.99 < pacer.rate / RATE < 1.01
+    assert LEAST_RECORD <= pacer.record <= MOST_RECORD
+    pacer.sent(8, 0, int(RATE), 2.0)
+    assert 1 / EMPTY_GAIN - LATE - 0.01 < pacer.wait(2.0) < 1 / GAIN
+    assert not pacer.wait(3.0)
+
+
+def test_a_late_thread_makes_up_for_a_moment_and_for_no_more() -> None:
+    pacer = paced(RATE)
+    sent = 0
+    while not pacer.wait(5.0):
+        pacer.sent(9, 0, 1000, 5.0)
+        sent += 1000
+    assert 1000 < sent <= LATE * EMPTY_GAIN * pacer.rate + 1000
+
+
+def test_what_an_application_sends_by_itself_is_not_taken_for_the_paths_rate() -> None:
+    pacer = paced(RATE)
+    for number in range(40):  # A little, and all of it acknowledged each time.
+        pacer.sent(10 + number, int(RATE) + 100 * number, 100, 10 + number / 10)
+        pacer.acknowledged(10 + number, 110.0 + number * 0.11, 2 * DELAY)
+    assert pacer.rate > 0.9 * RATE
+
+
+def test_a_fast_path_and_one_that_is_not_loaded_have_no_pace() -> None:
+    pacer = paced(RATE, until=2.0)
+    pacer.sent(7, 0, 10**9, 1.0)
+    assert pacer.wait(1.9)
+    assert not pacer.wait(2.1)
+    assert pacer.record == UNBOUNDED
+    pacer.loaded(math.inf, SLOW / pacer.rate)
+    assert pacer.record == UNBOUNDED
+    pacer.sent(8, 0, 10**9, 3.0)
+    assert not pacer.wait(3.0)
+
+
+def test_a_path_that_has_become_faster_is_found_while_nothing_waits_in_it() -> None:
+    pacer, now, number, total = paced(RATE), 2.0, 10, int(RATE)
+    while now < 5.0:
+        wait = pacer.wait(now)
+        if not wait:  # What the pace allows is through at once.
+            number, total = number + 1, total + pacer.record
+            pacer.sent(number, total, pacer.record, now)
+            pacer.acknowledged(number, 100.125 + now, 2 * DELAY)
+        now += wait or 0.0001
+    assert pacer.rate > 4 * RATE
+
+
+def test_bulk_keeps_its_pace_and_what_is_small_goes_past_it() -> None:
+    rig = Rig()
+    bulk, _ = rig.open()
+    typed, _ = rig.open()
+    sender = rig.client.core.sender
+    sender.pacer, rig.client.core.pending.least_round_trip = paced(RATE), 2 * DELAY
+    while rig.client.write_buffer(bulk, bytes(20_000)):
+        pass
+    now = 6.0
+    assert rig.client.send(now)
+    assert rig.client.send(now)
+    assert sender.pacer.wait(now) > 0
+    assert sender.queued_bytes > 0
+    assert not rig.client.send(now)
+    assert 0 < (sender.next_timeout(now) or 0.0) <= RIDE_WAIT
+    sender.send(typed, b"x")
+    assert [(f.stream, bytes(f.payload)) for f in rig.client.next_frames(now) if isinstance(f, Data)] == [
+        (typed.id, b"x")
+    ]
+    assert rig.client.send(now + 2 * sender.pacer.wait(now))
+
+
+def test_credit_and_acks_ride_with_the_bulk_that_is_about_to_leave() -> None:
+    rig = Rig()
+    ours, theirs = rig.open()
+    pending, sender = rig.client.core.pending, rig.client.core.sender
+    sender.pacer, pending.least_round_trip = paced(RATE), 2 * DELAY
+    while rig.client.write_buffer(ours, bytes(20_000)):
+        pass
+    now = 6.0
+    assert rig.client.send(now)
+    assert rig.client.send(now)
+    pending.add_credit(ours)
+    pending.accepted(1, 1, now)
+    wait = sender.pacer.wait(now)
+    assert 0 < wait <= RIDE_WAIT
+    assert not rig.client.send(now)
+    kinds = {type(frame) for frame in rig.client.next_frames(now + wait)}
+    assert {Ack, Credit, Data} <= kinds
+    assert theirs.id == ours.id
