@@ -6,9 +6,11 @@ While little moves, a stream has no thread of its own:
     downlink  stream -> socket    the lane's reader hands what came straight to the socket
 
 Whichever direction has more than that gets a thread: an uplink that fills a whole read goes on in `_uplink_loop`,
-which blocks for credit and for bytes and reads into the lane's buffers; a downlink whose socket does not take
-everything at once, or whose payload is large, goes on in `_downlink_loop`, which blocks for payload and for the
-socket.  Both give the direction back when it has been quiet for a moment.  Where a session has many such threads
+which blocks for credit and for bytes, reads into the lane's buffers, and seals and sends them as well, where the pipe
+takes them at once; a downlink whose socket does not take everything at once, or whose payload is large, goes on in
+`_run_downlink`, which blocks for payload and for the socket.  Both give the direction back when it has been quiet for a
+moment, and a downlink does when its socket has taken everything at once for a while: bulk goes through the lane's
+reader then, until it does not.  Where a session has many such threads
 already, it is `crowded`: watcher and reader go on, in larger pieces, and only a socket that does not take everything
 costs a thread.  Bytes count as consumed, which gives the peer credit, only when the socket has taken them.
 
@@ -49,6 +51,9 @@ QUIET_SECONDS = 0.2
 """Seconds without a byte after which a direction gives its thread back."""
 FEW_READS = 16
 """Reads in turn that were small, after which an uplink's thread gives the direction back, busy as it may be."""
+QUICK_SENDS = 16
+"""Payloads in turn that the socket took at once, after which a downlink's thread gives the direction back to the lane's
+reader as soon as nothing waits: handing each record to another thread costs more than the record."""
 _DELIVERS_NOW = hasattr(socket, "MSG_DONTWAIT")
 
 StartThread = Callable[[str, Callable[[], object]], object]
@@ -63,6 +68,7 @@ class Pump:
     _directions = 2  # that have not ended
     _quiet = True  # until the uplink is taken from the watcher for the first time
     _orderly = True
+    _quick = False  # whether the socket has taken bulk at once, and the lane's reader delivers that too
     _over_rate = False  # whether `deliver` has left something since its rate allows no more now
     _idle_seconds = 0.0
     _idle: IdleTimeout | None = None
@@ -313,6 +319,12 @@ class Pump:
 
     def _uplink_loop(self) -> bool:
         """Carry bulk until it is quiet or over its rate (True), or the socket's peer has finished (False)."""
+        try:
+            return self._read_bulk()
+        finally:
+            self._lane.bulk_over()
+
+    def _read_bulk(self) -> bool:
         stream, sock = self._stream, self._sock
         few = 0
         while few < FEW_READS:
@@ -361,7 +373,7 @@ class Pump:
     @property
     def takes_bulk(self) -> bool:
         """Whether `deliver` should be called for much as well."""
-        return self._crowded()
+        return self._quick or self._crowded()
 
     def deliver(self, payload: memoryview) -> int:
         """Hand to the socket what it takes at once.  By the lane's reader; does not block."""
@@ -392,6 +404,7 @@ class Pump:
     def backlog(self) -> None:
         """Give the downlink a thread, unless it has to wait for its turn.  Does not block."""
         down = self._down
+        self._quick = False
         if self._over_rate and down is not None:
             self._over_rate = False
             self._wait_for_turn(down, self._deliver_again)
@@ -420,15 +433,17 @@ class Pump:
 
     def _run_downlink(self) -> None:
         stream, sock = self._stream, self._sock
+        at_once = 0
         try:
             while True:
-                payload = stream.receive_or_direct(QUIET_SECONDS)
+                self._quick = at_once >= QUICK_SENDS
+                payload = stream.receive_or_direct(0 if self._quick else QUIET_SECONDS)
                 if payload is None:
                     break
                 self._watcher.stir()
                 down = self._down
                 if down is None:
-                    sock.send_all(payload)
+                    at_once = at_once + 1 if sock.send_all(payload) else 0
                     stream.consumed(len(payload))
                 elif not self._send_within_rate(payload, down):
                     self._wait_for_turn(down, self._deliver_again)

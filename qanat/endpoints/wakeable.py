@@ -120,17 +120,20 @@ class WakeableSocket:
                 self._send_error = error.errno, error.strerror or ""
                 raise
 
-    def send_all(self, data: memoryview) -> None:
-        """Block until the kernel has taken all.  Raises OSError, Aborted.
+    def send_all(self, data: memoryview) -> bool:
+        """Block until the kernel has taken all; return whether it did so at once.  Raises OSError, Aborted.
 
         After `abort` it goes on as long as the kernel takes bytes at once, so that what a stream
         received before its reset is still delivered, and gives up where it would wait.
         """
+        at_once = True
         while data:
             sent = self.send_now(data)
             if not sent:
+                at_once = False
                 self._wait_writable()
             data = data[sent:]
+        return at_once
 
     def silence(self) -> float | None:
         """See `Acknowledgments.silence`; None also when this is closed."""

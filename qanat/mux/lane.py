@@ -117,6 +117,18 @@ class Lane:
         if runner is not None:
             runner.send_now()
 
+    def flush_bulk(self) -> None:
+        """Do as `flush`, for bulk too.  By a thread of a stream that has nothing else to do meanwhile."""
+        runner = self._runner
+        if runner is not None:
+            runner.send_now(bulk=True)
+
+    def bulk_over(self) -> None:
+        """Give memory back that `flush_bulk` has needed.  Does not block."""
+        runner = self._runner
+        if runner is not None:
+            runner.trim_sending()
+
     # --- the pipe that carries the lane ---------------------------------------------------------
 
     def acquire(self, epoch: int, peer_expects: int | None, deadline: Deadline) -> int:

@@ -1,14 +1,14 @@
 """One pipe while it carries a lane: who reads, who writes, and all state that ends with it.
 
-While much moves, a pipe has its pipeline.  The *reader* blocks in `recv` alone.  The *writer* waits for work, takes a
+While much moves, a pipe has two threads.  The *reader* blocks in `recv` alone.  The *writer* waits for work, takes a
 record from the core under the lane's lock, and seals and sends it outside.
 
-While little moves, nothing crosses a thread.  Whoever has something small to send does so itself (`send_now`), which
-blocks nowhere: what the kernel does not take at once is left to the writer.  After QUIET_SECONDS without work the
-writer's thread is given back, and one is taken when there is some; after as long without a byte, or a few small
-records, so is the reader's, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once than
-BUSY_READ.  What the two would do when a time has come, an ACK, a PING, an end for silence, the watcher's timer does.
-A pipe that cannot be watched keeps both threads.
+Where the kernel takes at once what there is, nothing crosses a thread.  Whoever has something to send does so itself
+(`send_now`), which blocks nowhere: what the kernel does not take is left to the writer.  After QUIET_SECONDS without
+work the writer's thread is given back, and one is taken when there is some; after as long without a byte, or a few
+small records, so is the reader's, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once
+than BUSY_READ.  What the two would do when a time has come, an ACK, a PING, an end for silence, the watcher's timer
+does.  A pipe that cannot be watched keeps both threads.
 
 `PipeRunner` is made by `Lane.start` for each pipe and gone when the pipe is; which pipe has the lane is for
 `qanat.mux.lane` to decide.
@@ -235,10 +235,11 @@ class PipeRunner:
         elif self._waiting and self._wakes_at > now + 2 * ACK_DELAY:
             self._work.notify()
 
-    def send_now(self) -> None:
+    def send_now(self, *, bulk: bool = False) -> None:
         """Send what is queued in the calling thread, as far as nothing blocks, and leave the rest to the writer.
 
-        Without the lane's lock.  Does not block, and raises nothing: a pipe that fails ends for its reader.
+        With `bulk` that too: by a thread that has nothing better to do.  Without the lane's lock.  Does not block, and
+        raises nothing: a pipe that fails ends for its reader.
         """
         lane, sender, sealed = self._lane, self._sender, self._sealed
         for _ in range(RECORDS_AT_ONCE):
@@ -248,7 +249,7 @@ class PipeRunner:
                     self.wake_locked()
                     return
                 held_up = sender.datagrams.charged > 0 and self._pipe.held_up
-                record = sender.next_record(lane.clock(), small=True, held_up=held_up)
+                record = sender.next_record(lane.clock(), small=not bulk, held_up=held_up)
                 calls = lane.wake_locked(sending=True)
                 if record is None:
                     if not sender.idle:
@@ -638,6 +639,12 @@ class PipeRunner:
         lane.call(calls)
         self._send(record, flush=flush)
         return True
+
+    def trim_sending(self) -> None:
+        """Give memory back that sending bulk has needed, unless somebody sends.  Does not block."""
+        with self._lock:
+            if not (self._sending or self._inline):
+                self._sealed.trim_sending()
 
     def _retire_locked(self) -> None:
         """Give the writer's thread back."""

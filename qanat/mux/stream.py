@@ -28,7 +28,8 @@ from qanat.mux.frames import Reason, reason_name
 from qanat.mux.stream_state import CLOSED, StreamState
 
 DIRECT_PAYLOAD = 16 * 1024
-"""Bytes of payload that the lane's reader hands to a sink itself; more is for a thread of the stream's own."""
+"""Bytes of payload that the lane's reader hands to a sink itself; more is for a thread of the stream's own, unless the
+sink `takes_bulk`."""
 
 
 Calls = list[Callable[[], None]]
@@ -72,6 +73,12 @@ class LaneOfStream(Protocol):
 
     def flush(self) -> None:
         """Send what is queued now if that can be done without blocking; otherwise the pipe's writer does."""
+
+    def flush_bulk(self) -> None:
+        """Do as `flush`, for bulk too.  By a thread of a stream that has nothing else to do meanwhile."""
+
+    def bulk_over(self) -> None:
+        """Give memory back that `flush_bulk` has needed.  Does not block."""
 
     def call(self, calls: Calls) -> None:
         """Call what `wake_locked` has returned, without the lock."""
@@ -265,14 +272,14 @@ class Stream:
         self._write(data)
 
     def _write(self, payload: Buffer | bytes) -> None:
-        bulk = isinstance(payload, Buffer)
         with self._lock:
             self._sender.send(self._state, payload)
-            self._core.wakeups.work = True
-            calls = self._lane.wake_locked(sending=not bulk)
+            calls = self._lane.wake_locked(sending=True)
         if calls:
             self._lane.call(calls)
-        if not bulk:
+        if isinstance(payload, Buffer):
+            self._lane.flush_bulk()
+        else:
             self._lane.flush()
 
     def finish(self) -> None:

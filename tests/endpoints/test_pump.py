@@ -14,14 +14,14 @@ from qanat.base.errors import NoThread
 from qanat.base.sockets import set_reset_on_close
 from qanat.base.threads import ThreadGroup
 from qanat.base.watcher import Watcher
-from qanat.endpoints.pump import SMALL_READ, Pump, StartThread
+from qanat.endpoints.pump import QUICK_SENDS, SMALL_READ, Pump, StartThread
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.stream import Stream
 from tests.support.background import Background, wait_until
 from tests.support.mux.cores import held
-from tests.support.mux.rig import Pair, waiting_in
+from tests.support.mux.rig import Pair, waiting_in, write_all
 from tests.support.sockets import SECONDS, read_to_end
 from tests.support.transports.memory import memory_pair
 
@@ -307,6 +307,51 @@ def test_bulk_among_many_is_carried_up_without_a_thread_and_small_reads_come_bac
     theirs.release()
     assert not any(name.endswith("-up") for name in started)
     assert threads.join(SECONDS) == []
+
+
+def test_bulk_for_a_socket_that_takes_it_at_once_needs_a_thread_only_at_first(pair: Pair) -> None:
+    application, ours = _socket_pair()
+    stream = pair.client.lane.open_stream(b"")
+    theirs = pair.server.next_stream()
+    started: list[str] = []
+    threads, watcher, over = ThreadGroup("down"), Watcher(), threading.Event()
+
+    def start_thread(name: str, function: Callable[[], object]) -> None:
+        started.append(name)
+        threads.start(name, function)
+
+    pump = Pump(stream, ours, watcher, start_thread, over.set)
+    pump.start()
+    piece, pieces = bytes(2 * SMALL_READ), 0
+
+    def in_turn() -> bool:
+        nonlocal pieces
+        pieces += 1
+        write_all(theirs, piece)
+        assert len(application.recv(len(piece), socket.MSG_WAITALL)) == len(piece)
+        return pump.takes_bulk
+
+    wait_until(in_turn, "the lane's reader delivers bulk, too")
+    assert pieces >= QUICK_SENDS
+    wait_until(lambda: not threads.join(0), "the thread has gone")
+    seen = len(started)
+    for _ in range(8):
+        assert in_turn()
+    assert len(started) == seen
+    writer = Background(lambda: write_all(theirs, bytes(WHAT_A_KERNEL_HOLDS)))
+    wait_until(lambda: len(started) > seen, "a socket that takes no more costs a thread again")
+    left = WHAT_A_KERNEL_HOLDS
+    while left:
+        left -= len(application.recv(left))
+    writer.result()
+    theirs.finish()
+    finish(application)
+    assert application.recv(1) == b""
+    assert over.wait(SECONDS)
+    assert threads.join(SECONDS) == []
+    watcher.close()
+    application.close()
+    theirs.release()
 
 
 def test_a_system_without_threads_refuses_the_stream_and_says_so(pair: Pair) -> None:
