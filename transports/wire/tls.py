@@ -30,6 +30,11 @@ from qanat.transports.wire.tls_errors import explain_handshake_failure, hint_for
 READ_SIZE = 128 * 1024
 """Bytes of ciphertext asked for at once.  OpenSSL copies them twice more: they should still be in the cache then."""
 
+_PAGE_OFFSET = 512
+"""Where in a page the ciphertext is received.  OpenSSL's memory buffer for so much is its own mapping and begins 16
+bytes behind a page's start; `rep movsb`, by which glibc 2.36 copies so much, takes ten times as long on AMD's Zen where
+the target is that little behind the source within a page (glibc's bug 30994)."""
+
 _WRITE_SIZE = 9 * 16 * 1024  # plaintext encrypted under one hold of the lock: nine TLS records, a usual message
 _READS_AT_ONCE = 4  # without a byte of data, by a thread that reads for others too: TLS has messages of its own
 _MAX_PENDING = 64 * 1024  # bytes OpenSSL may want to send for having read; only a flood of KeyUpdates gets there
@@ -63,7 +68,7 @@ class TlsWire(Wire):
         self._lock = threading.Lock()  # guards the three above; never held during raw I/O
         self._send_lock = threading.Lock()  # held from OpenSSL's output until the wire has it
         self._pages = PagedBuffer(READ_SIZE)
-        self._raw = self._pages.view
+        self._raw = self._pages.view[_PAGE_OFFSET:]
         self._wakeup: Callable[[], None] | None = None
         self._read_failure: tuple[str, str] | None = None  # message and hint: an error's traceback would have this
         self._shake_hands(server_hostname, deadline)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import os
 import socket
 import ssl
@@ -241,6 +243,13 @@ def test_a_flood_of_key_updates_is_cut_off(
             updates.demand()
     assert "flood" in str(updates.receiving.error())
     assert 5 < updates.wakeups < 50
+
+
+def test_ciphertext_is_not_received_at_the_start_of_a_page(stack: ExitStack, good_certificate: Certificate) -> None:
+    """From there some processors copy it ten times more slowly, into memory that begins 16 bytes behind a page's."""
+    client, _ = tls_pair(stack, good_certificate)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(client._raw))
+    assert 64 <= address % mmap.PAGESIZE <= mmap.PAGESIZE - 64
 
 
 def test_a_server_has_a_time_limit_for_the_handshake(stack: ExitStack, good_certificate: Certificate) -> None:
