@@ -36,8 +36,8 @@ RATE_SECONDS, PAUSE = 0.1, 1.0
 """Seconds over which a rate is taken at least, and at most."""
 RATES_KEPT = 24
 """Rates of which the greatest counts."""
-RECORDS_KEPT = 4096
-"""Records that are remembered until their ACK; more are in flight on no path that is slow."""
+FRAMES_KEPT = 4096
+"""Frames that are remembered until their ACK; more are in flight on no path that is slow."""
 UNBOUNDED = 1 << 62
 """`Pacer.record` where bulk has no pace."""
 
@@ -52,8 +52,8 @@ class Pacer:
         """Bytes of bulk in one record, about."""
         self._gain = GAIN
         self._rates: deque[float] = deque(maxlen=RATES_KEPT)
-        # The number after a record, the bytes up to it, and when it was made.
-        self._in_flight: deque[tuple[int, int, float]] = deque(maxlen=RECORDS_KEPT)
+        # How many frames, and how many bytes, there were up to one, and when it was made.
+        self._in_flight: deque[tuple[int, int, float]] = deque(maxlen=FRAMES_KEPT)
         self._acknowledged = 0
         self._delay = PathDelay()
         self._waited = math.inf  # the least since the last rate was taken
@@ -75,7 +75,7 @@ class Pacer:
         return self._free - now
 
     def sent(self, number: int, total: int, size: int, now: float) -> None:
-        """Note that a record with `size` bytes has been made; `number` frames and `total` bytes have left by now."""
+        """Note that `size` bytes are put into a record; `number` frames and `total` bytes have left with them."""
         self._in_flight.append((number, total, now))
         if self.record != UNBOUNDED:
             self._free = max(self._free, now - LATE) + size / (self._gain * self.rate)

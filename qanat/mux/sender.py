@@ -17,7 +17,7 @@ from qanat.base.errors import LocalError, ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
 from qanat.mux.datagrams import DatagramQueue
-from qanat.mux.pacer import Pacer
+from qanat.mux.pacer import UNBOUNDED, Pacer
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.pending_control import PendingControl
@@ -308,29 +308,16 @@ class Sender:
             self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
-        held = bool(self.queued_bytes) and self.pacer.wait(now) > 0.0
+        paced = self.pacer.record != UNBOUNDED
+        held = paced and self.queued_bytes > 0 and self.pacer.wait(now) > 0.0
         if held and self._can_wait(now):
             return None
-        sent_before = self.payload_sent
-        record = self._make_record(now, small=small, held=held)
-        if self.payload_sent > sent_before and self._pending.least_round_trip >= PATH_TIME:
-            self.pacer.sent(self._sent, self.payload_sent, self.payload_sent - sent_before, now)
-        return record
-
-    def _can_wait(self, now: float) -> bool:
-        """Whether all that is due may wait for the bulk that has to keep its pace, and ride in one record with it."""
-        if self._control or self._replay or self.datagrams.charged or self._scheduler.sparse() is not None:
-            return False
-        return self.pacer.wait(now) <= RIDE_WAIT and not self._pending.urgent(now)
-
-    def _make_record(self, now: float, *, small: bool, held: bool) -> memoryview | None:
-        """Return the next record; bulk that is `held` has no part in it."""
-        riding = self._pending.frames(now, riding=not (held or self.idle) or bool(self._control))
+        riding = self._pending.frames(now, riding=not self.idle if not held else bool(self._control))
         room = SMALL_RECORD - sum(map(len, riding))
         most = self.payload_sent + self.pacer.record
         while room > 0:
-            held = held or self.payload_sent >= most
-            entry = self._next_small(sparse=held)
+            held = held or (paced and self.payload_sent >= most)
+            entry = self._next_small(now, sparse=held)
             if entry is None:
                 break
             riding.append(entry.head)
@@ -346,6 +333,12 @@ class Sender:
             return None
         return memoryview(b"".join((_KIND, *riding)))
 
+    def _can_wait(self, now: float) -> bool:
+        """Whether all that is due may wait for the bulk that has to keep its pace, and ride in one record with it."""
+        if self._control or self._replay or self.datagrams.charged or self._scheduler.sparse() is not None:
+            return False
+        return self.pacer.wait(now) <= RIDE_WAIT and not self._pending.urgent(now)
+
     def next_timeout(self, now: float) -> float | None:
         """Return the seconds until `next_record` may have something although nothing else has happened.
 
@@ -353,12 +346,13 @@ class Sender:
         """
         if not self.attached:
             return None
-        wait = self.pacer.wait(now) if self.queued_bytes else 0.0
+        paced = self.pacer.record != UNBOUNDED
+        wait = self.pacer.wait(now) if paced and self.queued_bytes else 0.0
         if wait:
             return min(wait, self._pending.timeout(now, ping_only=wait <= RIDE_WAIT))
         return self._pending.timeout(now)
 
-    def _next_small(self, *, sparse: bool) -> Entry | None:
+    def _next_small(self, now: float, *, sparse: bool) -> Entry | None:
         """Return the next numbered frame that is not in a buffer, moved into the retransmit buffer.
 
         With `sparse` no payload but that of streams that have little.
@@ -383,7 +377,7 @@ class Sender:
         if isinstance(payload, Buffer):
             return None
         size = len(payload)
-        self._dequeued(stream, size)
+        self._dequeued(stream, size, now)
         entry = Entry(wire.data_header(stream.id, size) + payload)
         kept.keep(entry)
         self._sent += 1
@@ -395,7 +389,7 @@ class Sender:
         bulk: Entry | None = None
         if self._bulk_first and not small:
             self._bulk_first = False
-            bulk = self._next_bulk(size)
+            bulk = self._next_bulk(size, now)
         room = DATAGRAM_ROOM if bulk is None else RIDE_ROOM - size
         added = 0
         if self.datagrams:
@@ -409,11 +403,11 @@ class Sender:
                 riding.append(frame)
                 added += len(frame)
         if bulk is None and not small:
-            bulk = self._next_bulk(size + added)
+            bulk = self._next_bulk(size + added, now)
             self._bulk_first = bulk is None and added > 0
         return bulk
 
-    def _next_bulk(self, riding: int) -> Entry | None:
+    def _next_bulk(self, riding: int, now: float) -> Entry | None:
         """Return the next numbered frame when it is in a buffer and `riding` bytes fit in front of it."""
         if riding > RIDE_ROOM:
             return None
@@ -426,7 +420,7 @@ class Sender:
         buffer = None if stream is None else stream.queue[0]
         if stream is None or not isinstance(buffer, Buffer):
             return None
-        self._dequeued(stream, buffer.length)
+        self._dequeued(stream, buffer.length, now)
         return self._keep(Entry(wire.data_header(stream.id, buffer.length), buffer))
 
     @staticmethod
@@ -445,13 +439,15 @@ class Sender:
         self._sent += 1
         return entry
 
-    def _dequeued(self, stream: StreamState, size: int) -> None:
+    def _dequeued(self, stream: StreamState, size: int, now: float) -> None:
         stream.queue.popleft()
         stream.queued_bytes -= size
         stream.sent += size
         self.payload_sent += size
         self.queued_bytes -= size
         self._scheduler.charge(stream, size)
+        if self._pending.least_round_trip >= PATH_TIME:
+            self.pacer.sent(self._sent + 1, self.payload_sent, size, now)
         self._wakeups.writers.append(stream)
         if self._waiting_for_queue:
             self._wake_queue_waiters()
