@@ -24,7 +24,7 @@ from typing import Self
 from qanat.base.errors import UsageError
 from qanat.base.private_files import Draft, open_regular
 from qanat.base.threads import start_thread
-from qanat.process.allocator import limit_arenas
+from qanat.process.allocator import limit_arenas, use_large_pages
 from qanat.process.log import flush_log, reopen
 
 if sys.platform != "win32":
@@ -61,7 +61,12 @@ def run_daemon(
         if pid_file is not None:
             stack.enter_context(PidFile(pid_file))
         stack.enter_context(Signals(stop, hangup_stops=hangup_stops, on_hangup=on_hangup))
-        run(stop, lambda: notify("READY=1"))
+        run(stop, _is_up)
+
+
+def _is_up() -> None:
+    use_large_pages()
+    notify("READY=1")
 
 
 class Signals:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qanat.process.allocator import MemoryReturn, free_bytes, resident_bytes, trim_arenas
+from qanat.process.allocator import MemoryReturn, free_bytes, resident_bytes, trim_arenas, use_large_pages
 
 PROGRAM = """
 import re, sys, threading
@@ -35,6 +35,14 @@ def test_threads_share_two_arenas_instead_of_having_one_each() -> None:
         return int(done.stdout)
 
     assert arenas("limited") < arenas("as it comes")
+
+
+def test_large_pages_take_what_is_in_memory_and_hardly_more() -> None:
+    kept = [bytes(1000) for _ in range(20_000)]  # some pages of it, whatever else this process has
+    before = resident_bytes()
+    tried = use_large_pages()
+    assert resident_bytes() - before <= tried / 3
+    assert kept == [bytes(1000)] * 20_000
 
 
 class Memory:
