@@ -70,6 +70,7 @@ class TlsWire(Wire):
         self._pages = PagedBuffer(READ_SIZE)
         self._raw = self._pages.view[_PAGE_OFFSET:]
         self._wakeup: Callable[[], None] | None = None
+        self._ended = False  # the other end's close_notify has come
         self._read_failure: tuple[str, str] | None = None  # message and hint: an error's traceback would have this
         self._shake_hands(server_hostname, deadline)
 
@@ -211,19 +212,20 @@ class TlsWire(Wire):
         """Fill `buffer` with what is there already; None when nothing is, 0 at an orderly end."""
         self._check_readable()
         count, size = 0, len(buffer)
-        ended = False
         # With a buffer, read() returns a number, which typeshed does not know.
         read = cast(Callable[[int, memoryview], int], self._ssl.read)
+        incoming, in_openssl = self._incoming, self._ssl.pending
         with self._lock:
             try:
-                while count < size and not ended:  # OpenSSL gives one record at a time
+                # OpenSSL gives one record at a time.  To ask it once more for nothing costs as much as a small record.
+                while count < size and (incoming.pending or in_openssl()) and not self._ended:
                     got = read(size - count, buffer[count:])
                     count += got
-                    ended = got == 0
+                    self._ended = got == 0
             except ssl.SSLWantReadError:
-                pass  # all that came has been decrypted
+                pass  # what is left is a part of a record
             except ssl.SSLZeroReturnError:
-                ended = True  # close_notify, after we sent ours
+                self._ended = True  # close_notify, after we sent ours
             except ssl.SSLError as error:
                 hint = "" if self._ssl.server_side else hint_for_refusal(error)
                 self._read_failure = f"TLS failed while receiving: {reason_of(error)}", hint
@@ -234,7 +236,7 @@ class TlsWire(Wire):
             self._wakeup()
         if count == 0:
             self._check_readable()
-        return count if count or ended else None
+        return count if count or self._ended else None
 
     def _check_readable(self) -> None:
         if self._read_failure is not None:
