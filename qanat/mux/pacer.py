@@ -30,6 +30,8 @@ RECORD_TIME = 0.003
 """Seconds that the path takes for a record of bulk: it counts only when it has come whole, and others wait for it."""
 LEAST_RECORD, MOST_RECORD = 2048, 16 * 1024
 """Bytes of bulk in one record, at least and at most."""
+LEAST_RATE = 32 * 1024
+"""Bytes a second that leave whatever the path has brought: one that stood still for seconds is found alive at once."""
 LATE = 0.004
 """Seconds by which the writer's thread may be late: what it did not send in them it may send at once."""
 RATE_SECONDS, PAUSE = 0.1, 1.0
@@ -78,7 +80,7 @@ class Pacer:
         """Note that `size` bytes are put into a record; `number` frames and `total` bytes have left with them."""
         self._in_flight.append((number, total, now))
         if self.record != UNBOUNDED:
-            self._free = max(self._free, now - LATE) + size / (self._gain * self.rate)
+            self._free = max(self._free, now - LATE) + size / max(self._gain * self.rate, LEAST_RATE)
 
     def loaded(self, until: float, least_round_trip: float) -> None:
         """Have bulk keep its pace until then, unless the path is fast; a time that has passed means no longer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qanat.mux.frames import Ack, Credit, Data
-from qanat.mux.pacer import EMPTY_GAIN, GAIN, LATE, LEAST_RECORD, MOST_RECORD, UNBOUNDED, Pacer
+from qanat.mux.pacer import EMPTY_GAIN, GAIN, LATE, LEAST_RATE, LEAST_RECORD, MOST_RECORD, RATES_KEPT, UNBOUNDED, Pacer
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import SLOW
 from qanat.mux.sender import RIDE_WAIT
@@ -91,6 +91,17 @@ def test_a_path_that_has_become_faster_is_found_while_nothing_waits_in_it() -> N
             pacer.acknowledged(number, 100.125 + now, 2 * DELAY)
         now += wait or 0.0001
     assert pacer.rate > 4 * RATE
+
+
+def test_a_path_that_stood_still_holds_back_no_record_for_long() -> None:
+    pacer = paced(RATE)
+    pacer.sent(8, 7 * int(RATE / 8) + 1, 1, 2.0)
+    for number in range(RATES_KEPT + 1):
+        pacer.acknowledged(7, 101.0 + number / 8, 2 * DELAY)
+    pacer.acknowledged(8, 101.0 + number / 8 + 0.125, 2 * DELAY)
+    assert 0 < pacer.rate < LEAST_RATE
+    pacer.sent(100, int(RATE), pacer.record, 9.0)
+    assert pacer.wait(9.0) <= LEAST_RECORD / LEAST_RATE
 
 
 def test_bulk_keeps_its_pace_and_what_is_small_goes_past_it() -> None:
