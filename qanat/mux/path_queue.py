@@ -45,7 +45,7 @@ BULK = 64 * 1024
 """Bytes sent since the last time, from which on an end pings because the other does."""
 HOLD = 3.0
 """Least round trips for which a PING makes an end hold back credit."""
-FIRST_GAIN, LEAST_GAIN, MOST_GAIN = 1.5, 0.8, 1.6
+FIRST_GAIN, LEAST_GAIN, MOST_GAIN = 1.5, 0.95, 1.6
 """The sum at first, at least and at most, in terms of what the path carries in the least round trip.  The least is
 below that by what streams may have beyond their shares; the most bounds the wait where bursts leave the path empty."""
 TARGET = 0.005
