@@ -20,6 +20,9 @@ PINGS_KEPT = 8
 """PINGs whose round trips are remembered: the least of them is the path's own, without what waits in it."""
 PING_SPAN = 7.5
 """Seconds in which PINGs count as one of these, by the least of them, so that a few in turn push out no older one."""
+FIRST_PINGS = 4
+"""PINGs on a new pipe that are answered before what they say of a long path is believed, if there is bulk to send: when
+a session begins both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
 CREDITS_AT_ONCE = 1024
@@ -40,6 +43,8 @@ class PendingControl:
         """Seconds: the least of the last PINGS_KEPT spans; 0 before the first answer on a pipe."""
         self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
         self._span_since = now
+        self._answers = 0  # on this pipe
+        self._in_doubt = False  # a PING is due since the path seems to be a long one
         self.ping_count = 0
         """How many PINGs have been sent; also the value of the last."""
         self.pings_answered = 0
@@ -63,6 +68,8 @@ class PendingControl:
             if stream.window.granted > stream.window.initial and not stream.fin_received:
                 self._credits[stream.id] = stream
         self._round_trips.clear()
+        self._answers = 0
+        self._in_doubt = False
         self.least_round_trip = 0.0
         self._pong = None
         self._ack_due = now
@@ -120,6 +127,7 @@ class PendingControl:
             self._round_trips.append(sample)
             self._span_since = now
         self.least_round_trip = min(self._round_trips)
+        self._answers += 1
         self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
         return sample
 
@@ -136,6 +144,16 @@ class PendingControl:
         self._ping_due = now
         return self.ping_count + 1
 
+    def path_is_long(self) -> bool:
+        """Return whether the path takes PATH_TIME or more; where that is in doubt, a PING goes with the next record.
+
+        For whoever has bulk to send.
+        """
+        if self.least_round_trip < PATH_TIME:
+            return False
+        self._in_doubt = self._answers < FIRST_PINGS and self._ping_sent is None
+        return True
+
     # --- what is sent -----------------------------------------------------------------------------
 
     def frames(self, now: float, *, riding: bool) -> list[bytes]:
@@ -144,7 +162,8 @@ class PendingControl:
         if self._pong is not None:
             due.append(wire.Pong(self._pong).encode())
             self._pong = None
-        if now >= self._ping_due:
+        if now >= self._ping_due or self._in_doubt:
+            self._in_doubt = False
             self.ping_count += 1
             self._ping_sent = (self.ping_count, now)
             self._ping_due = now + self._keepalive

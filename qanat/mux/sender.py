@@ -111,7 +111,7 @@ class Sender:
         room = stream.send_limit - stream.promised
         if room > self.pacer.record:
             return self.pacer.record
-        if LEAST_PIECE < room < SMALL_CREDIT and self._pending.least_round_trip >= PATH_TIME:
+        if LEAST_PIECE < room < SMALL_CREDIT and self._pending.path_is_long():
             return max(LEAST_PIECE, room // 4)
         return max(0, room)
 
