@@ -10,8 +10,11 @@ which blocks for credit and for bytes, reads into the lane's buffers, and seals 
 takes them at once; a downlink whose socket does not take everything at once, or whose payload is large, goes on in
 `_run_downlink`, which blocks for payload and for the socket.  Both give the direction back when it has been quiet for a
 moment, and a downlink does when its socket has taken everything at once for a while: bulk goes through the lane's
-reader then, until it does not.  Where a session has many such threads
-already, it is `crowded`: watcher and reader go on, in larger pieces, and only a socket that does not take everything
+reader then, until it does not.
+
+Where a session is `crowded`, which it is from its second bulk stream on, bulk costs no thread either: an uplink is
+*pulled*: the lane's writer reads its socket, in turn with the others', when it wants more to send
+(`Stream.when_pulled`); and the reader delivers what is large as well.  Then only a socket that does not take everything
 costs a thread.  Bytes count as consumed, which gives the peer credit, only when the socket has taken them.
 
 A direction may have a rate (`qanat.endpoints.rate_limit`).  One that has to wait for its turn has no thread: until the
@@ -38,7 +41,7 @@ from qanat.endpoints.application_socket import GONE, reason_for
 from qanat.endpoints.rate_limit import RateLimit, RateShare
 from qanat.endpoints.traffic_limits import UNLIMITED, IdleTimeout, TrafficLimits
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
-from qanat.mux.buffer_pool import BUFFER_PAYLOAD
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD, Buffer
 from qanat.mux.frames import Reason
 from qanat.mux.sender import MAX_SMALL
 from qanat.mux.stream import Idle, Stream
@@ -64,10 +67,10 @@ class Pump:
     """A stream and a socket that are joined.  `on_over` is called once, by some thread, when both ways have ended."""
 
     # As they begin; most streams change few of these.
-    _most = SMALL_READ  # bytes that the watcher reads at once
     _directions = 2  # that have not ended
     _quiet = True  # until the uplink is taken from the watcher for the first time
     _orderly = True
+    _pulled = False  # the uplink is read by the lane's writer
     _quick = False  # whether the socket has taken bulk at once, and the lane's reader delivers that too
     _over_rate = False  # whether `deliver` has left something since its rate allows no more now
     _idle_seconds = 0.0
@@ -244,6 +247,10 @@ class Pump:
 
     def _read_now(self) -> Flushable | None:
         stream = self._stream
+        if self._pulled:
+            self._unwatch()
+            stream.when_pulled(self._pull)
+            return None
         try:
             room = stream.room()
             if not room:
@@ -251,7 +258,7 @@ class Pump:
                 self._unwatch()
                 stream.when_writable(self._watch)
                 return None
-            most, up = min(room, self._most), self._up
+            most, up = min(room, SMALL_READ), self._up
             if up is not None and not (most := up.take(most)):
                 self._unwatch()
                 self._wait_for_turn(up, self._watch)
@@ -264,9 +271,7 @@ class Pump:
                 up.give_back(most - len(data or b""))
             if data:
                 stream.queue(data)
-                if len(data) < SMALL_READ:
-                    self._most = SMALL_READ
-                elif up is None or up.plenty:
+                if len(data) >= SMALL_READ and (up is None or up.plenty):
                     self._begin_bulk()
                 return self._lane
             if data is None:
@@ -287,17 +292,57 @@ class Pump:
         return self._lane
 
     def _begin_bulk(self) -> None:
-        """Give the uplink a thread; without one, or when there are many, the watcher goes on."""
-        if self._crowded():
-            self._most = MAX_SMALL
+        """Give the uplink a thread, or, when there are many, turns of the writer; else the watcher goes on."""
+        if self._crowded() or self._stream.crowded:
+            self._pulled = True
             return
-        self._most = SMALL_READ
         self._unwatch()
         try:
             self._start_thread(f"{self._stream.label}-up", self._run_uplink)
         except NoThread as error:
             log.warning("%s: %s", self._stream.label, error)
             self._watch()
+
+    def _pull(self) -> None:
+        """Read once, and wait to be pulled again.  By the lane's writer, or by whoever ends the stream."""
+        try:
+            if self._read_pulled():
+                self._stream.when_pulled(self._pull)
+        except Exception:
+            self._faulty("uplink")
+
+    def _read_pulled(self) -> bool:
+        """Read once into a buffer; False when not to be pulled again: others act for the uplink, or it is over."""
+        stream = self._stream
+        try:
+            room, buffer = stream.begin_pull()
+            if not room:
+                return True
+            most, up = min(room, BUFFER_PAYLOAD if buffer is not None else MAX_SMALL), self._up
+            if up is not None and not (most := up.take(most)):
+                if buffer is not None:
+                    stream.return_buffer(buffer)
+                self._wait_for_turn(up, self._watch)
+                return False
+            count = self._read_buffer(buffer, most) if buffer is not None else self._read_small(most)
+            if up is not None:
+                up.give_back(most - (count or 0))
+            if count is None or 0 < count < min(most, SMALL_READ):
+                self._pulled = count is None and stream.crowded
+                self._watch()
+                return False
+            if count:
+                return True
+            stream.finish()
+        except (StreamReset, Aborted):
+            self._sock.abort()
+            self._over(False)
+        except OSError as error:
+            stream.reset(*reason_for(error))
+            self._over(False)
+        else:
+            self._over(True)
+        return False
 
     def _run_uplink(self) -> None:
         stream = self._stream
@@ -328,11 +373,14 @@ class Pump:
         stream, sock = self._stream, self._sock
         few = 0
         while few < FEW_READS:
+            if stream.crowded:
+                self._pulled = True
+                return True
             room = min(stream.wait_writable(), BUFFER_PAYLOAD)
             up = self._up
             if up is not None and not (room := up.take(room)):
                 return True
-            count = self._read_buffer(room)
+            count = self._read_buffer(stream.take_buffer(), room)
             if up is not None:
                 up.give_back(room - (count or 0))
             if count == 0:
@@ -346,10 +394,19 @@ class Pump:
                 few += 1
         return True
 
-    def _read_buffer(self, room: int) -> int | None:
+    def _read_small(self, room: int) -> int | None:
+        """As `_read_buffer`, where there is no buffer."""
+        try:
+            data = self._sock.recv_now(room)
+        except BlockingIOError:
+            return None
+        if data:
+            self._stream.write(data)
+        return len(data)
+
+    def _read_buffer(self, buffer: Buffer, room: int) -> int | None:
         """Queue what is there now; return the number of bytes, 0 at the end, None when nothing is there."""
         stream = self._stream
-        buffer = stream.take_buffer()
         try:
             count = self._sock.recv_available_into(buffer.payload[:room])
         except BlockingIOError:

@@ -462,8 +462,18 @@ class Lane:
             self._pong.notify_all()
         if wakeups.work:
             wakeups.work = False
-            if self._runner is not None and not sending:
+            if self._runner is not None and not (sending and not self.core.sender.crowd):
                 self._runner.wake_locked()
+        return calls
+
+    def pulls_locked(self) -> Calls:
+        """Return what the writer has to call for the streams of a crowd whose turn it is."""
+        calls: Calls = []
+        for state in self.core.sender.next_of_crowd():
+            stream = self._streams.get(state.id)
+            callback = None if stream is None else stream.take_pull_locked()
+            if callback is not None:
+                calls.append(callback)
         return calls
 
     def call(self, calls: Calls) -> None:

@@ -21,8 +21,8 @@ PINGS_KEPT = 8
 PING_SPAN = 7.5
 """Seconds in which PINGs count as one of these, by the least of them, so that a few in turn push out no older one."""
 FIRST_PINGS = 4
-"""PINGs on a new pipe that are answered before what they say of a long path is believed, if there is bulk to send: when
-a session begins both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
+"""Answers on a new pipe until it is believed that its path is a long one, where there is bulk to send: when a session
+begins both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
 CREDITS_AT_ONCE = 1024

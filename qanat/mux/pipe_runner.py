@@ -89,6 +89,9 @@ class LaneOfPipe(LaneOfStream, Protocol):
     def take_datagrams_locked(self) -> list[tuple[Stream, bytes]]:
         """Take what the reader hands on of datagrams, by stream."""
 
+    def pulls_locked(self) -> Calls:
+        """Return what the writer has to call for the streams of a crowd whose turn it is."""
+
 
 class PipeRunner:
     """See the module's docstring.  `…_locked` is for the lane, with its lock held."""
@@ -252,7 +255,7 @@ class PipeRunner:
                 record = sender.next_record(lane.clock(), small=not bulk, held_up=held_up)
                 calls = lane.wake_locked(sending=True)
                 if record is None:
-                    if not sender.idle:
+                    if not sender.idle or sender.crowd:
                         self.wake_locked()
                     break
                 self._inline, self._missed = True, False
@@ -619,6 +622,8 @@ class PipeRunner:
                     continue
                 record = sender.next_record(now, held_up=self._sealed.pipe.held_up)
                 calls = lane.wake_locked()
+                if sender.crowd:
+                    calls += lane.pulls_locked()
                 flush, self._flush_due = self._flush_due, False
                 if record is not None or flush or calls:
                     self._worked_at = now

@@ -31,6 +31,8 @@ FRAMES_KIND = 3
 """The record kind of everything `next_record` gives (docs/PROTOCOL.md §2)."""
 STREAM_QUEUE = 2 * BUFFER_PAYLOAD
 """Bytes a stream may have waiting for the scheduler before its writer has to wait."""
+CROWD_QUEUE = 512 * 1024
+"""Bytes in all queues below which the writer has the next streams of a crowd read: as much as will be sent soon."""
 SMALL_RECORD = 64 * 1024
 """Bytes of small frames that go into one record together."""
 MAX_SMALL = 64 * 1024
@@ -94,6 +96,9 @@ class Sender:
         self._queue_limit = limit // 2
         # In the order of their coming, which a set would not keep.
         self._waiting_for_queue: dict[StreamState, None] = {}
+        self._crowd_limit = min(self._queue_limit, CROWD_QUEUE)
+        self.crowd: dict[StreamState, None] = {}
+        """Streams whose sockets the writer has read, in turn, once it wants more; each has credit."""
         self._charge_limit = limit + CONTROL_ROOM + CONTROL_ROOM_PER_STREAM * parameters.max_streams
 
     # --- by streams' writers --------------------------------------------------------------------
@@ -108,6 +113,9 @@ class Sender:
         if self._waiting_for_queue:
             # A place in that queue that is kept without need would swallow another's turn.
             self._waiting_for_queue.pop(stream, None)
+        return self._piece(stream)
+
+    def _piece(self, stream: StreamState) -> int:
         room = stream.send_limit - stream.promised
         if room > self.pacer.record:
             return self.pacer.record
@@ -123,6 +131,27 @@ class Sender:
         if stream.queued_bytes or stream.phase is not OPEN or self._closing or self._waiting_for_queue:
             return 0
         return 0 if self.queued_bytes >= self._queue_limit else stream.send_limit - stream.promised
+
+    def sendable_to_crowd(self, stream: StreamState) -> int:
+        """Return the same for one of a crowd whose turn it is: the queue has room."""
+        return 0 if stream.queued_bytes >= STREAM_QUEUE or self._closing else self._piece(stream)
+
+    def join_crowd(self, stream: StreamState) -> None:
+        """Have the writer read the stream's socket when it is its turn; idempotent, and nothing without credit."""
+        if self.sendable_to_crowd(stream) > 0:
+            self.crowd[stream] = None
+            self._wakeups.work = True
+
+    def next_of_crowd(self) -> list[StreamState]:
+        """Take the streams whose turn it is from `crowd`: as many as fill the queue with a buffer each."""
+        crowd, turns = self.crowd, []
+        room = self._crowd_limit - self.queued_bytes
+        while crowd and room > 0:
+            stream = next(iter(crowd))
+            del crowd[stream]
+            turns.append(stream)
+            room -= BUFFER_PAYLOAD
+        return turns
 
     def send(self, stream: StreamState, payload: Buffer | bytes) -> None:
         """Queue payload within `sendable`; nothing when the stream is over.
@@ -251,6 +280,7 @@ class Sender:
         self._streams.remove(stream)
         self._pending.drop_credit(stream)
         self._waiting_for_queue.pop(stream, None)
+        self.crowd.pop(stream, None)
         self._wakeups.writers.append(stream)
 
     def attach(self, peer_expects: int) -> None:
@@ -284,6 +314,7 @@ class Sender:
         self.buffers.clear()
         self._wakeups.writers.extend(self._waiting_for_queue)
         self._waiting_for_queue.clear()
+        self.crowd.clear()
         self._wakeups.room = self._wakeups.work = True
 
     # --- by the lane's writer -------------------------------------------------------------------
@@ -493,5 +524,5 @@ class Sender:
         assert self.attached or not self.datagrams, "a datagram waits for the next pipe"
         missing = self.retransmit_buffer.next_number - self._sent
         assert not self.attached or len(self._replay) == missing, "the replay is not what is missing"
-        for stream in (*self._waiting_for_queue, *self._pending.streams_with_credit):
+        for stream in (*self._waiting_for_queue, *self.crowd, *self._pending.streams_with_credit):
             assert self._streams.is_open(stream), f"{stream.id} is over, and waits for the queue or for credit"

@@ -111,6 +111,7 @@ class Stream:
     _uplink_waits: bool = False
     _on_failure: Callable[[], None] | None = None
     _when_writable: Callable[[], None] | None = None
+    _pulled = False  # that is called by the lane's writer
     _when_accepted: Callable[[], None] | None = None
     _sink: Sink | None = None
     _take_datagram: Callable[[bytes], None] | None = None
@@ -214,6 +215,40 @@ class Stream:
                 self._when_writable, self.writer_waits = callback, True
                 return
         callback()
+
+    def when_pulled(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once by the lane's writer when it wants more, and the stream has `room`.
+
+        At once if the stream is over, or by whoever ends it.  It must not block; it may call `begin_pull`.  So many
+        sockets are read in turn, without a thread for each, by the thread that sends what they bring.
+        """
+        with self._lock:
+            state = self._state
+            over = state.failure is not None or state.phase is CLOSED
+            if not over:
+                self._when_writable, self.writer_waits, self._pulled = callback, True, True
+                self._sender.join_crowd(state)
+            calls = self._lane.wake_locked()
+        if calls:
+            self._lane.call(calls)
+        if over:
+            callback()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others on the lane wait to be pulled right now.  Without the lane's lock."""
+        return bool(self._sender.crowd)
+
+    def begin_pull(self) -> tuple[int, Buffer | None]:
+        """Return the bytes that may be queued, and a buffer for them.
+
+        The bytes may be 0.  The buffer comes back as that of `take_buffer`; where there is none, the turn is for bytes.
+        Raises StreamReset.  Does not block.
+        """
+        with self._lock:
+            self._raise_if_over_locked()
+            room = self._sender.sendable_to_crowd(self._state)
+            return room, self._sender.buffers.take() if room else None
 
     def queue(self, data: bytes) -> None:
         """Queue at most 64 KiB, within what `room` said, until the lane is flushed.  Does not block.
@@ -573,9 +608,23 @@ class Stream:
             self._writable.notify()
         callback = self._when_writable
         if callback is not None:
-            if not self._is_over_locked() and not self._sender.sendable(self._state):
-                return None
-            self._when_writable, self.writer_waits = None, self._uplink_waits
+            if not self._is_over_locked():
+                if self._pulled:
+                    self._sender.join_crowd(self._state)
+                    return None
+                if not self._sender.sendable(self._state):
+                    return None
+            self._forget_callback_locked()
+        return callback
+
+    def _forget_callback_locked(self) -> None:
+        self._when_writable, self.writer_waits, self._pulled = None, self._uplink_waits, False
+
+    def take_pull_locked(self) -> Callable[[], None] | None:
+        """Return what has to be called since it is this stream's turn."""
+        callback = self._when_writable
+        if callback is not None:
+            self._forget_callback_locked()
         return callback
 
     def fail(self) -> None:

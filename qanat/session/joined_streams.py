@@ -33,10 +33,9 @@ from qanat.mux.stream import Stream
 log = logging.getLogger("qanat.session")
 
 _REASONS = frozenset(Reason)
-MOST_BULK_THREADS = 8
-"""Threads of one session from which on the watcher and the lanes' readers carry what else is bulk: a thread's turn
-costs more than they need for the same bytes, threads that wait for the interpreter wake each other over and over, and
-of a thousand each would be late by seconds."""
+MOST_BULK_THREADS = 1
+"""Threads of one session from which on bulk gets none: the lane's writer reads the sockets in turn, and its reader
+delivers.  A thread's turn costs more than they need for the same bytes."""
 
 INTERNAL_TEXT = "a fault of the program at the other end"
 """What the peer is told with Reason.INTERNAL; the log here has the traceback."""
