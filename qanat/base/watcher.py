@@ -264,15 +264,18 @@ class Watcher:
                 self._poll = None
 
     def _watch_loop(self) -> None:
-        poll, ready, posted = self._poll, self._ready, self._posted
+        poll, ready, posted, timers = self._poll, self._ready, self._posted, self._timers
         assert poll is not None  # made before the thread
         wait, monotonic, never = poll.wait, time.monotonic, math.inf
         self._ident = threading.get_ident()
         while not self._closed:
             dirty = self._dirty
             self._busy_since = never
-            due = self._next_due()
-            found = wait(None if due == never else max(0.0, due - monotonic()))
+            # Without the lock, but in this order: whoever sets a timer that is not seen here has to wake this thread.
+            self._wakes_at = never
+            due = -never if posted else timers[0][0] if timers else never
+            self._wakes_at = due
+            found = wait(None if due == never else max(0.0, due - monotonic()), ROUND)
             self._busy_since = now = monotonic()
             self._wakes_at = -never  # The heap is looked at again before the next wait.
             for fd, _ in found:
@@ -297,14 +300,6 @@ class Watcher:
                     dirty.pop().flush()
                 except Exception:
                     log_unexpected("flushing what the watcher has read ended")
-
-    def _next_due(self) -> float:
-        """Return when something is due, a timer or what was posted.  Who sets an earlier timer from now on wakes us."""
-        with self._lock:
-            if self._posted:
-                return -math.inf
-            self._wakes_at = due = self._timers[0][0] if self._timers else math.inf
-            return due
 
     def _call_posted(self, dirty: set[Flushable]) -> None:
         """Call what was posted, what that posts too, and leave to the next round what follows from these."""
@@ -355,6 +350,8 @@ class _Epoll:
         self._epoll = select.epoll()
         self._wake = _WakeUp()
         self._epoll.register(self._wake.fd, select.EPOLLIN)
+        self.wait: Callable[[float | None, int], list[tuple[int, int]]] = self._epoll.poll
+        """Blocks for the descriptors that have something, and what they have, within so many seconds, and so many."""
 
     def add(self, fd: int) -> None:
         try:
@@ -367,10 +364,6 @@ class _Epoll:
             self._epoll.unregister(fd)
         except OSError:  # closed already, which has removed it
             pass
-
-    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
-        """Block for the descriptors that have something, and what they have, at most `seconds`."""
-        return self._epoll.poll(seconds, ROUND)
 
     def woken(self, fd: int) -> None:
         """Note that `wait` has returned `fd`, if that was to be woken."""
@@ -401,8 +394,8 @@ class _Selector:
     def remove(self, fd: int) -> None:
         self._change(False, fd)
 
-    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
-        """Block for the descriptors that have something, and what they have, at most `seconds`."""
+    def wait(self, seconds: float | None, most: int) -> list[tuple[int, int]]:
+        """Block for at most `most` descriptors that have something, and what they have, at most `seconds`."""
         with self._lock:
             changes, self._changes = self._changes, []
         for added, fd in changes:
@@ -411,7 +404,7 @@ class _Selector:
                     self._selector.register(fd, selectors.EVENT_READ)
                 else:
                     self._selector.unregister(fd)
-        return [(key.fd, mask) for key, mask in self._selector.select(seconds)][:ROUND]
+        return [(key.fd, mask) for key, mask in self._selector.select(seconds)][:most]
 
     def woken(self, fd: int) -> None:
         """Note that `wait` has returned `fd`, if that was to be woken."""

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 from qanat.base.errors import LocalError, ProtocolError
 from qanat.base.text import decode_text, encode_cut
@@ -233,19 +234,12 @@ def encode_text(text: str) -> bytes:
     return encode_cut(text, MAX_TEXT)
 
 
-def data_header(stream: int, length: int) -> bytes:
-    """Return the header of a DATA frame; the payload follows it."""
-    return _DATA_HEADER.pack(DATA, stream, length)
-
-
-def ack(expected: int) -> bytes:
-    """Return an ACK, as `Ack.encode` does, without an object."""
-    return _VALUE.pack(ACK, expected)
-
-
-def credit(stream: int, offset: int) -> bytes:
-    """Return a CREDIT, as `Credit.encode` does, without an object."""
-    return _FIN.pack(CREDIT, stream, offset)
+data_header = partial(_DATA_HEADER.pack, DATA)
+"""Returns the header of a DATA frame from its stream and length; the payload follows it."""
+ack = partial(_VALUE.pack, ACK)
+"""Returns an ACK from the number that is expected, as `Ack.encode` does, without an object."""
+credit = partial(_FIN.pack, CREDIT)
+"""Returns a CREDIT from its stream and offset, as `Credit.encode` does, without an object."""
 
 
 def open_stream(stream: int, request: bytes) -> bytes:

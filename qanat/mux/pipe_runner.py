@@ -55,6 +55,7 @@ SMALL_RECORDS = 16
 """Records in turn of at most a quarter of BUSY_READ, after which the watcher reads again, busy as the pipe may be."""
 RECORDS_HELD = 8
 """Records that have come whole and are taken in turn before what they have made due, CREDIT mostly, is sent."""
+_FRAMES = RecordKind.FRAMES
 RETRY = 1.0
 """Seconds after which a writer for which there was no thread is tried again."""
 ACTIVE = 0.25
@@ -102,6 +103,7 @@ class PipeRunner:
         self._lock = lane.lock
         self._sender = lane.core.sender
         self._receiver = lane.core.receiver
+        self._wakeups = lane.core.wakeups
         self._sealed = sealed
         self._pipe = sealed.pipe
         self._watcher = watcher
@@ -134,6 +136,7 @@ class PipeRunner:
         self._close_when_idle: Close | None = None  # after all that is queued
         self._close_next: Close | None = None  # after the present record
         self._close_sent = False
+        self._alone = False  # only the writer may send: it is paused, has to close, or has ended
 
     def start(self, silence: float, on_over: Callable[[PipeResult], None]) -> None:
         """Carry the lane until the pipe ends; the calling thread reads until little comes, and returns then.
@@ -179,7 +182,7 @@ class PipeRunner:
                     self._settled.wait(deadline.remaining())
         self._sealed.close("the pipe's reader has ended")
         with self._lock:
-            self._writer_ended = True
+            self._writer_ended = self._alone = True
             self._work.notify_all()
             # Before another pipe is attached: they may be reading a buffer that will be replayed.
             while self._writing or self._inline:
@@ -247,7 +250,7 @@ class PipeRunner:
         lane, sender, sealed = self._lane, self._sender, self._sealed
         for _ in range(RECORDS_AT_ONCE):
             with self._lock:
-                busy = self._sending or self._inline or self._needs_writer_locked()
+                busy = self._sending or self._inline or self._flush_due or self._alone or self._pipe.cause is not None
                 if busy or not sender.attached or not sealed.can_send_now(MAX_PLAINTEXT):
                     self.wake_locked()
                     return
@@ -268,7 +271,7 @@ class PipeRunner:
                     if not again:
                         self._flush_due = True
                     again = again and (self._missed or not sender.idle)
-                    if self._needs_writer_locked():
+                    if self._flush_due or self._alone:  # there is something that only the writer does, or has to know
                         self._settled.notify_all()
                         self._wake_writer_locked()
                         again = False
@@ -283,18 +286,6 @@ class PipeRunner:
                 self.wake_locked()
             return
         lane.call(calls)
-
-    def _needs_writer_locked(self) -> bool:
-        """Whether there is something that only the writer does, or has to know."""
-        return bool(
-            self._flush_due
-            or self._paused
-            or self._close_next is not None
-            or self._close_when_idle is not None
-            or self._close_sent
-            or self._writer_ended
-            or self._pipe.cause is not None
-        )
 
     def _send_one_now(self, record: memoryview) -> bool:
         """Seal and send without blocking; False when something is left for the writer to flush, or the pipe failed."""
@@ -312,21 +303,23 @@ class PipeRunner:
 
     def pause_locked(self) -> None:
         """Have the writer begin no further record, unless it has to close."""
-        self._paused = True
+        self._paused = self._alone = True
 
     def resume_locked(self) -> None:
         """Have the writer go on."""
         self._paused = False
+        closing = self._close_next is not None or self._close_when_idle is not None
+        self._alone = closing or self._close_sent or self._writer_ended
         self._wake_writer_locked()
 
     def close_when_idle_locked(self, close: Close) -> None:
         """Have the writer send CLOSE after all that is queued, and end the pipe."""
-        self._close_when_idle = close
+        self._close_when_idle, self._alone = close, True
         self._wake_writer_locked()
 
     def close_next_locked(self, close: Close) -> None:
         """Have the writer send CLOSE after its present record, and end the pipe.  The first one counts."""
-        self._close_next = self._close_next or close
+        self._close_next, self._alone = self._close_next or close, True
         self._wake_writer_locked()
 
     def close_if_free_locked(self, close: Close) -> bool:
@@ -454,9 +447,12 @@ class PipeRunner:
             if record is None:
                 return self._pipe.flooded
             kind, content = record
-            self._found = self._take(kind, content)
-            if self._found is not None:
-                return True
+            if kind is _FRAMES:
+                self._receive(content)
+            else:
+                self._found = self._take(kind, content)
+                if self._found is not None:
+                    return True
             size += len(content)
             if size > BUSY_READ:
                 return True
@@ -473,9 +469,7 @@ class PipeRunner:
 
     def _take(self, kind: RecordKind, content: memoryview) -> PipeResult | None:
         """Act on one record; the result when it was the last."""
-        if kind is RecordKind.FRAMES:
-            if frame_log.isEnabledFor(logging.DEBUG):
-                self._trace("<", content)
+        if kind is _FRAMES:
             self._receive(content)
             return None
         if kind is RecordKind.CLOSE:
@@ -485,7 +479,9 @@ class PipeRunner:
 
     def _receive(self, content: memoryview) -> None:
         """Take the frames of one record, and act on them: wake threads, hand on what is small, send what is due."""
-        lane = self._lane
+        if frame_log.isEnabledFor(logging.DEBUG):
+            self._trace("<", content)
+        lane, wakeups = self._lane, self._wakeups
         calls: Calls = []
         deliveries: list[tuple[Stream, memoryview | None]] = []
         datagrams: list[tuple[Stream, bytes]] = []
@@ -502,13 +498,14 @@ class PipeRunner:
                         callbacks = lane.callbacks_locked(events)
                 finally:
                     # Also after a ProtocolError: the frames before the faulty one have taken effect.
-                    wakeups = lane.core.wakeups
                     due = wakeups.work or self._close_when_idle is not None  # An ACK may have made it idle.
                     if wakeups.readers:
                         deliveries = lane.take_deliveries_locked()
                     if wakeups.datagrams:
                         datagrams = lane.take_datagrams_locked()
-                    calls = lane.wake_locked(sending=True)
+                    wakeups.work = False  # which is done below
+                    if wakeups.readers or wakeups.writers or wakeups.room or wakeups.pong:
+                        calls = lane.wake_locked(sending=True)
                     if wakeups.timer:
                         wakeups.timer = False
                         self._timer_locked(now)
@@ -550,7 +547,7 @@ class PipeRunner:
             self._sealed.close(f"nothing received for {self._silence:g} s")
             return None
         with self._lock:
-            if self._needs_writer_locked():
+            if self._flush_due or self._alone or self._pipe.cause is not None:
                 self._wake_writer_locked()
         self.send_now()
         with self._lock:
@@ -597,7 +594,7 @@ class PipeRunner:
             if ended:
                 with self._lock:
                     self._sending = self._writing = False
-                    self._writer_ended = True
+                    self._writer_ended = self._alone = True
                     self._settled.notify_all()
 
     def _send_next(self) -> bool | None:

@@ -95,46 +95,49 @@ class Receiver:
             if kind == wire.DATA:
                 number, start, position = wire.parse_data(content, position)
                 if self._is_new(now, position - start):
-                    self._receive_data(number, content[start:position], end)
-                continue
-            if kind == wire.ACK:
+                    stream = self._streams.by_id.get(number)
+                    if stream is None:
+                        self._streams.find(number)  # which says whether it ever was
+                    else:
+                        self._receive_data(stream, content[start:position], end)
+            elif kind == wire.ACK:
                 expected, position = wire.parse_ack(content, position)
                 self._sender.ack_received(expected)
                 if self._told is not None:
                     self._sender.pacer.acknowledged(expected, self._told, self._pending.least_round_trip)
-                continue
-            if kind == wire.CREDIT:
+            elif kind == wire.CREDIT:
                 number, offset, position = wire.parse_credit(content, position)
                 stream = self._streams.find(number)
                 if stream is not None:
                     self._sender.credit_received(stream, offset)
-                continue
-            if kind == wire.DATAGRAM:
+            elif kind == wire.DATAGRAM:
                 number, datagram, position = wire.parse_datagram(content, position)
                 self._receive_datagram(number, datagram, now)
-                continue
-            if kind < wire.UNNUMBERED:
+            elif kind < wire.UNNUMBERED:
                 position = self._receive_numbered(kind, content, position, now, events)
-                continue
-            frame, position = wire.parse_frame(content, position)
-            if isinstance(frame, wire.Ping):
-                self._pending.ping_received(frame.value)
-                if self._path.ping_received(self._sender.payload_sent, self._pending.least_round_trip, now):
-                    self._pending.ping_now(now)
-                self._wakeups.work = True
-            elif isinstance(frame, wire.Pong):
-                round_trip = self._pending.pong_received(frame.value, now)
-                if round_trip is not None:
-                    self._path.answered(round_trip, self._pending.least_round_trip, now)
-                    self._sender.pacer.loaded(self._path.paced_until(now), self._pending.least_round_trip)
-                    self._observer.answered(round_trip)
-                self._wakeups.pong = True
-            elif isinstance(frame, wire.Clock):
-                self._told = frame.value / 1000
-                excess = self._delay.excess(self._told, now)
-                self._late = excess > LATE
-                self._path.waited(excess, self._pending.least_round_trip, now)
+            else:
+                frame, position = wire.parse_frame(content, position)
+                self._receive_other(frame, now)
         return events
+
+    def _receive_other(self, frame: wire.Frame, now: float) -> None:
+        if isinstance(frame, wire.Ping):
+            self._pending.ping_received(frame.value)
+            if self._path.ping_received(self._sender.payload_sent, self._pending.least_round_trip, now):
+                self._pending.ping_now(now)
+            self._wakeups.work = True
+        elif isinstance(frame, wire.Pong):
+            round_trip = self._pending.pong_received(frame.value, now)
+            if round_trip is not None:
+                self._path.answered(round_trip, self._pending.least_round_trip, now)
+                self._sender.pacer.loaded(self._path.paced_until(now), self._pending.least_round_trip)
+                self._observer.answered(round_trip)
+            self._wakeups.pong = True
+        elif isinstance(frame, wire.Clock):
+            self._told = frame.value / 1000
+            excess = self._delay.excess(self._told, now)
+            self._late = excess > LATE
+            self._path.waited(excess, self._pending.least_round_trip, now)
 
     def _is_new(self, now: float, size: int) -> bool:
         """Count one numbered frame; False when it is a duplicate from before the cut."""
@@ -149,10 +152,7 @@ class Receiver:
             self._wakeups.timer = True
         return True
 
-    def _receive_data(self, number: int, payload: memoryview, record_size: int) -> None:
-        stream = self._streams.find(number)
-        if stream is None:
-            return
+    def _receive_data(self, stream: StreamState, payload: memoryview, record_size: int) -> None:
         if stream.phase is not OPEN:
             stream.advance(StreamStep.RECV_DATA)
         size, window = len(payload), stream.window

@@ -31,8 +31,9 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        self._fresh: deque[StreamState] = deque()
-        self._steady: deque[StreamState] = deque()
+        # Others only look whether anybody is there.
+        self.fresh: deque[StreamState] = deque()
+        self.steady: deque[StreamState] = deque()
 
     def add(self, stream: StreamState) -> None:
         """Give a turn to `stream`, which had nothing queued and is about to have."""
@@ -40,11 +41,11 @@ class Scheduler:
             stream.deficit = QUANTUM
         if not stream.in_fresh and stream.deficit > 0:
             stream.in_fresh = True
-            self._fresh.append(stream)
+            self.fresh.append(stream)
 
     def peek(self) -> StreamState | None:
         """Return the stream whose turn it is, or None when nobody has anything to send."""
-        fresh, steady = self._fresh, self._steady
+        fresh, steady = self.fresh, self.steady
         while fresh:
             stream = fresh[0]
             if stream.queue and stream.deficit > 0:
@@ -75,12 +76,16 @@ class Scheduler:
         return None
 
     def charge(self, stream: StreamState, size: int) -> None:
-        """Count `size` bytes that `stream` has just sent."""
+        """Count `size` bytes that `stream`, whose turn it was, has just sent."""
         stream.deficit -= size
+        if not stream.queue and stream.in_fresh and not self.steady:
+            # As `peek` does with a stream that has nothing more.
+            self.fresh.popleft()
+            stream.in_fresh = False
 
     def clear(self) -> None:
         """Forget every stream: nobody sends any more."""
-        for stream in (*self._fresh, *self._steady):
+        for stream in (*self.fresh, *self.steady):
             stream.in_fresh = stream.in_steady = False
-        self._fresh.clear()
-        self._steady.clear()
+        self.fresh.clear()
+        self.steady.clear()

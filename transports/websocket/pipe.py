@@ -99,7 +99,7 @@ class WebSocketPipe(Pipe):
     @property
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
-        return self._wire.can_send_now and not self._pending_pong
+        return not self._pending_pong and self._wire.can_send_now
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
@@ -162,7 +162,7 @@ class WebSocketPipe(Pipe):
     @property
     def buffered(self) -> bool:
         """See `Pipe.buffered`."""
-        return self._reader.in_the_middle or self._wire.buffered
+        return not self._reader.starved or self._wire.buffered
 
     @property
     def holds_message(self) -> bool:
@@ -172,23 +172,27 @@ class WebSocketPipe(Pipe):
     def recv_within(self, seconds: float | None) -> memoryview | None:
         """See `Pipe.recv_within`; with None it waits as `recv` does."""
         unusual = 0
+        reader, cause = self._reader, self._cause
         self._flooded = False
         try:
-            while self._cause.text is None:
-                frame = self._reader.next()
+            while cause.text is None:
+                if reader.starved and not self._receive(seconds):
+                    return None
+                message = reader.next_message()
+                if message is not None:
+                    return message
+                frame = reader.next()
                 if frame is None:
-                    if not self._receive(seconds):
-                        return None
-                elif frame.is_message:
+                    continue
+                if frame.is_message:
                     return frame.payload
-                else:
-                    message = self._receive_unusual(frame)
-                    if message is not None:
-                        return message
-                    unusual += 1
-                    if seconds == 0 and unusual >= UNUSUAL_AT_ONCE:
-                        self._flooded = True
-                        return None
+                message = self._receive_unusual(frame)
+                if message is not None:
+                    return message
+                unusual += 1
+                if seconds == 0 and unusual >= UNUSUAL_AT_ONCE:
+                    self._flooded = True
+                    return None
         except FrameError as error:
             text = f"the other end broke the WebSocket protocol: {error}"
             if self._end(text, self._close_frame(error.code)):
