@@ -70,7 +70,7 @@ class Scheduler:
 
     def sparse(self) -> StreamState | None:
         """Return a stream that was quiet and has little to send, or None where there is none among the first."""
-        for stream in islice(self._fresh, LOOKED_AT):
+        for stream in islice(self.fresh, LOOKED_AT):
             if 0 < stream.queued_bytes <= SPARSE and stream.deficit > 0:
                 return stream
         return None

@@ -344,7 +344,7 @@ class Sender:
         if held and self._can_wait(now):
             return None
         riding = self._pending.frames(now, riding=not self.idle if not held else bool(self._control))
-        room = SMALL_RECORD - sum(map(len, riding))
+        room = SMALL_RECORD - sum(map(len, riding)) if riding else SMALL_RECORD
         most = self.payload_sent + self.pacer.record
         while room > 0:
             held = held or (paced and self.payload_sent >= most)
