@@ -76,9 +76,9 @@ class Scheduler:
         return None
 
     def charge(self, stream: StreamState, size: int) -> None:
-        """Count `size` bytes that `stream`, whose turn it was, has just sent."""
+        """Count `size` bytes that `stream` has just sent."""
         stream.deficit -= size
-        if not stream.queue and stream.in_fresh and not self.steady:
+        if not stream.queue and not self.steady and self.fresh and self.fresh[0] is stream:
             # As `peek` does with a stream that has nothing more.
             self.fresh.popleft()
             stream.in_fresh = False
