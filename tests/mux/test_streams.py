@@ -8,6 +8,7 @@ from qanat.base.errors import SessionEnded, StreamReset
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.sender import CROWD_QUEUE
 from qanat.mux.stream_state import StreamPhase
 from tests.support.mux.cores import KIB, Rig, data_order, fill
 
@@ -209,6 +210,39 @@ def test_nobody_starves_the_others_by_being_quiet_often() -> None:
                     sent[frame.stream] += len(frame.payload)
             rig.client.feed(wire.Ack(rig.client.core.sender.retransmit_buffer.next_number).encode())
     assert sent[bulk.id] >= sent[often.id] - 256 * KIB
+
+
+def test_a_crowd_is_read_in_turn_and_no_more_of_it_than_will_be_sent_soon() -> None:
+    rig = Rig(LaneParameters(client=True, outbox=64 * MIB, peer_initial_window=16 * MIB))
+    sender, at_once = rig.client.core.sender, CROWD_QUEUE // BUFFER_PAYLOAD
+    streams = [rig.client.core.open_stream(b"", 0.0) for _ in range(2 * at_once + 1)]
+    for stream in streams:
+        sender.join_crowd(stream)
+    turns = []
+    while len(turns) < 4 * len(streams):
+        now_read = sender.next_of_crowd()
+        assert len(now_read) == at_once
+        for stream in now_read:
+            assert rig.client.write_buffer(stream, bytes(BUFFER_PAYLOAD)) == BUFFER_PAYLOAD
+            sender.join_crowd(stream)
+        assert not sender.next_of_crowd(), "enough is queued"
+        turns += now_read
+        rig.client.send_all()
+        rig.client.feed(wire.Ack(sender.retransmit_buffer.next_number).encode())
+    assert turns == (streams * 5)[: len(turns)]
+
+
+def test_who_has_no_credit_or_is_over_is_not_read() -> None:
+    rig = Rig(LaneParameters(client=True, peer_initial_window=BUFFER_PAYLOAD))
+    sender = rig.client.core.sender
+    spent, over, left = (rig.client.core.open_stream(b"", 0.0) for _ in range(3))
+    fill(rig.client, spent)
+    for stream in (spent, over, left):
+        sender.join_crowd(stream)
+    rig.client.core.reset(over, wire.Reason.CANCELED, "")
+    assert sender.next_of_crowd() == [left]
+    rig.client.core.end(wire.Reason.SESSION_ENDED, "")
+    assert not sender.crowd
 
 
 def test_control_frames_go_before_bulk() -> None:

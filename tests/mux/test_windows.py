@@ -9,6 +9,7 @@ import pytest
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.pending_control import PINGS_KEPT
 from qanat.mux.sender import STREAM_QUEUE
 from qanat.mux.stream_state import StreamState
@@ -375,6 +376,21 @@ def test_a_ping_that_waits_in_a_queue_does_not_lengthen_the_least_round_trip(qui
     client.core.detach()
     client.core.attach(600.0)
     assert client.core.pending.least_round_trip == 0.0
+
+
+def test_one_late_answer_does_not_make_a_path_long_for_bulk(quiet: Rig) -> None:
+    client, (stream, _) = quiet.client, quiet.open()
+    pending, now, late = client.core.pending, 100.0, 3 * PATH_TIME
+    pending.restart(now, ())
+    assert [frame for frame in client.all_frames(now) if isinstance(frame, wire.Ping)]
+    client.feed(wire.Pong(pending.ping_count).encode(), now=now + late)
+    assert pending.least_round_trip == pytest.approx(late)
+    assert not client.all_frames(now + late), "nobody has bulk to send"
+    small = client.core.sender.sendable(stream)
+    assert small < stream.send_limit
+    assert [frame for frame in client.all_frames(now + late) if isinstance(frame, wire.Ping)]
+    client.feed(wire.Pong(pending.ping_count).encode(), now=now + late + PATH_TIME / 5)
+    assert client.core.sender.sendable(stream) == stream.send_limit
 
 
 def test_a_late_pong_proves_life_and_measures_nothing(quiet: Rig) -> None:
