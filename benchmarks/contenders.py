@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.rig import load, processes
+from benchmarks.rig.bare import FAR, NEAR
 from benchmarks.rig.processes import Started
 from benchmarks.rig.target import ECHO
 from tests.support.machine.certificates import Authority, Certificate
@@ -314,6 +315,17 @@ def _start_v2ray(site: Site) -> Running:
     return await_echo(Running((LOOPBACK, entrance), near=started[1:], far=started[:1]), site)
 
 
+def _start_bare(site: Site) -> Running:
+    """Two Python programs that seal and open, and do nothing else."""
+    crossing, entrance = unused_port(), unused_port()
+
+    def end(name: str, port: int, onward: int) -> tuple[object, ...]:
+        return processes.python("-m", "benchmarks.rig.bare", name, port, site.far_host, onward)
+
+    far, near = site.far(*end(FAR, crossing, site.target)), site.near(*end(NEAR, entrance, crossing))
+    return await_echo(Running((LOOPBACK, entrance), near=[near], far=[far]), site)
+
+
 def _start_socat(site: Site) -> Running:
     """Two hops without any cipher, a process a connection at each."""
     crossing, entrance = unused_port(), unused_port()
@@ -378,4 +390,5 @@ OTHERS = (
         streams=1000,
         version=program_version("socat", "-V"),
     ),
+    Contender("bare", "two bare Python programs, AES-256-GCM", _start_bare, streams=64),
 )
