@@ -322,6 +322,7 @@ class Pump:
             if up is not None and not (most := up.take(most)):
                 if buffer is not None:
                     stream.return_buffer(buffer)
+                self._pulled = False
                 self._wait_for_turn(up, self._watch)
                 return False
             count = self._read_buffer(buffer, most) if buffer is not None else self._read_small(most)

@@ -277,6 +277,8 @@ class PipeRunner:
                         again = False
                     elif self._waits_for_inline:
                         self._work.notify()  # or it would never look what is due later, nor give its thread back
+                    elif sender.crowd and not again:
+                        self._wake_writer_locked()  # who joined meanwhile has told us alone
             if calls:
                 lane.call(calls)
             if not again:
@@ -645,7 +647,7 @@ class PipeRunner:
     def trim_sending(self) -> None:
         """Give memory back that sending bulk has needed, unless somebody sends.  Does not block."""
         with self._lock:
-            if not (self._sending or self._inline):
+            if not (self._sending or self._inline or self._alone):  # alone it may be sending CLOSE
                 self._sealed.trim_sending()
 
     def _retire_locked(self) -> None:

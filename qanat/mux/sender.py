@@ -96,7 +96,7 @@ class Sender:
         self._queue_limit = limit // 2
         # In the order of their coming, which a set would not keep.
         self._waiting_for_queue: dict[StreamState, None] = {}
-        self._crowd_limit = min(self._queue_limit, CROWD_QUEUE)
+        self._crowd_limit = min(self._queue_limit // 2, CROWD_QUEUE)
         self.crowd: dict[StreamState, None] = {}
         """Streams whose sockets the writer has read, in turn, once it wants more; each has credit."""
         self._charge_limit = limit + CONTROL_ROOM + CONTROL_ROOM_PER_STREAM * parameters.max_streams
