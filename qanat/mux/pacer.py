@@ -19,7 +19,7 @@ import math
 from collections import deque
 
 from qanat.mux.datagrams import PathDelay
-from qanat.mux.path_queue import SLOW
+from qanat.mux.path_queue import PATH_TIME, SLOW
 
 GAIN = 1.06
 """The pace, in terms of the rate that the path has brought at best."""
@@ -56,7 +56,7 @@ class Pacer:
         self._rates: deque[float] = deque(maxlen=RATES_KEPT)
         # How many frames, and how many bytes, there were up to one, and when it was made.
         self._in_flight: deque[tuple[int, int, float]] = deque(maxlen=FRAMES_KEPT)
-        self._acknowledged = 0
+        self._total = self._acknowledged = 0  # bytes of bulk on this pipe
         self._delay = PathDelay()
         self._waited = math.inf  # the least since the last rate was taken
         self._told_since = -math.inf  # by the peer's clock
@@ -76,15 +76,16 @@ class Pacer:
         self._held = True
         return self._free - now
 
-    def sent(self, number: int, total: int, size: int, now: float) -> None:
-        """Note that `size` bytes are put into a record; `number` frames and `total` bytes have left with them."""
-        self._in_flight.append((number, total, now))
+    def sent(self, number: int, size: int, now: float) -> None:
+        """Note that `size` bytes are put into a record; `number` frames have left with them."""
+        self._total += size
+        self._in_flight.append((number, self._total, now))
         if self.record != UNBOUNDED:
             self._free = max(self._free, now - LATE) + size / max(self._gain * self.rate, LEAST_RATE)
 
     def loaded(self, until: float, least_round_trip: float) -> None:
         """Have bulk keep its pace until then, unless the path is fast; a time that has passed means no longer."""
-        slow = self.rate * least_round_trip < SLOW
+        slow = least_round_trip >= PATH_TIME and self.rate * least_round_trip < SLOW
         self._until = until if slow else -math.inf
         self._set_record()
 

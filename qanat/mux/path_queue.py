@@ -106,7 +106,7 @@ class PathQueue:
 
     def paced_until(self, now: float) -> float:
         """Return until when what this end sends should keep a pace; a time that has passed means not at all."""
-        return -math.inf if self.shared(now) else self._loaded_until
+        return -math.inf if self.shared(now) or now >= self._loaded_until else self._loaded_until
 
     def holding(self, now: float) -> bool:
         """Return whether some credit is held back, for a PING that is on its way."""

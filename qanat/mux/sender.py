@@ -479,7 +479,7 @@ class Sender:
         self.queued_bytes -= size
         self._scheduler.charge(stream, size)
         if self._pending.least_round_trip >= PATH_TIME:
-            self.pacer.sent(self._sent + 1, self.payload_sent, size, now)
+            self.pacer.sent(self._sent + 1, size, now)
         self._wakeups.writers.append(stream)
         if self._waiting_for_queue:
             self._wake_queue_waiters()

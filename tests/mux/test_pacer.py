@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from qanat.mux.frames import Ack, Credit, Data
+from qanat.mux.frames import Ack, Clock, Credit, Data
 from qanat.mux.pacer import EMPTY_GAIN, GAIN, LATE, LEAST_RATE, LEAST_RECORD, MOST_RECORD, RATES_KEPT, UNBOUNDED, Pacer
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.path_queue import SLOW
+from qanat.mux.path_queue import PATH_TIME, SLOW
 from qanat.mux.sender import RIDE_WAIT
 from tests.support.mux.cores import Rig
 from tests.support.mux.slow_line import SlowLine
@@ -20,7 +20,7 @@ def paced(rate: float, *, until: float = math.inf) -> Pacer:
     pacer = Pacer()
     pacer.loaded(until, 2 * DELAY)
     for number in range(7):
-        pacer.sent(number + 1, int(rate / 8) * (number + 1), int(rate / 8), number / 8)
+        pacer.sent(number + 1, int(rate / 8), number / 8)
         if number:
             pacer.acknowledged(number, 100.0 + number / 8, 2 * DELAY)
     return pacer
@@ -47,7 +47,7 @@ def test_a_rate_is_taken_by_the_peers_clock_and_a_pace_from_it() -> None:
     pacer = paced(RATE)
     assert 0.99 < pacer.rate / RATE < 1.01
     assert LEAST_RECORD <= pacer.record <= MOST_RECORD
-    pacer.sent(8, 0, int(RATE), 2.0)
+    pacer.sent(8, int(RATE), 2.0)
     assert 1 / EMPTY_GAIN - LATE - 0.01 < pacer.wait(2.0) < 1 / GAIN
     assert not pacer.wait(3.0)
 
@@ -56,7 +56,7 @@ def test_a_late_thread_makes_up_for_a_moment_and_for_no_more() -> None:
     pacer = paced(RATE)
     sent = 0
     while not pacer.wait(5.0):
-        pacer.sent(9, 0, 1000, 5.0)
+        pacer.sent(9, 1000, 5.0)
         sent += 1000
     assert 1000 < sent <= LATE * EMPTY_GAIN * pacer.rate + 1000
 
@@ -64,30 +64,61 @@ def test_a_late_thread_makes_up_for_a_moment_and_for_no_more() -> None:
 def test_what_an_application_sends_by_itself_is_not_taken_for_the_paths_rate() -> None:
     pacer = paced(RATE)
     for number in range(40):  # A little, and all of it acknowledged each time.
-        pacer.sent(10 + number, int(RATE) + 100 * number, 100, 10 + number / 10)
+        pacer.sent(10 + number, 100, 10 + number / 10)
         pacer.acknowledged(10 + number, 110.0 + number * 0.11, 2 * DELAY)
     assert pacer.rate > 0.9 * RATE
 
 
 def test_a_fast_path_and_one_that_is_not_loaded_have_no_pace() -> None:
     pacer = paced(RATE, until=2.0)
-    pacer.sent(7, 0, 10**9, 1.0)
+    pacer.sent(7, 10**9, 1.0)
     assert pacer.wait(1.9)
     assert not pacer.wait(2.1)
     assert pacer.record == UNBOUNDED
     pacer.loaded(math.inf, SLOW / pacer.rate)
     assert pacer.record == UNBOUNDED
-    pacer.sent(8, 0, 10**9, 3.0)
+    pacer.sent(8, 10**9, 3.0)
     assert not pacer.wait(3.0)
 
 
+def test_a_path_that_turns_out_to_be_short_has_no_pace() -> None:
+    pacer = paced(RATE)
+    assert pacer.record < UNBOUNDED
+    pacer.loaded(math.inf, PATH_TIME / 2)
+    assert pacer.record == UNBOUNDED
+
+
+def test_what_went_over_the_pipe_before_is_not_taken_for_the_new_ones_rate() -> None:
+    rig = Rig(*(LaneParameters(client=client, tell_clock=True) for client in (True, False)))
+    bulk, _ = rig.open()
+    sender, pending = rig.client.core.sender, rig.client.core.pending
+    while sender.payload_sent < 1e6:
+        assert rig.client.write_buffer(bulk, bytes(20_000))
+        bulk.send_limit += 20_000
+        rig.client.send_all()
+        rig.client.feed(Ack(sender.retransmit_buffer.next_number).encode())
+        rig.client.wire.clear()
+    rig.client.core.detach()
+    now = 100.0
+    rig.client.core.attach(now, peer_expects=sender.retransmit_buffer.next_number, receive_from=0)
+    pending.least_round_trip = 2 * DELAY
+    for number in range(20):
+        assert rig.client.write_buffer(bulk, bytes(10_000))
+        bulk.send_limit += 10_000
+        rig.client.send_all(now)
+        now += 0.1
+        acknowledged = sender.retransmit_buffer.next_number
+        rig.client.feed(Clock(100 * number).encode(), Ack(acknowledged).encode(), now=now)
+    assert 0 < sender.pacer.rate < 200_000
+
+
 def test_a_path_that_has_become_faster_is_found_while_nothing_waits_in_it() -> None:
-    pacer, now, number, total = paced(RATE), 2.0, 10, int(RATE)
+    pacer, now, number = paced(RATE), 2.0, 10
     while now < 5.0:
         wait = pacer.wait(now)
         if not wait:  # What the pace allows is through at once.
-            number, total = number + 1, total + pacer.record
-            pacer.sent(number, total, pacer.record, now)
+            number += 1
+            pacer.sent(number, pacer.record, now)
             pacer.acknowledged(number, 100.125 + now, 2 * DELAY)
         now += wait or 0.0001
     assert pacer.rate > 4 * RATE
@@ -95,12 +126,12 @@ def test_a_path_that_has_become_faster_is_found_while_nothing_waits_in_it() -> N
 
 def test_a_path_that_stood_still_holds_back_no_record_for_long() -> None:
     pacer = paced(RATE)
-    pacer.sent(8, 7 * int(RATE / 8) + 1, 1, 2.0)
+    pacer.sent(8, 1, 2.0)
     for number in range(RATES_KEPT + 1):
         pacer.acknowledged(7, 101.0 + number / 8, 2 * DELAY)
     pacer.acknowledged(8, 101.0 + number / 8 + 0.125, 2 * DELAY)
     assert 0 < pacer.rate < LEAST_RATE
-    pacer.sent(100, int(RATE), pacer.record, 9.0)
+    pacer.sent(100, pacer.record, 9.0)
     assert pacer.wait(9.0) <= LEAST_RECORD / LEAST_RATE
 
 
