@@ -34,9 +34,9 @@ class WakeableSocket:
 
     def __init__(self, sock: socket.socket, peer: str = "", *, prepared: bool = False) -> None:
         """`peer` is for people.  With `prepared` it blocks, and has all options of an application's socket."""
+        if not prepared and sock.gettimeout() is not None:
+            sock.setblocking(True)
         if not prepared and type(sock) is not PreparedSocket:
-            if sock.gettimeout() is not None:
-                sock.setblocking(True)
             set_no_delay(sock)
             set_reset_on_close(sock, True)
         self._sock = sock
