@@ -106,7 +106,8 @@ def made_with(results: Results) -> str:
     for one in results.contenders:
         if one.name != DIRECT and not one.missing:
             program = "Qanat" if one.title.startswith("Qanat") else one.title.split(" ")[0].rstrip(",")
-            versions[program] = one.version()
+            if version := one.version():
+                versions[program] = version
     parts = [
         results.date.split(" ")[0],
         f"{about['cores']} cores of {about['processor']}, {about['memory_gib']:.0f} GiB",
