@@ -136,6 +136,32 @@ def test_all_comes_once_whatever_path_it_takes_and_wherever_it_is_cut(script: li
     assert run(script, quiet=True) == run(script, quiet=False)
 
 
+def test_who_joins_a_crowd_while_others_send_inline_is_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And something small comes at the same moment, so the inline sender sends once more and finds nothing left."""
+    original, joined, pulled = SealedPipe.send_record_now, threading.Event(), threading.Event()
+    with lanes_over_websocket(quiet=True) as lanes:
+        bulk, _ = lanes.open()
+        small, _ = lanes.open()
+        runner = lanes.client.lane._runner
+        assert runner is not None
+        wait_until(lambda: not runner._writing, "the writer has given its thread back")
+
+        def join_first(sealed: SealedPipe, record: memoryview) -> bool:
+            if sealed is runner._sealed and not joined.is_set():
+                joined.set()
+                bulk.when_pulled(pulled.set)
+                small.queue(b"x")
+                small.lane.flush()
+            return original(sealed, record)
+
+        monkeypatch.setattr(SealedPipe, "send_record_now", join_first)
+        small.queue(b"x")
+        small.lane.flush()
+        assert joined.is_set()
+        assert runner._writing or pulled.is_set()
+        assert pulled.wait(DEADLINE)
+
+
 def test_a_writer_that_meets_an_inline_sender_gives_its_thread_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks for work in just that moment; afterwards nothing happens that would wake it."""
     inside, go_on = threading.Event(), threading.Event()
