@@ -56,8 +56,9 @@ _STUCK = 0.5
 """Seconds that a closed pipe's writer gets to leave a connection that takes nothing, before all of it is ended.
 
 The lane's next pipe waits for that."""
-_STUCK_UNAUTHENTICATED = 5.0
-"""The same for a pipe without a lane: nobody waits for it, and those whose connection it is may be honest."""
+_STUCK_UNAUTHENTICATED = 10.0
+"""The same for a pipe without a lane: nobody waits for it, and those whose connection it is may be honest, and come
+back as soon as a proxy that had no processor for some seconds goes on."""
 
 
 class Http2Server:
