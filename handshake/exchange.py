@@ -60,7 +60,7 @@ class SealedPipe:
         self._opener = opener
         # One for all records: making 256 KiB anew each time would cost page faults.
         self._pages = PagedBuffer(pipe.headroom + MAX_RECORD)
-        self._scratch = self._pages.view  # a record with the pipe's headroom in front of it, valid until the next one
+        self._scratch = self._pages.view
 
     def send_record(self, plaintext: memoryview | bytes) -> None:
         """Seal and send `plaintext`, whose first byte is the kind; blocks until the kernel has it.
@@ -81,27 +81,29 @@ class SealedPipe:
 
         Otherwise as `send_record`.  To be called only where `can_send_now`.
         """
-        pipe = self.pipe
-        headroom = pipe.headroom
-        record = self._scratch[: headroom + len(plaintext) + TAG_SIZE]
-        self._sealer.seal_into(plaintext, record[headroom:])
+        record = self._sealed(plaintext)
         try:
-            return pipe.send_now(record)
+            return self.pipe.send_now(record)
         except QanatError:
             raise
         except Exception as error:
-            raise _own_fault(pipe) from error
+            raise _own_fault(self.pipe) from error
 
     def _send(self, plaintext: memoryview | bytes) -> None:
-        headroom = self.pipe.headroom
-        record = self._scratch[: headroom + len(plaintext) + TAG_SIZE]
-        self._sealer.seal_into(plaintext, record[headroom:])
+        record = self._sealed(plaintext)
         try:
             self.pipe.send(record)
         except QanatError:
             raise
         except Exception as error:
             raise _own_fault(self.pipe) from error
+
+    def _sealed(self, plaintext: memoryview | bytes) -> memoryview:
+        """Return the record with the pipe's headroom in front of it, valid until the next one."""
+        headroom = self.pipe.headroom
+        record = self._scratch[: headroom + len(plaintext) + TAG_SIZE]
+        self._sealer.seal_into(plaintext, record[headroom:])
+        return record
 
     def send_last(self, plaintext: bytes, cause: str) -> None:
         """Send a last record, block until the peer has ended the pipe, so that no reset overtakes it, and close.

@@ -76,6 +76,9 @@ class _Direction:
         """Go to the next key; the old secret is forgotten, and cannot be found from the new one."""
         self._install(expand(self._secret, b"qanat/1 update"))
 
+    def _nonce(self) -> bytes:
+        return (self._iv ^ self._counter).to_bytes(12, "big")
+
     def _following(self, first_byte: int, size: int) -> tuple[RecordKind, Phase] | str:
         """Return a record's kind, from its `first_byte`, and the phase after it; or why it is not allowed."""
         kind = _KINDS.get(first_byte)
@@ -155,10 +158,7 @@ class Sealer(_Direction):
             raise LocalError("this key is used up: a KEY_UPDATE must come first")
         if counter == 0:
             self._first_at = self._clock()
-        nonce = (self._iv ^ counter).to_bytes(12, "big")
-        if len(out) != size + TAG_SIZE:
-            out = out[: size + TAG_SIZE]
-        written = self._cipher.encrypt_into(nonce, plaintext, None, out)
+        written = self._cipher.encrypt_into(self._nonce(), plaintext, None, out[: size + TAG_SIZE])
         self._counter = counter + 1
         self._bytes += size
         self._phase = phase
@@ -200,7 +200,7 @@ class Opener(_Direction):
         if self._counter >= self._max_records:
             raise ProtocolError(f"the peer sealed more than {self._max_records} records under one key")
         try:
-            plaintext = self._cipher.decrypt((self._iv ^ self._counter).to_bytes(12, "big"), message, None)
+            plaintext = self._cipher.decrypt(self._nonce(), message, None)
         except InvalidTag:
             raise ProtocolError(
                 "a record was changed on the way, or is not the next one", hint="something on the path interferes"

@@ -328,11 +328,8 @@ def parse_text(content: memoryview, position: int) -> tuple[int, bytes, int]:
         _, stream, length = _OPEN_HEADER.unpack_from(content, position)
     except struct.error as error:
         raise ProtocolError(CUT_HEADER) from error
-    position += _OPEN_HEADER.size
-    after = position + length
-    if length > MAX_TEXT or after > len(content):
-        raise ProtocolError(f"a frame of {length} bytes where {len(content) - position} are left")
-    return stream, bytes(content[position:after]), after
+    body, position = _take(content, position + _OPEN_HEADER.size, length, MAX_TEXT)
+    return stream, body, position
 
 
 def parse_datagram(content: memoryview, position: int) -> tuple[int, bytes, int]:

@@ -55,7 +55,6 @@ SMALL_RECORDS = 16
 """Records in turn of at most a quarter of BUSY_READ, after which the watcher reads again, busy as the pipe may be."""
 RECORDS_HELD = 8
 """Records that have come whole and are taken in turn before what they have made due, CREDIT mostly, is sent."""
-_FRAMES = RecordKind.FRAMES
 RETRY = 1.0
 """Seconds after which a writer for which there was no thread is tried again."""
 ACTIVE = 0.25
@@ -449,12 +448,9 @@ class PipeRunner:
             if record is None:
                 return self._pipe.flooded
             kind, content = record
-            if kind is _FRAMES:
-                self._receive(content)
-            else:
-                self._found = self._take(kind, content)
-                if self._found is not None:
-                    return True
+            self._found = self._take(kind, content)
+            if self._found is not None:
+                return True
             size += len(content)
             if size > BUSY_READ:
                 return True
@@ -471,7 +467,7 @@ class PipeRunner:
 
     def _take(self, kind: RecordKind, content: memoryview) -> PipeResult | None:
         """Act on one record; the result when it was the last."""
-        if kind is _FRAMES:
+        if kind is RecordKind.FRAMES:
             self._receive(content)
             return None
         if kind is RecordKind.CLOSE:

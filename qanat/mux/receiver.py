@@ -95,10 +95,8 @@ class Receiver:
             if kind == wire.DATA:
                 number, start, position = wire.parse_data(content, position)
                 if self._is_new(now, position - start):
-                    stream = self._streams.by_id.get(number)
-                    if stream is None:
-                        self._streams.find(number)  # which says whether it ever was
-                    else:
+                    stream = self._streams.find(number)
+                    if stream is not None:
                         self._receive_data(stream, content[start:position], end)
             elif kind == wire.ACK:
                 expected, position = wire.parse_ack(content, position)

@@ -1,9 +1,8 @@
 """Numbered frames kept until the peer has acknowledged them, so that a new pipe can replay them.
 
-An entry's number is its place: `first` is the oldest one kept, `next_number` that of the next, and numbers only rise.
-The limit (`flow.outbox` in the configuration) counts memory: a bulk buffer counts whole, a small frame what it takes,
-and a control frame from when it is queued, since those do not wait for room: only DATA does, and whoever opens a
-stream.
+An entry's number is its place: `first` is the oldest one kept, and numbers only rise.  The limit (`flow.outbox` in
+the configuration) counts memory: a bulk buffer counts whole, a small frame what it takes, and a control frame from
+when it is queued, since those do not wait for room: only DATA does, and whoever opens a stream.
 
 Pure, and not thread-safe: the lane's lock guards it.
 """
@@ -38,9 +37,14 @@ class RetransmitBuffer:
     def __init__(self, limit: int, buffers: BufferPool) -> None:
         self.limit = limit
         self.charged = 0
-        self.first = self.next_number = 0
+        self.first = 0
         self._buffers = buffers
         self._entries: deque[Entry] = deque()
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next appended entry gets."""
+        return self.first + len(self._entries)
 
     @property
     def full(self) -> bool:
@@ -57,13 +61,11 @@ class RetransmitBuffer:
     def append(self, entry: Entry) -> None:
         """Keep `entry`, which has been reserved for, under the next number."""
         self._entries.append(entry)
-        self.next_number += 1
 
     def keep(self, entry: Entry) -> None:
         """Do both at once."""
         self.charged += entry.charge
         self._entries.append(entry)
-        self.next_number += 1
 
     def acknowledge(self, expected: int) -> None:
         """Forget all below `expected`, which the caller has checked; nothing when that is done already."""

@@ -31,9 +31,8 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        # Others only look whether anybody is there.
-        self.fresh: deque[StreamState] = deque()
-        self.steady: deque[StreamState] = deque()
+        self._fresh: deque[StreamState] = deque()
+        self._steady: deque[StreamState] = deque()
 
     def add(self, stream: StreamState) -> None:
         """Give a turn to `stream`, which had nothing queued and is about to have."""
@@ -41,11 +40,11 @@ class Scheduler:
             stream.deficit = QUANTUM
         if not stream.in_fresh and stream.deficit > 0:
             stream.in_fresh = True
-            self.fresh.append(stream)
+            self._fresh.append(stream)
 
     def peek(self) -> StreamState | None:
         """Return the stream whose turn it is, or None when nobody has anything to send."""
-        fresh, steady = self.fresh, self.steady
+        fresh, steady = self._fresh, self._steady
         while fresh:
             stream = fresh[0]
             if stream.queue and stream.deficit > 0:
@@ -70,7 +69,7 @@ class Scheduler:
 
     def sparse(self) -> StreamState | None:
         """Return a stream that was quiet and has little to send, or None where there is none among the first."""
-        for stream in islice(self.fresh, LOOKED_AT):
+        for stream in islice(self._fresh, LOOKED_AT):
             if 0 < stream.queued_bytes <= SPARSE and stream.deficit > 0:
                 return stream
         return None
@@ -78,14 +77,10 @@ class Scheduler:
     def charge(self, stream: StreamState, size: int) -> None:
         """Count `size` bytes that `stream` has just sent."""
         stream.deficit -= size
-        if not stream.queue and not self.steady and self.fresh and self.fresh[0] is stream:
-            # As `peek` does with a stream that has nothing more.
-            self.fresh.popleft()
-            stream.in_fresh = False
 
     def clear(self) -> None:
         """Forget every stream: nobody sends any more."""
-        for stream in (*self.fresh, *self.steady):
+        for stream in (*self._fresh, *self._steady):
             stream.in_fresh = stream.in_steady = False
-        self.fresh.clear()
-        self.steady.clear()
+        self._fresh.clear()
+        self._steady.clear()

@@ -353,9 +353,8 @@ class Sender:
                 break
             riding.append(entry.head)
             room -= len(entry.head)
-            if not (self.queued_bytes or self._control or self._replay or self.datagrams.charged):
-                if self._scheduler.fresh or self._scheduler.steady:
-                    self._scheduler.peek()  # which notes that these streams have nothing more
+            if self.idle:
+                self._scheduler.peek()  # which notes that these streams have nothing more
                 break
         if self.datagrams.charged or not small:
             bulk = self._add_datagrams_and_bulk(riding, now, small=small or held)

@@ -27,22 +27,21 @@ class StreamTable:
         """Streams that are over on the wire and whose reader has not released them."""
         self.opened = 0
         """How many there have been."""
-        self.by_id: dict[int, StreamState] = {}
-        """The open streams.  Others only look."""
         self._parameters = parameters
+        self._open: dict[int, StreamState] = {}
         self._next_own_id = 1 if parameters.client else 2
         self._last_peer_id = 0
         self._own_open = 0
 
     def __len__(self) -> int:
-        return len(self.by_id)
+        return len(self._open)
 
     def __iter__(self) -> Iterator[StreamState]:
-        return iter(self.by_id.values())
+        return iter(self._open.values())
 
     def find(self, number: int) -> StreamState | None:
         """Return the stream, or None when it is over.  Raises ProtocolError when it never was."""
-        stream = self.by_id.get(number)
+        stream = self._open.get(number)
         if stream is None:
             last = self._next_own_id - 1 if self.is_own(number) else self._last_peer_id
             if not 0 < number <= last:
@@ -51,7 +50,7 @@ class StreamTable:
 
     def find_open(self, number: int) -> StreamState | None:
         """Return the stream, or None when it is over or never was."""
-        return self.by_id.get(number)
+        return self._open.get(number)
 
     def is_own(self, number: int) -> bool:
         """Return whether this end opens the streams of this number."""
@@ -59,7 +58,7 @@ class StreamTable:
 
     def is_open(self, stream: StreamState) -> bool:
         """Return whether the stream is open on the wire."""
-        return self.by_id.get(stream.id) is stream
+        return self._open.get(stream.id) is stream
 
     def next_own_id(self) -> int:
         """Return the id for our next stream.  Raises StreamReset(LIMIT) when the peer allows no more."""
@@ -83,7 +82,7 @@ class StreamTable:
         if not number or self.is_own(number) or number <= self._last_peer_id:
             raise ProtocolError(f"OPEN of stream {number} after {self._last_peer_id}")
         self._last_peer_id = number
-        peer_open = len(self.by_id) - self._own_open
+        peer_open = len(self._open) - self._own_open
         if peer_open + max(0, self.draining - CLOSED_GRACE) >= self._parameters.max_streams:
             return None
         return self._add(number, request, now)
@@ -92,14 +91,14 @@ class StreamTable:
         parameters = self._parameters
         window = ReceiveWindow(parameters.initial_window, parameters.max_window, self.budget, now)
         stream = StreamState(number, request, parameters.peer_initial_window, window, now)
-        self.by_id[number] = stream
+        self._open[number] = stream
         self.opened += 1
         return stream
 
     def remove(self, stream: StreamState) -> None:
         """Forget a stream that is over on the wire; its reader may still be draining it.  Idempotent."""
         stream.phase = StreamPhase.CLOSED
-        if self.by_id.pop(stream.id, None) is not None:
+        if self._open.pop(stream.id, None) is not None:
             if self.is_own(stream.id):
                 self._own_open -= 1
             if not stream.released:
@@ -116,10 +115,10 @@ class StreamTable:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the table contradicts itself or its streams.  Slow; for tests."""
-        for number, stream in self.by_id.items():
+        for number, stream in self._open.items():
             assert number == stream.id, f"{stream.id} is kept as {number}"
             assert stream.phase is not StreamPhase.CLOSED, f"{stream.id} is over and yet open"
             stream.check_invariants()
-        assert self._own_open == sum(map(self.is_own, self.by_id)), "own streams miscounted"
+        assert self._own_open == sum(map(self.is_own, self._open)), "own streams miscounted"
         assert self.draining >= 0, "more streams drained than there were"
         assert 0 <= self.budget.used <= self.budget.limit, f"{self.budget.used} bytes of the budget are used"

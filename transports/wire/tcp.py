@@ -46,9 +46,6 @@ timed out is of no more use."""
 class TcpWire(Wire):
     """A connected socket.  Owns `sock` from now on; sets its options."""
 
-    can_send_now = _DONT_WAIT is not None  # but while `_left` has something
-    buffered = False
-
     def __init__(self, sock: socket.socket, peer: str | None = None) -> None:
         """`peer` is for logs; asked from the socket when None."""
         sock.settimeout(None)
@@ -66,13 +63,13 @@ class TcpWire(Wire):
         self._accepted = 0  # bytes that the kernel has taken; this and the rest are the writer's
         self._left = b""  # what `send_now` took and the kernel did not
         self._through: int | None = None  # how many of them had come through at the last look
-        self._look_at = self._moved_at = 0.0
+        self._looked_at = self._moved_at = 0.0
 
     def recv_into(self, buffer: memoryview) -> int:
         """See `Wire.recv_into`."""
         self._enter()
         try:
-            count = self._recv_into(buffer)
+            count = self._recv_into(buffer, 0)
         finally:
             self._leave()
         if count is None:
@@ -92,36 +89,28 @@ class TcpWire(Wire):
 
     def recv_within(self, buffer: memoryview, seconds: float) -> int | None:
         """See `Wire.recv_within`."""
-        if seconds:
-            if seconds != self._read_timeout:
-                self.set_read_timeout(seconds)
-            return self._recv_into(buffer)
-        assert _DONT_WAIT is not None  # or nobody could watch
-        try:
-            return self._sock.recv_into(buffer, 0, _DONT_WAIT) or self._ended()
-        except OSError as error:
-            return self._nothing_received(error)
+        if not seconds:
+            assert _DONT_WAIT is not None  # or nobody could watch
+            return self._recv_into(buffer, _DONT_WAIT)
+        if seconds != self._read_timeout:
+            self.set_read_timeout(seconds)
+        return self._recv_into(buffer, 0)
 
-    def _recv_into(self, buffer: memoryview) -> int | None:
+    def _recv_into(self, buffer: memoryview, flags: int) -> int | None:
         """Return the number of bytes received, or None when the time was up."""
         try:
-            return self._sock.recv_into(buffer) or self._ended()
+            count = self._sock.recv_into(buffer, 0, flags)
+        except (BlockingIOError, TimeoutError) as error:
+            if error.errno == errno.ETIMEDOUT:  # the kernel gave up on the connection
+                raise self._failure("receiving failed", error) from error
+            return None
         except OSError as error:
-            return self._nothing_received(error)
-
-    def _nothing_received(self, error: OSError) -> int | None:
-        """Return None when there was only nothing to receive yet; raise TransportError for every other error."""
-        if isinstance(error, BlockingIOError | TimeoutError) and error.errno != errno.ETIMEDOUT:
-            return None  # with ETIMEDOUT the kernel gave up on the connection
-        raise self._failure("receiving failed", error) from error
-
-    def _ended(self) -> int:
-        """Return 0 for the other end's orderly end; raise TransportError for one of our making."""
-        if self._closed:
+            raise self._failure("receiving failed", error) from error
+        if count == 0 and self._closed:
             raise TransportError(_CLOSED_HERE)
-        if self._gone is not None:
+        if count == 0 and self._gone is not None:
             raise TransportError(self._gone)
-        return 0
+        return count
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Wire.send_all`."""
@@ -135,6 +124,11 @@ class TcpWire(Wire):
         finally:
             self._leave()
 
+    @property
+    def can_send_now(self) -> bool:
+        """See `Wire.can_send_now`."""
+        return _DONT_WAIT is not None and not self._left
+
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
         """See `Wire.send_now`."""
         assert _DONT_WAIT is not None  # or it would not have been called
@@ -142,7 +136,7 @@ class TcpWire(Wire):
             with self._lock:  # Not for long enough to count as a user.
                 if self._closed:
                     raise TransportError(_CLOSED_HERE)
-                if self._write_timeout is not None and time.monotonic() >= self._look_at:
+                if self._write_timeout is not None:
                     self._look(self._write_timeout, blocked=False)
                 try:
                     count = self._sock.send(data, _DONT_WAIT)
@@ -153,11 +147,11 @@ class TcpWire(Wire):
         self._accepted += count
         if count == len(data):
             return True
-        self._left, self.can_send_now = bytes(memoryview(data)[count:]), False
+        self._left = bytes(memoryview(data)[count:])
         return False
 
     def _send_left(self) -> None:
-        left, self._left, self.can_send_now = self._left, b"", True
+        left, self._left = self._left, b""
         self._send(memoryview(left))
 
     def _sending_failed(self, error: OSError) -> TransportError:
@@ -192,9 +186,9 @@ class TcpWire(Wire):
         takes many small writes for a path that is dead.
         """
         now = time.monotonic()
-        if now < self._look_at:
+        if now - self._looked_at < timeout / _LOOKS / 2:
             return
-        self._look_at = now + timeout / _LOOKS / 2
+        self._looked_at = now
         waiting = _unacknowledged(self._sock)
         through = self._accepted - (waiting or 0)
         if through != self._through or not (blocked if waiting is None else waiting):
@@ -236,7 +230,7 @@ class TcpWire(Wire):
             if _USER_TIMEOUT is not None and self._sock.family in (socket.AF_INET, socket.AF_INET6):
                 kernel = 0 if seconds is None else round(_USER_TIMEOUTS * seconds * 1000)
                 self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, kernel)
-            self._through, self._write_timeout, self._look_at = None, seconds, 0.0
+            self._through, self._write_timeout = None, seconds
         except OSError as error:
             raise self._failure("setting the write timeout failed", error) from error
         finally:
