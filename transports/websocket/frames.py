@@ -92,7 +92,6 @@ class FrameReader:
         self._end = len(first)
         self._buffer[: self._end] = first
         self._needed = 2  # bytes from _start, so that `next` can get further
-        self._mask_bit = 0x80 if masked else 0
         self.starved = not first
         """Whether `next` would return None: it takes more bytes to get further.  Others only read it."""
         self._fragments = 0  # of the message that is coming in pieces; 0 when none is
@@ -143,39 +142,9 @@ class FrameReader:
             length = int.from_bytes(buffer[start + 2 : start + header], "big")
         return have >= header + length + (4 if self._masked else 0)
 
-    def next_message(self) -> memoryview | None:
-        """Return the next message where that is easy to see: it is below 64 KiB, and has come whole in a single frame.
-
-        None says nothing; `next` does.  Raises nothing.
-        """
-        buffer, start = self._buffer, self._start
-        if self._end - start < 4 or buffer[start] != _WHOLE_BINARY or self._fragments:
-            return None
-        length, first = buffer[start + 1] ^ self._mask_bit, start + 2
-        if length == 126:
-            length, first = buffer[start + 2] << 8 | buffer[start + 3], start + 4
-            if length <= _MAX_CONTROL:  # not its shortest form
-                return None
-        elif length > 126:  # far longer, or masked though it should not be, or the other way round
-            return None
-        if self._mask_bit:
-            first += 4
-        after = first + length
-        if after > self._end or length > self.max_message:
-            return None
-        self._start, self.starved = after, after == self._end
-        payload = buffer[first:after]
-        if self._mask_bit:
-            xor_mask(payload, bytes(buffer[first - 4 : first]))
-        return payload
-
     def next(self) -> Frame | None:
         """Return the next whole frame, or None when more bytes are needed.  Raises FrameError."""
-        frame = self._next()
-        self.starved = frame is None
-        return frame
-
-    def _next(self) -> Frame | None:
+        self.starved = True  # unless a frame is found, and more behind it
         buffer, start = self._buffer, self._start
         have = self._end - start
         if have < 2:
@@ -201,6 +170,7 @@ class FrameReader:
             self._needed = total
             return None
         self._start = start + total
+        self.starved = have == total
         payload = buffer[start + header : start + total]
         if first == _WHOLE_BINARY and not self._fragments:
             if self._masked:

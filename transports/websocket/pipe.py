@@ -178,9 +178,6 @@ class WebSocketPipe(Pipe):
             while cause.text is None:
                 if reader.starved and not self._receive(seconds):
                     return None
-                message = reader.next_message()
-                if message is not None:
-                    return message
                 frame = reader.next()
                 if frame is None:
                     continue
