@@ -120,6 +120,10 @@ class Watcher:
         self._posted: deque[Ready] = deque()
         self._dirty: set[Flushable] = set()
         """What is flushed once the present round is over.  The thread's own."""
+        self._soon: set[Flushable] = set()
+        """What is flushed once the next round is over, which does not wait.  The thread's own."""
+        self._late: list[Callable[[], None]] = []
+        """What is called once the present round is over and flushed.  The thread's own."""
         self._ident: int | None = None
         self._chores: dict[Chore, None] = {}  # used as an ordered set
         self._tick = self.timer(self._do_chores)
@@ -178,6 +182,26 @@ class Watcher:
             self._dirty.add(flushable)
         else:
             flushable.flush()
+
+    def flush_soon(self, flushable: Flushable) -> None:
+        """Flush it after one more look at what is ready, with what that brings; at once outside the watcher's thread.
+
+        For what nobody waits for: the end of a stream, which mostly has company a moment later.  Does not block.
+        """
+        if threading.get_ident() == self._ident:
+            self._soon.add(flushable)
+        else:
+            flushable.flush()
+
+    def call_late(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once what this round has brought is sent; call it now outside the watcher's thread.
+
+        For what others need not wait for: tidying up.  It must not block.
+        """
+        if threading.get_ident() == self._ident:
+            self._late.append(callback)
+        else:
+            callback()
 
     def timer(self, callback: Ready) -> Timer:
         """Return a timer that calls `callback`, which must not block, and is not set yet."""
@@ -266,14 +290,14 @@ class Watcher:
     def _watch_loop(self) -> None:
         poll, ready, posted, timers = self._poll, self._ready, self._posted, self._timers
         assert poll is not None  # made before the thread
+        dirty, soon, late = self._dirty, self._soon, self._late
         wait, monotonic, never = poll.wait, time.monotonic, math.inf
         self._ident = threading.get_ident()
         while not self._closed:
-            dirty = self._dirty
             self._busy_since = never
             # Without the lock, but in this order: whoever sets a timer that is not seen here has to wake this thread.
             self._wakes_at = never
-            due = -never if posted else timers[0][0] if timers else never
+            due = -never if posted or dirty else timers[0][0] if timers else never
             self._wakes_at = due
             found = wait(None if due == never else max(0.0, due - monotonic()), ROUND)
             self._busy_since = now = monotonic()
@@ -297,9 +321,25 @@ class Watcher:
                 self._call_timers(dirty)
             while dirty:
                 try:
-                    dirty.pop().flush()
+                    flushable = dirty.pop()
+                    soon.discard(flushable)
+                    flushable.flush()
                 except Exception:
                     log_unexpected("flushing what the watcher has read ended")
+            if late:
+                self._call_late(late)
+            if soon:
+                dirty.update(soon)
+                soon.clear()
+
+    def _call_late(self, late: list[Callable[[], None]]) -> None:
+        """Call what was to be called late, and what that adds."""
+        for callback in late:
+            try:
+                callback()
+            except Exception:
+                log_unexpected("tidying up after a round ended")
+        late.clear()
 
     def _call_posted(self, dirty: set[Flushable]) -> None:
         """Call what was posted, what that posts too, and leave to the next round what follows from these."""

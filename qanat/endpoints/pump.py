@@ -187,6 +187,10 @@ class Pump:
                     share.close()
             if self._idle is not None:
                 self._idle.stop()
+        self._watcher.call_late(self._close)
+
+    def _close(self) -> None:
+        """Leave stream and socket: both directions have ended."""
         if self._register is not None:
             self._register.discard(self)
         stream = self._stream
@@ -279,6 +283,7 @@ class Pump:
             self._unwatch()
             stream.queue_finish()
             self._over(True)
+            self._watcher.flush_soon(self._lane)
         except (StreamReset, Aborted):
             self._unwatch()
             self._sock.abort()
@@ -288,8 +293,7 @@ class Pump:
             self._unwatch()
             stream.reset(*reason_for(error))
             self._over(False)
-            return None
-        return self._lane
+        return None
 
     def _begin_bulk(self) -> None:
         """Give the uplink a thread, or, when there are many, turns of the writer; else the watcher goes on."""

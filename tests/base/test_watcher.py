@@ -246,3 +246,98 @@ def test_a_chore_that_was_removed_is_not_done(watcher: Watcher) -> None:
     watcher.remove_chore(removed)
     watcher.stir()
     assert done.get(timeout=TIMEOUT) == "kept"
+
+
+def test_what_may_wait_is_flushed_with_what_one_more_look_brings(watcher: Watcher, pair: Pair) -> None:
+    order: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Noting(Lane):
+        def flush(self) -> None:
+            order.put("flushed")
+
+    lane = Noting()
+    first, other = socket.socketpair()
+    with first, other:
+
+        def ends() -> None:
+            first.recv(1)
+            order.put("ends")
+            pair[1].send(b"x")  # so that the other one has something only after this round has looked
+            watcher.flush_soon(lane)
+
+        def begins() -> Lane:
+            pair[0].recv(1)
+            order.put("begins")
+            return lane
+
+        watcher.add(first.fileno(), ends)
+        watcher.add(pair[0].fileno(), begins)
+        for _ in range(2):
+            other.send(b"x")
+            assert [order.get(timeout=TIMEOUT) for _ in range(3)] == ["ends", "begins", "flushed"]
+        with pytest.raises(queue.Empty):
+            order.get(timeout=0.05)
+        watcher.flush_soon(lane)  # outside the watcher's thread there is nothing to wait for
+        assert order.get_nowait() == "flushed"
+        watcher.remove(first.fileno())
+
+
+def test_what_may_wait_does_so_for_one_look_only(watcher: Watcher, pair: Pair) -> None:
+    lane = Lane()
+
+    def ends() -> None:
+        pair[0].recv(1)
+        watcher.flush_soon(lane)
+
+    watcher.add(pair[0].fileno(), ends)
+    pair[1].send(b"x")
+    assert lane.flushed.get(timeout=TIMEOUT) == module.NAME
+
+
+def test_who_is_flushed_in_this_round_is_not_flushed_again(watcher: Watcher, pair: Pair) -> None:
+    got: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    lane, another = Lane(), Lane()
+
+    def ready() -> Lane:
+        got.put(pair[0].recv(1))
+        watcher.flush_soon(lane)
+        watcher.flush_soon(another)
+        return lane
+
+    watcher.add(pair[0].fileno(), ready)
+    for _ in range(3):
+        pair[1].send(b"x")
+        assert another.flushed.get(timeout=TIMEOUT) == module.NAME  # which comes a round later
+        assert lane.flushed.get_nowait() == module.NAME
+    assert lane.flushed.empty()
+
+
+def test_tidying_up_comes_after_what_is_sent_and_a_fault_of_one_leaves_the_others(
+    watcher: Watcher, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    order: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Noting(Lane):
+        def flush(self) -> None:
+            order.put("flushed")
+
+    def again() -> None:
+        order.put("tidied")
+        watcher.call_late(lambda: order.put("tidied more"))
+
+    def ready() -> Lane:
+        pair[0].recv(1)
+        watcher.call_late(lambda: 1 // 0)  # type: ignore[arg-type]
+        watcher.call_late(again)
+        order.put("read")
+        return lane
+
+    lane = Noting()
+    watcher.add(pair[0].fileno(), ready)
+    for _ in range(2):
+        pair[1].send(b"x")
+        got = [order.get(timeout=TIMEOUT) for _ in range(4)]
+        assert got == ["read", "flushed", "tidied", "tidied more"]
+    assert caplog.text.count("an unexpected error") == 2
+    watcher.call_late(lambda: order.put("at once"))  # outside the watcher's thread
+    assert order.get_nowait() == "at once"
