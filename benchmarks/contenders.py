@@ -13,6 +13,7 @@ import platform
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from tests.support.machine.programs import find_program
 
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 30.0
+REST_SPAN, REST_CORES = 0.1, 0.1
+"""Seconds over which a contender that rests uses less than so many cores."""
 
 
 class Process(Protocol):
@@ -99,6 +102,22 @@ class Running:
     def processor_time(self) -> float:
         """Seconds used so far by all of them."""
         return processes.processor_time(process.pid for process in self.processes)
+
+    def await_rest(self, seconds: float) -> bool:
+        """Block until its processes have nothing left to do, at most `seconds`; return whether it came to that.
+
+        An echo that is quick says less: v2ray goes on for seconds with what it has taken of 64 uploads, beside it.
+        """
+        end = time.monotonic() + seconds
+        while self.processes:
+            before, since = self.processor_time, time.monotonic()
+            time.sleep(REST_SPAN)
+            now = time.monotonic()
+            if self.processor_time - before < REST_CORES * (now - since):
+                break
+            if now >= end:
+                return False
+        return True
 
     def why_dead(self) -> str | None:
         """Return which of its processes has ended and with which words; None while all run."""

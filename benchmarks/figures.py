@@ -143,7 +143,7 @@ def _throughput(way: str, count: int, running: Running, contender: Contender, le
     except OSError:
         settled = False
     if not settled:
-        running.stop()  # what it still has to do would be at the cost of the next one; it is started anew
+        running.stop()  # its backlog would be at the cost of the next one; it is started anew
     values = {f"throughput.{way}.{count}": (carried.up + carried.down) * 8 / 1e9}
     if count >= 64:
         values[f"wait.{way}.{count}"] = carried.waited

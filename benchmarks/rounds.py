@@ -38,6 +38,9 @@ ALL_GROUPS = (*(group.name for group in GROUPS), CLIENTS, PATHS)
 ONCE = ("memory", CLIENTS)
 """Groups that only the first round has: what they find hardly varies, and they take long."""
 
+REST_SECONDS = 5.0
+"""Seconds that a contender gets after each measurement to come to rest, before it is started anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -107,6 +110,8 @@ class Run:
                     with self._cost.watched(group.name):
                         values = step(running, one, self._plan.lengths)
                     self._keep(one, group.name, number, values)
+                    if not running.await_rest(REST_SECONDS):
+                        self._stop(one.name)  # what it still has to do would be at the cost of the next one
                 if group.fresh:
                     self._stop(one.name)
 

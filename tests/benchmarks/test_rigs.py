@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 
 import pytest
 
-from benchmarks.contenders import OTHERS, Site
+from benchmarks.contenders import OTHERS, Running, Site
 from benchmarks.figures import Lengths, client_figures, measure_clients
 from benchmarks.qanat_contenders import QANAT
-from benchmarks.rig import load
+from benchmarks.rig import load, processes
 from benchmarks.rig.namespaces import FAR, Line, Machines, impossible
 from benchmarks.rig.processes import Started, python
 
@@ -31,6 +32,29 @@ def test_idle_clients_are_counted_at_their_server(tmp_path: Path) -> None:
     assert values.keys() == {figure.name for figure in client_figures(Lengths(clients=(6,)))}, "5,000 are beyond 1,000"
     assert values["clients.threads.6"] >= 1
     assert (tmp_path / "six" / "ready-0").exists()
+
+
+class Sleeper:
+    """A process that none looks at."""
+
+    pid = 0
+    running = True
+    last_words = ""
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+def test_the_next_measurement_waits_until_a_contender_has_nothing_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running(("127.0.0.1", 1), far=[Sleeper()])
+    used = iter([0.0, 5.0, 5.0, 7.0, 7.0, 7.0])
+    monkeypatch.setattr(processes, "processor_time", lambda pids: next(used))
+    assert running.await_rest(60.0)
+    assert next(used, None) is None, "it looked until two looks gave the same"
+    busy = itertools.count()
+    monkeypatch.setattr(processes, "processor_time", lambda pids: next(busy) * 100.0)
+    assert not running.await_rest(0.0)
+    assert Running(("127.0.0.1", 1)).await_rest(0.0), "no process, no backlog"
 
 
 @pytest.mark.skipif(impossible() is not None, reason=impossible() or "")
