@@ -15,10 +15,16 @@ stream's share of that, as large as its share of what has come lately, and a lit
 streams come to equal windows, below `initial` too, and each keeps moving.  A CREDIT is due for each eighth, since what
 comes in bursts waits.
 
+Beside streams that carry little, of which each exchange waits for all bulk that is in flight, a window gives for a
+moment less than its size: what its reader consumes in BESIDE_TIME, twice, and BESIDE_LEAST at least.  That rate is the
+best of late, so one reader that was late once does not make the window smaller, and then itself slower.
+
 Pure; the receiver and the stream table call it.
 """
 
 from __future__ import annotations
+
+import math
 
 from qanat.mux.path_queue import PATH_TIME, PathQueue
 
@@ -35,6 +41,12 @@ NARROW_PERIOD = 3
 """Least round trips over which a share is taken: pieces of a window come in bursts."""
 HELD = 0.6
 """The part of a narrow path's window that is given while credit is held back: less than the path holds."""
+BESIDE_TIME, BESIDE_LEAST = 0.001, 256 * 1024
+"""See above: seconds in the place of LEAST_TIME, and bytes: two records, or each would wait for its CREDIT."""
+LITTLE, BESIDE_SECONDS = 4096, 1.0
+"""Bytes that a stream whose window has not grown takes at once, and the seconds for which bulk heeds it after that."""
+RATE_DECAY = 0.95
+"""The part of the best rate that still counts after each RATE_TIME."""
 IDLE_FACTOR = 100
 """A window that is this many times larger than it would need to be is given back by half."""
 LARGE = 1024 * 1024
@@ -47,6 +59,8 @@ class WindowBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.little_at = -math.inf
+        """When one of its streams that carry little last handed something on."""
 
 
 class ReceiveWindow:
@@ -63,6 +77,7 @@ class ReceiveWindow:
         "limit",
         "narrow",
         "part",
+        "rate",
         "received",
         "received_before",
         "since",
@@ -77,6 +92,7 @@ class ReceiveWindow:
         self.size = initial
         self.allowed = initial  # of it now: less while credit is held back
         self.part = initial >> (2 if initial >= LARGE else 1)  # of it, for which a CREDIT is due
+        self.rate = 0.0  # bytes a second that the reader has lately consumed, at best
         self.narrow = False
         self.wide = initial  # what `size` was before the path became narrow
         self.received = 0
@@ -93,6 +109,8 @@ class ReceiveWindow:
         `path` says whether windows may shrink; without one they do not.
         """
         self.consumed += count
+        if count <= LITTLE and self.size <= self.initial:
+            self.budget.little_at = now
         due = self.consumed + self.allowed - self.granted >= self.part
         if due:
             self._measure(now, least_round_trip, path)
@@ -114,12 +132,21 @@ class ReceiveWindow:
                 share = consumed / max(consumed, path.received - self.received_before)
                 self._follow(int(path.window * share) + max(NARROW_LEAST, int(NARROW_TIME * path.rate)))
             else:
-                wanted = int(GAIN * consumed / elapsed * max(least_round_trip, LEAST_TIME))
+                rate = consumed / elapsed
+                self.rate = max(rate, RATE_DECAY * self.rate)
+                wanted = int(GAIN * rate * max(least_round_trip, LEAST_TIME))
                 self._tune(max(wanted, self.wide) if path is not None and path.shared(now) else wanted)
             self.since, self.consumed_before = now, self.consumed
             self.received_before = 0 if path is None else path.received
-        held = path is not None and self.narrow and path.holding(now)
-        self.allowed = int(HELD * self.size) if held else self.size
+        self.allowed = self.size
+        if self.narrow:
+            if path is not None and path.holding(now):
+                self.allowed = int(HELD * self.size)
+        elif (
+            least_round_trip < LEAST_TIME and self.size > BESIDE_LEAST and now - self.budget.little_at < BESIDE_SECONDS
+        ):
+            beside = int(GAIN * self.rate * max(least_round_trip, BESIDE_TIME))
+            self.allowed = min(self.size, max(beside, BESIDE_LEAST))
         quarters = self.allowed >= LARGE or least_round_trip >= PATH_TIME
         self.part = self.allowed >> (3 if self.narrow else 2 if quarters else 1)
 

@@ -13,7 +13,7 @@ from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.pending_control import PINGS_KEPT
 from qanat.mux.sender import STREAM_QUEUE
 from qanat.mux.stream_state import StreamState
-from qanat.mux.window import LEAST_TIME, ReceiveWindow, WindowBudget
+from qanat.mux.window import BESIDE_LEAST, BESIDE_SECONDS, BESIDE_TIME, LEAST_TIME, LITTLE, ReceiveWindow, WindowBudget
 from tests.support.mux.cores import KIB, Peer, Rig, data_order, fill
 from tests.support.mux.slow_line import SlowLine
 
@@ -98,6 +98,45 @@ def test_a_reader_that_becomes_slower_keeps_its_window_since_a_late_thread_looks
     size = window.size
     steady(window, 10e6, 0.0005, 20.0)
     assert window.size == size
+
+
+def in_flight(window: ReceiveWindow, rate: float, begin: float, end: float, beside: ReceiveWindow | None = None) -> int:
+    """Return the most that may be on its way to a reader of at most `rate`, in the last second of these."""
+    most = 0
+    for turn in range(round((end - begin) * 1000)):
+        now = begin + turn / 1000
+        if beside is not None and not turn % 10:
+            beside.consume(64, now, 0.0005)
+        if window.consume(min(int(rate / 1000), window.granted - window.consumed), now, 0.0005):
+            window.grant()
+        if now >= end - 1.0:
+            most = max(most, window.granted - window.consumed)
+    return most
+
+
+def test_bulk_beside_a_stream_that_carries_little_has_less_in_flight_and_all_again_afterwards() -> None:
+    budget, rate = WindowBudget(64 * MIB), 250e6
+    bulk, little = (ReceiveWindow(128 * KIB, 16 * MIB, budget, 0.0) for _ in range(2))
+    alone = in_flight(bulk, rate, 0.0, 2.0)
+    assert alone == pytest.approx(2 * rate * LEAST_TIME, rel=0.02)
+    assert in_flight(bulk, rate, 2.0, 4.0, little) == pytest.approx(2 * rate * BESIDE_TIME, rel=0.02)
+    assert in_flight(bulk, rate, 4.0, 6.0 + BESIDE_SECONDS) == alone
+
+
+def test_bulk_beside_little_keeps_two_records_however_slow_its_reader() -> None:
+    budget = WindowBudget(64 * MIB)
+    bulk, little = (ReceiveWindow(128 * KIB, 16 * MIB, budget, 0.0) for _ in range(2))
+    in_flight(bulk, 250e6, 0.0, 2.0)
+    assert in_flight(bulk, 10e6, 2.0, 6.0, little) == pytest.approx(BESIDE_LEAST, rel=0.02)
+
+
+def test_bulk_on_a_long_path_keeps_its_window_beside_others() -> None:
+    budget = WindowBudget(64 * MIB)
+    bulk, little = (ReceiveWindow(128 * KIB, 16 * MIB, budget, 0.0) for _ in range(2))
+    steady(bulk, 125e6, 0.02)
+    little.consume(LITTLE, bulk.since, 0.02)
+    bulk.consume(bulk.size, bulk.since, 0.02)
+    assert bulk.grant() - bulk.consumed == bulk.size
 
 
 def test_credit_for_a_large_window_comes_early_enough_to_fill_a_long_path() -> None:
