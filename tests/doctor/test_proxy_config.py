@@ -119,7 +119,7 @@ def test_the_command_prints_file_line_and_patch_and_changes_nothing(tmp_path: Pa
     before = file.read_text()
     done = run_qanat("doctor", "--proxy-config", file)
     assert done.returncode == 4
-    assert f"{file}:13: http2-off: " in done.stdout
+    assert f"{file}:17: http2-off: " in done.stdout
     assert "+    bind :443 ssl crt /etc/haproxy/tunnel.example.com.pem alpn h2,http/1.1" in done.stdout
     assert file.read_text() == before
 
