@@ -521,8 +521,7 @@ class Client:
     def _join(self, who: str, join: Callable[[ClientSession], None], give_up: Callable[[QanatError], None]) -> None:
         """Call `join` with the session for a new stream, as soon as there is one, else `give_up`.  Does not block."""
 
-        with self._changed:
-            session = self._choose_locked()
+        session = self._choose()
         try:
             if session is not None:
                 join(session)
@@ -566,8 +565,7 @@ class Client:
                 warn(f"{reason_name(reason)}: {printable(text)}")
             on_over(reason, text)
 
-        with self._changed:
-            session = self._choose_locked()
+        session = self._choose()
         if session is None:
             raise WouldBlock
         address = address_of(origin)
@@ -598,16 +596,16 @@ class Client:
         """
         deadline = Deadline(self.settings.connect_timeout)
         with self._changed:
-            while (session := self._choose_locked()) is None and not self._stopping.is_set() and not deadline.passed:
+            while (session := self._choose()) is None and not self._stopping.is_set() and not deadline.passed:
                 self._changed.wait(deadline.remaining())
             if session is None:
                 session = next((server.session for server in self.servers if server.session is not None), None)
             return session
 
-    def _choose_locked(self) -> ClientSession | None:
+    def _choose(self) -> ClientSession | None:
         """Return the session for a new stream: the first server's in order, or of all wanted the least loaded one.
 
-        None while there is none.
+        None while there is none.  With or without the lock: it is a choice of this moment, and may be over by the next.
         """
         live: list[ClientSession] = []
         for server in self.servers:

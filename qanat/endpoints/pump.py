@@ -122,7 +122,7 @@ class Pump:
         if read_now:
             self._ready()
         if self._quiet:
-            self._watch()
+            self._watcher.call_late(self._watch)  # what was read goes first
 
     def limits_changed(self) -> None:
         """Carry on within what its limits are now.  Idempotent, from any thread; does not block."""

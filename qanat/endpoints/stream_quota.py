@@ -116,15 +116,17 @@ class StreamQuota:
             now = self._room.clock()
             known = self._busy.get(key) or self._seen.get(key)
             if known is None:
-                known = _OfAddress(_bucket(self._limits.streams_per_second_per_address, now) if key else None)
+                rate = self._limits.streams_per_second_per_address
+                known = _OfAddress(_bucket(rate, now) if rate and key else None)
             reason = self._reason_locked(key, known, now)
             if not reason:
                 known.open += 1
                 self._open += 1
                 self._room.open += 1
                 self._busy[key] = known
-                self._seen.pop(key, None)
-            elif key not in self._busy:
+                if self._seen:
+                    self._seen.pop(key, None)
+            elif known.bucket is not None and key not in self._busy:
                 self._remember_locked(key, known)
             return reason
 
@@ -138,14 +140,14 @@ class StreamQuota:
             self._room.open -= 1
             if not known.open:
                 del self._busy[key]
-                self._remember_locked(key, known)
+                if known.bucket is not None:
+                    self._remember_locked(key, known)
 
     def _remember_locked(self, key: str, known: _OfAddress) -> None:
-        if known.bucket is not None:
-            self._seen[key] = known
-            self._seen.move_to_end(key)
-            if len(self._seen) > REMEMBERED:
-                self._seen.popitem(last=False)
+        self._seen[key] = known
+        self._seen.move_to_end(key)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
 
     def _reason_locked(self, key: str, known: _OfAddress, now: float) -> str:
         limits, free = self._limits, self._room.free

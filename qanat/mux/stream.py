@@ -395,11 +395,16 @@ class Stream:
         """Call `on_failure` and `deliver_to`, for a stream that begins; does not block."""
         with self._lock:
             state = self._state
-            if not (state.inbox or state.fin_received or state.failure is not None or state.phase is CLOSED):
-                self._on_failure, self._sink, self._direct = on_failure, sink, True
+            self._on_failure, self._sink, self._direct = on_failure, sink, True
+            failed = state.failure is not None
+            if not (failed or state.inbox or state.fin_received or state.phase is CLOSED):
                 return
-        self.on_failure(on_failure)
-        self.deliver_to(sink)
+            self._delivering = True
+            payload = self._receiver.take(state)
+        if failed:
+            self.fail()
+        if self.deliver(payload):
+            self._lane.flush()
 
     def deliver_to(self, sink: Sink) -> None:
         """Have the lane's reader deliver to `sink` from now on, and deliver what has come.  Does not block."""

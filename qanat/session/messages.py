@@ -87,7 +87,7 @@ class Connect:
     def encode(self) -> bytes:
         """Return the stream request, in the layout that the oldest peer knows; texts that are too long are cut."""
         if isinstance(self.to, TcpAddress) and not self.local:
-            return struct.pack("!BH", 1, self.to.port) + lp16(self.to.host.encode()) + _cut(self.origin)
+            return _connect_head(self.to.host, self.to.port) + _cut(self.origin)
         return b"\x04" + _encode_place(self.to) + _cut(self.origin) + _cut(self.local)
 
 
@@ -376,6 +376,12 @@ def _read_place(reader: FieldReader) -> ListenPlace | None:
     if network == Network.NONE:
         return None
     raise ProtocolError(f"unknown network {network}")
+
+
+@lru_cache(256)
+def _connect_head(host: str, port: int) -> bytes:
+    """Return how a CONNECT of the first version begins.  Remembered, since many streams go to the same place."""
+    return struct.pack("!BH", 1, port) + lp16(host.encode())
 
 
 def _cut(text: str) -> bytes:

@@ -218,7 +218,7 @@ CLIENT = [
     Case(Http2Pipe, "send_now", "local", transport="http2"),
     Case(StreamWire, "recv_within", "local", thread="watcher", transport="websocket-h2"),
     Case(StreamWire, "send_now", "local", transport="websocket-h2"),
-    Case(Client, "_choose_locked", "local"),
+    Case(Client, "_choose", "local"),
     Case(Session, "join_accepted", "local"),
     Case(JoinedStreams, "pump", "local"),
     Case(Pump, "_read_now", "local"),
