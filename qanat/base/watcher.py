@@ -2,7 +2,9 @@
 
     socket readable -> its callback, in the watcher's thread: an application's bytes are queued on their lane,
                        a pipe's records are opened and handed to the applications' sockets
-    after a round   -> every lane that got something is flushed once, so that many streams share a record
+    after a round   -> every lane that got something is flushed once, so that many streams share a record; an end alone
+                       waits for one more look (`flush_soon`), since the next beginning mostly is a moment away
+    then            -> what nobody waits for (`call_late`): stream and socket that are over are closed
     a timer is due  -> its callback, in the same thread
     chores          -> now and then while something happens (`stir`), so that nothing else has to wake for them
 

@@ -13,7 +13,7 @@ import pytest
 from qanat.base.errors import NoThread
 from qanat.base.sockets import set_reset_on_close
 from qanat.base.threads import ThreadGroup
-from qanat.base.watcher import Watcher
+from qanat.base.watcher import Flushable, Watcher
 from qanat.endpoints.pump import QUICK_SENDS, SMALL_READ, Pump, StartThread
 from qanat.endpoints.wakeable import WakeableSocket
 from qanat.mux.frames import Reason
@@ -77,10 +77,15 @@ class Joined:
         return (self.server, self.client) if reversed_ else (self.client, self.server)
 
 
-def _socket_pair() -> tuple[socket.socket, WakeableSocket]:
+def _plain_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         application = socket.create_connection(listener.getsockname(), SECONDS)
         accepted, _ = listener.accept()
+    return application, accepted
+
+
+def _socket_pair() -> tuple[socket.socket, WakeableSocket]:
+    application, accepted = _plain_pair()
     return application, WakeableSocket(accepted)
 
 
@@ -148,6 +153,45 @@ def test_a_connection_on_which_nothing_is_said_ends_in_order(joined: Joined) -> 
     assert read_to_end(joined.server) == (b"", "end")
     finish(joined.server)
     assert read_to_end(joined.client) == (b"", "end")
+
+
+def test_an_end_waits_for_one_more_look_and_is_tidied_up_once_all_is_sent(pair: Pair) -> None:
+    """So that the FIN of one connection and the OPEN of the next share a record, and neither waits for a `close`."""
+    order: list[str] = []
+
+    class Noting(Watcher):
+        def flush_soon(self, flushable: Flushable) -> None:
+            order.append("soon")
+            super().flush_soon(flushable)
+
+        def call_late(self, callback: Callable[[], None]) -> None:
+            def called() -> None:
+                order.append("late")
+                callback()
+
+            super().call_late(called)
+
+    class Closing(WakeableSocket):
+        def close(self, *, orderly: bool) -> None:
+            order.append("closed")
+            super().close(orderly=orderly)
+
+    application, accepted = _plain_pair()
+    stream = pair.client.lane.open_stream(b"")
+    theirs = pair.server.next_stream()
+    watcher, threads, over = Noting(), ThreadGroup("pumps"), threading.Event()
+    pump = Pump(stream, Closing(accepted), watcher, threads.start, over.set)
+    theirs.finish()
+    pump.start()
+    assert application.recv(1) == b""
+    order.clear()
+    finish(application)
+    assert over.wait(SECONDS)
+    assert order == ["soon", "late", "closed"]
+    assert theirs.receive() is None
+    theirs.release()
+    application.close()
+    watcher.close()
 
 
 def test_what_was_sent_just_before_an_orderly_end_is_not_lost(joined: Joined) -> None:
