@@ -64,6 +64,9 @@ YIELD_TIMEOUT = 0.5
 """Seconds that the writer of a pipe that has to yield gets to come to the end of its record and say CLOSE."""
 
 
+_FRAMES = RecordKind.FRAMES
+
+
 @dataclass(frozen=True, slots=True)
 class PipeResult:
     """How a pipe ended: with the peer's sealed CLOSE (`close`), or, by this end or a cut, without one.
@@ -247,16 +250,17 @@ class PipeRunner:
         raises nothing: a pipe that fails ends for its reader.
         """
         lane, sender, sealed = self._lane, self._sender, self._sealed
+        calls: Calls = []
         for _ in range(RECORDS_AT_ONCE):
             with self._lock:
-                busy = self._sending or self._inline or self._flush_due or self._alone or self._pipe.cause is not None
+                busy = self._sending or self._inline or self._flush_due or self._alone
                 if busy or not sender.attached or not sealed.can_send_now(MAX_PLAINTEXT):
                     self.wake_locked()
                     return
                 held_up = sender.datagrams.charged > 0 and self._pipe.held_up
                 record = sender.next_record(lane.clock(), small=not bulk, held_up=held_up)
-                calls = lane.wake_locked(sending=True)
                 if record is None:
+                    calls = lane.wake_locked(sending=True)
                     if not sender.idle or sender.crowd:
                         self.wake_locked()
                     break
@@ -267,6 +271,7 @@ class PipeRunner:
             finally:
                 with self._lock:
                     self._inline = False
+                    calls = lane.wake_locked(sending=True)  # now: the peer waits for the record
                     if not again:
                         self._flush_due = True
                     again = again and (self._missed or not sender.idle)
@@ -467,7 +472,7 @@ class PipeRunner:
 
     def _take(self, kind: RecordKind, content: memoryview) -> PipeResult | None:
         """Act on one record; the result when it was the last."""
-        if kind is RecordKind.FRAMES:
+        if kind is _FRAMES:
             self._receive(content)
             return None
         if kind is RecordKind.CLOSE:

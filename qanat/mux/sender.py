@@ -240,7 +240,7 @@ class Sender:
     def ack_received(self, expected: int) -> None:
         """Forget what the peer has accepted.  Raises ProtocolError for what was never sent."""
         kept = self.retransmit_buffer
-        if expected > kept.next_number:
+        if expected > self._sent and expected > kept.next_number:
             raise ProtocolError(f"an ACK for frame {expected} when {kept.next_number} is the next to be sent")
         if expected > self.acknowledged:
             self.acknowledged = expected
@@ -348,13 +348,13 @@ class Sender:
         most = self.payload_sent + self.pacer.record
         while room > 0:
             held = held or (paced and self.payload_sent >= most)
-            entry = self._next_small(now, sparse=held)
-            if entry is None:
+            head = self._next_small(now, sparse=held)
+            if head is None:
                 break
-            riding.append(entry.head)
-            room -= len(entry.head)
+            riding.append(head)
+            room -= len(head)
             if self.idle:
-                self._scheduler.peek()  # which notes that these streams have nothing more
+                self._scheduler.clear()  # these streams have nothing more
                 break
         if self.datagrams.charged or not small:
             bulk = self._add_datagrams_and_bulk(riding, now, small=small or held)
@@ -362,7 +362,8 @@ class Sender:
                 return self._around(riding, bulk.head, bulk.buffer)
         if not riding:
             return None
-        return memoryview(b"".join((_KIND, *riding)))
+        riding.insert(0, _KIND)
+        return memoryview(b"".join(riding))
 
     def _can_wait(self, now: float) -> bool:
         """Whether all that is due may wait for the bulk that has to keep its pace, and ride in one record with it."""
@@ -383,7 +384,7 @@ class Sender:
             return min(wait, self._pending.timeout(now, ping_only=wait <= RIDE_WAIT))
         return self._pending.timeout(now)
 
-    def _next_small(self, now: float, *, sparse: bool) -> Entry | None:
+    def _next_small(self, now: float, *, sparse: bool) -> bytes | None:
         """Return the next numbered frame that is not in a buffer, moved into the retransmit buffer.
 
         With `sparse` no payload but that of streams that have little.
@@ -392,12 +393,12 @@ class Sender:
             if self._replay[0].buffer is not None:
                 return None
             self._sent += 1
-            return self._replayed(self._replay.popleft())
+            return self._replayed(self._replay.popleft()).head
         if self._control:
             entry = self._control.popleft()
             self.retransmit_buffer.append(entry)
             self._sent += 1
-            return entry
+            return entry.head
         kept = self.retransmit_buffer
         if kept.charged >= kept.limit:
             return None
@@ -409,10 +410,10 @@ class Sender:
             return None
         size = len(payload)
         self._dequeued(stream, size, now)
-        entry = Entry(wire.data_header(stream.id, size) + payload)
-        kept.keep(entry)
+        head = wire.data_header(stream.id, size) + payload
+        kept.keep(Entry(head))
         self._sent += 1
-        return entry
+        return head
 
     def _add_datagrams_and_bulk(self, riding: list[bytes], now: float, *, small: bool) -> Entry | None:
         """Add the datagrams whose turn it is to `riding`, and return the bulk behind them, if there is any."""

@@ -46,6 +46,9 @@ timed out is of no more use."""
 class TcpWire(Wire):
     """A connected socket.  Owns `sock` from now on; sets its options."""
 
+    can_send_now: bool = _DONT_WAIT is not None
+    """See `Wire.can_send_now`: while nothing is left."""
+
     def __init__(self, sock: socket.socket, peer: str | None = None) -> None:
         """`peer` is for logs; asked from the socket when None."""
         sock.settimeout(None)
@@ -124,11 +127,6 @@ class TcpWire(Wire):
         finally:
             self._leave()
 
-    @property
-    def can_send_now(self) -> bool:
-        """See `Wire.can_send_now`."""
-        return _DONT_WAIT is not None and not self._left
-
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
         """See `Wire.send_now`."""
         assert _DONT_WAIT is not None  # or it would not have been called
@@ -148,10 +146,12 @@ class TcpWire(Wire):
         if count == len(data):
             return True
         self._left = bytes(memoryview(data)[count:])
+        self.can_send_now = False
         return False
 
     def _send_left(self) -> None:
         left, self._left = self._left, b""
+        self.can_send_now = _DONT_WAIT is not None
         self._send(memoryview(left))
 
     def _sending_failed(self, error: OSError) -> TransportError:
