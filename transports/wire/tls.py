@@ -65,7 +65,10 @@ class TlsWire(Wire):
         self._ssl = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        self._lock = threading.Lock()  # guards the three above; never held during raw I/O
+        # With a buffer, read() returns a number, which typeshed does not know.
+        self._read = cast(Callable[[int, memoryview], int], self._ssl.read)
+        self._starved = False  # OpenSSL has nothing more to give before it is fed
+        self._lock = threading.Lock()  # guards what is above; never held during raw I/O
         self._send_lock = threading.Lock()  # held from OpenSSL's output until the wire has it
         self._pages = PagedBuffer(READ_SIZE)
         self._raw = self._pages.view[_PAGE_OFFSET:]
@@ -110,9 +113,10 @@ class TlsWire(Wire):
     def _recv(self, buffer: memoryview, seconds: float | None) -> int | None:
         reads = 0
         while True:
-            count = self._decrypt_into(buffer)
-            if count is not None:
-                return count
+            if not self._starved:
+                count = self._decrypt_into(buffer)
+                if count is not None:
+                    return count
             if seconds == 0 and reads == _READS_AT_ONCE:
                 return None
             wire, raw = self._wire, self._raw
@@ -137,6 +141,7 @@ class TlsWire(Wire):
             raise TransportError("the connection was cut without TLS's close_notify (truncated)")
         with self._lock:
             self._incoming.write(self._raw[:received])
+        self._starved = False
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Wire.send_all`."""
@@ -212,9 +217,7 @@ class TlsWire(Wire):
         """Fill `buffer` with what is there already; None when nothing is, 0 at an orderly end."""
         self._check_readable()
         count, size = 0, len(buffer)
-        # With a buffer, read() returns a number, which typeshed does not know.
-        read = cast(Callable[[int, memoryview], int], self._ssl.read)
-        incoming, in_openssl = self._incoming, self._ssl.pending
+        read, incoming, in_openssl = self._read, self._incoming, self._ssl.pending
         with self._lock:
             try:
                 # OpenSSL gives one record at a time.  To ask it once more for nothing costs as much as a small record.
@@ -236,6 +239,7 @@ class TlsWire(Wire):
             self._wakeup()
         if count == 0:
             self._check_readable()
+        self._starved = count < size and not self._ended and self._read_failure is None
         return count if count or self._ended else None
 
     def _check_readable(self) -> None:
