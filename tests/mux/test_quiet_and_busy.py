@@ -173,9 +173,14 @@ def test_a_writer_that_meets_an_inline_sender_gives_its_thread_back(monkeypatch:
             assert go_on.wait(DEADLINE)
         return send_one_now(runner, record)
 
+    sent = []
+
     def send_slowly() -> None:
         threading.current_thread().name = "slow"
-        send(ours, b"inline", inline=True)
+        while not inside.is_set():  # while the writer is at it, what is queued is left to it
+            send(ours, b"inline", inline=True)
+            sent.append(b"inline")
+            time.sleep(0.01)
 
     with lanes_over_websocket(quiet=True) as lanes:
         ours, theirs = lanes.open()
@@ -191,7 +196,7 @@ def test_a_writer_that_meets_an_inline_sender_gives_its_thread_back(monkeypatch:
         wait_until(lambda: runner._waiting and waiting_in("_send_next", thread="client-writer")(), "the writer waits")
         go_on.set()
         sending.result()
-        assert read(theirs, 6) == b"inline"
+        assert read(theirs, 6 * len(sent)) == b"".join(sent)
         wait_until(lambda: not runner._writing, "the writer's thread is given back")
         ours.release()
         theirs.release()
