@@ -190,8 +190,10 @@ def test_close_waits_for_acknowledgments_when_the_retransmit_buffer_is_full() ->
     outbox = 2 * BUFFER_PAYLOAD
     with Pair(LaneParameters(client=True, outbox=outbox), LaneParameters(client=False, outbox=64 * MIB)) as pair:
         streams = [pair.open() for _ in range(3)]
+        pending = pair.client.lane.core.pending
+        wait_until(lambda: pending.ping_waits(0.0) is None, "the first PING is answered")
         with pair.server.lane.lock:  # So that no ACK comes before all is queued.
-            pair.client.lane.core.pending.least_round_trip = 0.0  # However late the first PONG was: in whole buffers.
+            pending.least_round_trip = 0.0  # However late the first PONG was: in whole buffers.
             for ours, _ in streams:
                 Background(lambda s=ours: (write_all(s, pattern(60 * KIB)), s.finish())).result()
             pair.client.lane.close(CloseReason.SHUTDOWN, "")
