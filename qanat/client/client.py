@@ -118,7 +118,9 @@ class Client:
         self._status = Status(status_file(settings))
         self.applying = threading.RLock()
         """Held for a change of the settings: one comes after the other."""
-        self._shares = ForwardShares(StreamRoom(self._max_streams), self._watcher)
+        self._room = StreamRoom(self._max_streams)
+        self._granted = self._max_streams  # streams, the most that a server has
+        self._shares = ForwardShares(self._room, self._watcher)
         self._shares.change(settings.forwards)
         self._numbers = ForwardNumbers(settings.forwards)
         self._local = LocalForwards(
@@ -436,6 +438,10 @@ class Client:
         servers = self.servers
         refusals = [server.refused for server in servers if server.refused is not None]
         self._succeeded = self._succeeded or any(server.succeeded for server in servers)
+        granted = max((session.peer_max_streams for server in servers if (session := server.session)), default=0)
+        if granted > self._granted:
+            self._granted = granted
+            self._room.grow(affordable_streams(granted))
         if self.failure is None and not self._stopping.is_set():
             self.failure = next(filter(None, (server.forward_failure for server in servers)), None)
             if self.failure is None and len(refusals) == len(servers) and not self._succeeded:

@@ -61,6 +61,11 @@ class StreamRoom:
         """How many more there may be."""
         return self.size - self.open
 
+    def grow(self, size: int) -> None:
+        """Have room for `size` streams, if that is more than now."""
+        with self.lock:
+            self.size = max(self.size, size)
+
 
 class _OfAddress:
     """What one address has of a forward."""

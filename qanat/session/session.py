@@ -120,6 +120,11 @@ class Session(ABC):
 
     # --- lanes ----------------------------------------------------------------------------------
 
+    @property
+    def peer_max_streams(self) -> int:
+        """How many streams the other end takes on each lane."""
+        return self._parameters.peer_max_streams
+
     def add_lane(self, number: int) -> Lane:
         """Make the lane of this number, or find it.  Does not block.  Raises SessionEnded."""
         with self._lock:

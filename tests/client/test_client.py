@@ -32,6 +32,7 @@ from qanat.mux.frames import Reason
 from qanat.session.messages import Connect, Listen, ListenFailed, Listening, Through, Unlisten, decode_control
 from tests.support.applications import RESET, connection, ending_at, ending_of
 from tests.support.logs import wait_for_log
+from tests.support.machine.ports import unused_port
 from tests.support.server.raw_peers import PARAMETERS, SECONDS, Carried, RawServer, welcome
 
 TOKEN = os.urandom(32)
@@ -124,6 +125,20 @@ def test_a_server_reaches_nothing_but_the_clients_own_remote_forwards(tmp_path: 
             assert caught.value.code == Reason.NOT_ALLOWED
             stream.release()
             assert lane.ping(SECONDS)
+
+
+def test_local_forwards_have_as_many_streams_as_the_server_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qanat.client.client.CLIENT_STREAMS", 2)
+    sessions, port = Sessions(), unused_port()
+    forward = Forward("local", TcpAddress("127.0.0.1", port), TcpAddress("127.0.0.1", 80))
+    with client_of(tmp_path, sessions, forward) as (client, _), ExitStack() as stack:
+        carried = sessions.next()
+        wait_until(lambda: client.servers[0].session is not None)
+        for _ in range(5):
+            stack.enter_context(connection(port))
+            assert carried.opened.get(timeout=SECONDS)
 
 
 def test_a_remote_forwards_stream_reaches_its_target(tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ def test_little_room_can_be_used_whole_by_one(clock: Clock, size: int) -> None:
     assert "in use" in forward.enter("192.0.2.2")
 
 
+def test_a_room_that_grows_has_more_and_never_less(clock: Clock) -> None:
+    room = StreamRoom(2, clock=clock)
+    forward = quota(room)
+    assert entered(forward, "192.0.2.1") == 2
+    room.grow(3)
+    assert entered(forward, "192.0.2.1") == 1
+    room.grow(1)
+    assert room.size == 3
+
+
 def test_what_is_left_can_be_had_again(clock: Clock) -> None:
     room = StreamRoom(1000, clock=clock)
     forward = quota(room)
