@@ -25,6 +25,9 @@ FIRST_PINGS = 4
 begins both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
+CREDITS_HELD, CREDITS_PART = 8, 4
+"""CREDITs that wait for each other at most, to share a record, and the part of the streams in turn that these may be:
+the peer has credit for the others meanwhile."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -52,6 +55,8 @@ class PendingControl:
         self._keepalive = keepalive
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
+        self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
+        self._in_turn = 0  # how many there were before that
         self._pong: int | None = None
         self._expected = 0
         self._ack_due: float | None = None
@@ -67,6 +72,8 @@ class PendingControl:
         for stream in streams:
             if stream.window.granted > stream.window.initial and not stream.fin_received:
                 self._credits[stream.id] = stream
+        self._turn.clear()
+        self._in_turn = 0
         self._round_trips.clear()
         self._answers = 0
         self._in_doubt = False
@@ -100,7 +107,24 @@ class PendingControl:
 
     def add_credit(self, stream: StreamState) -> None:
         """Have the stream's present credit sent."""
-        self._credits[stream.id] = stream
+        turn, number = self._turn, stream.id
+        self._credits[number] = stream
+        if number in turn:
+            self._in_turn = len(turn)
+            turn.clear()
+        turn.add(number)
+
+    @property
+    def credit_can_wait(self) -> bool:
+        """Whether what credit is due may wait for that of others, until the ACK that waits already at most.
+
+        So it is with many streams in turn on a short path, where a CREDIT by itself would wake a peer that has enough
+        to send.  Without the lane's lock, by who has added the credit: whatever is sent from then on has it.
+        """
+        if self._ack_due is None:
+            return False  # what brought the payload has been acknowledged before that was handed on
+        most = min(CREDITS_HELD, self._in_turn // CREDITS_PART)
+        return len(self._credits) < most and 0.0 < self.least_round_trip < PATH_TIME
 
     def drop_credit(self, stream: StreamState) -> None:
         """Send no credit for a stream on which nothing more will come."""

@@ -105,6 +105,7 @@ class PipeRunner:
         self._lock = lane.lock
         self._sender = lane.core.sender
         self._receiver = lane.core.receiver
+        self._pending = lane.core.pending
         self._wakeups = lane.core.wakeups
         self._sealed = sealed
         self._pipe = sealed.pipe
@@ -513,8 +514,10 @@ class PipeRunner:
                         wakeups.timer = False
                         self._timer_locked(now)
         finally:
+            credit = False
             for stream, payload in deliveries:
-                due = stream.deliver(payload) or due
+                credit = stream.deliver(payload) or credit
+            due = due or (credit and not self._pending.credit_can_wait)
             if calls:
                 lane.call(calls)
             if due or self._held:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import queue
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from qanat.base.watcher import Watcher
 from qanat.handshake.hello import RecordKind
 from qanat.mux import frames as wire
+from qanat.mux.core import LaneCore
 from qanat.mux.frames import Credit, parse_frames
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.path_queue import PATH_TIME
+from qanat.mux.pending_control import PendingControl
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
+from qanat.mux.stream_state import StreamState
 from qanat.transports.websocket.pipe import WebSocketPipe
 from qanat.transports.wire.tcp import TcpWire
 from tests.mux.test_quiet_and_busy import NoLibrary
@@ -45,44 +50,145 @@ class Taking:
         """Nothing has to be done."""
 
 
-@pytest.mark.parametrize("watched", [True, False], ids=["watcher", "thread"])
-def test_credit_for_what_came_together_shares_records(watched: bool) -> None:
-    with ExitStack() as stack:
+class Peer:
+    """A client that is made of records, at the other end of a lane that carries on in another thread."""
+
+    def __init__(self, stack: ExitStack) -> None:
         ends = socket_pair(stack)
-        client, server = sealed_pair(
+        self.sealed, self.server = sealed_pair(
             WebSocketPipe(TcpWire(ends[0]), NoLibrary(), is_client=True),
             WebSocketPipe(TcpWire(ends[1]), NoLibrary(), is_client=False),
         )
-        numbers = range(1, 2 * STREAMS, 2)
-        client.send_record(FRAMES + b"".join(wire.Open(number, b"").encode() for number in numbers))
-        for number in numbers:  # a record each, and all are there before anybody reads
-            client.send_record(FRAMES + wire.data_header(number, WINDOW) + bytes(WINDOW))
-        watcher = Watcher() if watched else None
-        if watcher is not None:
-            stack.callback(watcher.close)
 
-        def opened(stream: Stream) -> None:
-            stream.deliver_to(Taking())
+    def open(self, numbers: Iterable[int]) -> None:
+        self.sealed.send_record(FRAMES + b"".join(wire.Open(number, b"").encode() for number in numbers))
 
-        lane = Lane(
-            "server",
-            LaneParameters(client=False, initial_window=WINDOW),
-            on_open=opened,
-            on_control=lambda _: None,
-            watcher=watcher,
-        )
-        results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
-        running = Background(lambda: lane.start(server, results.put, silence=DEADLINE))
-        credited: set[int] = set()
-        records = 0
-        while len(credited) < STREAMS:
-            _, content = client.recv_record()
-            found = {frame.stream for frame in parse_frames(content) if isinstance(frame, Credit)}
+    def fill(self, numbers: Iterable[int]) -> None:
+        """Send each stream a window, in a record of its own."""
+        for number in numbers:
+            self.sealed.send_record(FRAMES + wire.data_header(number, WINDOW) + bytes(WINDOW))
+
+    def credited(self, numbers: Iterable[int]) -> int:
+        """Block until each of these has credit again; return how many records that took."""
+        missing, records = set(numbers), 0
+        while missing:
+            _, content = self.sealed.recv_record()
+            frames = list(parse_frames(content))
+            for frame in frames:
+                if isinstance(frame, wire.Ping):
+                    self.sealed.send_record(FRAMES + wire.Pong(frame.value).encode())
+            found = {frame.stream for frame in frames if isinstance(frame, Credit)}
             records += bool(found)
-            credited |= found
-        client.close("the test is over")
+            missing -= found
+        return records
+
+
+@contextmanager
+def carried(peer: Peer, watcher: Watcher | None) -> Iterator[Lane]:
+    """Carry a lane on the peer's other end, whose applications take everything at once."""
+
+    def opened(stream: Stream) -> None:
+        stream.deliver_to(Taking())
+
+    lane = Lane(
+        "server",
+        LaneParameters(client=False, initial_window=WINDOW, max_window=WINDOW),  # so that each payload makes CREDIT due
+        on_open=opened,
+        on_control=lambda _: None,
+        watcher=watcher,
+    )
+    results: queue.SimpleQueue[PipeResult] = queue.SimpleQueue()
+    running = Background(lambda: lane.start(peer.server, results.put, silence=DEADLINE))
+    try:
+        yield lane
+    finally:
+        peer.sealed.close("the test is over")
         running.result()
         results.get(timeout=DEADLINE)
         lane.end(wire.Reason.SESSION_ENDED, "the test is over")
-        assert credited == set(numbers)
-        assert records <= STREAMS // 4
+
+
+def reader(stack: ExitStack, *, watched: bool) -> Watcher | None:
+    watcher = Watcher() if watched else None
+    if watcher is not None:
+        stack.callback(watcher.close)
+    return watcher
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watcher", "thread"])
+def test_credit_for_what_came_together_shares_records(watched: bool) -> None:
+    with ExitStack() as stack:
+        peer = Peer(stack)
+        numbers = range(1, 2 * STREAMS, 2)
+        peer.open(numbers)
+        peer.fill(numbers)  # all are there before anybody reads
+        stack.enter_context(carried(peer, reader(stack, watched=watched)))
+        assert peer.credited(numbers) <= STREAMS // 4
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watcher", "thread"])
+def test_the_last_of_many_streams_in_turn_still_get_their_credit(watched: bool) -> None:
+    with ExitStack() as stack:
+        peer = Peer(stack)
+        stack.enter_context(carried(peer, reader(stack, watched=watched)))
+        numbers = range(1, 2 * STREAMS, 2)
+        peer.open(numbers)
+        for some in (numbers, numbers, numbers[:9], numbers[:2], numbers[:1], numbers[:1]):
+            peer.fill(some)
+            peer.credited(some)  # by the ACK's time at the latest, however few it is for
+
+
+def in_turn(streams: Iterable[StreamState], least_round_trip: float) -> tuple[PendingControl, list[int]]:
+    """Have two turns of CREDIT for these streams; return how many CREDITs each record has in a third."""
+    pending = PendingControl(15.0, 1 << 20, 0.0)
+    pending.frames(0.0, riding=False)
+    if least_round_trip:
+        pending.pong_received(1, least_round_trip)
+    records = []
+    for number, stream in enumerate((*streams, *streams, *streams), 1):
+        pending.accepted(number, WINDOW, 0.5)
+        pending.add_credit(stream)
+        if not pending.credit_can_wait:
+            records.append(len(pending.streams_with_credit))
+            pending.frames(1.0, riding=False)
+    return pending, records
+
+
+def streams_of(count: int) -> list[StreamState]:
+    core = LaneCore(LaneParameters(client=True), 0.0)
+    return [core.open_stream(b"", 0.0) for _ in range(count)]
+
+
+def test_credit_of_many_streams_in_turn_waits_for_each_other() -> None:
+    _, records = in_turn(streams_of(64), 0.001)
+    assert records[:64] == [1] * 64, "nobody knows yet how many there are"
+    assert records[64:] == [8] * 16
+
+
+def test_how_long_credit_waits_follows_how_many_streams_move() -> None:
+    pending, records = in_turn(streams_of(16), 0.001)
+    assert records[16:] == [4] * 8
+    one = streams_of(1)[0]
+    pending.accepted(100, WINDOW, 1.0)
+    pending.add_credit(one)
+    assert pending.credit_can_wait
+    pending.add_credit(one)
+    assert not pending.credit_can_wait, "it moves alone now"
+
+
+def test_credit_does_not_wait_for_an_ack_that_has_gone_before_it() -> None:
+    pending, _ = in_turn(streams_of(64), 0.001)
+    pending.accepted(193, WINDOW, 2.0)
+    pending.frames(3.0, riding=False)  # by the timer, while the payload was being handed on
+    pending.add_credit(streams_of(1)[0])
+    assert not pending.credit_can_wait
+
+
+@pytest.mark.parametrize(
+    ("count", "least_round_trip"), [(7, 0.001), (1, 0.001), (64, PATH_TIME), (64, 0.0)], ids=["7", "1", "long", "new"]
+)
+def test_credit_does_not_wait_with_few_streams_or_on_a_path_that_may_be_long(
+    count: int, least_round_trip: float
+) -> None:
+    _, records = in_turn(streams_of(count), least_round_trip)
+    assert records == [1] * 3 * count
