@@ -333,6 +333,7 @@ class Watcher:
             if soon:
                 dirty.update(soon)
                 soon.clear()
+        self._ident = None  # another thread may get the number
 
     def _call_late(self, late: list[Callable[[], None]]) -> None:
         """Call what was to be called late, and what that adds."""
