@@ -129,7 +129,7 @@ class ReceiveWindow:
         if elapsed >= (NARROW_PERIOD * least_round_trip if self.narrow else max(least_round_trip, RATE_TIME)):
             consumed = self.consumed - self.consumed_before
             if path is not None and self.narrow:
-                share = consumed / max(consumed, path.received - self.received_before)
+                share = consumed / max(consumed, path.received - self.received_before, 1)  # an empty DATA is nothing
                 self._follow(int(path.window * share) + max(NARROW_LEAST, int(NARROW_TIME * path.rate)))
             else:
                 rate = consumed / elapsed

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.path_queue import PATH_TIME
+from qanat.mux.path_queue import PATH_TIME, PathQueue
 from qanat.mux.pending_control import PINGS_KEPT
 from qanat.mux.sender import STREAM_QUEUE
 from qanat.mux.stream_state import StreamState
@@ -137,6 +139,56 @@ def test_bulk_on_a_long_path_keeps_its_window_beside_others() -> None:
     little.consume(LITTLE, bulk.since, 0.02)
     bulk.consume(bulk.size, bulk.since, 0.02)
     assert bulk.grant() - bulk.consumed == bulk.size
+
+
+class SomePath(PathQueue):
+    """A path that is what a test says it is."""
+
+    state = ""
+
+    def narrow(self, least_round_trip: float, now: float) -> bool:
+        return self.state in ("narrow", "held")
+
+    def shared(self, now: float) -> bool:
+        return self.state == "shared"
+
+    def holding(self, now: float) -> bool:
+        return self.state == "held"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((0.0002, 0.002, 0.02, 1.5)),  # seconds that pass
+            st.sampled_from((0.0, 0.0005, 0.002, 0.006, 0.1)),  # the least round trip
+            st.sampled_from((0.0, 0.1, 0.5, 0.9, 1.0)),  # the part that is handed on of what has been granted
+            st.tuples(st.sampled_from(("", "narrow", "held", "shared")), st.sampled_from((0, 2**10, 2**17, 2**22))),
+            st.booleans(),  # whether a stream beside it carries little
+            st.booleans(),  # whether a CREDIT that is due leaves at once
+        ),
+        max_size=60,
+    )
+)
+def test_a_stream_that_has_used_up_its_credit_gets_more_whatever_has_made_its_window_smaller(
+    moments: list[tuple[float, float, float, tuple[str, int], bool, bool]],
+) -> None:
+    budget, path, now = WindowBudget(2 * MIB), SomePath(), 0.0
+    bulk, little = (ReceiveWindow(128 * KIB, 16 * MIB, budget, 0.0) for _ in range(2))
+    for passed, least, part, (path.state, path.window), beside, at_once in [
+        *moments,
+        (1.0, 0.0005, 1.0, ("", 0), True, False),
+    ]:
+        now += passed
+        path.rate = 100.0 * path.window
+        if beside:
+            little.consume(LITTLE, now, least, path)
+        count = int(part * (bulk.granted - bulk.consumed))
+        path.received += count
+        due = bulk.consume(count, now, least, path)
+        used_up = bulk.granted == bulk.consumed
+        assert due or not used_up
+        if due and (at_once or used_up):  # else it waits for others, and says what counts when it leaves
+            assert bulk.grant() > bulk.consumed
 
 
 def test_credit_for_a_large_window_comes_early_enough_to_fill_a_long_path() -> None:
