@@ -23,6 +23,13 @@ PING_SPAN = 7.5
 FIRST_PINGS = 4
 """Answers on a new pipe until it is believed that its path is a long one, where there is bulk to send: when a session
 begins both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
+SHARED_TIME = 0.25
+"""Seconds: keepalive PINGs of all lanes are due at multiples of this, so that one wake-up serves many idle ones."""
+ANSWERS_IN_TURN = 3
+"""PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
+ANSWER_SLACK = 0.75
+"""Seconds, an eighth of the interval at most, by which who sends the PINGs is sooner than the interval: within it the
+other end, which waits for the whole, still hears the one that stands for its own."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
 CREDITS_HELD, CREDITS_PART = 8, 4
@@ -53,6 +60,7 @@ class PendingControl:
         self.pings_answered = 0
         """The highest value of ours that came back in a PONG."""
         self._keepalive = keepalive
+        self._sooner = min(ANSWER_SLACK, keepalive / 8)
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
         self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
@@ -62,6 +70,7 @@ class PendingControl:
         self._ack_due: float | None = None
         self._bytes_since_ack = 0
         self._ping_due = now
+        self._answers_in_turn = 0
         self._ping_sent: tuple[int, float] | None = None
         self._clock_since = now if tell_clock else None
         self._clock_due = now
@@ -81,6 +90,7 @@ class PendingControl:
         self._pong = None
         self._ack_due = now
         self._ping_due = now
+        self._answers_in_turn = 0
         self._ping_sent = None
 
     # --- what makes a frame due -------------------------------------------------------------------
@@ -130,9 +140,22 @@ class PendingControl:
         """Send no credit for a stream on which nothing more will come."""
         self._credits.pop(stream.id, None)
 
-    def ping_received(self, value: int) -> None:
-        """Answer the peer's latest PING; one that has not been answered yet no longer counts."""
+    def ping_received(self, value: int, now: float, *, quiet: bool = False) -> None:
+        """Answer the peer's latest PING; one that has not been answered yet no longer counts.
+
+        `quiet` says that nothing but PINGs has moved since its last: then this one shows the peer, and its answer
+        shows us to the peer, as well as a PING of ours would.  So ours waits, unless it is due or has no answer yet.
+        Each end sends one now and then all the same, since whoever asks learns the round trip.
+        """
         self._pong = value
+        if not quiet:
+            self._answers_in_turn = 0
+        elif self._ping_sent is None and now < self._ping_due:
+            self._answers_in_turn += 1
+            if self._answers_in_turn > ANSWERS_IN_TURN:
+                self._ping_due = now  # in one record with the answer
+            else:
+                self._ping_due = _shared(now + self._keepalive, self._keepalive)
 
     def pong_received(self, value: int, now: float) -> float | None:
         """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare).
@@ -190,7 +213,8 @@ class PendingControl:
             self._in_doubt = False
             self.ping_count += 1
             self._ping_sent = (self.ping_count, now)
-            self._ping_due = now + self._keepalive
+            self._ping_due = _shared(now + self._keepalive - self._sooner, self._keepalive)
+            self._answers_in_turn = 0
             due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())
         elif (riding or self._credits) and now >= self._clock_due and self.least_round_trip >= PATH_TIME:
@@ -228,3 +252,8 @@ class PendingControl:
     def clear(self) -> None:
         """Send no credit any more: the lane is over."""
         self._credits.clear()
+
+
+def _shared(due: float, interval: float) -> float:
+    """Return the last shared time up to `due`; `due` itself where the interval is too short for that to matter."""
+    return due - due % SHARED_TIME if interval > 8 * SHARED_TIME else due

@@ -49,6 +49,7 @@ class Receiver:
         self._delay = PathDelay()
         self._path = PathQueue()
         self._late = False  # the datagrams of this record have come too late
+        self._moved = 0  # frames with a number and bytes of payload, both ways, when the peer's last PING came
         self._told: float | None = None  # when the peer made this record, by its own clock
         self._refusal = f"{parameters.max_streams} streams are open already"
         self._observer = parameters.observer
@@ -120,7 +121,10 @@ class Receiver:
 
     def _receive_other(self, frame: wire.Frame, now: float) -> None:
         if isinstance(frame, wire.Ping):
-            self._pending.ping_received(frame.value)
+            sender = self._sender
+            moved = self.expected + self.payload_received + sender.retransmit_buffer.next_number + sender.payload_sent
+            self._pending.ping_received(frame.value, now, quiet=moved == self._moved)
+            self._moved = moved
             if self._path.ping_received(self._sender.payload_sent, self._pending.least_round_trip, now):
                 self._pending.ping_now(now)
             self._wakeups.work = True
