@@ -87,9 +87,20 @@ def test_memory_that_is_used_again_is_returned_again() -> None:
     assert memory.look()
 
 
+def test_what_comes_free_soon_after_is_returned_too() -> None:
+    memory = Memory()
+    memory.free, memory.resident = 10, 60
+    assert memory.returns.look(), "it asks for another look"
+    assert memory.trims == 1
+    memory.free, memory.resident = 12, 52
+    assert memory.look()
+    memory.free, memory.resident = 14, 52
+    assert not memory.look(), "only once: a little memory is kept"
+
+
 def test_a_little_memory_is_kept() -> None:
     memory = Memory()
-    memory.free, memory.resident = 5, 55
+    memory.free, memory.resident = 3, 53
     assert not memory.look()
 
 
