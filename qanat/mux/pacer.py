@@ -2,10 +2,10 @@
 
 With bulk both ways CREDIT waits behind bulk and comes in bursts, and what it allows would leave in bursts as well: the
 path's queue would be long and empty in turn ("ACK compression": Zhang, Shenker and Clark, SIGCOMM 1991).  So on a path
-where PINGs have lately waited (`qanat.mux.path_queue`) bulk leaves in small records, evenly, a little faster than the
-path has brought it at best, and faster still while nothing waits in the path, as in BBR.  It waits in its streams'
-queues, where whatever is small and rare goes past it.  How much may be in flight at all is the receiver's to say, by
-its windows.
+where PINGs have lately waited (`qanat.mux.path_queue`), and our own bulk as well, bulk leaves in small records, evenly,
+a little faster than the path has brought it at best, and faster still while nothing waits in the path, as in BBR.  It
+waits in its streams' queues, where whatever is small and rare goes past it.  How much may be in flight at all is the
+receiver's to say, by its windows.
 
 The rate is taken where no thread of ours can be late: between two ACKs, by the peer's CLOCK that came with each.  So is
 how long bulk has waited on its way.
@@ -63,6 +63,7 @@ class Pacer:
         self._told_before = 0
         self._free = -math.inf  # when the next record of bulk may leave
         self._until = -math.inf
+        self._stands = False  # bulk has waited in the path, not only PINGs, which may have in the other direction
         self._held = False
         self._dry = False  # all was acknowledged: how fast it was is perhaps the application's doing
 
@@ -87,6 +88,7 @@ class Pacer:
         """Have bulk keep its pace until then, unless the path is fast; a time that has passed means no longer."""
         slow = least_round_trip >= PATH_TIME and self.rate * least_round_trip < SLOW
         self._until = until if slow else -math.inf
+        self._stands = self._stands and until > -math.inf
         self._set_record()
 
     def acknowledged(self, expected: int, told: float, least_round_trip: float) -> None:
@@ -105,6 +107,7 @@ class Pacer:
             if self._held or not self._dry or rate > self.rate:
                 self._rates.append(rate)
                 self.rate = max(self._rates)
+                self._stands = self._stands or self._waited >= EMPTY
                 self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
                 if self.rate * least_round_trip >= SLOW:
                     self._until = -math.inf
@@ -113,5 +116,5 @@ class Pacer:
         self._dry = self._held = False
 
     def _set_record(self) -> None:
-        paced = self.rate and self._until > -math.inf
+        paced = self.rate and self._stands and self._until > -math.inf
         self.record = max(LEAST_RECORD, min(int(RECORD_TIME * self.rate), MOST_RECORD)) if paced else UNBOUNDED

@@ -14,6 +14,10 @@ That holds where the queue is our own.  Where others fill it, smaller windows le
 then less of that, and so on.  So where less comes than did at best, a burst of PINGs is sent, with our own credit held
 back: if they still wait, the path is `shared`, and windows are for a while what they would be without any of this.
 
+A PING cannot tell in which direction it has waited.  What fills one says nothing of how fast the other is: bulk that
+begins there would look like all that its path carries, and have a window no larger than that.  So a direction's windows
+are shares only while what comes by it has itself lately waited.
+
 The least round trip must stay what it is: of a queue that always stands it would become a part, and the windows would
 grow with it.  So PINGs come in bursts, and whoever sends or gets one on a loaded path holds back some credit for a
 moment: the queues of both directions are gone when the last of a burst is on its way.  That costs about 1 % of the
@@ -52,6 +56,8 @@ TARGET = 0.005
 """Seconds that bytes should wait in the path's queue, at the least of a period: so it never runs dry."""
 FULL = 0.9
 """The part of the rate that the path brought at best, below which too little is in flight."""
+STANDING = 0.002
+"""Seconds that all of a period has waited at least where a queue stands in the path."""
 PERIOD = 3
 """Least round trips of which the least wait is taken: a change shows after one or two."""
 CORRECTION = 0.5
@@ -88,6 +94,7 @@ class PathQueue:
         self._less = 0  # periods in turn that brought less than before
         self._shared_until, self._shared_for = -math.inf, SHARED_SECONDS
         self._loaded_until = -math.inf
+        self._stands_until = -math.inf  # the queue is in this direction
         self._held_until = -math.inf
         self._burst_at = -math.inf
         self._burst_left = 0
@@ -97,8 +104,9 @@ class PathQueue:
 
     def narrow(self, least_round_trip: float, now: float) -> bool:
         """Return whether windows are shares of `window`."""
-        loaded = now < self._loaded_until and self.window > 0 and self.rate * least_round_trip < SLOW
-        return loaded and self._told and not self.shared(now)
+        loaded = now < self._loaded_until and now < self._stands_until
+        slow = self.window > 0 and self.rate * least_round_trip < SLOW
+        return loaded and slow and self._told and not self.shared(now)
 
     def shared(self, now: float) -> bool:
         """Return whether the queue in the path has lately been found to be others'."""
@@ -163,6 +171,8 @@ class PathQueue:
         self._waited = min(self._waited, seconds)
         elapsed = now - self._period_since
         if elapsed >= PERIOD * least_round_trip:
+            if self._waited >= STANDING:
+                self._stands_until = now + LOADED_SECONDS
             rate = (self.received - self._period_before) / elapsed
             self._find_others(rate, least_round_trip, now)
             missing = FULL * self.rate - rate

@@ -13,16 +13,18 @@ from tests.support.mux.cores import Rig
 from tests.support.mux.slow_line import SlowLine
 
 RATE, DELAY = 2.5e6, 0.02
+WAITED = 0.003
+"""Seconds that bulk waits in a path's queue."""
 
 
 def paced(rate: float, *, until: float = math.inf) -> Pacer:
-    """A pacer that has found a path of `rate` bytes a second, by its ACKs, at 0.5 s."""
+    """A pacer that has found a path of `rate` bytes a second, by its ACKs, at 0.5 s; all but the first waited in it."""
     pacer = Pacer()
     pacer.loaded(until, 2 * DELAY)
     for number in range(7):
         pacer.sent(number + 1, int(rate / 8), number / 8)
         if number:
-            pacer.acknowledged(number, 100.0 + number / 8, 2 * DELAY)
+            pacer.acknowledged(number, 100.0 + number / 8 + (WAITED if number > 1 else 0.0), 2 * DELAY)
     return pacer
 
 
@@ -59,6 +61,22 @@ def test_a_late_thread_makes_up_for_a_moment_and_for_no_more() -> None:
         pacer.sent(9, 1000, 5.0)
         sent += 1000
     assert 1000 < sent <= LATE * EMPTY_GAIN * pacer.rate + 1000
+
+
+def test_what_fills_one_direction_holds_back_nothing_in_the_other() -> None:
+    """PINGs wait in the download's queue; the upload that begins then has a path of its own, which is fast."""
+    rig = Rig(*(LaneParameters(client=client, tell_clock=True) for client in (True, False)))
+    line = SlowLine(rig, 10 * RATE, 0.05)
+    line.run(0.1)
+    down, up = (rig.client.core.open_stream(b"", line.now) for _ in range(2))
+    line.run(0.2)
+    line.run(3.0, [(rig.server, rig.server.stream(down.id))], [(rig.client, down)])
+    assert max(line.waits[rig.server]) > 0.02
+    upload = [(rig.client, up)], [(rig.server, rig.server.stream(up.id))]
+    line.run(3.0, *upload)
+    before = rig.server.core.receiver.payload_received
+    took = line.run(0.5, *upload)
+    assert (rig.server.core.receiver.payload_received - before) / took / (10 * RATE) > 0.9
 
 
 def test_what_an_application_sends_by_itself_is_not_taken_for_the_paths_rate() -> None:
