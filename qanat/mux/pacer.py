@@ -26,6 +26,8 @@ GAIN = 1.06
 EMPTY_GAIN, EMPTY = 1.25, 0.002
 """The same while bulk waits less than that many seconds on its way, at the least of a while: a path that has become
 faster is found within seconds."""
+STANDING = 2
+"""Rates in turn, after which a queue stands that bulk waits in: windows that grow make bursts, each of which waits."""
 RECORD_TIME = 0.003
 """Seconds that the path takes for a record of bulk: it counts only when it has come whole, and others wait for it."""
 LEAST_RECORD, MOST_RECORD = 2048, 16 * 1024
@@ -63,6 +65,7 @@ class Pacer:
         self._told_before = 0
         self._free = -math.inf  # when the next record of bulk may leave
         self._until = -math.inf
+        self._stood = 0  # rates in turn for which bulk has waited
         self._stands = False  # bulk has waited in the path, not only PINGs, which may have in the other direction
         self._held = False
         self._dry = False  # all was acknowledged: how fast it was is perhaps the application's doing
@@ -107,7 +110,8 @@ class Pacer:
             if self._held or not self._dry or rate > self.rate:
                 self._rates.append(rate)
                 self.rate = max(self._rates)
-                self._stands = self._stands or self._waited >= EMPTY
+                self._stood = self._stood + 1 if self._waited >= EMPTY else 0
+                self._stands = self._stands or self._stood >= STANDING
                 self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
                 if self.rate * least_round_trip >= SLOW:
                     self._until = -math.inf

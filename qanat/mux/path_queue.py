@@ -58,6 +58,8 @@ FULL = 0.9
 """The part of the rate that the path brought at best, below which too little is in flight."""
 STANDING = 0.002
 """Seconds that all of a period has waited at least where a queue stands in the path."""
+IDLE_PART = 0.25
+"""The part of the least round trip below which what has waited says of no queue: windows that grow make bursts."""
 PERIOD = 3
 """Least round trips of which the least wait is taken: a change shows after one or two."""
 CORRECTION = 0.5
@@ -91,6 +93,7 @@ class PathQueue:
         self._period_since = -math.inf
         self._period_before = 0
         self._told = False  # the peer tells its time
+        self._last_wait = 0.0
         self._less = 0  # periods in turn that brought less than before
         self._shared_until, self._shared_for = -math.inf, SHARED_SECONDS
         self._loaded_until = -math.inf
@@ -107,6 +110,10 @@ class PathQueue:
         loaded = now < self._loaded_until and now < self._stands_until
         slow = self.window > 0 and self.rate * least_round_trip < SLOW
         return loaded and slow and self._told and not self.shared(now)
+
+    def idle(self, least_round_trip: float) -> bool:
+        """Return whether this is a long path that has room: what came last has waited for little of a round trip."""
+        return self._told and least_round_trip >= PATH_TIME and self._last_wait < IDLE_PART * least_round_trip
 
     def shared(self, now: float) -> bool:
         """Return whether the queue in the path has lately been found to be others'."""
@@ -164,7 +171,7 @@ class PathQueue:
 
     def waited(self, seconds: float, least_round_trip: float, now: float) -> None:
         """Note how long what comes now was on its way beyond the least, by the peer's clock."""
-        self._told = True
+        self._told, self._last_wait = True, seconds
         if now >= self._loaded_until or now < self._held_until + 2 * least_round_trip:
             self._begin_period(now)
             return

@@ -30,6 +30,9 @@ from qanat.mux.path_queue import PATH_TIME, PathQueue
 
 GAIN = 2
 """See above."""
+START_GAIN, GROWING = 4, 1.25
+"""The same on a long path in which nothing waits, and the rate has grown by as much since it was last taken: what a
+window grows by shows in the rate one round trip later, and would else double it in each third one alone."""
 LEAST_TIME = 0.0025
 """Seconds; a shorter round trip counts as this one, since threads take as long to get their turn."""
 RATE_TIME = 0.01
@@ -78,6 +81,7 @@ class ReceiveWindow:
         "narrow",
         "part",
         "rate",
+        "rate_before",
         "received",
         "received_before",
         "since",
@@ -93,6 +97,7 @@ class ReceiveWindow:
         self.allowed = initial  # of it now: less while credit is held back
         self.part = initial >> (2 if initial >= LARGE else 1)  # of it, for which a CREDIT is due
         self.rate = 0.0  # bytes a second that the reader has lately consumed, at best
+        self.rate_before = 0.0  # when it was last taken
         self.narrow = False
         self.wide = initial  # what `size` was before the path became narrow
         self.received = 0
@@ -134,7 +139,9 @@ class ReceiveWindow:
             else:
                 rate = consumed / elapsed
                 self.rate = max(rate, RATE_DECAY * self.rate)
-                wanted = int(GAIN * rate * max(least_round_trip, LEAST_TIME))
+                growing = rate > GROWING * self.rate_before > 0 and path is not None and path.idle(least_round_trip)
+                self.rate_before = rate
+                wanted = int((START_GAIN if growing else GAIN) * rate * max(least_round_trip, LEAST_TIME))
                 self._tune(max(wanted, self.wide) if path is not None and path.shared(now) else wanted)
             self.since, self.consumed_before = now, self.consumed
             self.received_before = 0 if path is None else path.received

@@ -76,6 +76,19 @@ def test_the_window_follows_the_round_trip_of_a_long_path() -> None:
     assert theirs.window.size >= 4 * MIB
 
 
+def test_on_a_long_path_a_window_grows_nearly_as_quickly_as_that_of_tcp() -> None:
+    """Which doubles with each round trip: 100 ms here, and seven doublings to what the path holds."""
+    rig = Rig(*(LaneParameters(client=client, tell_clock=True) for client in (True, False)))
+    line = SlowLine(rig, rate=125e6, delay=0.05)
+    ours = rig.client.core.open_stream(b"", line.now)
+    line.run(0.3)
+    theirs = rig.server.stream(ours.id)
+    line.run(1.1, writers=[(rig.client, ours)], readers=[(rig.server, theirs)])
+    before = rig.server.core.receiver.payload_received
+    took = line.run(0.5, writers=[(rig.client, ours)], readers=[(rig.server, theirs)])
+    assert (rig.server.core.receiver.payload_received - before) / took / 125e6 > 0.85
+
+
 def steady(window: ReceiveWindow, rate: float, least_round_trip: float, seconds: float = 5.0) -> None:
     """Have a reader consume `rate` bytes a second in steps of a millisecond, however much has been granted."""
     now, step = window.since, int(rate / 1000)
