@@ -66,6 +66,9 @@ CORRECTION = 0.5
 """Which part of what is too much, or missing, is corrected after each."""
 SHARED_PART, SHARED_PERIODS = 0.7, 3
 """The part of the rate that the path brought at best, below which, for so many periods in turn, others may be on it."""
+SHARED_GRACE = 2.0
+"""Seconds before that is asked, since windows became shares: until then the first windows' queue, in which the other
+direction's CREDIT waits as well, may be our own."""
 SHARED_FACTOR = 1.5
 """A burst whose quickest PING takes as many times the least round trip has waited in others' queue."""
 SHARED_SECONDS, MOST_SHARED_SECONDS = 15.0, 120.0
@@ -94,6 +97,7 @@ class PathQueue:
         self._period_before = 0
         self._told = False  # the peer tells its time
         self._last_wait = 0.0
+        self._judged_from = -math.inf
         self._less = 0  # periods in turn that brought less than before
         self._shared_until, self._shared_for = -math.inf, SHARED_SECONDS
         self._loaded_until = -math.inf
@@ -190,7 +194,10 @@ class PathQueue:
 
     def _find_others(self, rate: float, least_round_trip: float, now: float) -> None:
         """Have it measured whether the queue is others', where for some periods less has come than before."""
-        self._less = self._less + 1 if rate < SHARED_PART * self.rate and self.narrow(least_round_trip, now) else 0
+        if not self.narrow(least_round_trip, now):
+            self._judged_from = now + SHARED_GRACE
+        less = now >= self._judged_from and rate < SHARED_PART * self.rate
+        self._less = self._less + 1 if less else 0
         if self._less == SHARED_PERIODS and not self._burst_left:
             self._burst_at = now
 
