@@ -110,7 +110,7 @@ class Pacer:
             if self._held or not self._dry or rate > self.rate:
                 self._rates.append(rate)
                 self.rate = max(self._rates)
-                self._stood = self._stood + 1 if self._waited >= EMPTY else 0
+                self._stood = self._stood + 1 if self._waited >= EMPTY and not self._dry else 0
                 self._stands = self._stands or self._stood >= STANDING
                 self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
                 if self.rate * least_round_trip >= SLOW:

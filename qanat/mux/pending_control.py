@@ -28,8 +28,8 @@ SHARED_TIME = 0.25
 ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
 ANSWER_SLACK = 0.75
-"""Seconds, an eighth of the interval at most, by which who sends the PINGs is sooner than the interval: within it the
-other end, which waits for the whole, still hears the one that stands for its own."""
+"""Seconds, an eighth of the interval at most, that an end waits beyond the interval since the peer's PING: who sends
+them is sooner, and is still heard."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
 CREDITS_HELD, CREDITS_PART = 8, 4
@@ -60,7 +60,7 @@ class PendingControl:
         self.pings_answered = 0
         """The highest value of ours that came back in a PONG."""
         self._keepalive = keepalive
-        self._sooner = min(ANSWER_SLACK, keepalive / 8)
+        self._later = min(ANSWER_SLACK, keepalive / 8)
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
         self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
@@ -155,7 +155,7 @@ class PendingControl:
             if self._answers_in_turn > ANSWERS_IN_TURN:
                 self._ping_due = now  # in one record with the answer
             else:
-                self._ping_due = _shared(now + self._keepalive, self._keepalive)
+                self._ping_due = _shared(now + self._keepalive + self._later, self._keepalive)
 
     def pong_received(self, value: int, now: float) -> float | None:
         """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare).
@@ -213,7 +213,7 @@ class PendingControl:
             self._in_doubt = False
             self.ping_count += 1
             self._ping_sent = (self.ping_count, now)
-            self._ping_due = _shared(now + self._keepalive - self._sooner, self._keepalive)
+            self._ping_due = _shared(now + self._keepalive, self._keepalive)
             self._answers_in_turn = 0
             due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())

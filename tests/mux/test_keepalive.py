@@ -1,4 +1,4 @@
-"""What an idle lane promises: no direction is silent for longer than the interval, at half the PINGs."""
+"""What an idle lane promises: no direction is silent for much longer than the interval, at half the PINGs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from qanat.mux import frames as wire
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.pending_control import ANSWERS_IN_TURN, SHARED_TIME
+from qanat.mux.pending_control import ANSWER_SLACK, ANSWERS_IN_TURN, SHARED_TIME
 from tests.support.mux.cores import Peer, Rig
 
 STEP = 0.125
@@ -45,12 +45,13 @@ class Kept:
 
 
 @pytest.mark.parametrize(("client", "server"), [(15.0, 15.0), (15.0, 40.0), (40.0, 15.0), (5.0, 5.0), (1.0, 1.0)])
-def test_no_direction_is_silent_for_longer_than_the_shorter_interval(client: float, server: float) -> None:
+def test_no_direction_is_silent_for_much_longer_than_the_shorter_interval(client: float, server: float) -> None:
     kept = Kept(client, server)
     shorter = min(client, server)
     kept.run(PERIODS * shorter)
     for peer in kept.rig.ends:
-        assert kept.longest_silence(peer) <= shorter + 2 * STEP
+        slack = 0.0 if client == server else min(ANSWER_SLACK, shorter / 8)
+        assert kept.longest_silence(peer) <= shorter + slack + 2 * STEP
 
 
 def test_on_an_idle_lane_the_ends_share_the_pings() -> None:
@@ -68,7 +69,7 @@ def test_an_end_pings_by_itself_when_the_peer_falls_silent() -> None:
         mute = kept.rig.ends[which]
         heard = kept.pings[kept.rig.other(mute)]
         before = len(heard)
-        kept.run(15 + STEP, mute=mute)
+        kept.run(15 + ANSWER_SLACK + STEP, mute=mute)
         assert len(heard) > before
 
 
