@@ -124,7 +124,7 @@ class Watcher:
         """What is flushed once the present round is over.  The thread's own."""
         self._soon: set[Flushable] = set()
         """What is flushed once the next round is over, which does not wait.  The thread's own."""
-        self._late: list[Callable[[], None]] = []
+        self._late: deque[Callable[[], None]] = deque()
         """What is called once the present round is over and flushed.  The thread's own."""
         self._ident: int | None = None
         self._chores: dict[Chore, None] = {}  # used as an ordered set
@@ -204,6 +204,16 @@ class Watcher:
             self._late.append(callback)
         else:
             callback()
+
+    def tidy(self) -> bool:
+        """Call now what `call_late` was given in this round; whether there was anything, for who needs its place.
+
+        By callbacks, in the watcher's thread; does nothing in others.  Must not be called with a lock that these need.
+        """
+        if not self._late or threading.get_ident() != self._ident:
+            return False
+        self._call_late(self._late)
+        return True
 
     def timer(self, callback: Ready) -> Timer:
         """Return a timer that calls `callback`, which must not block, and is not set yet."""
@@ -335,14 +345,13 @@ class Watcher:
                 soon.clear()
         self._ident = None  # another thread may get the number
 
-    def _call_late(self, late: list[Callable[[], None]]) -> None:
+    def _call_late(self, late: deque[Callable[[], None]]) -> None:
         """Call what was to be called late, and what that adds."""
-        for callback in late:
+        while late:
             try:
-                callback()
+                late.popleft()()
             except Exception:
                 log_unexpected("tidying up after a round ended")
-        late.clear()
 
     def _call_posted(self, dirty: set[Flushable]) -> None:
         """Call what was posted, what that posts too, and leave to the next round what follows from these."""

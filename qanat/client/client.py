@@ -118,7 +118,7 @@ class Client:
         self._status = Status(status_file(settings))
         self.applying = threading.RLock()
         """Held for a change of the settings: one comes after the other."""
-        self._room = StreamRoom(self._max_streams)
+        self._room = StreamRoom(self._max_streams, tidy=self._watcher.tidy)
         self._granted = self._max_streams  # streams, the most that a server has
         self._shares = ForwardShares(self._room, self._watcher)
         self._shares.change(settings.forwards)
@@ -441,7 +441,7 @@ class Client:
         granted = max((session.peer_max_streams for server in servers if (session := server.session)), default=0)
         if granted > self._granted:
             self._granted = granted
-            self._room.grow(affordable_streams(granted))
+            self._room.grow(affordable_streams(granted, asked=False))
         if self.failure is None and not self._stopping.is_set():
             self.failure = next(filter(None, (server.forward_failure for server in servers)), None)
             if self.failure is None and len(refusals) == len(servers) and not self._succeeded:

@@ -49,12 +49,19 @@ class QuotaLimits:
 class StreamRoom:
     """The streams that the forwards of one owner may have together."""
 
-    def __init__(self, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Have room for `size` streams."""
+    def __init__(
+        self, size: int, *, clock: Callable[[], float] = time.monotonic, tidy: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Have room for `size` streams.
+
+        `tidy` is called without the lock before one is refused: it counts out those that are over and still have a
+        place, if it can, and says whether there were any.
+        """
         self.size = size
         self.lock = threading.Lock()  # guards this and all quotas of it
         self.open = 0
         self.clock = clock
+        self.tidy = tidy
 
     @property
     def free(self) -> int:
@@ -116,6 +123,9 @@ class StreamQuota:
 
     def enter(self, address: str) -> str:
         """Count a stream for `address` and return "", or return why it may have none; "" for no address."""
+        return (reason := self._enter(address)) and (self._enter(address) if self._room.tidy() else reason)
+
+    def _enter(self, address: str) -> str:
         with self._room.lock:
             key = bucket_key(address) if address else ""
             now = self._room.clock()

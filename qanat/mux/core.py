@@ -33,7 +33,11 @@ class LaneCore:
         self.wakeups = Wakeups()
         self.streams = StreamTable(parameters)
         self.pending = PendingControl(
-            parameters.keepalive, parameters.outbox // 4, now, tell_clock=parameters.tell_clock
+            parameters.keepalive,
+            parameters.outbox // 4,
+            now,
+            slack=parameters.keepalive_slack,
+            tell_clock=parameters.tell_clock,
         )
         self.sender = Sender(parameters, self.streams, self.pending, self.wakeups)
         self.receiver = Receiver(parameters, self.streams, self.sender, self.pending, self.wakeups)

@@ -91,7 +91,8 @@ class Pacer:
         """Have bulk keep its pace until then, unless the path is fast; a time that has passed means no longer."""
         slow = least_round_trip >= PATH_TIME and self.rate * least_round_trip < SLOW
         self._until = until if slow else -math.inf
-        self._stands = self._stands and until > -math.inf
+        if until == -math.inf:
+            self._stood, self._stands = 0, False
         self._set_record()
 
     def acknowledged(self, expected: int, told: float, least_round_trip: float) -> None:
@@ -110,7 +111,7 @@ class Pacer:
             if self._held or not self._dry or rate > self.rate:
                 self._rates.append(rate)
                 self.rate = max(self._rates)
-                self._stood = self._stood + 1 if self._waited >= EMPTY and not self._dry else 0
+                self._stood = self._stood + 1 if EMPTY <= self._waited < math.inf and not self._dry else 0
                 self._stands = self._stands or self._stood >= STANDING
                 self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
                 if self.rate * least_round_trip >= SLOW:

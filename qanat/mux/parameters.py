@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from qanat.mux.observer import NOBODY, Observer
 from qanat.mux.stream_state import StreamState
 
+KEEPALIVE_SLACK = 0.75
+"""Seconds: who sends the PINGs is sooner, and is still heard."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaneParameters:
     """What both ends agreed on in HELLO and READY, and our own bounds: bytes, counts, and `keepalive` in seconds.
 
+    `keepalive_slack` is for how many seconds longer an end waits where the peer's PING stands for its own.
     `outbox` has the configuration's name (`flow.outbox`): it is the limit of the retransmit buffer.
     """
 
@@ -24,6 +28,7 @@ class LaneParameters:
     peer_initial_window: int = 131_072
     peer_max_streams: int = 4096
     keepalive: float = 15.0
+    keepalive_slack: float = KEEPALIVE_SLACK
     resumable: bool = True  # keep what was sent until it is acknowledged, for the next pipe
     peer_features: int = 0  # qanat.handshake.hello.Features
     tell_clock: bool = False  # the peer knows CLOCK

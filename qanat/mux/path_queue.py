@@ -102,6 +102,7 @@ class PathQueue:
         self._shared_until, self._shared_for = -math.inf, SHARED_SECONDS
         self._loaded_until = -math.inf
         self._stands_until = -math.inf  # the queue is in this direction
+        self._stood_least, self._stood_since = math.inf, -math.inf
         self._held_until = -math.inf
         self._burst_at = -math.inf
         self._burst_left = 0
@@ -176,14 +177,18 @@ class PathQueue:
     def waited(self, seconds: float, least_round_trip: float, now: float) -> None:
         """Note how long what comes now was on its way beyond the least, by the peer's clock."""
         self._told, self._last_wait = True, seconds
+        self._stood_least = min(self._stood_least, seconds)
+        # Credit held back or not: bursts take most of a very long path's time.
+        if now - self._stood_since >= PERIOD * least_round_trip:
+            if self._stood_least >= STANDING:
+                self._stands_until = now + LOADED_SECONDS
+            self._stood_least, self._stood_since = math.inf, now
         if now >= self._loaded_until or now < self._held_until + 2 * least_round_trip:
             self._begin_period(now)
             return
         self._waited = min(self._waited, seconds)
         elapsed = now - self._period_since
         if elapsed >= PERIOD * least_round_trip:
-            if self._waited >= STANDING:
-                self._stands_until = now + LOADED_SECONDS
             rate = (self.received - self._period_before) / elapsed
             self._find_others(rate, least_round_trip, now)
             missing = FULL * self.rate - rate
@@ -209,7 +214,7 @@ class PathQueue:
         elapsed = now - self._rate_since
         if elapsed < max(RATE_SECONDS, 2 * least_round_trip):
             return
-        if elapsed < PAUSE:
+        if elapsed < max(PAUSE, 4 * least_round_trip):
             self._rates.append((self.received - self._rate_before) / elapsed)
             self.rate = max(self._rates)
             self._set_window(self.window or int(FIRST_GAIN * self.rate * least_round_trip), least_round_trip)

@@ -27,9 +27,6 @@ SHARED_TIME = 0.25
 """Seconds: keepalive PINGs of all lanes are due at multiples of this, so that one wake-up serves many idle ones."""
 ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
-ANSWER_SLACK = 0.75
-"""Seconds, an eighth of the interval at most, that an end waits beyond the interval since the peer's PING: who sends
-them is sooner, and is still heard."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
 CREDITS_HELD, CREDITS_PART = 8, 4
@@ -42,11 +39,14 @@ CREDITS_AT_ONCE = 1024
 class PendingControl:
     """What `Receiver` and `Sender` owe the peer together; `Sender` sends it.
 
-    `keepalive` is the number of seconds between PINGs; an ACK is due at once after `ack_bytes` bytes of DATA.  With
+    `keepalive` is the number of seconds between PINGs, and `slack` for how many longer this end waits where the peer's
+    stands for its own, an eighth of these at most; an ACK is due at once after `ack_bytes` bytes of DATA.  With
     `tell_clock` the peer hears our clock, before PINGs and datagrams.
     """
 
-    def __init__(self, keepalive: float, ack_bytes: int, now: float, *, tell_clock: bool = False) -> None:
+    def __init__(
+        self, keepalive: float, ack_bytes: int, now: float, *, slack: float = 0.0, tell_clock: bool = False
+    ) -> None:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.least_round_trip = 0.0
@@ -60,7 +60,7 @@ class PendingControl:
         self.pings_answered = 0
         """The highest value of ours that came back in a PONG."""
         self._keepalive = keepalive
-        self._later = min(ANSWER_SLACK, keepalive / 8)
+        self._later = min(slack, keepalive / 8)
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
         self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
@@ -148,9 +148,7 @@ class PendingControl:
         Each end sends one now and then all the same, since whoever asks learns the round trip.
         """
         self._pong = value
-        if not quiet:
-            self._answers_in_turn = 0
-        elif self._ping_sent is None and now < self._ping_due:
+        if quiet and self._ping_sent is None and now < self._ping_due:
             self._answers_in_turn += 1
             if self._answers_in_turn > ANSWERS_IN_TURN:
                 self._ping_due = now  # in one record with the answer

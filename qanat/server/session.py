@@ -142,7 +142,8 @@ class ServerSession(Session):
         self._bound: dict[int, tuple[Listen, Hashable]] = {}  # what was asked, and what the rules made of it
         self._forbidden: set[int] = set()  # forwards whose listener was ended by other rules
         self._refused = False  # whether the client has a forward that it cannot have, and was not told to ask again
-        self._room = StreamRoom(parameters.peer_max_streams * max_lanes)  # for those who come to its remote forwards
+        # For those who come to its remote forwards.
+        self._room = StreamRoom(parameters.peer_max_streams * max_lanes, tidy=watcher.tidy)
 
     def stop_listening(self) -> None:
         """Take no new connection for the remote forwards; those that are open go on."""

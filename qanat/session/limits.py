@@ -20,7 +20,7 @@ from qanat.config.settings import ApplicationProbes, Flow, Keepalive
 from qanat.endpoints.application_socket import ApplicationKeepalive
 from qanat.handshake.hello import Features, Parameters
 from qanat.mux.observer import NOBODY, Observer
-from qanat.mux.parameters import LaneParameters
+from qanat.mux.parameters import KEEPALIVE_SLACK, LaneParameters
 
 log = logging.getLogger("qanat.session")
 
@@ -45,11 +45,11 @@ THREADS_RESERVED = 8
 """Threads that wait for what sessions have to do when the system gives no more."""
 
 
-def affordable_streams(wanted: int) -> int:
-    """Raise the limit on open files, and return how many of `wanted` streams it allows; logs a lower number."""
+def affordable_streams(wanted: int, *, asked: bool = True) -> int:
+    """Raise the limit on open files, and return how many of `wanted` streams it allows; logs a lower one if `asked`."""
     files = raise_open_files_limit()
     affordable = max(MIN_STREAMS, (files - FILES_RESERVED) // FILES_PER_STREAM)
-    if affordable < wanted:
+    if affordable < wanted and asked:
         log.warning(
             "%d open files are allowed, so a session may have %d streams, not %d; raise the hard limit (ulimit -Hn)",
             files,
@@ -146,6 +146,8 @@ def lane_parameters(
         peer_initial_window=peer.initial_window,
         peer_max_streams=peer.max_streams,
         keepalive=keepalive.interval,
+        # Less where the link counts as dead soon after the interval.
+        keepalive_slack=min(KEEPALIVE_SLACK, (keepalive.timeout - keepalive.interval) / 4),
         resumable=resumable,
         peer_features=peer.features,
         tell_clock=bool(peer.features & Features.CLOCK),

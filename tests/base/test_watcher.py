@@ -341,3 +341,18 @@ def test_tidying_up_comes_after_what_is_sent_and_a_fault_of_one_leaves_the_other
     assert caplog.text.count("an unexpected error") == 2
     watcher.call_late(lambda: order.put("at once"))  # outside the watcher's thread
     assert order.get_nowait() == "at once"
+
+
+def test_who_needs_a_place_has_what_is_late_called_before(watcher: Watcher, pair: Pair) -> None:
+    order: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def ready() -> None:
+        pair[0].recv(1)
+        watcher.call_late(lambda: order.put("tidied"))
+        order.put(watcher.tidy())
+        order.put(watcher.tidy())
+
+    watcher.add(pair[0].fileno(), ready)
+    pair[1].send(b"x")
+    assert [order.get(timeout=TIMEOUT) for _ in range(3)] == ["tidied", True, False]
+    assert not watcher.tidy()  # outside the watcher's thread

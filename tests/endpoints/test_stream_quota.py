@@ -163,3 +163,18 @@ def test_the_counts_are_those_of_a_naive_model(steps: list[tuple[bool, int, int]
 )
 def test_the_address_in_a_peers_name(peer: str, address: str) -> None:
     assert address_of(peer) == address
+
+
+def test_who_is_over_and_has_a_place_still_is_counted_out_before_another_is_refused() -> None:
+    over = ["10.0.0.1"]
+
+    def tidy() -> bool:
+        if not over:
+            return False
+        forward.leave(over.pop())
+        return True
+
+    forward = quota(StreamRoom(1000, tidy=tidy), max_streams=1)
+    assert not forward.enter("10.0.0.1")
+    assert not forward.enter("10.0.0.2")
+    assert "as many as its max_streams" in forward.enter("10.0.0.3")

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from qanat.mux import frames as wire
-from qanat.mux.parameters import LaneParameters
-from qanat.mux.pending_control import ANSWER_SLACK, ANSWERS_IN_TURN, SHARED_TIME
+from qanat.mux.parameters import KEEPALIVE_SLACK, LaneParameters
+from qanat.mux.pending_control import ANSWERS_IN_TURN, SHARED_TIME
 from tests.support.mux.cores import Peer, Rig
 
 STEP = 0.125
@@ -50,7 +50,7 @@ def test_no_direction_is_silent_for_much_longer_than_the_shorter_interval(client
     shorter = min(client, server)
     kept.run(PERIODS * shorter)
     for peer in kept.rig.ends:
-        slack = 0.0 if client == server else min(ANSWER_SLACK, shorter / 8)
+        slack = 0.0 if client == server else min(KEEPALIVE_SLACK, shorter / 8)
         assert kept.longest_silence(peer) <= shorter + slack + 2 * STEP
 
 
@@ -69,7 +69,7 @@ def test_an_end_pings_by_itself_when_the_peer_falls_silent() -> None:
         mute = kept.rig.ends[which]
         heard = kept.pings[kept.rig.other(mute)]
         before = len(heard)
-        kept.run(15 + ANSWER_SLACK + STEP, mute=mute)
+        kept.run(15 + KEEPALIVE_SLACK + STEP, mute=mute)
         assert len(heard) > before
 
 

@@ -66,6 +66,15 @@ def test_one_download_fills_a_slow_line_from_the_first_second_on() -> None:
     assert download.longest_wait < 0.06
 
 
+def test_bursts_that_take_most_of_a_very_long_path_do_not_hide_its_queue() -> None:
+    """0.4 s: three PINGs one after the other, and twice, are most of the time between two bursts."""
+    download = Download(8, rate=RATE / 4, delay=0.2)
+    download.run(8.0)
+    assert download.run(2.5) > 0.85
+    assert download.longest_wait < 0.2
+    assert all(stream.window.narrow for stream in download.ours)
+
+
 def test_a_reader_that_stands_still_holds_up_nobody_and_goes_on_when_it_reads() -> None:
     download = Download(8)
     download.run(2.0)
