@@ -46,7 +46,7 @@ HELD = 0.6
 """The part of a narrow path's window that is given while credit is held back: less than the path holds."""
 BESIDE_TIME, BESIDE_LEAST = 0.001, 256 * 1024
 """See above: seconds in the place of LEAST_TIME, and bytes: two records, or each would wait for its CREDIT."""
-LITTLE, BESIDE_SECONDS = 4096, 1.0
+LITTLE, BESIDE_SECONDS = 4096, 0.3
 """Bytes that a stream whose window has not grown takes at once, and the seconds for which bulk heeds it after that."""
 RATE_DECAY = 0.95
 """The part of the best rate that still counts after each RATE_TIME."""
