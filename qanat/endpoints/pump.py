@@ -284,16 +284,18 @@ class Pump:
             stream.queue_finish()
             self._over(True)
             self._watcher.flush_soon(self._lane)
-        except (StreamReset, Aborted):
+        except (StreamReset, Aborted, OSError) as error:
             self._unwatch()
-            self._sock.abort()
-            self._over(False)
-            return None
-        except OSError as error:
-            self._unwatch()
-            stream.reset(*reason_for(error))
-            self._over(False)
+            self._uplink_failed(error)
         return None
+
+    def _uplink_failed(self, error: StreamReset | Aborted | OSError) -> None:
+        """End the uplink of a stream that was reset, or whose socket failed."""
+        if isinstance(error, OSError):
+            self._stream.reset(*reason_for(error))
+        else:
+            self._sock.abort()
+        self._over(False)
 
     def _begin_bulk(self) -> None:
         """Give the uplink a thread, or, when there are many, turns of the writer; else the watcher goes on."""
@@ -339,12 +341,8 @@ class Pump:
             if count:
                 return True
             stream.finish()
-        except (StreamReset, Aborted):
-            self._sock.abort()
-            self._over(False)
-        except OSError as error:
-            stream.reset(*reason_for(error))
-            self._over(False)
+        except (StreamReset, Aborted, OSError) as error:
+            self._uplink_failed(error)
         else:
             self._over(True)
         return False
@@ -356,12 +354,8 @@ class Pump:
                 self._watch()
                 return
             stream.finish()
-        except (StreamReset, Aborted):
-            self._sock.abort()
-            self._over(False)
-        except OSError as error:
-            stream.reset(*reason_for(error))
-            self._over(False)
+        except (StreamReset, Aborted, OSError) as error:
+            self._uplink_failed(error)
         except Exception:
             self._faulty("uplink")
         else:
