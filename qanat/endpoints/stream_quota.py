@@ -123,7 +123,10 @@ class StreamQuota:
 
     def enter(self, address: str) -> str:
         """Count a stream for `address` and return "", or return why it may have none; "" for no address."""
-        return (reason := self._enter(address)) and (self._enter(address) if self._room.tidy() else reason)
+        reason = self._enter(address)
+        if reason and self._room.tidy():
+            reason = self._enter(address)
+        return reason
 
     def _enter(self, address: str) -> str:
         with self._room.lock:

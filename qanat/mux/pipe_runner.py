@@ -251,7 +251,6 @@ class PipeRunner:
         raises nothing: a pipe that fails ends for its reader.
         """
         lane, sender, sealed = self._lane, self._sender, self._sealed
-        calls: Calls = []
         for _ in range(RECORDS_AT_ONCE):
             with self._lock:
                 busy = self._sending or self._inline or self._flush_due or self._alone

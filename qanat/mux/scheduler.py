@@ -79,7 +79,7 @@ class Scheduler:
         stream.deficit -= size
 
     def clear(self) -> None:
-        """Forget every stream: nobody sends any more."""
+        """Forget every stream: nobody has anything to send, or sends any more."""
         for stream in (*self._fresh, *self._steady):
             stream.in_fresh = stream.in_steady = False
         self._fresh.clear()
