@@ -41,7 +41,7 @@ from qanat.endpoints.application_socket import GONE, reason_for
 from qanat.endpoints.rate_limit import RateLimit, RateShare
 from qanat.endpoints.traffic_limits import UNLIMITED, IdleTimeout, TrafficLimits
 from qanat.endpoints.wakeable import Aborted, WakeableSocket
-from qanat.mux.buffer_pool import BUFFER_PAYLOAD, Buffer
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD, LARGE_PAYLOAD, Buffer
 from qanat.mux.frames import Reason
 from qanat.mux.sender import MAX_SMALL
 from qanat.mux.stream import Idle, Stream
@@ -370,16 +370,16 @@ class Pump:
 
     def _read_bulk(self) -> bool:
         stream, sock = self._stream, self._sock
-        few = 0
+        few, most = 0, BUFFER_PAYLOAD
         while few < FEW_READS:
             if stream.crowded:
                 self._pulled = True
                 return True
-            room = min(stream.wait_writable(), BUFFER_PAYLOAD)
+            room = min(stream.wait_writable(), most)
             up = self._up
             if up is not None and not (room := up.take(room)):
                 return True
-            count = self._read_buffer(stream.take_buffer(), room)
+            count = self._read_buffer(stream.take_buffer(room), room)
             if up is not None:
                 up.give_back(room - (count or 0))
             if count == 0:
@@ -387,10 +387,9 @@ class Pump:
             if count is None:
                 if not sock.wait_readable(QUIET_SECONDS):
                     return True
-            elif count > SMALL_READ // 2:
-                few = 0
-            else:
-                few += 1
+                continue
+            most = LARGE_PAYLOAD if count >= BUFFER_PAYLOAD else BUFFER_PAYLOAD
+            few = 0 if count > SMALL_READ // 2 else few + 1
         return True
 
     def _read_small(self, room: int) -> int | None:

@@ -3,7 +3,8 @@
 A buffer is filled once and never copied: the frame header and whatever rides along are written in
 front of the payload, so that the plaintext of a record is one contiguous view.  A pool hands out a
 bounded number of buffers, makes them when first needed and keeps some for reuse, because pages that
-are touched for the first time cost more than the copy that they save.
+are touched for the first time cost more than the copy that they save.  There are two sizes: what a record
+costs beside its bytes is half with the large one, and a small exchange waits twice as long for it.
 
 Pure, and not thread-safe: the lane's lock guards it.
 """
@@ -12,64 +13,93 @@ from __future__ import annotations
 
 BUFFER_PAYLOAD = 128 * 1024
 """Bytes of payload a buffer holds."""
+LARGE_PAYLOAD = 255 * 1024
+"""The same for a large one: with what goes before it, as much as one record holds."""
 BUFFER_FRONT = 160
 """Bytes before the payload: the record's kind, frames that ride along, the DATA header."""
 KEEP_FREE = 32
-"""Free buffers kept for reuse; the rest goes back to the allocator."""
+"""Places of free buffers kept for reuse; the rest goes back to the allocator."""
 
 
 class Buffer:
     """BUFFER_FRONT bytes of room for headers, then `payload`, of which the first `length` bytes are used."""
 
-    __slots__ = ("length", "payload", "storage", "view")
+    __slots__ = ("length", "payload", "places", "storage", "view")
 
-    def __init__(self) -> None:
-        self.storage = bytearray(BUFFER_FRONT + BUFFER_PAYLOAD)
+    def __init__(self, size: int = BUFFER_PAYLOAD) -> None:
+        self.storage = bytearray(BUFFER_FRONT + size)
         self.view = memoryview(self.storage)
         self.payload = self.view[BUFFER_FRONT:]
         self.length = 0
+        self.places = 1 if size <= BUFFER_PAYLOAD else 2
+        """It takes so many of its pool's."""
+
+
+class _Shelf:
+    """Free buffers of one size; the latest that came back is the next to go."""
+
+    def __init__(self, size: int) -> None:
+        self.free: list[Buffer] = []
+        self._size = size
+        self._unused = 0  # of these, how many were not needed since the last `shrink`
+
+    def take(self) -> Buffer:
+        if not self.free:
+            return Buffer(self._size)
+        buffer = self.free.pop()
+        self._unused = min(self._unused, len(self.free))
+        return buffer
+
+    def shrink(self) -> bool:
+        del self.free[: self._unused]
+        self._unused = len(self.free)
+        return bool(self.free)
+
+    def clear(self) -> None:
+        self._unused = 0
+        self.free.clear()
 
 
 class BufferPool:
-    """At most `limit` bytes of buffers lent out at once, and always two."""
+    """At most `limit` bytes of buffers lent out at once, and always two; `capacity` and `lent` are places."""
 
     def __init__(self, limit: int) -> None:
         self.capacity = max(2, limit // BUFFER_PAYLOAD)
         self.lent = 0
         self._keep = KEEP_FREE
-        self._free: list[Buffer] = []
-        self._unused = 0  # of these, how many were not needed since the last `shrink`
+        self._usual, self._large = _Shelf(BUFFER_PAYLOAD), _Shelf(LARGE_PAYLOAD)
 
     @property
     def exhausted(self) -> bool:
         """Whether `take` has nothing to give."""
         return self.lent >= self.capacity
 
-    def take(self) -> Buffer | None:
-        """Return a buffer of the borrower's own, the latest that came back; None when all are lent."""
-        if self.exhausted:
+    def take(self, *, large: bool = False) -> Buffer | None:
+        """Return a buffer of the borrower's own, the latest that came back; None when all are lent.
+
+        A `large` one takes two places, and is of the usual size where one alone is left.
+        """
+        free = self.capacity - self.lent
+        if free <= 0:
             return None
-        self.lent += 1
-        if not self._free:
-            return Buffer()
-        buffer = self._free.pop()
-        self._unused = min(self._unused, len(self._free))
+        buffer = (self._large if large and free > 1 else self._usual).take()
+        self.lent += buffer.places
         return buffer
 
     def give_back(self, buffer: Buffer) -> None:
         """Take back a buffer that `take` gave; nobody may touch it afterwards."""
-        self.lent -= 1
+        self.lent -= buffer.places
         buffer.length = 0
-        if len(self._free) < self._keep:
-            self._free.append(buffer)
+        usual, large = self._usual.free, self._large.free
+        if len(usual) + 2 * len(large) < self._keep:
+            (large if buffer.places > 1 else usual).append(buffer)
 
     def shrink(self) -> bool:
         """Drop the free buffers that were not needed since the last call; return whether others are left to drop."""
-        del self._free[: self._unused]
-        self._unused = len(self._free)
-        return bool(self._free)
+        return self._usual.shrink() | self._large.shrink()
 
     def clear(self) -> None:
         """Keep no free buffer, nor any that comes back: the lane is over."""
-        self._keep = self._unused = 0
-        self._free.clear()
+        self._keep = 0
+        self._usual.clear()
+        self._large.clear()

@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import Iterator
 
 from qanat.base.errors import ProtocolError
-from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
+from qanat.mux.buffer_pool import Buffer, BufferPool
 
 ENTRY_OVERHEAD = 128
 """Bytes that an entry is counted for beyond its content."""
-_WITH_BUFFER = ENTRY_OVERHEAD + BUFFER_FRONT + BUFFER_PAYLOAD
 
 
 class Entry:
@@ -28,7 +27,7 @@ class Entry:
     def __init__(self, head: bytes, buffer: Buffer | None = None) -> None:
         self.head = head
         self.buffer = buffer
-        self.charge = len(head) + (ENTRY_OVERHEAD if buffer is None else _WITH_BUFFER)
+        self.charge = len(head) + ENTRY_OVERHEAD + (0 if buffer is None else len(buffer.storage))
 
 
 class RetransmitBuffer:

@@ -15,7 +15,7 @@ from collections import deque
 
 from qanat.base.errors import LocalError, ProtocolError
 from qanat.mux import frames as wire
-from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, Buffer, BufferPool
+from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, LARGE_PAYLOAD, Buffer, BufferPool
 from qanat.mux.datagrams import DatagramQueue
 from qanat.mux.pacer import UNBOUNDED, Pacer
 from qanat.mux.parameters import LaneParameters
@@ -31,6 +31,9 @@ FRAMES_KIND = 3
 """The record kind of everything `next_record` gives (docs/PROTOCOL.md §2)."""
 STREAM_QUEUE = 2 * BUFFER_PAYLOAD
 """Bytes a stream may have waiting for the scheduler before its writer has to wait."""
+LARGE_CREDIT = 2 * LARGE_PAYLOAD
+"""Bytes of credit from which on a stream on a short path may fill large buffers.  A window as large as this is what its
+reader takes in 5 ms at most (`qanat.mux.window`), so a small exchange waits about a millisecond for such a record."""
 CROWD_QUEUE = 512 * 1024
 """Bytes in all queues below which the writer has the next streams of a crowd read: as much as will be sent soon."""
 SMALL_RECORD = 64 * 1024
@@ -132,6 +135,11 @@ class Sender:
             return 0
         return 0 if self.queued_bytes >= self._queue_limit else stream.send_limit - stream.promised
 
+    def take_buffer(self, stream: StreamState, size: int) -> Buffer | None:
+        """Return a buffer for `size` bytes of the stream, or for a part of them; None when all are lent."""
+        large = size > BUFFER_PAYLOAD and stream.send_limit - stream.promised >= LARGE_CREDIT
+        return self.buffers.take(large=large and not self._pending.path_is_long())
+
     def sendable_to_crowd(self, stream: StreamState) -> int:
         """Return the same for one of a crowd whose turn it is: the queue has room."""
         return 0 if stream.queued_bytes >= STREAM_QUEUE or self._closing else self._piece(stream)
@@ -163,7 +171,7 @@ class Sender:
         size = payload.length if isinstance(payload, Buffer) else len(payload)
         phase = stream.phase
         open_ = phase is OPEN or phase is StreamPhase.HALF_CLOSED_REMOTE
-        room = min(BUFFER_PAYLOAD if bulk else MAX_SMALL, stream.send_limit - stream.promised)
+        room = min(LARGE_PAYLOAD if bulk else MAX_SMALL, stream.send_limit - stream.promised)
         if not open_ or stream.fin_due or not 0 < size <= room:
             if isinstance(payload, Buffer):
                 self.return_buffer(payload)
@@ -514,11 +522,12 @@ class Sender:
     def check_invariants(self) -> None:
         """Raise AssertionError when its parts contradict each other.  Slow; for tests."""
         kept = list(self.retransmit_buffer.since(self.retransmit_buffer.first))
-        queued = sum(isinstance(payload, Buffer) for stream in self._streams for payload in stream.queue)
+        queued = [payload for stream in self._streams for payload in stream.queue if isinstance(payload, Buffer)]
         charges = sum(entry.charge for entry in (*kept, *self._control))
         assert self.queued_bytes == sum(stream.queued_bytes for stream in self._streams), "queued bytes do not add up"
         assert self.retransmit_buffer.charged == charges, "the retransmit buffer is charged for what it does not hold"
-        in_use = queued + sum(entry.buffer is not None for entry in kept)
+        queued += [entry.buffer for entry in kept if entry.buffer is not None]
+        in_use = sum(buffer.places for buffer in queued)
         assert in_use <= self.buffers.lent <= self.buffers.capacity, "a buffer came back in use, or too many are lent"
         assert self.retransmit_buffer.first <= self._sent <= self.retransmit_buffer.next_number, "sent and not kept"
         self.datagrams.check_invariants()

@@ -21,7 +21,7 @@ from typing import Protocol
 from qanat.base.deadline import Deadline
 from qanat.base.endpoint_addresses import TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import StreamReset
-from qanat.mux.buffer_pool import Buffer
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD, Buffer
 from qanat.mux.core import LaneCore
 from qanat.mux.figures import StreamFigures
 from qanat.mux.frames import Reason, reason_name
@@ -271,15 +271,15 @@ class Stream:
         """What has to be flushed after `queue` and `queue_finish`: the same for many streams."""
         return self._lane
 
-    def take_buffer(self) -> Buffer:
-        """Block until the lane has a buffer to fill.  Raises StreamReset.
+    def take_buffer(self, size: int = BUFFER_PAYLOAD) -> Buffer:
+        """Block until the lane has a buffer to fill, with `size` bytes or a part of them.  Raises StreamReset.
 
         It must come back with `write_buffer` or `return_buffer`.
         """
         with self._lock:
             while True:
                 self._raise_if_over_locked()
-                buffer = self._sender.buffers.take()
+                buffer = self._sender.take_buffer(self._state, size)
                 if buffer is not None:
                     return buffer
                 self._lane.wait_for_room_locked()

@@ -9,6 +9,7 @@ it is the window that limits the stream, and stands still once the path holds no
 late, not the present one: that waits in the queue which the stream itself makes in proxies and kernels, and a window
 that follows it grows until nothing else gets through.  The rate is the reader's own, and nothing shrinks when it falls,
 since a thread that is late looks like a slower path; only one IDLE_FACTOR times too large is given back, by halves.
+A CREDIT is due for each half of a window, and for each quarter from LEAST_TIME on, where half may be under way.
 
 On a narrow path (`qanat.mux.path_queue` says which is, and how much all may have in flight there) the window is the
 stream's share of that, as large as its share of what has come lately, and a little more, the same for each: so equal
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import math
 
-from qanat.mux.path_queue import PATH_TIME, PathQueue
+from qanat.mux.path_queue import PathQueue
 
 GAIN = 2
 """See above."""
@@ -53,7 +54,7 @@ RATE_DECAY = 0.95
 IDLE_FACTOR = 100
 """A window that is this many times larger than it would need to be is given back by half."""
 LARGE = 1024 * 1024
-"""Bytes from which on a CREDIT is due for each quarter of the window, as on any path of PATH_TIME; else for half."""
+"""Bytes of a first window from which on the first CREDIT is due for a quarter of it: the path may be long."""
 
 
 class WindowBudget:
@@ -154,8 +155,7 @@ class ReceiveWindow:
         ):
             beside = int(GAIN * self.rate * max(least_round_trip, BESIDE_TIME))
             self.allowed = min(self.size, max(beside, BESIDE_LEAST))
-        quarters = self.allowed >= LARGE or least_round_trip >= PATH_TIME
-        self.part = self.allowed >> (3 if self.narrow else 2 if quarters else 1)
+        self.part = self.allowed >> (3 if self.narrow else 2 if least_round_trip >= LEAST_TIME else 1)
 
     def grant(self) -> int:
         """Return the absolute offset to put into a CREDIT sent now.  It never goes back."""

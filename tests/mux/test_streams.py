@@ -6,9 +6,9 @@ import pytest
 
 from qanat.base.errors import SessionEnded, StreamReset
 from qanat.mux import frames as wire
-from qanat.mux.buffer_pool import BUFFER_PAYLOAD
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD, LARGE_PAYLOAD
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.sender import CROWD_QUEUE
+from qanat.mux.sender import CROWD_QUEUE, LARGE_CREDIT
 from qanat.mux.stream_state import StreamPhase
 from tests.support.mux.cores import KIB, Rig, data_order, fill
 
@@ -230,6 +230,23 @@ def test_a_crowd_is_read_in_turn_and_no_more_of_it_than_will_be_sent_soon() -> N
         rig.client.send_all()
         rig.client.feed(wire.Ack(sender.retransmit_buffer.next_number).encode())
     assert turns == (streams * 5)[: len(turns)]
+
+
+@pytest.mark.parametrize(
+    ("credit", "size", "least", "expected"),
+    [
+        pytest.param(LARGE_CREDIT, LARGE_PAYLOAD, 0.001, LARGE_PAYLOAD, id="a stream that has much to send"),
+        pytest.param(LARGE_CREDIT - 1, LARGE_PAYLOAD, 0.001, BUFFER_PAYLOAD, id="a small window"),
+        pytest.param(LARGE_CREDIT, BUFFER_PAYLOAD, 0.001, BUFFER_PAYLOAD, id="no more to send"),
+        pytest.param(LARGE_CREDIT, LARGE_PAYLOAD, 0.1, BUFFER_PAYLOAD, id="a long path"),
+    ],
+)
+def test_a_buffer_is_large_where_nobody_waits_for_it(credit: int, size: int, least: float, expected: int) -> None:
+    rig = Rig(LaneParameters(client=True, peer_initial_window=credit))
+    rig.client.core.pending.least_round_trip = least
+    buffer = rig.client.core.sender.take_buffer(rig.client.core.open_stream(b"", 0.0), size)
+    assert buffer is not None
+    assert len(buffer.payload) == expected
 
 
 def test_who_has_no_credit_or_is_over_is_not_read() -> None:

@@ -35,7 +35,7 @@ _PAGE_OFFSET = 512
 bytes behind a page's start; `rep movsb`, by which glibc 2.36 copies so much, takes ten times as long on AMD's Zen where
 the target is that little behind the source within a page (glibc's bug 30994)."""
 
-_WRITE_SIZE = 9 * 16 * 1024  # plaintext encrypted under one hold of the lock: nine TLS records, a usual message
+_WRITE_SIZE = 17 * 16 * 1024  # plaintext encrypted under one hold of the lock: a message, be it the largest
 _READS_AT_ONCE = 4  # without a byte of data, by a thread that reads for others too: TLS has messages of its own
 _MAX_PENDING = 64 * 1024  # bytes OpenSSL may want to send for having read; only a flood of KeyUpdates gets there
 
