@@ -38,36 +38,37 @@ class Buffer:
 class _Shelf:
     """Free buffers of one size; the latest that came back is the next to go."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         self.free: list[Buffer] = []
-        self._size = size
         self._unused = 0  # of these, how many were not needed since the last `shrink`
 
     def take(self) -> Buffer:
-        if not self.free:
-            return Buffer(self._size)
         buffer = self.free.pop()
         self._unused = min(self._unused, len(self.free))
         return buffer
 
-    def shrink(self) -> bool:
+    def drop(self) -> int:
+        """Leave the oldest buffer to the allocator; return its places."""
+        self._unused = max(0, self._unused - 1)
+        return self.free.pop(0).places
+
+    def shrink(self) -> int:
+        """Leave those that were not needed since the last call to the allocator; return their places."""
+        places = sum(buffer.places for buffer in self.free[: self._unused])
         del self.free[: self._unused]
         self._unused = len(self.free)
-        return bool(self.free)
-
-    def clear(self) -> None:
-        self._unused = 0
-        self.free.clear()
+        return places
 
 
 class BufferPool:
-    """At most `limit` bytes of buffers lent out at once, and always two; `capacity` and `lent` are places."""
+    """At most `limit` bytes of buffers at once, lent out or free, and always two; what is counted are places."""
 
     def __init__(self, limit: int) -> None:
         self.capacity = max(2, limit // BUFFER_PAYLOAD)
         self.lent = 0
         self._keep = KEEP_FREE
-        self._usual, self._large = _Shelf(BUFFER_PAYLOAD), _Shelf(LARGE_PAYLOAD)
+        self._free = 0
+        self._usual, self._large = _Shelf(), _Shelf()
 
     @property
     def exhausted(self) -> bool:
@@ -79,10 +80,19 @@ class BufferPool:
 
         A `large` one takes two places, and is of the usual size where one alone is left.
         """
-        free = self.capacity - self.lent
-        if free <= 0:
+        left = self.capacity - self.lent
+        if left <= 0:
             return None
-        buffer = (self._large if large and free > 1 else self._usual).take()
+        shelf, other, size = self._usual, self._large, BUFFER_PAYLOAD
+        if large and left > 1:
+            shelf, other, size = self._large, self._usual, LARGE_PAYLOAD
+        if shelf.free:
+            buffer = shelf.take()
+            self._free -= buffer.places
+        else:
+            buffer = Buffer(size)
+            while other.free and self.lent + self._free + buffer.places > self.capacity:
+                self._free -= other.drop()
         self.lent += buffer.places
         return buffer
 
@@ -90,16 +100,19 @@ class BufferPool:
         """Take back a buffer that `take` gave; nobody may touch it afterwards."""
         self.lent -= buffer.places
         buffer.length = 0
-        usual, large = self._usual.free, self._large.free
-        if len(usual) + 2 * len(large) < self._keep:
-            (large if buffer.places > 1 else usual).append(buffer)
+        shelf, other = (self._large, self._usual) if buffer.places > 1 else (self._usual, self._large)
+        while other.free and self._free + buffer.places > self._keep:
+            self._free -= other.drop()  # what is needed now is the other size
+        if self._free + buffer.places <= self._keep:
+            shelf.free.append(buffer)
+            self._free += buffer.places
 
     def shrink(self) -> bool:
         """Drop the free buffers that were not needed since the last call; return whether others are left to drop."""
-        return self._usual.shrink() | self._large.shrink()
+        self._free -= self._usual.shrink() + self._large.shrink()
+        return self._free > 0
 
     def clear(self) -> None:
         """Keep no free buffer, nor any that comes back: the lane is over."""
-        self._keep = 0
-        self._usual.clear()
-        self._large.clear()
+        self._keep = self._free = 0
+        self._usual, self._large = _Shelf(), _Shelf()

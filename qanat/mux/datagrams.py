@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 QUEUE_AGE = 0.2
 """Seconds that a datagram may wait for its pipe.  People who talk stop to bear more (ITU-T G.114), and a record of bulk
-that is being sent, which nothing overtakes, is through by then from 5 Mbit/s on."""
+of the usual size that is being sent, which nothing overtakes, is through by then from 5 Mbit/s on."""
 QUEUE_BYTES = 1024 * 1024
 """Bytes that wait on a lane at most: 40 Mbit/s for QUEUE_AGE."""
 FLOW_BYTES = 256 * 1024

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from qanat.mux import frames as wire
 from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.stream_state import StreamState
+from qanat.mux.window import LEAST_TIME
 
 ACK_DELAY = 0.020
 """Seconds an ACK may wait for something to ride on."""
@@ -21,8 +22,8 @@ PINGS_KEPT = 8
 PING_SPAN = 7.5
 """Seconds in which PINGs count as one of these, by the least of them, so that a few in turn push out no older one."""
 FIRST_PINGS = 4
-"""Answers on a new pipe until it is believed that its path is a long one, where there is bulk to send: when a session
-begins both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
+"""Answers on a new pipe until it is believed that its path is no short one, where there is bulk: when a session begins
+both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
 SHARED_TIME = 0.25
 """Seconds: keepalive PINGs of all lanes are due at multiples of this, so that one wake-up serves many idle ones."""
 ANSWERS_IN_TURN = 3
@@ -54,7 +55,7 @@ class PendingControl:
         self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
         self._span_since = now
         self._answers = 0  # on this pipe
-        self._in_doubt = False  # a PING is due since the path seems to be a long one
+        self._in_doubt = False  # a PING is due since the path seems to be no short one
         self.ping_count = 0
         """How many PINGs have been sent; also the value of the last."""
         self.pings_answered = 0
@@ -116,7 +117,9 @@ class PendingControl:
         return self._ack_due is not None
 
     def add_credit(self, stream: StreamState) -> None:
-        """Have the stream's present credit sent."""
+        """Have the stream's present credit sent, and a PING with it where it is in doubt whether the path is short."""
+        if self.least_round_trip >= LEAST_TIME:
+            self._ask_again()
         turn, number = self._turn, stream.id
         self._credits[number] = stream
         if number in turn:
@@ -196,8 +199,19 @@ class PendingControl:
         """
         if self.least_round_trip < PATH_TIME:
             return False
-        self._in_doubt = self._answers < FIRST_PINGS and self._ping_sent is None
+        self._ask_again()
         return True
+
+    def path_is_short(self) -> bool:
+        """Return whether the path is known to take less than LEAST_TIME; else as `path_is_long`."""
+        if 0.0 < self.least_round_trip < LEAST_TIME:
+            return True
+        self._ask_again()
+        return False
+
+    def _ask_again(self) -> None:
+        """Have a PING go with the next record, unless as many as count have been answered, or one is under way."""
+        self._in_doubt = self._answers < FIRST_PINGS and self._ping_sent is None
 
     # --- what is sent -----------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ FRAMES_KIND = 3
 STREAM_QUEUE = 2 * BUFFER_PAYLOAD
 """Bytes a stream may have waiting for the scheduler before its writer has to wait."""
 LARGE_CREDIT = 2 * LARGE_PAYLOAD
-"""Bytes of credit from which on a stream on a short path may fill large buffers.  A window as large as this is what its
-reader takes in 5 ms at most (`qanat.mux.window`), so a small exchange waits about a millisecond for such a record."""
+"""Bytes of credit from which on a stream on a short path may fill large buffers: a window has as much where its reader
+takes 100 MB/s (`qanat.mux.window`), so that a small exchange waits 2.5 ms at most for such a record."""
 CROWD_QUEUE = 512 * 1024
 """Bytes in all queues below which the writer has the next streams of a crowd read: as much as will be sent soon."""
 SMALL_RECORD = 64 * 1024
@@ -138,7 +138,7 @@ class Sender:
     def take_buffer(self, stream: StreamState, size: int) -> Buffer | None:
         """Return a buffer for `size` bytes of the stream, or for a part of them; None when all are lent."""
         large = size > BUFFER_PAYLOAD and stream.send_limit - stream.promised >= LARGE_CREDIT
-        return self.buffers.take(large=large and not self._pending.path_is_long())
+        return self.buffers.take(large=large and self._pending.path_is_short())
 
     def sendable_to_crowd(self, stream: StreamState) -> int:
         """Return the same for one of a crowd whose turn it is: the queue has room."""

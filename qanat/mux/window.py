@@ -9,7 +9,7 @@ it is the window that limits the stream, and stands still once the path holds no
 late, not the present one: that waits in the queue which the stream itself makes in proxies and kernels, and a window
 that follows it grows until nothing else gets through.  The rate is the reader's own, and nothing shrinks when it falls,
 since a thread that is late looks like a slower path; only one IDLE_FACTOR times too large is given back, by halves.
-A CREDIT is due for each half of a window, and for each quarter from LEAST_TIME on, where half may be under way.
+A CREDIT is due for each half of a window, and for each quarter from HALVES_TIME on, where half may be under way.
 
 On a narrow path (`qanat.mux.path_queue` says which is, and how much all may have in flight there) the window is the
 stream's share of that, as large as its share of what has come lately, and a little more, the same for each: so equal
@@ -36,6 +36,8 @@ START_GAIN, GROWING = 4, 1.25
 window grows by shows in the rate one round trip later, and would else double it in each third one alone."""
 LEAST_TIME = 0.0025
 """Seconds; a shorter round trip counts as this one, since threads take as long to get their turn."""
+HALVES_TIME = LEAST_TIME / 2
+"""Seconds: where a round trip takes less, half a window is more than is under way, and fewer CREDITs wake the peer."""
 RATE_TIME = 0.01
 """Seconds over which a rate is taken at least: bytes come in bursts."""
 NARROW_LEAST, NARROW_TIME = 4096, 0.002
@@ -54,7 +56,7 @@ RATE_DECAY = 0.95
 IDLE_FACTOR = 100
 """A window that is this many times larger than it would need to be is given back by half."""
 LARGE = 1024 * 1024
-"""Bytes of a first window from which on the first CREDIT is due for a quarter of it: the path may be long."""
+"""Bytes of a window from which on it is so, too, while the round trip is unknown: the path may be long."""
 
 
 class WindowBudget:
@@ -155,7 +157,10 @@ class ReceiveWindow:
         ):
             beside = int(GAIN * self.rate * max(least_round_trip, BESIDE_TIME))
             self.allowed = min(self.size, max(beside, BESIDE_LEAST))
-        self.part = self.allowed >> (3 if self.narrow else 2 if least_round_trip >= LEAST_TIME else 1)
+        self.part = self.allowed >> (3 if self.narrow else 2 if self._by_quarters(least_round_trip) else 1)
+
+    def _by_quarters(self, least_round_trip: float) -> bool:
+        return least_round_trip >= HALVES_TIME or (not least_round_trip and self.allowed >= LARGE)
 
     def grant(self) -> int:
         """Return the absolute offset to put into a CREDIT sent now.  It never goes back."""

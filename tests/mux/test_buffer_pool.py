@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from qanat.handshake.sealed import MAX_PLAINTEXT
 from qanat.mux.buffer_pool import BUFFER_FRONT, BUFFER_PAYLOAD, KEEP_FREE, LARGE_PAYLOAD, Buffer, BufferPool
 
@@ -53,12 +56,35 @@ def test_a_large_buffer_fills_a_record_and_takes_two_places() -> None:
     assert pool.take(large=True) is large
 
 
-def test_free_buffers_of_both_sizes_are_kept_within_one_bound() -> None:
+@given(st.lists(st.sampled_from(["usual", "large", "back", "shrink"]), max_size=300), st.integers(1, 2 * KEEP_FREE))
+def test_no_more_memory_exists_than_the_limit_whatever_sizes_are_asked_for(steps: list[str], places: int) -> None:
+    pool = BufferPool(places * BUFFER_PAYLOAD)
+    lent: list[Buffer] = []
+    for step in steps:
+        if step == "back":
+            if lent:
+                pool.give_back(lent.pop(0))
+        elif step == "shrink":
+            pool.shrink()
+        else:
+            taken = pool.take(large=step == "large")
+            assert (taken is None) == (sum(buffer.places for buffer in lent) >= pool.capacity)
+            if taken is not None:
+                lent.append(taken)
+        assert pool.lent == sum(buffer.places for buffer in lent) <= pool.capacity
+        free = [*pool._usual.free, *pool._large.free]
+        assert pool._free == sum(buffer.places for buffer in free) <= KEEP_FREE
+        assert pool.lent + pool._free <= pool.capacity
+
+
+def test_when_the_size_changes_buffers_are_soon_used_again() -> None:
     pool = BufferPool(4 * KEEP_FREE * BUFFER_PAYLOAD)
-    buffers = [pool.take(large=number % 2 == 0) for number in range(KEEP_FREE)]
-    for buffer in buffers:
-        assert buffer is not None
-        pool.give_back(buffer)
-    again = [pool.take(large=number % 2 == 0) for number in range(KEEP_FREE)]
-    kept = [buffer for buffer in again if any(buffer is before for before in buffers)]
-    assert KEEP_FREE <= sum(buffer.places for buffer in kept if buffer is not None) <= KEEP_FREE + 1
+    for large in (True, False, True):
+        for _ in range(2):
+            buffers = [pool.take(large=large) for _ in range(KEEP_FREE // 2)]
+            for buffer in buffers:
+                assert buffer is not None
+                pool.give_back(buffer)
+        again = pool.take(large=large)
+        assert again is buffers[-1]
+        pool.give_back(again)

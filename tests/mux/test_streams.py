@@ -10,6 +10,7 @@ from qanat.mux.buffer_pool import BUFFER_PAYLOAD, LARGE_PAYLOAD
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.sender import CROWD_QUEUE, LARGE_CREDIT
 from qanat.mux.stream_state import StreamPhase
+from qanat.mux.window import LEAST_TIME
 from tests.support.mux.cores import KIB, Rig, data_order, fill
 
 MIB = 1024 * KIB
@@ -238,7 +239,8 @@ def test_a_crowd_is_read_in_turn_and_no_more_of_it_than_will_be_sent_soon() -> N
         pytest.param(LARGE_CREDIT, LARGE_PAYLOAD, 0.001, LARGE_PAYLOAD, id="a stream that has much to send"),
         pytest.param(LARGE_CREDIT - 1, LARGE_PAYLOAD, 0.001, BUFFER_PAYLOAD, id="a small window"),
         pytest.param(LARGE_CREDIT, BUFFER_PAYLOAD, 0.001, BUFFER_PAYLOAD, id="no more to send"),
-        pytest.param(LARGE_CREDIT, LARGE_PAYLOAD, 0.1, BUFFER_PAYLOAD, id="a long path"),
+        pytest.param(LARGE_CREDIT, LARGE_PAYLOAD, LEAST_TIME, BUFFER_PAYLOAD, id="no short path"),
+        pytest.param(LARGE_CREDIT, LARGE_PAYLOAD, 0.0, BUFFER_PAYLOAD, id="a path that is unknown"),
     ],
 )
 def test_a_buffer_is_large_where_nobody_waits_for_it(credit: int, size: int, least: float, expected: int) -> None:

@@ -12,7 +12,7 @@ from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME, PathQueue
-from qanat.mux.pending_control import PINGS_KEPT
+from qanat.mux.pending_control import FIRST_PINGS, PINGS_KEPT
 from qanat.mux.sender import STREAM_QUEUE
 from qanat.mux.stream_state import StreamState
 from qanat.mux.window import BESIDE_LEAST, BESIDE_SECONDS, BESIDE_TIME, LEAST_TIME, LITTLE, ReceiveWindow, WindowBudget
@@ -517,3 +517,22 @@ def test_credits_are_said_again_after_a_cut_but_for_streams_that_never_had_one()
     credits = [frame for frame in rig.server.all_frames(1.0) if isinstance(frame, wire.Credit)]
     assert credits == [wire.Credit(1, theirs.window.granted)]
     assert fresh.id not in {credit.stream for credit in credits}
+
+
+@pytest.mark.parametrize(("first", "again"), [(1.2 * LEAST_TIME, FIRST_PINGS), (LEAST_TIME / 2, 1)])
+def test_an_end_that_receives_bulk_asks_again_whether_its_path_is_short(first: float, again: int) -> None:
+    """One PING that was answered late would else make a short path long for as long as it is remembered."""
+    rig, now, asked = Rig(), 0.0, 0
+    ours, _ = rig.open()
+    rig.client.core.pending.restart(now, ())  # As on a new pipe.
+    for _ in range(3 * FIRST_PINGS):
+        for frame in rig.client.all_frames(now):
+            if isinstance(frame, wire.Ping):
+                asked += 1
+                now += first
+                rig.client.feed(wire.Pong(frame.value).encode(), now=now)
+        now += 0.01
+        payload = bytes(ours.window.granted - ours.window.consumed)
+        rig.client.feed(wire.data_header(ours.id, len(payload)) + payload, now=now)
+        rig.client.read(ours, now)
+    assert asked == again

@@ -17,8 +17,9 @@ from qanat.transports.pipe import MAX_MESSAGE, stuck_for
 from qanat.transports.split.receiving import Receiving
 from qanat.transports.split.sequence import PREFIX, Outgoing
 
-MAX_UNSENT = 256 * 1024
-"""Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them."""
+MAX_UNSENT = 240 * 1024
+"""Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them.  Two usual
+records of bulk, or one large one."""
 HELD_UP = 0.5
 """Seconds that bytes wait for a request or an answer to take them until the path counts as held up: more than a round
 trip of nearly every path, in which the next one comes."""
