@@ -30,7 +30,7 @@ ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
-CREDITS_HELD, CREDITS_PART = 8, 4
+CREDITS_HELD, CREDITS_PART = 16, 4
 """CREDITs that wait for each other at most, to share a record, and the part of the streams in turn that these may be:
 the peer has credit for the others meanwhile."""
 CREDITS_AT_ONCE = 1024
