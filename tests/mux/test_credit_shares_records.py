@@ -162,7 +162,7 @@ def streams_of(count: int) -> list[StreamState]:
 def test_credit_of_many_streams_in_turn_waits_for_each_other() -> None:
     _, records = in_turn(streams_of(64), 0.001)
     assert records[:64] == [1] * 64, "nobody knows yet how many there are"
-    assert records[64:] == [8] * 16
+    assert records[64:] == [16] * 8
 
 
 def test_how_long_credit_waits_follows_how_many_streams_move() -> None:
