@@ -38,6 +38,8 @@ LEAST_TIME = 0.0025
 """Seconds; a shorter round trip counts as this one, since threads take as long to get their turn."""
 HALVES_TIME = LEAST_TIME / 2
 """Seconds: where a round trip takes less, half a window is more than is under way, and fewer CREDITs wake the peer."""
+LARGE = 1024 * 1024
+"""Bytes of a window for whose quarters CREDIT is due, too, while the round trip is unknown: the path may be long."""
 RATE_TIME = 0.01
 """Seconds over which a rate is taken at least: bytes come in bursts."""
 NARROW_LEAST, NARROW_TIME = 4096, 0.002
@@ -55,8 +57,6 @@ RATE_DECAY = 0.95
 """The part of the best rate that still counts after each RATE_TIME."""
 IDLE_FACTOR = 100
 """A window that is this many times larger than it would need to be is given back by half."""
-LARGE = 1024 * 1024
-"""Bytes of a window from which on it is so, too, while the round trip is unknown: the path may be long."""
 
 
 class WindowBudget:
