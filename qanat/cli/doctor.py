@@ -25,6 +25,7 @@ from qanat.handshake.tokens import generate_token
 from qanat.process.log import setup_logging
 
 if TYPE_CHECKING:
+    from qanat.doctor.proxy_config.read import ProxyFile
     from qanat.doctor.report import Report
 
 FLAWED = 4
@@ -76,12 +77,16 @@ def run(options: argparse.Namespace) -> int:
     else:
         settings, has_token = None, False
     setup_logging(LogSettings(level="error"))
-    code = DONE
+    file = None
     if options.proxy_config is not None:
-        code = _examine_proxy_config(options, settings)
-    if settings is not None:
-        code = max(code, _examine_paths(options, settings, has_token), key=_BADNESS.index)
-    return code
+        from qanat.doctor.proxy_config.read import read_file
+
+        file = read_file(options.proxy_config)  # what cannot be read ends it before anything is measured
+    reports = _examine_paths(options, settings, has_token) if settings is not None else []
+    codes = [DONE, *(_code_of(report) for report in reports)]
+    if file is not None:
+        codes.append(_examine_proxy_config(options, file, reports))
+    return max(codes, key=_BADNESS.index)
 
 
 _BADNESS = (DONE, FLAWED, FAILED, REFUSED)
@@ -99,12 +104,12 @@ def _settings(options: argparse.Namespace) -> tuple[ClientSettings, bool]:
     return client_from_options(urls=options.urls, environ=environ, **given), has_token
 
 
-def _examine_paths(options: argparse.Namespace, settings: ClientSettings, has_token: bool) -> int:
+def _examine_paths(options: argparse.Namespace, settings: ClientSettings, has_token: bool) -> list[Report]:
     from qanat.doctor.examination import examine
     from qanat.doctor.running import with_memory
     from qanat.transports.dial.urls import TunnelUrl
 
-    code = DONE
+    reports = []
     for server in settings.servers:
         for text in server.urls:
             progress = _Progress(sys.stderr)
@@ -122,8 +127,8 @@ def _examine_paths(options: argparse.Namespace, settings: ClientSettings, has_to
             if options.config is not None:
                 report = with_memory(report, settings)
             write_out(report.to_json() if options.json else _text(report, options.details))
-            code = max(code, _code_of(report), key=_BADNESS.index)
-    return code
+            reports.append(report)
+    return reports
 
 
 def _code_of(report: Report) -> int:
@@ -146,15 +151,16 @@ def _text(report: Report, details: bool) -> str:
     return report_text(report, Style(width, carries_unicode(sys.stdout), terminal and wants_color()), details=details)
 
 
-def _examine_proxy_config(options: argparse.Namespace, settings: ClientSettings | None) -> int:
-    from qanat.doctor.proxy_config.read import examine_file
+def _examine_proxy_config(options: argparse.Namespace, file: ProxyFile, reports: list[Report]) -> int:
+    from qanat.doctor.proxy_config.fault import Tunnel
 
-    path = "/tunnel"
-    if settings is not None:
+    tunnel = Tunnel()
+    if reports:
         from qanat.transports.dial.urls import TunnelUrl
 
-        path = TunnelUrl.parse(settings.servers[0].urls[0]).path.partition("?")[0]
-    result = examine_file(options.proxy_config, path)
+        first = reports[0]
+        tunnel = Tunnel(TunnelUrl.parse(first.url).path.partition("?")[0], first.found, first.refuted)
+    result = file.examine(tunnel)
     write_out(result.to_json() if options.json else result.to_text())
     return FLAWED if result.faults else DONE
 

@@ -17,7 +17,7 @@ from qanat.doctor.advice import settings_for
 from qanat.doctor.codes import CODES
 from qanat.doctor.reach import INTERCEPTORS
 from qanat.doctor.report import Finding, Report, Severity, Verdict
-from qanat.doctor.requests import CLOCK_OFF
+from qanat.doctor.requests import CLOCK_OFF, SIZES_TRIED
 from qanat.doctor.silence import KEEPALIVE
 from qanat.doctor.subject import Asked, Seen, Subject, Tried
 
@@ -419,7 +419,42 @@ def judge(subject: Subject, seen: Seen) -> Report:
         split=_split_forms(seen),
         product=seen.product.name if seen.product is not None else "",
         figures=dict(_figures(seen, chosen)),
+        found=_found(seen, works, findings),
+        refuted=frozenset(_refuted(seen, works)),
     )
+
+
+_PAST_TUNNEL = {"wrong-path", "portal", "redirect", "unexpected-answer"}
+"""Codes of answers by which a server that is no tunnel, or the wrong page of one, is known."""
+
+
+def _found(seen: Seen, works: set[str], findings: tuple[Finding, ...]) -> bool | None:
+    if works or any(asked.probed for asked in seen.asked.values()):
+        return True
+    return False if _PAST_TUNNEL & {finding.code for finding in findings} else None
+
+
+def _refuted(seen: Seen, works: set[str]) -> Iterator[str]:
+    """Yield the codes of a proxy's configuration that are not so, since what they would keep out was let in."""
+    asked = seen.asked.get(2)
+    if works or any(one.probed for one in seen.asked.values()):
+        yield from ("wrong-path", "forbidden", "login-wanted")
+    if "websocket" in works:
+        yield from ("upgrade-dropped", "http1-off")
+    if "grpc" in works:
+        yield "grpc-refused"
+    if _CUTTING & works or (asked is not None and asked.head is not None):
+        yield "http2-off"
+    if works >= _CUTTING:
+        yield from ("http2-not-to-server", "request-held")
+    if seen.answer_held and not any(held.is_held for held in seen.answer_held.values()):
+        yield "answer-held"
+    if works and seen.refused_size is None and seen.cut_upload is None and seen.largest == max(SIZES_TRIED):
+        yield "body-limit"
+    if seen.one_at_a_time is False:
+        yield "one-at-a-time"
+    if seen.survived and not seen.cut_after and min(seen.survived.values()) >= 2 * KEEPALIVE:
+        yield "idle-cut"
 
 
 def _split_forms(seen: Seen) -> dict[str, bool | None]:

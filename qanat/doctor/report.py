@@ -89,6 +89,10 @@ class Report:
     product: str = ""
     """What stands in front, as far as it shows."""
     figures: Mapping[str, float] = field(default_factory=dict)
+    found: bool | None = None
+    """Whether a server was found at the path; None when no answer could tell."""
+    refuted: frozenset[str] = frozenset()
+    """Codes that were measured not to be so.  `--proxy-config` needs them; the JSON object has neither of the two."""
 
     def to_json(self) -> str:
         """Return one JSON object, with a line end.  Nothing in it is secret: tokens and logins are left out."""

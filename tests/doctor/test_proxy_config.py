@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from qanat.base.errors import UsageError
-from qanat.doctor.proxy_config.read import Examined, examine_file
+from qanat.doctor.proxy_config.fault import Tunnel
+from qanat.doctor.proxy_config.read import Examined, read_file
 from tests.support.broken_proxies import BROKEN as FILES
 from tests.support.broken_proxies import Broken
 from tests.support.machine.deployed import DEPLOY
@@ -58,6 +60,18 @@ BROKEN = [  # the recipe, what is made wrong in it, the code, and what stands in
     ("nghttpx-websocket.conf", [("8443;;proto", "8443;/other;proto")], "wrong-path", "backend="),
 ]
 
+NGINX = """\
+server {
+    listen 443;
+    location %s {
+        proxy_pass http://127.0.0.1:8443%s;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection "upgrade";
+        proxy_http_version 1.1;
+    }
+}
+"""
+
 
 def broken(directory: Path, recipe: str, changes: list[tuple[str, str]]) -> Path:
     text = (DEPLOY / recipe).read_text()
@@ -73,12 +87,12 @@ def patched(found: Examined, directory: Path) -> Examined:
     """The same file once more, after patch(1) has applied what was printed."""
     require_program("patch")
     subprocess.run(["patch", "-p0", "-s", found.file], input=found.patch, text=True, check=True, cwd=directory)
-    return examine_file(Path(found.file), "/tunnel")
+    return read_file(Path(found.file)).examine(Tunnel())
 
 
 @pytest.mark.parametrize(("name", "product"), RECIPES.items())
 def test_nothing_is_wrong_with_what_we_ship(name: str, product: str) -> None:
-    found = examine_file(DEPLOY / name, "/tunnel")
+    found = read_file(DEPLOY / name).examine(Tunnel())
     assert (found.product, found.faults, found.patch) == (product, (), "")
 
 
@@ -87,7 +101,7 @@ def test_a_fault_is_named_with_its_line_and_the_patch_cures_it(
     recipe: str, changes: list[tuple[str, str]], code: str, where: str, tmp_path: Path
 ) -> None:
     file = broken(tmp_path, recipe, changes)
-    found = examine_file(file, "/tunnel")
+    found = read_file(file).examine(Tunnel())
     lines = file.read_text().splitlines()
     assert [where in lines[fault.line - 1] for fault in found.faults if fault.code == code] == [True]
     assert not patched(found, tmp_path).faults
@@ -97,9 +111,79 @@ def test_a_fault_is_named_with_its_line_and_the_patch_cures_it(
 def test_what_people_write_for_a_web_site_is_cured_in_one_patch(one: Broken, tmp_path: Path) -> None:
     file = tmp_path / one.program
     file.write_text(one.text.replace("@SERVER@", "127.0.0.1:8443").replace("@SERVER_PORT@", "8443"))
-    found = examine_file(file, "/tunnel")
+    found = read_file(file).examine(Tunnel())
     assert {fault.code for fault in found.faults} & one.codes
     assert not patched(found, tmp_path).faults
+
+
+REWRITES = [  # what leads the tunnel's path to another one at the server, and that path in the URL
+    ("nginx.conf", NGINX % ("= /hidden", "/tunnel"), "/hidden"),
+    ("nginx.conf", NGINX % ("/public/", "/"), "/public/tunnel"),
+    ("nginx.conf", NGINX % ("/tunnel", "/"), "/tunnel"),
+    ("Caddyfile", "a {\n\thandle_path /tunnel* {\n\t\treverse_proxy 127.0.0.1:8443\n\t}\n}\n", "/tunnel"),
+    ("Caddyfile", "a {\n\thandle_path /x/* {\n\t\treverse_proxy 127.0.0.1:8443\n\t}\n}\n", "/x/tunnel"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "path"), REWRITES)
+def test_a_rewrite_that_leads_to_the_server_is_no_fault(name: str, text: str, path: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    found = read_file(file).examine(Tunnel(path, found=True))
+    assert "wrong-path" not in {fault.code for fault in found.faults}
+    assert not re.search("^-.*(proxy_pass|handle_path)", found.patch, re.M)
+
+
+@pytest.mark.parametrize(("name", "text", "path"), REWRITES)
+def test_a_rewrite_is_named_where_no_tunnel_answers(name: str, text: str, path: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    known = read_file(file)
+    (fault,) = (fault for fault in known.examine(Tunnel(path, found=False)).faults if fault.code == "wrong-path")
+    assert bool(fault.edits) is (path == "/tunnel")  # else nobody knows what the server serves
+    unknown = [fault.code for fault in known.examine(Tunnel(path)).faults]
+    assert ("wrong-path" in unknown) is (path == "/tunnel")
+
+
+def test_a_path_that_was_written_on_purpose_is_left_to_who_wrote_it(tmp_path: Path) -> None:
+    file = tmp_path / "site.conf"
+    file.write_text(NGINX % ("= /tunnel", "/other"))
+    assert "wrong-path" not in {fault.code for fault in read_file(file).examine(Tunnel()).faults}
+    file = tmp_path / "Caddyfile"
+    file.write_text("a {\n\thandle_path /tunnel {\n\t\trewrite * /o\n\t\treverse_proxy 127.0.0.1:8443\n\t}\n}\n")
+    assert "wrong-path" not in {fault.code for fault in read_file(file).examine(Tunnel()).faults}
+
+
+def test_what_the_measurement_refutes_is_neither_named_nor_changed(tmp_path: Path) -> None:
+    file = broken(tmp_path, "nginx.conf", [("        proxy_http_version 1.1;", "        deny 10.0.0.1;")])
+    codes = {fault.code for fault in read_file(file).examine(Tunnel()).faults}
+    assert codes == {"upgrade-dropped", "forbidden"}
+    found = read_file(file).examine(Tunnel(found=True, refuted=frozenset(codes)))
+    assert (found.faults, found.patch) == ((), "")
+
+
+@pytest.mark.parametrize(
+    ("location", "behind", "path", "made"),
+    [
+        ("= /hidden", "/tunnel", "/hidden", "rewrite ^ /tunnel break;"),
+        ("/public/", "/", "/public/tunnel", 'rewrite "^/public/(.*)$" "/$1" break;'),
+    ],
+)
+def test_what_comes_over_http2_is_led_where_proxy_pass_leads(
+    location: str, behind: str, path: str, made: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "site.conf"
+    file.write_text((NGINX % (location, behind)).replace("listen 443", "listen 443 ssl http2"))
+    found = read_file(file).examine(Tunnel(path, found=True))
+    assert "http2-not-to-server" in {fault.code for fault in found.faults}
+    assert f"+            {made}" in found.patch.splitlines()
+
+
+def test_apache_leads_a_websocket_where_proxypass_leads(tmp_path: Path) -> None:
+    file = tmp_path / "apache.conf"
+    file.write_text("<VirtualHost *:443>\n    ProxyPass /hidden h2c://127.0.0.1:8443/tunnel\n</VirtualHost>\n")
+    found = read_file(file).examine(Tunnel("/hidden"))
+    assert "+    RewriteRule ^/hidden$ ws://127.0.0.1:8443/tunnel [P]" in found.patch.splitlines()
 
 
 def test_everything_at_once_is_cured_in_one_patch(tmp_path: Path) -> None:
@@ -108,7 +192,7 @@ def test_everything_at_once_is_cured_in_one_patch(tmp_path: Path) -> None:
         "server {\n    listen 443 ssl;\n    server_name a;\n    client_max_body_size 1m;\n"
         "    location / {\n        proxy_pass http://127.0.0.1:8443;\n        proxy_read_timeout 10s;\n    }\n}\n"
     )
-    found = examine_file(file, "/tunnel")
+    found = read_file(file).examine(Tunnel())
     codes = {fault.code for fault in found.faults}
     assert codes == {"http2-off", "upgrade-dropped", "http2-not-to-server", "body-limit", "idle-cut"}
     assert not patched(found, tmp_path).faults
@@ -128,4 +212,4 @@ def test_what_is_no_proxy_configuration_is_said(tmp_path: Path) -> None:
     file = tmp_path / "notes"
     file.write_text("buy milk\n")
     with pytest.raises(UsageError, match="is not known as a configuration"):
-        examine_file(file, "/tunnel")
+        read_file(file).examine(Tunnel())

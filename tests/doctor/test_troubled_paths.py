@@ -56,6 +56,8 @@ def test_the_cause_is_named(name: str, codes: set[str], verdict: Verdict, tunnel
     with report_on(one, tunnel, tmp_path) as report:
         assert {finding.code for finding in report.findings} == codes
         assert report.verdict is verdict
+        assert report.found is (None if "tls-intercepted" in codes else verdict is not Verdict.BLOCKED)
+        assert not report.refuted & codes
         through = {transport for transport, works in report.transports.items() if works}
         passes = {name.removesuffix("-streamed").removesuffix("-packets") for name in one.passes}
         assert through == passes & report.transports.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from qanat.doctor.proxy_config.fault import LEAST, Edit, Fault, indent_of, remove, replace, seconds
+from qanat.doctor.proxy_config.fault import LEAST, Edit, Fault, Tunnel, indent_of, remove, replace, rewritten, seconds
 
 _PROXY = re.compile(r"^(\s*)reverse_proxy\s+(.*?)\s*(\{)?\s*$")
 _TIMEOUT = re.compile(r"^(\s*)(read_body|read_header|idle|read_timeout|write_timeout|write)\s+(\S+)\s*$")
@@ -16,8 +16,9 @@ def looks_like(text: str) -> bool:
     return bool(re.search(r"^\s*reverse_proxy\b", text, re.M)) and "{" in text
 
 
-def faults(text: str, path: str) -> Iterator[Fault]:
-    """Yield what is wrong for the tunnel at `path`."""
+def faults(text: str, tunnel: Tunnel) -> Iterator[Fault]:
+    """Yield what is wrong for the tunnel."""
+    path = tunnel.path
     lines = text.split("\n")
     yield from _proxies(lines, path)
     for number, line in enumerate(lines, start=1):
@@ -37,8 +38,11 @@ def faults(text: str, path: str) -> Iterator[Fault]:
             changed = f"{indent_of(line)}protocols h1 h2"
             yield Fault("http1-off", number, "protocols has no h1, which WebSocket needs", replace(number, changed))
         elif words[0] == "handle_path" and len(words) > 1 and path.startswith(words[1].rstrip("*")):
-            changed = line.replace("handle_path", "handle", 1)
-            yield Fault("wrong-path", number, "handle_path takes the path away", replace(number, changed))
+            edits = replace(number, line.replace("handle_path", "handle", 1))
+            only_stripped = not _rewrites(lines[number:])
+            yield from rewritten(
+                tunnel, number, f"handle_path takes {words[1]} away", edits, only_stripped=only_stripped
+            )
         elif match := _TIMEOUT.match(line):
             value = seconds(match[3])
             if value is not None and value < LEAST:
@@ -46,6 +50,19 @@ def faults(text: str, path: str) -> Iterator[Fault]:
                 yield Fault("idle-cut", number, f"{match[2]} is {match[3]}", replace(number, changed))
         elif words[0] == "respond" and len(words) > 2 and path in words[1] and words[-1].isdigit():
             yield Fault("forbidden", number, f"{path} is answered with {words[-1]}", remove(number))
+
+
+def _rewrites(lines: list[str]) -> bool:
+    """Return whether the block that these lines begin in puts another path in the place of what was there."""
+    depth = 0
+    for line in lines:
+        words = line.split()
+        depth += (words[-1:] == ["{"]) - (words[:1] == ["}"])
+        if depth < 0:
+            return False
+        if words[:1] in (["rewrite"], ["uri"]):
+            return True
+    return False
 
 
 def _proxies(lines: list[str], path: str) -> Iterator[Fault]:

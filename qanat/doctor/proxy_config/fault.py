@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from qanat.config.options import option_of
+from qanat.config.server_settings import ServerSettings
+
+USUAL_PATH = str(option_of(ServerSettings, "path").default)
+"""What a server serves unless its server.yaml says otherwise, and what is looked for in a file without a URL."""
 
 LEAST = 30.0
 """Seconds that every timeout on silence must allow: Qanat says something every 15 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """What is known of the tunnel beside the file: its path in the URL, and what was measured on the way there."""
+
+    path: str = USUAL_PATH
+    found: bool | None = None
+    """Whether the server answered at this path; None where nothing was measured, or no answer could tell."""
+    refuted: frozenset[str] = frozenset()
+    """Codes that the measurement showed not to be so, whatever the file looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,19 @@ class Fault:
     line: int
     text: str
     edits: tuple[Edit, ...] = ()
+
+
+def rewritten(tunnel: Tunnel, line: int, text: str, edits: tuple[Edit, ...], *, only_stripped: bool) -> Iterator[Fault]:
+    """Yield that the tunnel's path is rewritten, if that may be to blame; `edits` are to leave it as it is.
+
+    Somebody who wrote a path there knows what the server serves, so that is blamed only if the server was missed, and
+    changed never.  A usual path that is merely taken away is what people do by mistake.
+    """
+    by_mistake = only_stripped and tunnel.path == USUAL_PATH
+    if by_mistake and not tunnel.found:
+        yield Fault("wrong-path", line, text, edits)
+    elif tunnel.found is False:
+        yield Fault("wrong-path", line, f"{text}, and no tunnel answers: make it `path` of server.yaml")
 
 
 def replace(line: int, *lines: str) -> tuple[Edit, ...]:

@@ -6,7 +6,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from qanat.doctor.proxy_config.fault import LEAST, Fault, indent_of, insert_after, remove, replace, seconds
+from qanat.doctor.proxy_config.fault import (
+    LEAST,
+    Fault,
+    Tunnel,
+    indent_of,
+    insert_after,
+    remove,
+    replace,
+    rewritten,
+    seconds,
+)
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|[{};]|#[^\n]*|(?:\\.|\$\{[^}\n]*\}|[^\s{};"\'])+|\n')
 _TIMES = ("proxy_read_timeout", "proxy_send_timeout", "grpc_read_timeout", "grpc_send_timeout", "client_body_timeout")
@@ -84,11 +94,11 @@ def looks_like(text: str) -> bool:
     return bool(re.search(r"^\s*(server|http|location[^{]*|upstream[^{]*)\s*\{", text, re.M)) and ";" in text
 
 
-def faults(text: str, path: str) -> Iterator[Fault]:
-    """Yield what is wrong for the tunnel at `path`."""
+def faults(text: str, tunnel: Tunnel) -> Iterator[Fault]:
+    """Yield what is wrong for the tunnel."""
     lines = text.split("\n")
     for server in _servers(parse(text)):
-        yield from _server(server, lines, path)
+        yield from _server(server, lines, tunnel)
 
 
 def _servers(root: Directive) -> Iterator[Directive]:
@@ -99,7 +109,8 @@ def _servers(root: Directive) -> Iterator[Directive]:
             yield from _servers(one)
 
 
-def _server(server: Directive, lines: list[str], path: str) -> Iterator[Fault]:
+def _server(server: Directive, lines: list[str], tunnel: Tunnel) -> Iterator[Fault]:
+    path = tunnel.path
     location = _location(server, path)
     if location is None:
         if any(one.find("proxy_pass") or one.find("grpc_pass") for one in server.find("location")):
@@ -116,7 +127,7 @@ def _server(server: Directive, lines: list[str], path: str) -> Iterator[Fault]:
         return
     proxy_pass = passes[0]
     indent = indent_of(lines[proxy_pass.line - 1])
-    yield from _uri(location, proxy_pass, lines, path)
+    yield from _uri(location, proxy_pass, lines, tunnel)
     yield from _upgrade(location, proxy_pass, indent)
     yield from _http2(server, location, proxy_pass, lines, indent)
     yield from _rest(location, proxy_pass, lines, indent)
@@ -171,17 +182,22 @@ def _backend(url: str) -> str:
     return url.partition("://")[2].partition("/")[0]
 
 
-def _uri(location: Directive, proxy_pass: Directive, lines: list[str], path: str) -> Iterator[Fault]:
-    """Yield a path behind the port, which replaces what the location has matched."""
+def _behind_port(proxy_pass: Directive) -> str:
+    """Return the path behind the port, which replaces what the location has matched; "" if there is none."""
     _, _, after = proxy_pass.words[1].partition("://")
-    host, slash, rest = after.partition("/")
-    if not slash or "$" in after:
-        return
-    matched = location.words[-1]
-    if "/" + rest + path[len(matched) :] != path:
-        line = lines[proxy_pass.line - 1]
-        text = f"the path behind the port makes {path} into {'/' + rest + path[len(matched) :]}"
-        yield Fault("wrong-path", proxy_pass.line, text, replace(proxy_pass.line, line.replace(f"{host}/{rest}", host)))
+    _, slash, rest = after.partition("/")
+    return slash + rest if "$" not in after else ""
+
+
+def _uri(location: Directive, proxy_pass: Directive, lines: list[str], tunnel: Tunnel) -> Iterator[Fault]:
+    """Yield a path behind the port, if it may lead past the tunnel."""
+    uri, path, line = _behind_port(proxy_pass), tunnel.path, lines[proxy_pass.line - 1]
+    made = uri + path[len(location.words[-1]) :]
+    if uri and made != path:
+        host = _backend(proxy_pass.words[1])
+        edits = replace(proxy_pass.line, line.replace(host + uri, host))
+        text = f"the path behind the port makes {path} into {made}"
+        yield from rewritten(tunnel, proxy_pass.line, text, edits, only_stripped=uri == "/")
 
 
 def _upgrade(location: Directive, proxy_pass: Directive, indent: str) -> Iterator[Fault]:
@@ -241,11 +257,20 @@ def _http2(
     scheme = "grpcs" if proxy_pass.words[1].startswith("https:") else "grpc"
     added = (
         f'{indent}if ($server_protocol = "HTTP/2.0") {{',
+        *(f"{indent}    {line}" for line in _rewrite(location, proxy_pass)),
         f"{indent}    grpc_pass {scheme}://{_backend(proxy_pass.words[1])};",
         f"{indent}}}",
     )
     text = "only grpc_pass speaks HTTP/2 to the server, and http2 and grpc need that"
     yield Fault("http2-not-to-server", proxy_pass.line, text, insert_after(location.last - 1, *added))
+
+
+def _rewrite(location: Directive, proxy_pass: Directive) -> Iterator[str]:
+    """Yield what does for grpc_pass, which takes no path behind its port, as that of proxy_pass does."""
+    uri, matched = _behind_port(proxy_pass), location.words[-1]
+    if uri and uri != matched:
+        exact = location.words[1] == "="
+        yield f"rewrite ^ {uri} break;" if exact else f'rewrite "^{re.escape(matched)}(.*)$" "{uri}$1" break;'
 
 
 def _rest(location: Directive, proxy_pass: Directive, lines: list[str], indent: str) -> Iterator[Fault]:

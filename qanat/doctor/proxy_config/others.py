@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 
-from qanat.doctor.proxy_config.fault import LEAST, Edit, Fault, indent_of, insert_after, remove, replace, seconds
+from qanat.doctor.proxy_config.fault import (
+    LEAST,
+    Edit,
+    Fault,
+    Tunnel,
+    indent_of,
+    insert_after,
+    remove,
+    replace,
+    seconds,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +70,9 @@ def haproxy_looks_like(text: str) -> bool:
     )
 
 
-def haproxy(text: str, path: str) -> Iterator[Fault]:
-    """Yield what is wrong for the tunnel at `path`."""
+def haproxy(text: str, tunnel: Tunnel) -> Iterator[Fault]:
+    """Yield what is wrong for the tunnel."""
+    path = tunnel.path
     lines = _read(text, lambda words: words[0] in _HAPROXY_SECTIONS)
     for line in lines:
         if line.name == "bind" and "ssl" in line.words:
@@ -161,8 +172,9 @@ def apache_looks_like(text: str) -> bool:
     return bool(re.search(r"^\s*(<VirtualHost|ProxyPass|RewriteRule|SSLEngine|ServerName)\b", text, re.M | re.I))
 
 
-def apache(text: str, path: str) -> Iterator[Fault]:
-    """Yield what is wrong for the tunnel at `path`."""
+def apache(text: str, tunnel: Tunnel) -> Iterator[Fault]:
+    """Yield what is wrong for the tunnel."""
+    path = tunnel.path
     lines = _read(text, lambda words: words[0].lower().startswith(("<location", "</location")))
     passes = [_located(line) for line in lines if line.name == "proxypass" and len(line.words) > 1]
     passes = [line for line in passes if len(line.words) > 2]
@@ -210,7 +222,8 @@ def _apache_place(lines: list[Line], serving: Line) -> Line:
 def _apache_pass(lines: list[Line], serving: Line, path: str) -> Iterator[Fault]:
     place = _apache_place(lines, serving)
     scheme, _, rest = serving.words[2].partition("://")
-    host = rest.partition("/")[0]
+    host, slash, behind = rest.partition("/")
+    made = slash + behind + path[len(serving.words[1]) :]
     upgrades = any(word.lower().startswith("upgrade=") for word in serving.words[3:])
     rewrites = any(line.name == "rewriterule" and re.search(r"\bwss?://", line.text) for line in lines) or any(
         line.name == "proxypass" and line.words[-1].startswith(("ws://", "wss://")) for line in lines
@@ -219,7 +232,7 @@ def _apache_pass(lines: list[Line], serving: Line, path: str) -> Iterator[Fault]
         added = (
             f"{place.indent}RewriteEngine on",
             f"{place.indent}RewriteCond %{{HTTP:Upgrade}} =websocket [NC]",
-            f"{place.indent}RewriteRule ^{re.escape(path)}$ ws://{host}{path} [P]",
+            f"{place.indent}RewriteRule ^{re.escape(path)}$ ws://{host}{made} [P]",
         )
         text = "a WebSocket's Upgrade is not passed on"
         yield Fault("upgrade-dropped", serving.number, text, (Edit(place.number, added, 0),))
@@ -265,8 +278,9 @@ def nghttpx_looks_like(text: str) -> bool:
     return bool(re.search(r"^\s*(frontend|backend)\s*=", text, re.M))
 
 
-def nghttpx(text: str, path: str) -> Iterator[Fault]:
-    """Yield what is wrong for the tunnel at `path`."""
+def nghttpx(text: str, tunnel: Tunnel) -> Iterator[Fault]:
+    """Yield what is wrong for the tunnel."""
+    path = tunnel.path
     for number, line in enumerate(text.split("\n"), start=1):
         key, separator, value = line.partition("=")
         key, value = key.strip(), value.strip()
@@ -309,7 +323,7 @@ def squid_looks_like(text: str) -> bool:
     return bool(re.search(r"^\s*(http_port|https_port|http_access|cache_peer|acl)\s", text, re.M))
 
 
-def squid(text: str, path: str) -> Iterator[Fault]:
+def squid(text: str, tunnel: Tunnel) -> Iterator[Fault]:
     """Yield what is wrong for a tunnel through or behind it."""
     lines = _read(text)
     accelerates = [line for line in lines if line.name in ("http_port", "https_port") and "accel" in line.words]

@@ -1,4 +1,7 @@
-"""`--proxy-config FILE`: read it, tell whose it is, find what is wrong, and make the patch."""
+"""`--proxy-config FILE`: read it, tell whose it is, find what is wrong, and make the patch.
+
+What was measured on the path is believed before the file: a fault that it refutes is none.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from pathlib import Path
 from qanat.base.errors import UsageError
 from qanat.doctor import products
 from qanat.doctor.proxy_config import caddy, nginx, others
-from qanat.doctor.proxy_config.fault import Fault, apply
+from qanat.doctor.proxy_config.fault import Fault, Tunnel, apply
 
 _LARGEST = 4_194_304
 """Bytes."""
 _ROUNDS = 4
 
-Faults = Callable[[str, str], Iterator[Fault]]
+Faults = Callable[[str, Tunnel], Iterator[Fault]]
 
 _READERS: tuple[tuple[str, Callable[[str], bool], Faults], ...] = (
     (products.NGHTTPX, others.nghttpx_looks_like, others.nghttpx),
@@ -56,7 +59,33 @@ class Examined:
         return json.dumps(content, indent=2) + "\n"
 
 
-def examine_file(path: Path, tunnel_path: str) -> Examined:
+@dataclass(frozen=True, slots=True)
+class ProxyFile:
+    """A proxy's configuration, and who reads it."""
+
+    file: str
+    text: str
+    product: str
+    faults: Faults
+
+    def examine(self, tunnel: Tunnel) -> Examined:
+        """Find what keeps the tunnel out, and make the patch.  Pure."""
+        found = self._faults(self.text, tunnel)
+        changed = self.text
+        for _ in range(_ROUNDS):  # what could not be changed beside something else is found again
+            again = [fault for fault in self._faults(changed, tunnel) if fault.edits]
+            if not again:
+                break
+            changed = apply(changed, again)
+        before, after = self.text.splitlines(keepends=True), changed.splitlines(keepends=True)
+        patch = "".join(difflib.unified_diff(before, after, self.file, self.file))
+        return Examined(self.file, self.product, tuple(sorted(found, key=lambda fault: fault.line)), patch)
+
+    def _faults(self, text: str, tunnel: Tunnel) -> list[Fault]:
+        return [fault for fault in self.faults(text, tunnel) if fault.code not in tunnel.refuted]
+
+
+def read_file(path: Path) -> ProxyFile:
     """Read a proxy's configuration.  Blocks on the disk only.  Raises UsageError when it cannot be read or known."""
     try:
         content = path.read_bytes()[: _LARGEST + 1]
@@ -67,20 +96,8 @@ def examine_file(path: Path, tunnel_path: str) -> Examined:
     text = content.decode("utf-8", "surrogateescape")
     for product, looks_like, faults in _READERS:
         if looks_like(text):
-            return _examine(str(path), text, product, faults, tunnel_path)
+            return ProxyFile(str(path), text, product, faults)
     raise UsageError(
         f"{path} is not known as a configuration of {', '.join(products.ADVISED[:-1])}",
         hint="name the file that has the site or the virtual host of the tunnel",
     )
-
-
-def _examine(file: str, text: str, product: str, faults: Faults, tunnel_path: str) -> Examined:
-    found = list(faults(text, tunnel_path))
-    changed = text
-    for _ in range(_ROUNDS):  # what could not be changed beside something else is found again
-        again = [fault for fault in faults(changed, tunnel_path) if fault.edits]
-        if not again:
-            break
-        changed = apply(changed, again)
-    patch = "".join(difflib.unified_diff(text.splitlines(keepends=True), changed.splitlines(keepends=True), file, file))
-    return Examined(file, product, tuple(sorted(found, key=lambda fault: fault.line)), patch)
