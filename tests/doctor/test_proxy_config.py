@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from qanat.base.errors import UsageError
+from qanat.doctor.proxy_config import nginx
 from qanat.doctor.proxy_config.fault import Tunnel
 from qanat.doctor.proxy_config.read import Examined, read_file
 from tests.support.broken_proxies import BROKEN as FILES
 from tests.support.broken_proxies import Broken
+from tests.support.machine.certificates import Authority
 from tests.support.machine.deployed import DEPLOY
+from tests.support.machine.ports import unused_port
 from tests.support.machine.processes import run_qanat
 from tests.support.machine.programs import require_program
+from tests.support.machine.web import HOST
 
 RECIPES = {
     "nginx.conf": "nginx",
@@ -184,6 +188,49 @@ def test_apache_leads_a_websocket_where_proxypass_leads(tmp_path: Path) -> None:
     file.write_text("<VirtualHost *:443>\n    ProxyPass /hidden h2c://127.0.0.1:8443/tunnel\n</VirtualHost>\n")
     found = read_file(file).examine(Tunnel("/hidden"))
     assert "+    RewriteRule ^/hidden$ ws://127.0.0.1:8443/tunnel [P]" in found.patch.splitlines()
+
+
+CROWDED = [  # several directives on a line, and what the patch has to keep there
+    ("    location = /tunnel { proxy_pass http://127.0.0.1:1/tunnel; }\n", ["location = /tunnel {"]),
+    ("    location /tunnel { proxy_pass http://127.0.0.1:1; proxy_read_timeout 5s; } # a }\n", ["# a }"]),
+    ('    location = /tunnel { deny 10.0.0.1; add_header A "b;}"; proxy_pass http://127.0.0.1:1; }\n', ['A "b;}";']),
+    ("    location = /tunnel {\n\tproxy_set_header A b; proxy_pass http://127.0.0.1:1;}\n", ["proxy_set_header A b;"]),
+    ("    location = /a { return 404; } location / { proxy_pass http://127.0.0.1:1; }\n", ["location = /a {", "404"]),
+    ("    location = /a { proxy_pass http://127.0.0.1:1; }\n", ["    location = /a {", "    location = /tunnel {"]),
+    ("    location = /tunnel { grpc_pass grpc://127.0.0.1:1; }\n", ["grpc_pass grpc://127.0.0.1:1;"]),
+]
+
+
+@pytest.mark.parametrize("in_one_line", [False, True])
+@pytest.mark.parametrize(("location", "kept"), CROWDED)
+def test_what_is_added_to_a_block_in_one_line_stands_in_that_block(
+    location: str, kept: list[str], in_one_line: bool, tmp_path: Path
+) -> None:
+    issued = Authority(tmp_path).issue(HOST)
+    text = (
+        f"server {{\n    listen 127.0.0.1:{unused_port()}; listen 127.0.0.1:{unused_port()} ssl;\n"
+        f"    ssl_certificate {issued.certificate}; ssl_certificate_key {issued.key};\n{location}}}\n"
+    )
+    file = tmp_path / "site.conf"
+    file.write_text(" ".join(text.split("\n")) + "\n" if in_one_line and "#" not in text else text)
+    before = nginx.parse(file.read_text())
+    found = read_file(file).examine(Tunnel())
+    assert found.faults
+    assert not patched(found, tmp_path).faults
+    after = nginx.parse(file.read_text())
+    ((server, then),) = zip(before.find("server"), after.find("server"), strict=True)
+    assert {one.name for one in then.block or []} == {one.name for one in server.block or []}
+    assert then.find("listen")[0].words == server.find("listen")[0].words
+    assert all(part.strip() in file.read_text() for part in kept)
+    main = tmp_path / "nginx.conf"
+    main.write_text(f"pid {tmp_path}/pid; events {{ }} http {{ access_log off; include {file}; }}\n")
+    subprocess.run([require_program("nginx"), "-t", "-q", "-e", "stderr", "-c", main], check=True)
+
+
+def test_a_file_with_nothing_to_change_keeps_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "site.conf"
+    file.write_text(" ".join((NGINX % ("= /tunnel", "")).split("\n")).replace("listen 443;", "client_max_body_size 0;"))
+    assert read_file(file).examine(Tunnel()).patch == ""
 
 
 def test_everything_at_once_is_cured_in_one_patch(tmp_path: Path) -> None:

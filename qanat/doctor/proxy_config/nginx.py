@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,45 @@ class _Words:
         return taken
 
 
+def unfold(text: str, tunnel: Tunnel) -> str:
+    """Return the text with one directive on each line that a patch may touch: an edit has whole lines."""
+    crowded: set[int] = set()
+    for server in _servers(parse(text)):
+        location = _location(server, tunnel.path) or next(_passing(server), None)
+        for one in (location, *server.find("listen")) if location is not None else ():
+            crowded |= set(range(one.line, one.last + 1))
+    made, done, line, depth = [], 0, 1, 0
+    before: re.Match[str] | None = None
+    for token in _TOKEN.finditer(text):
+        if token[0] == "\n":
+            before, line = None, line + 1
+            continue
+        if before is None:
+            depth = int(token[0] == "}")  # a line that begins with its block's end stands as far left as that block
+        depth -= token[0] == "}"
+        splits = before is not None and (before[0] in ";{}" or token[0] == "}") and before[0] + token[0] != "{}"
+        if splits and before is not None and line in crowded and not token[0].startswith("#"):
+            made += [text[done : before.end()], "\n", _indented(text, before.start(), depth)]
+            done = token.start()
+        depth += token[0] == "{"
+        before, line = token, line + token[0].count("\n")
+    return "".join([*made, text[done:]])
+
+
+def _indented(text: str, at: int, depth: int) -> str:
+    """Return the white space for what stands `depth` blocks deeper than the line around `at` begins."""
+    indent = indent_of(text[text.rfind("\n", 0, at) + 1 : at + 1])
+    step = "\t" if indent.startswith("\t") else "    "
+    return indent + step * depth if depth >= 0 else indent[: len(step) * depth]
+
+
+def _passing(server: Directive) -> Iterator[Directive]:
+    """Yield the locations that lead to a server behind this one."""
+    for one in server.find("location"):
+        if one.find("proxy_pass") or one.find("grpc_pass"):
+            yield one
+
+
 def looks_like(text: str) -> bool:
     """Return whether this may be nginx's."""
     return bool(re.search(r"^\s*(server|http|location[^{]*|upstream[^{]*)\s*\{", text, re.M)) and ";" in text
@@ -113,8 +153,8 @@ def _server(server: Directive, lines: list[str], tunnel: Tunnel) -> Iterator[Fau
     path = tunnel.path
     location = _location(server, path)
     if location is None:
-        if any(one.find("proxy_pass") or one.find("grpc_pass") for one in server.find("location")):
-            yield _no_location(server, lines, path)
+        for other in itertools.islice(_passing(server), 1):
+            yield _no_location(server, other, lines, path)
         return
     passes = location.find("proxy_pass")
     if not passes:
@@ -168,8 +208,7 @@ def _location(server: Directive, path: str) -> Directive | None:
     return best[1] if best is not None else None
 
 
-def _no_location(server: Directive, lines: list[str], path: str) -> Fault:
-    other = next(one for one in server.find("location") if one.find("proxy_pass") or one.find("grpc_pass"))
+def _no_location(server: Directive, other: Directive, lines: list[str], path: str) -> Fault:
     passes = (other.find("proxy_pass") or other.find("grpc_pass"))[0]
     backend = _backend(passes.words[1])
     indent = indent_of(lines[other.line - 1])

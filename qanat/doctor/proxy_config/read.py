@@ -72,6 +72,8 @@ class ProxyFile:
         """Find what keeps the tunnel out, and make the patch.  Pure."""
         found = self._faults(self.text, tunnel)
         changed = self.text
+        if self.product == products.NGINX and any(fault.edits for fault in found):
+            changed = nginx.unfold(changed, tunnel)
         for _ in range(_ROUNDS):  # what could not be changed beside something else is found again
             again = [fault for fault in self._faults(changed, tunnel) if fault.edits]
             if not again:
