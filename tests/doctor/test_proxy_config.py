@@ -233,6 +233,34 @@ def test_a_file_with_nothing_to_change_keeps_its_lines(tmp_path: Path) -> None:
     assert read_file(file).examine(Tunnel()).patch == ""
 
 
+OTHERS = [  # what belongs to other sites, beside the tunnel's part that is as it should be
+    (
+        "nginx.conf",
+        "server {\n    listen 80;\n    location / {\n        return 301 https://$host$request_uri;\n    }\n}\n"
+        "server {\n    listen 80;\n    location /shop {\n        proxy_pass http://127.0.0.1:1;\n    }\n}\n",
+    ),
+    ("haproxy.cfg", "\nbackend shop\n    server shop 127.0.0.1:1\n"),
+    ("nghttpx-http2.conf", "backend=127.0.0.1,8443;/tunnel;proto=h2\nbackend=127.0.0.1,1;/shop/\n"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "other"), OTHERS)
+def test_what_is_of_other_sites_is_left_alone(recipe: str, other: str, tmp_path: Path) -> None:
+    file = tmp_path / recipe
+    lines = (DEPLOY / recipe).read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("backend=")) + other)
+    assert read_file(file).examine(Tunnel()).faults == ()
+
+
+def test_a_path_that_is_led_to_the_usual_one_is_the_tunnels(tmp_path: Path) -> None:
+    file = tmp_path / "site.conf"
+    site = "    location / {\n        root /var/www;\n    }\n}\n"
+    file.write_text((NGINX % ("= /hidden", "/tunnel")).removesuffix("}\n") + site)
+    found = read_file(file).examine(Tunnel())
+    assert [fault.code for fault in found.faults] == ["body-limit"]
+    assert not patched(found, tmp_path).faults
+
+
 def test_everything_at_once_is_cured_in_one_patch(tmp_path: Path) -> None:
     file = tmp_path / "site.conf"
     file.write_text(

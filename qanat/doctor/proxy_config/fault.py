@@ -56,7 +56,7 @@ def rewritten(tunnel: Tunnel, line: int, text: str, edits: tuple[Edit, ...], *, 
     if by_mistake and not tunnel.found:
         yield Fault("wrong-path", line, text, edits)
     elif tunnel.found is False:
-        yield Fault("wrong-path", line, f"{text}, and no tunnel answers: make it `path` of server.yaml")
+        yield Fault("wrong-path", line, f"{text}, and no tunnel answers: write there what server.yaml has in `path`")
 
 
 def replace(line: int, *lines: str) -> tuple[Edit, ...]:

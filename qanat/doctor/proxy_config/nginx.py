@@ -93,8 +93,8 @@ class _Words:
 def unfold(text: str, tunnel: Tunnel) -> str:
     """Return the text with one directive on each line that a patch may touch: an edit has whole lines."""
     crowded: set[int] = set()
-    for server in _servers(parse(text)):
-        location = _location(server, tunnel.path) or next(_passing(server), None)
+    for server in _concerned(parse(text), tunnel):
+        location = _chosen(server, tunnel) or next(_passing(server), None)
         for one in (location, *server.find("listen")) if location is not None else ():
             crowded |= set(range(one.line, one.last + 1))
     made, done, line, depth = [], 0, 1, 0
@@ -124,9 +124,7 @@ def _indented(text: str, at: int, depth: int) -> str:
 
 def _passing(server: Directive) -> Iterator[Directive]:
     """Yield the locations that lead to a server behind this one."""
-    for one in server.find("location"):
-        if one.find("proxy_pass") or one.find("grpc_pass"):
-            yield one
+    return filter(_passes, server.find("location"))
 
 
 def looks_like(text: str) -> bool:
@@ -137,8 +135,31 @@ def looks_like(text: str) -> bool:
 def faults(text: str, tunnel: Tunnel) -> Iterator[Fault]:
     """Yield what is wrong for the tunnel."""
     lines = text.split("\n")
-    for server in _servers(parse(text)):
+    for server in _concerned(parse(text), tunnel):
         yield from _server(server, lines, tunnel)
+
+
+def _concerned(root: Directive, tunnel: Tunnel) -> list[Directive]:
+    """Return the servers of the tunnel: those that pass it on, or where none does or it was missed, all."""
+    servers = list(_servers(root))
+    passing = [one for one in servers if (location := _chosen(one, tunnel)) is not None and _passes(location)]
+    return passing if passing and tunnel.found is not False else servers
+
+
+def _chosen(server: Directive, tunnel: Tunnel) -> Directive | None:
+    """Return the location of the tunnel; where nothing was measured also one that leads another path to it."""
+    location = _location(server, tunnel.path)
+    exact = [one for one in server.find("location") if one.words[1:2] == ["="]]
+    if tunnel.found is None and location not in exact:
+        for one in exact:
+            if any(_behind_port(proxy_pass) == tunnel.path for proxy_pass in one.find("proxy_pass")):
+                return one
+    return location
+
+
+def _passes(location: Directive) -> bool:
+    """Return whether it leads to a server behind this one."""
+    return bool(location.find("proxy_pass") or location.find("grpc_pass"))
 
 
 def _servers(root: Directive) -> Iterator[Directive]:
@@ -151,7 +172,7 @@ def _servers(root: Directive) -> Iterator[Directive]:
 
 def _server(server: Directive, lines: list[str], tunnel: Tunnel) -> Iterator[Fault]:
     path = tunnel.path
-    location = _location(server, path)
+    location = _chosen(server, tunnel)
     if location is None:
         for other in itertools.islice(_passing(server), 1):
             yield _no_location(server, other, lines, path)
@@ -231,7 +252,8 @@ def _behind_port(proxy_pass: Directive) -> str:
 def _uri(location: Directive, proxy_pass: Directive, lines: list[str], tunnel: Tunnel) -> Iterator[Fault]:
     """Yield a path behind the port, if it may lead past the tunnel."""
     uri, path, line = _behind_port(proxy_pass), tunnel.path, lines[proxy_pass.line - 1]
-    made = uri + path[len(location.words[-1]) :]
+    matched = location.words[-1]
+    made = uri + path[len(matched) :] if path.startswith(matched) else path
     if uri and made != path:
         host = _backend(proxy_pass.words[1])
         edits = replace(proxy_pass.line, line.replace(host + uri, host))

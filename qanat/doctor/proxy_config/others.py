@@ -74,10 +74,13 @@ def haproxy(text: str, tunnel: Tunnel) -> Iterator[Fault]:
     """Yield what is wrong for the tunnel."""
     path = tunnel.path
     lines = _read(text, lambda words: words[0] in _HAPROXY_SECTIONS)
+    serving = {line.words[1] for line in lines if line.name == "use_backend" and _haproxy_names(line, path)}
     for line in lines:
         if line.name == "bind" and "ssl" in line.words:
             yield from _haproxy_bind(line)
-        elif line.name == "server":
+        elif line.name == "server" and (
+            not serving or serving & set(line.section[1:]) or line.section[:1] != ("backend",)
+        ):
             yield from _haproxy_server(line)
         elif line.says("option", "http-buffer-request"):
             yield Fault("request-held", line.number, "requests are held until they are whole", remove(line.number))
@@ -154,6 +157,12 @@ def _haproxy_routes(lines: list[Line], path: str) -> Iterator[Fault]:
             line = paths[0]
             added = f"{line.indent}use_backend {line.words[1]} if {{ path {path} }}"
             yield Fault("wrong-path", line.number, f"no use_backend serves {path}", insert_after(line.number, added))
+
+
+def _haproxy_names(line: Line, path: str) -> bool:
+    """Return whether this is the route of exactly this path."""
+    match = re.search(r"\{\s*path\s+(\S+)\s*\}\s*$", line.text)
+    return match is not None and match[1] == path
 
 
 def _haproxy_leads(line: Line, path: str) -> bool:
@@ -281,6 +290,7 @@ def nghttpx_looks_like(text: str) -> bool:
 def nghttpx(text: str, tunnel: Tunnel) -> Iterator[Fault]:
     """Yield what is wrong for the tunnel."""
     path = tunnel.path
+    is_named = any(_nghttpx_names(line, path) for line in text.split("\n"))
     for number, line in enumerate(text.split("\n"), start=1):
         key, separator, value = line.partition("=")
         key, value = key.strip(), value.strip()
@@ -296,7 +306,7 @@ def nghttpx(text: str, tunnel: Tunnel) -> Iterator[Fault]:
             yield Fault("http1-off", number, f"{key} has no http/1.1", replace(number, f"{key}=h2,http/1.1"))
         elif key == "frontend-http2-max-concurrent-streams" and value == "1":
             yield Fault("one-at-a-time", number, "one request at a time", replace(number, f"{key}=100"))
-        elif key == "backend":
+        elif key == "backend" and (not is_named or _nghttpx_names(line, path)):
             parts = value.split(";")
             patterns = parts[1] if len(parts) > 1 else ""
             if not any(part.startswith("proto=") for part in parts[2:]):
@@ -307,6 +317,13 @@ def nghttpx(text: str, tunnel: Tunnel) -> Iterator[Fault]:
                 changed = ";".join([parts[0], path, *parts[2:]])
                 text_of = f"this backend does not serve {path}"
                 yield Fault("wrong-path", number, text_of, replace(number, f"backend={changed}"))
+
+
+def _nghttpx_names(line: str, path: str) -> bool:
+    """Return whether this is the backend of exactly this path; others are of other sites then."""
+    key, _, value = line.partition("=")
+    patterns = value.split(";")[1:2] if key.strip() == "backend" else []
+    return any(pattern[pattern.find("/") :].strip() == path for one in patterns for pattern in one.split(":"))
 
 
 def _nghttpx_leads(pattern: str, path: str) -> bool:
