@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from qanat.base.errors import QanatError, UsageError
@@ -13,9 +15,9 @@ from qanat.cli.called import lasting_command
 from qanat.cli.main import DONE, FAILED, complain
 from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
-from qanat.service.account import DEFAULT, Account, find_account, make_account, own_account
+from qanat.service.account import DEFAULT, NOT_MADE_YET, Account, find_account, make_account, own_account
 from qanat.service.choose import MANAGERS, installed_services, manager_called, right_manager
-from qanat.service.plan import SYSTEM_STATE, plans_of, prepare
+from qanat.service.plan import SYSTEM_STATE, Plan, check_access, plans_of, prepare
 from qanat.service.record import Installed, ServiceManager
 
 DETAILS = """\
@@ -66,9 +68,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    account = own_account() if options.user else _account(options.run_as)
+    account = own_account() if options.user else find_account(options.run_as or DEFAULT)
+    if account is None and options.run_as:
+        raise UsageError(f"there is no user {options.run_as}", hint="make it first, or leave --run-as out")
     plans = plans_of(
-        options.config, program=lasting_command(), account=account, for_user=options.user, name=options.name
+        options.config,
+        program=lasting_command(),
+        account=account or Account(DEFAULT, NOT_MADE_YET, NOT_MADE_YET),
+        for_user=options.user,
+        name=options.name,
     )
     manager = (
         manager_called(options.manager, for_user=options.user)
@@ -89,22 +97,27 @@ def _install(options: argparse.Namespace) -> int:
                     f"{plan.config} runs under {other.kind} already, as {service.name}",
                     hint=f"first: service uninstall -c {plan.config}",
                 )
+        manager.check(plan)
+        check_access(plan)
+    if account is None:  # from here on things change
+        account = make_account(DEFAULT, SYSTEM_STATE / DEFAULT)
+        write_out(f"made the user {account.name}, without a password or a shell\n")
     for plan in plans:
-        _say(plan.name, prepare(plan))
-        _say(plan.name, manager.install(plan))
+        _say(plan.name, prepare(replace(plan, account=account)))
+        try:
+            _say(plan.name, manager.install(replace(plan, account=account)))
+        except QanatError:
+            _say_what_stays(plan, manager)
+            raise
     return DONE
 
 
-def _account(name: str | None) -> Account:
-    """Return the account that a service of the machine runs as; the default one is made when it is not there."""
-    account = find_account(name or DEFAULT)
-    if account is not None:
-        return account
-    if name is not None:
-        raise UsageError(f"there is no user {name}", hint="make it first, or leave --run-as out")
-    account = make_account(DEFAULT, SYSTEM_STATE / DEFAULT)
-    write_out(f"made the user {account.name}, without a password or a shell\n")
-    return account
+def _say_what_stays(plan: Plan, manager: ServiceManager) -> None:
+    """Say where a service stands that did not start, so that its manager's log can be read and it can be cured."""
+    again = f"install it again, or: service uninstall -c {shlex.quote(str(plan.config))}"
+    for service in manager.installed():
+        if service.name == plan.name:
+            _say(plan.name, [f"stays in {service.where}: {again}"])
 
 
 def _each(options: argparse.Namespace) -> int:

@@ -17,6 +17,10 @@ from qanat.base.errors import QanatError, UsageError
 
 DEFAULT = "qanat"
 """The account that the Debian package makes."""
+NOT_MADE_YET = 65534
+"""The number with which an account is tried before it is made: nobody's, who may do what everybody may."""
+
+_FIRST_FAULT = 'while [ $# -gt 0 ]; do test "$1" "$2" || { printf "%s\\n" "$2"; exit 1; }; shift 2; done'
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +77,34 @@ def hand_over(files: Sequence[Path], account: Account, *, below: Path) -> list[P
     belongs to another user already, and what is not `below` the configuration's directory is left alone: a web
     server's key, for example.
     """
-    given = []
-    for path in files:
-        if not path.resolve().is_relative_to(below.resolve()):
-            continue
-        status = path.stat()
-        private = not status.st_mode & (stat.S_IRWXO | stat.S_IRWXG)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == 0 and private and account.uid != 0:
-            os.chown(path, account.uid, account.gid)
-            given.append(path)
+    given = [path for path in files if _can_be_given(path, account, below)]
+    for path in given:
+        os.chown(path, account.uid, account.gid)
     return given
+
+
+def _can_be_given(path: Path, account: Account, below: Path) -> bool:
+    if not path.resolve().is_relative_to(below.resolve()):
+        return False
+    status = path.stat()
+    private = not status.st_mode & (stat.S_IRWXO | stat.S_IRWXG)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == 0 and private and account.uid != 0
+
+
+def out_of_reach(files: Sequence[Path], account: Account, *, below: Path) -> Path | None:
+    """Return the first folder that `account` cannot enter, or file that it cannot read; None when there is none.
+
+    `files` and `below` are as for `hand_over`; what that gives has to be in reach only.  A file that is missing may be
+    made later, so only the folders above it count.
+    """
+    asked: dict[tuple[str, Path], None] = {}
+    for path in files:
+        asked |= {("-x", folder): None for folder in reversed(path.absolute().parents) if folder.exists()}
+        if path.is_file() and not _can_be_given(path, account, below):
+            asked["-r", path.absolute()] = None
+    words = [word for test, path in asked for word in (test, str(path))]
+    done = run_as(account, ["/bin/sh", "-c", _FIRST_FAULT, "sh", *words])
+    return Path(done.stdout.removesuffix("\n")) if done.returncode else None
 
 
 def run_as(account: Account | None, command: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from qanat.base.errors import QanatError
 from qanat.process.daemon import holder_of
 from qanat.service.account import find_account, identity_of, own_account
 from qanat.service.plan import Plan
-from qanat.service.record import Installed, State, call, find_marks, mark, marked_files, put
+from qanat.service.record import Installed, State, call, find_marks, mark, marked_files, put, read_own
 
 SYSTEM_TABLES = Path("/etc/cron.d")
 
@@ -41,13 +41,20 @@ class Cron:
         self._for_user = for_user
         self._tables = tables
 
-    def install(self, plan: Plan) -> list[str]:
-        """Write the entry, and start the program; see `ServiceManager`."""
+    def check(self, plan: Plan) -> None:
+        """Refuse what cannot run under cron, and another's file; see `ServiceManager`."""
         if plan.low_ports and plan.account.uid != 0:
             raise QanatError(
                 f"{plan.name} listens on port {plan.low_ports[0]}, and under cron {plan.account.name} may not",
                 hint="listen on 1024 or above, behind a proxy; or run it under systemd, which can give it the right",
             )
+        if self._for_user:
+            _read_crontab("")
+        else:
+            read_own(self._tables / plan.name, owner=plan.name)
+
+    def install(self, plan: Plan) -> list[str]:
+        """Write the entry, and start the program; see `ServiceManager`."""
         where = _CRONTAB.format(plan.account.name) if self._for_user else str(self._tables / plan.name)
         changed = self._put_in_crontab(plan) if self._for_user else put(Path(where), table_text(plan), owner=plan.name)
         running = holder_of(pid_file(plan))

@@ -1,10 +1,11 @@
 """What a service runs: a command, an account, a name and a state directory, from one configuration file.
 
-Nothing is changed here; `prepare` alone makes what is missing, and says so.
+Nothing is changed here; `prepare` alone makes what is missing, and says so.  `check_access` comes before it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from qanat.config.client_settings import ClientSettings
 from qanat.config.load import check_config, named_files
 from qanat.config.server_settings import ServerSettings
 from qanat.handshake.identity import load_or_create_identity
-from qanat.service.account import Account, hand_over, run_as
+from qanat.service.account import Account, hand_over, out_of_reach, run_as
 
 SYSTEM_STATE = Path("/var/lib")
 """Where the state of the machine's services is, each in a directory of its own."""
@@ -116,12 +117,8 @@ def default_name(role: str, config: Path) -> str:
     return f"qanat-{role}" if stem == role else f"qanat-{role}-{stem}"[:64]
 
 
-def prepare(plan: Plan) -> list[str]:
-    """Make what `plan` needs and is missing, as root, and return what was done; then try it as its account.
-
-    The server's key is made, keys and tokens of root's are given to the account, and the state directory is made.
-    Raises QanatError when the account cannot run the program, or cannot read the configuration.
-    """
+def check_access(plan: Plan) -> None:
+    """Raise QanatError when the account cannot run the program, or is kept from the files.  Changes nothing."""
     account = None if plan.for_user else plan.account
     version = _try(account, [*plan.program, "--version"])
     if version is not None:
@@ -129,28 +126,59 @@ def prepare(plan: Plan) -> list[str]:
             f"{plan.account.name} cannot run {shlex.join(plan.program)}: {version}",
             hint="install Qanat for everybody (the Debian package, or pipx install --global), or use --user",
         )
-    done = [] if plan.for_user else _make_for_account(plan)
-    faults = _try(account, [*plan.program, "check", "-c", str(plan.config)])
-    if faults is not None:
-        raise QanatError(
-            f"{plan.account.name} cannot use {plan.config}: {faults}",
-            hint=f"put the files where {plan.account.name} can read them, such as /etc/qanat, or use --run-as USER",
-        )
+    if account is not None:
+        server = _server_of(plan)
+        files = (*plan.files, server.identity) if server is not None else plan.files
+        place = out_of_reach(files, account, below=plan.config.parent)
+        if place is not None:
+            raise QanatError(
+                f"{account.name} may not {'enter' if place.is_dir() else 'read'} {place}", hint=_hint(plan)
+            )
+
+
+def prepare(plan: Plan) -> list[str]:
+    """Make what `plan` needs and is missing, as root, and return what was done; then try it as its account.
+
+    The server's key is made, keys and tokens of root's are given to the account, and the state directory is made.
+    Raises QanatError, and leaves all as it was, when the account cannot use the configuration.
+    """
+    account = None if plan.for_user else plan.account
+    with contextlib.ExitStack() as undo:
+        done = [] if plan.for_user else _make_for_account(plan, undo)
+        faults = _try(account, [*plan.program, "check", "-c", str(plan.config)])
+        if faults is not None:
+            raise QanatError(f"{plan.account.name} cannot use {plan.config}: {faults}", hint=_hint(plan))
+        undo.pop_all()
     return done
 
 
-def _make_for_account(plan: Plan) -> list[str]:
-    done = []
+def _hint(plan: Plan) -> str:
+    return f"put the files where {plan.account.name} can read them, such as /etc/qanat, or use --run-as USER"
+
+
+def _server_of(plan: Plan) -> ServerSettings | None:
     server, _ = check_config(plan.config, {**os.environ, "STATE_DIRECTORY": str(plan.state)})
+    return server
+
+
+def _make_for_account(plan: Plan, undo: contextlib.ExitStack) -> list[str]:
+    done = []
+    server = _server_of(plan)
     if plan.role == "server" and server is not None and not server.identity.exists():
         fingerprint = load_or_create_identity(server.identity).fingerprint
+        undo.callback(server.identity.unlink)
         done.append(f"made the server's key {server.identity}, fingerprint {fingerprint}")
     files = (*plan.files, server.identity) if server is not None else plan.files
-    given = hand_over(sorted({path for path in files if path.is_file()}), plan.account, below=plan.config.parent)
+    present = sorted({path for path in files if path.is_file()})
+    groups = {path: path.stat().st_gid for path in present}
+    given = hand_over(present, plan.account, below=plan.config.parent)
+    for path in given:
+        undo.callback(os.chown, path, 0, groups[path])
     if given:
         done.append(f"gave {plan.account.name} what it alone may read: {', '.join(map(str, given))}")
     if not plan.state.exists():
         plan.state.mkdir(mode=0o700, parents=True)
+        undo.callback(plan.state.rmdir)
         done.append(f"made {plan.state} for its state")
     if plan.state_name is not None and plan.state.stat().st_uid == 0:
         os.chown(plan.state, plan.account.uid, plan.account.gid)

@@ -48,6 +48,9 @@ class ServiceManager(Protocol):
 
     kind: str
 
+    def check(self, plan: Plan) -> None:
+        """Raise QanatError where `install` could not work; change nothing."""
+
     def install(self, plan: Plan) -> list[str]:
         """Write the service down and start it; do nothing where it is written and runs.  Raises QanatError."""
 
@@ -96,19 +99,8 @@ def put(path: Path, text: str, *, owner: str) -> bool:
 
     `owner` is the name of the service; a file without its mark was written by somebody else.
     """
-    try:
-        old = path.read_text("utf-8")
-    except FileNotFoundError:
-        old = None
-    except OSError as error:
-        raise QanatError(f"cannot read {path}: {error.strerror}", hint="run this as root, or with --user") from error
-    if old == text:
+    if read_own(path, owner=owner) == text:
         return False
-    if old is not None and all(found.name != owner for found in find_marks(old, manager="", where="")):
-        raise QanatError(
-            f"{path} is there already, and `service install` did not write it",
-            hint="move it away, or choose another name: --name NAME",
-        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.new")
@@ -118,6 +110,22 @@ def put(path: Path, text: str, *, owner: str) -> bool:
     except OSError as error:
         raise QanatError(f"cannot write {path}: {error.strerror}", hint="run this as root, or with --user") from error
     return True
+
+
+def read_own(path: Path, *, owner: str) -> str | None:
+    """Return what `put` has written to `path`, None when nothing is there.  Raises QanatError as `put` does."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise QanatError(f"cannot read {path}: {error.strerror}", hint="run this as root, or with --user") from error
+    if all(found.name != owner for found in find_marks(text, manager="", where="")):
+        raise QanatError(
+            f"{path} is there already, and `service install` did not write it",
+            hint="move it away, or choose another name: --name NAME",
+        )
+    return text
 
 
 def call(command: Sequence[str], *, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from qanat.base.deadline import Deadline
 from qanat.base.errors import QanatError
 from qanat.base.share import share
 from qanat.service.plan import Plan
-from qanat.service.record import Installed, State, call, mark, marked_files, put
+from qanat.service.record import Installed, State, call, mark, marked_files, put, read_own
 
 CONFIGURATIONS = (Path("/etc/supervisor/supervisord.conf"), Path("/etc/supervisord.conf"))
 """Where Debian, and where others, have supervisor's own configuration."""
@@ -38,15 +38,20 @@ class Supervisor:
         except QanatError:
             return False
 
-    def install(self, plan: Plan) -> list[str]:
-        """Write the program down, and have supervisor start it; see `ServiceManager`."""
+    def check(self, plan: Plan) -> None:
+        """Refuse where supervisor is missing, does not answer, or cannot run this; see `ServiceManager`."""
         if plan.low_ports:
             raise QanatError(
                 f"{plan.name} listens on port {plan.low_ports[0]}, and under supervisor {plan.account.name} may not",
                 hint="listen on 1024 or above, behind a proxy; or run it under systemd, which can give it the right",
             )
-        directory, suffix = self._included()
-        path = directory / f"{plan.name}{suffix}"
+        read_own(self._path(plan), owner=plan.name)
+        if not self.is_running:
+            raise QanatError("supervisor does not run here", hint="start it, or choose another: --manager cron")
+
+    def install(self, plan: Plan) -> list[str]:
+        """Write the program down, and have supervisor start it; see `ServiceManager`."""
+        path = self._path(plan)
         changed = put(path, program_text(plan), owner=plan.name)
         if not changed and self._status(plan.name).running:
             return [f"{path} is as it should be, and {plan.name} runs"]
@@ -84,6 +89,10 @@ class Supervisor:
         except QanatError:
             return []
         return marked_files(directory, f"*{suffix}", manager=self.kind)
+
+    def _path(self, plan: Plan) -> Path:
+        directory, suffix = self._included()
+        return directory / f"{plan.name}{suffix}"
 
     def _included(self) -> tuple[Path, str]:
         """Return where programs are written down, and how these files' names end: `[include] files`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from qanat.base.errors import QanatError
 from qanat.base.share import share
 from qanat.service.plan import Plan
-from qanat.service.record import Installed, State, call, mark, marked_files, put
+from qanat.service.record import Installed, State, call, mark, marked_files, put, read_own
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
 
@@ -31,6 +31,15 @@ class Systemd:
         self._for_user = for_user
         self._units = units or (_user_units() if for_user else SYSTEM_UNITS)
         self._systemctl = ["systemctl", "--user"] if for_user else ["systemctl"]
+
+    def check(self, plan: Plan) -> None:
+        """Refuse where systemd does not run, and another's unit; see `ServiceManager`."""
+        if not is_running(for_user=self._for_user):
+            raise QanatError(
+                "you have no systemd of your own here" if self._for_user else "systemd does not run here",
+                hint=f"choose another: --manager cron{'' if self._for_user else ', or --manager supervisor'}",
+            )
+        read_own(self._units / f"{plan.name}.service", owner=plan.name)
 
     def install(self, plan: Plan) -> list[str]:
         """Write, enable and start the unit; see `ServiceManager`."""

@@ -19,7 +19,7 @@ from qanat.process.daemon import holder_of
 from qanat.service import choose, cron, systemd
 from qanat.service.account import Account, hand_over, own_account
 from qanat.service.cron import Cron
-from qanat.service.plan import Plan, default_name, plans_of
+from qanat.service.plan import Plan, check_access, default_name, plans_of, prepare
 from qanat.service.supervisor import Supervisor
 from qanat.service.systemd import Systemd, unit_text
 from tests.deploy.test_supervisor import SUPERVISORD
@@ -47,6 +47,7 @@ case "$1" in
 *) exit 2 ;;
 esac
 """
+NOBODY = Account("nobody", 65534, 65534)
 ANOTHERS = """\
 # qanat service qanat-client, client of {config}
 * * * * * cd / && exec /bin/true client -c {config}
@@ -240,7 +241,57 @@ def test_a_low_port_is_refused_where_nobody_can_give_it(pair: Pair) -> None:
     plan = replace(plan_of(pair, "server"), low_ports=(443,), account=Account("somebody", 4711, 4711))
     for manager in (Supervisor(pair.directory / "none"), Cron(for_user=True)):
         with pytest.raises(QanatError, match="port 443"):
-            manager.install(plan)
+            manager.check(plan)
+
+
+@pytest.mark.parametrize("kind", ["systemd", "supervisor"])
+def test_a_manager_that_does_not_run_is_refused_before_anything_changes(
+    kind: str, pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_early(*_: object) -> None:
+        raise AssertionError("this is too early")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("qanat.service.systemd.is_running", lambda **_: False)
+    monkeypatch.setattr("qanat.service.supervisor.CONFIGURATIONS", ())
+    monkeypatch.setattr("qanat.cli.service.find_account", lambda _: None)
+    monkeypatch.setattr("qanat.cli.service.installed_services", lambda **_: [])
+    for what in ("make_account", "prepare"):
+        monkeypatch.setattr(f"qanat.cli.service.{what}", too_early)
+    assert main(["service", "install", "-c", str(pair.server_yaml), "--manager", kind]) == 1
+    assert "--manager cron" in capsys.readouterr().err
+
+
+def test_a_user_without_a_systemd_of_his_own_gets_no_unit(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(pair.directory / "home"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(pair.directory / "none"))
+    assert main(["service", "install", "-c", str(pair.client_yaml), "--user", "--manager", "systemd"]) == 1
+    assert "no systemd of your own here\nhint: choose another: --manager cron" in capsys.readouterr().err
+    assert not (pair.directory / "home").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_folder_that_the_account_cannot_enter_is_named_and_nothing_is_given(pair: Pair) -> None:
+    pair.directory.chmod(0o700)
+    plan = replace(plan_of(pair, "server", for_user=False), account=NOBODY, program=("/bin/true",))
+    with pytest.raises(QanatError, match="nobody may not enter /"):
+        check_access(plan)
+    assert {path.stat().st_uid for path in pair.directory.iterdir()} == {0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give")
+def test_what_was_given_is_taken_back_when_check_fails(pair: Pair) -> None:
+    files = [pair.server_yaml, *pair.directory.glob("*.token")]
+    for file in files:
+        file.chmod(0o600)
+    state = pair.directory / "state"
+    plan = replace(plan_of(pair, "server", for_user=False), account=NOBODY, program=("/bin/false",), state=state)
+    with pytest.raises(QanatError, match="nobody cannot use"):
+        prepare(plan)
+    assert {file.stat().st_uid for file in files} == {0}
+    assert not state.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give")
@@ -250,8 +301,7 @@ def test_only_root_s_private_files_beside_the_configuration_are_given(tmp_path: 
     for path in (inside, outside, public):
         path.write_text("x")
         path.chmod(0o644 if path is public else 0o600)
-    nobody = Account("nobody", 65534, 65534)
-    assert hand_over([inside, outside, public], nobody, below=inside.parent) == [inside]
+    assert hand_over([inside, outside, public], NOBODY, below=inside.parent) == [inside]
     assert [path.stat().st_uid for path in (inside, outside, public)] == [65534, 0, 0]
 
 
