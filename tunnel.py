@@ -2,7 +2,10 @@
 
 import sys
 
-from qanat.cli import main
+try:
+    from qanat.cli import main
+except KeyboardInterrupt:  # Ctrl-C this early
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,10 +11,14 @@ Qanat does not run; an upgrade leaves the directory of the old build behind.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import zipfile
+
+try:
+    import json
+    import os
+    import zipfile
+except KeyboardInterrupt:  # Ctrl-C this early
+    sys.exit(130)
 
 BUILT_FOR = "@BUILT_FOR@"
 
@@ -78,7 +82,8 @@ def keep_whole(root: str) -> None:
         os.environ["SHIV_FORCE_EXTRACT"] = "1"
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Unpack what is missing, and run Qanat; ends the process."""
     if this_python() != BUILT_FOR:
         sys.exit(
             f"qanat: error: {sys.argv[0]} was built for {BUILT_FOR}, and this Python is {this_python()}\n"
@@ -92,3 +97,10 @@ if __name__ == "__main__":
     import _bootstrap  # type: ignore[import-not-found]
 
     _bootstrap.bootstrap()
+
+
+if __name__ == "__main__":
+    try:
+        start()
+    except KeyboardInterrupt:
+        sys.exit(130)

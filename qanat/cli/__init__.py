@@ -13,6 +13,9 @@ if sys.version_info < (3, 11):  # noqa: UP036  what follows could not even be re
         )
     )
 
-from qanat.cli.main import main
+try:
+    from qanat.cli.main import main
+except KeyboardInterrupt:  # Ctrl-C, before `main` is there to see it
+    sys.exit(130)
 
 __all__ = ["main"]

@@ -22,6 +22,13 @@ _OURS = ("qanat",)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code; raises SystemExit as argparse does.  Blocks as it does."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     _open_standard_streams()
     try:
         options = build_parser().parse_args(arguments)
@@ -35,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QanatError as error:
         complain(error)
         return exit_code(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def exit_code(error: QanatError) -> int:

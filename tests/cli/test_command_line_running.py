@@ -20,7 +20,7 @@ from qanat.cli.init_files import write_files
 from qanat.handshake.tokens import generate_token
 from qanat.process.daemon import REPEATED
 from tests.support.machine.ports import unused_port
-from tests.support.machine.processes import SECONDS, TUNNEL, NotifySocket, Pair, Qanat, run_qanat
+from tests.support.machine.processes import ROOT, SECONDS, TUNNEL, NotifySocket, Pair, Qanat, run_qanat
 
 
 @pytest.fixture
@@ -77,6 +77,20 @@ def test_wait_ends_when_the_running_client_is_connected(pair: Pair) -> None:
     done = run_qanat("wait", "-c", pair.client_yaml, "--timeout", "0")
     assert done.returncode == 1, "what a killed client has left counts"
     assert "was not connected within 0 s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "start", [[TUNNEL], ["-m", "qanat"], ["-c", "import sys; from qanat.cli.main import main; sys.exit(main())"]]
+)
+def test_ctrl_c_while_modules_are_loaded_ends_it_without_a_traceback(start: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", *start, "demo"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stderr is not None
+        assert any("qanat.base.errors" in line for line in process.stderr)  # by the first module that main needs
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
