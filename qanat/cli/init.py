@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qanat.base.share import share
 from qanat.cli.called import shown_command
-from qanat.cli.init_files import DEFAULT_LISTEN, DEFAULT_PATH, write_files
+from qanat.cli.init_files import DEFAULT_LISTEN, DEFAULT_PATH, Written, write_files
 from qanat.cli.output import write_out
 from qanat.config.command_line import DEFAULT_NAME
 
@@ -26,9 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--listen",
-        default=DEFAULT_LISTEN,
         metavar="ADDRESS:PORT",
-        help="where the server listens (default: %(default)s)",
+        help=f"where the server listens (default: the port of a ws:// URL that names it itself, else {DEFAULT_LISTEN})",
     )
 
 
@@ -40,8 +39,7 @@ def run(options: argparse.Namespace) -> int:
     program = shown_command()
     write_out(
         f"Wrote {written.server_yaml}, {written.client_yaml}, {written.token_file} and {written.identity}.\n"
-        f"\nBehind nginx (the whole file: {share('deploy', 'nginx.conf')}), paste into its `server` block:\n"
-        f"\n{written.nginx_block}"
+        f"{_what_is_in_front(written)}"
         f"\nThe server needs {written.server_yaml.name}, {written.identity.name} and {written.token_file.name}; "
         f"the client needs {written.client_yaml.name} and {written.token_file.name}, so copy these two to it.\n"
         f"Start the server with\n  {program} server -c {written.server_yaml}\n"
@@ -53,6 +51,15 @@ def run(options: argparse.Namespace) -> int:
         f"{share('deploy')}.\n"
     )
     return 0
+
+
+def _what_is_in_front(written: Written) -> str:
+    if written.nginx_block is None:
+        return f"\nThe server listens on {written.listen}, and the client dials that port without a proxy.\n"
+    return (
+        f"\nThe server listens on {written.listen}.  Behind nginx (the whole file: {share('deploy', 'nginx.conf')}), "
+        f"paste into its `server` block:\n\n{written.nginx_block}"
+    )
 
 
 def _how_to_publish(directory: Path | None) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from qanat.base.addresses import parse_listen
+from qanat.base.addresses import parse_address, parse_listen
 from qanat.base.errors import UsageError
 from qanat.base.private_files import write_new
 from qanat.base.share import share
@@ -33,6 +33,7 @@ from qanat.transports.dial.urls import TunnelUrl
 
 _PATH = re.compile(r"/[A-Za-z0-9/._~-]*")
 _SAMPLE_PORT = 18080
+_WEB_PORT = 80
 
 DEFAULT_LISTEN = format_address(option_of(ServerSettings, "listen").default[0])
 DEFAULT_PATH: str = option_of(ServerSettings, "path").default
@@ -91,24 +92,32 @@ class Written:
     sample: str  # HOST:PORT where the sample forward will listen
     publish_dir: Path | None
     """Where published names are, if any is."""
-    nginx_block: str
+    nginx_block: str | None
+    """None where the client dials the server itself."""
+    listen: str
 
 
-def write_files(directory: Path, *, name: str, url: str | None, listen: str, publish: Sequence[str] = ()) -> Written:
+def write_files(
+    directory: Path, *, name: str, url: str | None, listen: str | None, publish: Sequence[str] = ()
+) -> Written:
     """Write server.yaml, client.yaml, NAME.token and server.key into `directory`; make it when missing.
 
-    Without `url` the client dials `listen` directly.  `publish` are as for the client's flag of that name.  Raises
-    UsageError, and leaves nothing behind, when a file is there already, cannot be written, or a value cannot work.
+    Without `url` the client dials `listen` directly.  Without `listen` the server listens at the URL's port where no
+    proxy can be in front (see `_listen_for`), else at DEFAULT_LISTEN.  `publish` are as for the client's flag of that
+    name.  Raises UsageError, and leaves nothing behind, when a file is there already, cannot be written, or a value
+    cannot work.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"not a client name: {name!r}", hint="use 1 to 64 of A-Z a-z 0-9 . _ -")
-    host, port = _parse_listen(listen)
+    dialed = TunnelUrl.parse(url) if url else None
+    host, port = _parse_listen(listen or _listen_for(dialed) or DEFAULT_LISTEN)
     forwards = parse_publishes(publish)
     names = json.dumps([str(forward.listen) for forward in forwards])
     direct = format_address((_reachable(host), port))
     sample = f"127.0.0.1:{_SAMPLE_PORT if port != _SAMPLE_PORT else _SAMPLE_PORT + 1}"
     url = url or f"ws://{direct}{DEFAULT_PATH}"
-    path = TunnelUrl.parse(url).path
+    path = dialed.path if dialed is not None else DEFAULT_PATH
+    has_proxy = dialed is None or _listen_for(dialed) is None or dialed.port != port
     if not _PATH.fullmatch(path):
         raise UsageError(f"the path {path} in the URL needs quoting in nginx", hint="use letters, digits and / . _ ~ -")
 
@@ -127,7 +136,7 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str, pub
             schema=schema,
             listen=_quoted(format_address((host, port))),
             path=_quoted(path),
-            trusted_proxies=_TRUSTED_PROXIES if _is_loopback(host) else "",
+            trusted_proxies=_TRUSTED_PROXIES if has_proxy and _is_loopback(host) else "",
             name=_quoted(name),
             token_file=_quoted(token_file.name),
             health=_quoted(direct),
@@ -157,7 +166,8 @@ def write_files(directory: Path, *, name: str, url: str | None, listen: str, pub
         fingerprint,
         sample,
         directory / "published" if forwards else None,
-        nginx_block(path=path, upstream=direct),
+        nginx_block(path=path, upstream=direct) if has_proxy else None,
+        format_address((host, port)),
     )
 
 
@@ -167,6 +177,22 @@ def nginx_block(*, path: str, upstream: str) -> str:
     _, _, rest = whole.partition("# The tunnel: from here\n")
     block, _, _ = rest.partition("    # The tunnel: to here")
     return block.replace("location = /tunnel {", f"location = {path} {{").replace("127.0.0.1:8443", upstream)
+
+
+def _listen_for(url: TunnelUrl | None) -> str | None:
+    """Return where the server that `url` names itself has to listen; None where a proxy in front of it is named.
+
+    That is ws:// to this machine, or with a port of its own: TLS, and the port of the web, are a proxy's.
+    """
+    if url is None or url.tls:
+        return None
+    host = "127.0.0.1" if url.host == "localhost" else url.host
+    address = parse_address(host)
+    if address is not None and address.is_loopback:
+        return format_address((host, url.port))
+    if url.port == _WEB_PORT:
+        return None
+    return format_address(("::" if address is not None and address.version == 6 else "0.0.0.0", url.port))
 
 
 def _parse_listen(listen: str) -> tuple[str, int]:

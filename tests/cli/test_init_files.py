@@ -17,7 +17,7 @@ from qanat.handshake.tokens import parse_token
 DEPLOYED = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
 
 
-def write(directory: Path, *, name: str = "client", url: str | None = None, listen: str = "127.0.0.1:8443") -> Written:
+def write(directory: Path, *, name: str = "client", url: str | None = None, listen: str | None = None) -> Written:
     return write_files(directory, name=name, url=url, listen=listen)
 
 
@@ -62,13 +62,46 @@ def test_the_client_dials_where_the_server_listens(listen: str, direct: str, tmp
     assert client["url"] == f"ws://{direct}/tunnel"
     assert client["forwards"][0]["to"] == direct == server["clients"][0]["allow_connect"][0]
     assert client["forwards"][0]["local"] == written.sample != direct
-    assert f"proxy_pass http://{direct};" in written.nginx_block
+    assert f"proxy_pass http://{direct};" in (written.nginx_block or "")
+
+
+@pytest.mark.parametrize(
+    ("url", "listen"),
+    [
+        ("ws://127.0.0.1:19443/tunnel", "127.0.0.1:19443"),
+        ("ws://localhost:19443/tunnel", "127.0.0.1:19443"),
+        ("http://[::1]:19443/tunnel", "[::1]:19443"),
+        ("ws://tunnel.example.com:8080/tunnel", "0.0.0.0:8080"),
+        ("ws://[2001:db8::1]:8080/tunnel", "[::]:8080"),
+    ],
+)
+def test_a_server_that_the_url_names_itself_listens_there_with_no_proxy(url: str, listen: str, tmp_path: Path) -> None:
+    written = write(tmp_path, url=url)
+    server = yaml.safe_load(written.server_yaml.read_text())["server"]
+    assert server["listen"] == written.listen == listen
+    assert "trusted_proxies" not in server
+    assert written.nginx_block is None
+
+
+@pytest.mark.parametrize(
+    ("url", "listen"),
+    [
+        ("wss://tunnel.example.com/tunnel", None),
+        ("wss://127.0.0.1:19443/tunnel", None),
+        ("ws://tunnel.example.com/tunnel", None),
+        ("ws://127.0.0.1:19443/tunnel", "127.0.0.1:8443"),
+    ],
+)
+def test_what_a_proxy_has_to_bring_together_gets_its_block(url: str, listen: str | None, tmp_path: Path) -> None:
+    written = write(tmp_path, url=url, listen=listen)
+    assert written.listen == "127.0.0.1:8443"
+    assert "proxy_pass http://127.0.0.1:8443;" in (written.nginx_block or "")
 
 
 def test_the_url_decides_the_path_on_server_and_nginx(tmp_path: Path) -> None:
     written = write(tmp_path, url="wss://tunnel.example.com/deep/er")
     assert yaml.safe_load(written.server_yaml.read_text())["server"]["path"] == "/deep/er"
-    assert "location = /deep/er {" in written.nginx_block
+    assert "location = /deep/er {" in (written.nginx_block or "")
 
 
 def test_the_nginx_block_is_the_deployed_one() -> None:
