@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -23,10 +24,10 @@ def lasting_command() -> list[str]:
 
 
 def shown_command() -> str:
-    """Return what the user typed, or would type, in front of a command's name."""
+    """Return what the user typed, or would type, in front of a command's name, quoted for a shell."""
     called = sys.argv[0]
     if not called.endswith((".py", ".pyz")):
-        return os.path.basename(called)
+        return shlex.quote(os.path.basename(called))
     python = sys.executable
     if shutil.which("python3") == python:
         python = "python3"
@@ -34,7 +35,7 @@ def shown_command() -> str:
         with contextlib.suppress(OSError):  # the current directory was removed, or we may not look into it
             if python.startswith(os.getcwd() + os.sep):
                 python = os.path.relpath(python)
-    return " ".join([python, *_program(called)])
+    return shlex.join([python, *_program(called)])
 
 
 def _program(called: str) -> list[str]:

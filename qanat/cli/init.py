@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from qanat.base.share import share
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         f"{_what_is_in_front(written)}"
         f"\nThe server needs {written.server_yaml.name}, {written.identity.name} and {written.token_file.name}; "
         f"the client needs {written.client_yaml.name} and {written.token_file.name}, so copy these two to it.\n"
-        f"Start the server with\n  {program} server -c {written.server_yaml}\n"
+        f"Start the server with\n  {program} server -c {shlex.quote(str(written.server_yaml))}\n"
         f"and the client, from where its files are, with\n  {program} client -c {written.client_yaml.name}\n"
         f"or have a service manager keep one running: {program} service install -c FILE\n"
         f"Then this goes through the tunnel:\n  curl http://{written.sample}/healthz\n"

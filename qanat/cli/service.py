@@ -95,7 +95,7 @@ def _install(options: argparse.Namespace) -> int:
             ):
                 raise UsageError(
                     f"{plan.config} runs under {other.kind} already, as {service.name}",
-                    hint=f"first: service uninstall -c {plan.config}",
+                    hint=f"first: service uninstall -c {shlex.quote(str(plan.config))}",
                 )
         manager.check(plan)
         check_access(plan)
@@ -188,7 +188,8 @@ def _is_ours(service: Installed) -> bool:
     """Return whether a service runs this program, or one that is gone; say so of another one's, which stays."""
     ours = service.program in ("", lasting_command()[0]) or not os.path.exists(service.program)
     if not ours:
-        write_out(f"left alone: {service.name}, which runs {service.program}; name it with -c {service.config}\n")
+        config = shlex.quote(str(service.config))
+        write_out(f"left alone: {service.name}, which runs {service.program}; name it with -c {config}\n")
     return ours
 
 

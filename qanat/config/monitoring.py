@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from qanat.base.addresses import check_unix_path, parse_address, parse_listen
@@ -25,7 +26,7 @@ def check_monitor_token(path: Path) -> None:
     if len(read_secret_file(path)) < LEAST_TOKEN:
         raise UsageError(
             f"names {path}, whose token is shorter than {LEAST_TOKEN} characters",
-            hint=f"`tunnel.py token > {path}` makes one",
+            hint=f"`tunnel.py token > {shlex.quote(str(path))}` makes one",
         )
 
 

@@ -27,6 +27,11 @@ def test_the_package_is_started_again_as_one(monkeypatch: pytest.MonkeyPatch) ->
     assert called.shown_command().endswith(" -m qanat")
 
 
+def test_what_is_shown_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/srv/my programs/tunnel.py", "init"])
+    assert called.shown_command().endswith(" '/srv/my programs/tunnel.py'")
+
+
 def test_without_a_current_directory_it_still_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

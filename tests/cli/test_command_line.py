@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,12 @@ def test_init_prints_the_nginx_block_and_what_to_type_next(tmp_path: Path) -> No
         "server.yaml",
     ]
     assert (tmp_path / "office.token").read_text().strip() not in done.stdout
+
+
+def test_a_command_that_init_prints_can_be_pasted_whatever_the_directory_is_called(tmp_path: Path) -> None:
+    done = run_qanat("init", "my dir", cwd=tmp_path)
+    (line,) = (line for line in done.stdout.splitlines() if " server -c " in line)
+    assert shlex.split(line)[-3:] == ["server", "-c", "my dir/server.yaml"]
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
