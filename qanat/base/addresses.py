@@ -29,7 +29,8 @@ MAX_UNIX_PATH = 107
 BOTH_FAMILIES = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}
 """What is listened on over IPv4 and, where there is that, over IPv6."""
 
-_PORT = re.compile(r"[0-9]{1,5}")
+_PORT = re.compile(r"[0-9]+")
+_DIGITS = len("65535")
 _NOT_IN_A_NAME = re.compile(r"""[\x00-\x20\x7f/\\@\[\]:*?#%,;"'<>|{}$]""")
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 §3.1
 _DEVIATIONS = re.compile("([\u00df\u03c2\u200c\u200d])")  # ß, ς and the two joiners: UTS #46 §4
@@ -86,10 +87,9 @@ def parse_port(text: str, *, lowest: int = 1) -> int:
     if not _PORT.fullmatch(text):
         hint = "a service's name is not looked up: write its number" if text.isalpha() else ""
         raise UsageError("has a port that is not a number", hint=hint)
-    port = int(text)
-    if not lowest <= port <= 65535:
+    if len(text) > _DIGITS or not lowest <= int(text) <= 65535:
         raise UsageError(f"has a port outside {lowest} to 65535")
-    return port
+    return int(text)
 
 
 @lru_cache(256)

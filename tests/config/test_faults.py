@@ -148,6 +148,7 @@ def test_an_alias_of_itself_ends(directory: ConfigDirectory) -> None:
         ("listen: [8443]", "5:12", 'put it in quotes, with its address: "127.0.0.1:8443"'),
         ("listen: 127.0.0.1", "5:11", "has no port"),
         ("listen: 127.0.0.1:99999", "5:11", "has a port outside 0 to 65535"),
+        ("listen: 127.0.0.1:999999", "5:11", "has a port outside 0 to 65535"),
         ("listen: 127.0.0.1:http", "5:11", "has a port that is not a number"),
         ("listen: ::1:8443", "5:11", "write an IPv6 address in brackets"),
         ("listen: []", "5:11", "is empty, so nobody can connect"),
