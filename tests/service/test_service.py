@@ -200,6 +200,18 @@ def test_a_program_that_ends_at_once_is_told_with_its_reason(pair: Pair, crontab
         Cron(for_user=True).install(plan)
 
 
+def test_what_does_not_start_says_where_it_stays(
+    pair: Pair, crontab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(pair.directory, "broken", "#!/bin/sh\ntest $1 != server || { echo broken >&2; exit 1; }\n")
+    monkeypatch.setattr("qanat.cli.service.lasting_command", lambda: [str(pair.directory / "broken")])
+    assert main(["service", "install", "--user", "--manager", "cron", "-c", str(pair.server_yaml)]) == 1
+    said = capsys.readouterr()
+    assert "does not start: broken" in said.err
+    assert "qanat-server: stays in the crontab of " in said.out
+    assert str(pair.server_yaml) in crontab.read_text()
+
+
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     daemon = require_program("supervisord")
