@@ -70,7 +70,8 @@ _CONNECT: dict[str, _Transport] = {
 
 
 PROOF_TIMEOUT = 3.0
-"""Seconds for what probes a known way to come back, with READY behind it; after that others are tried first."""
+"""Seconds for what probes a known way to come back; after that others are tried first.  READY may take longer: before
+it the server may wait for the older session of the same name (`takeover_timeout`)."""
 
 
 class SessionOver(QanatError):
@@ -330,31 +331,16 @@ class Connector:
     ) -> Ready:
         """Send HELLO and return the server's READY.  Blocks until `deadline` at most, or until `cancel` is canceled.
 
-        What was sent to probe the way comes back first, within PROOF_TIMEOUT seconds.
+        What was sent to probe the way comes back first, within PROOF_TIMEOUT seconds.  From then on it is the server
+        that takes its time, and no READY says nothing of the way.
 
         Raises RefusedError (not final) when another process has our name, SessionOver, ProtocolError and
         TransportError; the pipe is closed then.
         """
-        probed = bool(sealed.probes_due)
-        if probed:
-            remaining = deadline.remaining()
-            deadline = Deadline(PROOF_TIMEOUT if remaining is None else min(PROOF_TIMEOUT, remaining))
-        began = time.monotonic()
         try:
-            try:
-                with cancel.waking(lambda: sealed.close("the client is stopping")), closed_at(deadline, sealed.pipe):
-                    sealed.send_record(bytes((RecordKind.HELLO,)) + hello.encode())
-                    await_probe(sealed, lambda came: None)
-                    kind, content = sealed.recv_record()
-            except BaseException as error:
-                if probed and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
-                    seconds = time.monotonic() - began
-                    failure = Failure(candidate, Step.PROVEN, error, seconds, silent=deadline.passed)
-                    self._tell_failures([failure])
-                self._learn_failure(sealed.pipe, error, deadline, cancel)
-                if self.ways is not None and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
-                    self.ways.failed(candidate)
-                raise
+            with cancel.waking(lambda: sealed.close("the client is stopping")):
+                self._prove_known(candidate, sealed, hello, deadline, cancel)
+                kind, content = self._await_ready(candidate, sealed, deadline, cancel)
             if sealed.pipe.addresses is not None:
                 learn_success(sealed.pipe.addresses[1])
             host = candidate.url.host
@@ -372,6 +358,48 @@ class Connector:
             sealed.close("the session did not begin")
             raise
         return ready
+
+    def _prove_known(
+        self, candidate: Candidate, sealed: SealedPipe, hello: Hello, deadline: Deadline, cancel: Cancel
+    ) -> None:
+        """Send HELLO, and block until what probes a known way has come back.  Raises as `exchange_hello`."""
+        probed, remaining = bool(sealed.probes_due), deadline.remaining()
+        if probed:
+            deadline = Deadline(PROOF_TIMEOUT if remaining is None else min(PROOF_TIMEOUT, remaining))
+        began = time.monotonic()
+        try:
+            with closed_at(deadline, sealed.pipe):
+                sealed.send_record(bytes((RecordKind.HELLO,)) + hello.encode())
+                await_probe(sealed, lambda came: None)
+        except BaseException as error:
+            if probed and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
+                seconds = time.monotonic() - began
+                self._tell_failures([Failure(candidate, Step.PROVEN, error, seconds, silent=deadline.passed)])
+            self._blame(candidate, sealed.pipe, error, deadline, cancel)
+            raise
+
+    def _await_ready(
+        self, candidate: Candidate, sealed: SealedPipe, deadline: Deadline, cancel: Cancel
+    ) -> tuple[RecordKind, memoryview]:
+        """Block for the answer to HELLO.  Raises as `exchange_hello`."""
+        try:
+            with closed_at(deadline, sealed.pipe):
+                return sealed.recv_record()
+        except BaseException as error:
+            late = isinstance(error, TransportError) and deadline.passed and not cancel.canceled
+            if not late or self.ways is None or not sealed.result.takes_probes:  # else the way has proved itself
+                self._blame(candidate, sealed.pipe, error, deadline, cancel)
+            if late:
+                raise _no_ready(candidate) from None
+            raise
+
+    def _blame(
+        self, candidate: Candidate, pipe: Pipe, error: BaseException, deadline: Deadline, cancel: Cancel
+    ) -> None:
+        """Have the next connection prefer others to this way, where `error` may be the path's."""
+        self._learn_failure(pipe, error, deadline, cancel)
+        if self.ways is not None and isinstance(error, TransportError | ProtocolError) and not cancel.canceled:
+            self.ways.failed(candidate)
 
     def _learn_failure(self, pipe: Pipe, error: BaseException, deadline: Deadline, cancel: Cancel) -> None:
         """Have the next connection profit from this one, which brought nothing but `error`."""
@@ -484,6 +512,14 @@ def _no_way(url: TunnelUrl, failures: Sequence[Failure], untried: Sequence[Candi
         return TransportError(f"no transport gets through to {url}: {tried}", hint=first.hint)
     others = ", ".join(dict.fromkeys(candidate.transport for candidate in untried))
     return TransportError(f"none of these gets through to {url}: {tried}", hint=f"{others} will be tried next")
+
+
+def _no_ready(candidate: Candidate) -> TransportError:
+    """Return the error for a server that is authenticated, and has not answered HELLO in time."""
+    return TransportError(
+        f"{candidate.url}: the handshake went well, but the server has not answered in time",
+        hint="it may be busy, or wait for an earlier client of this name (its takeover_timeout): its log says more",
+    )
 
 
 def _turned_away(close: Close) -> QanatError:

@@ -31,6 +31,7 @@ from tests.support.applications import Conversation, Target, connection, echo, e
 from tests.support.background import wait_until
 from tests.support.chaos import ChaosRelay
 from tests.support.harness import SECONDS
+from tests.support.harness import Relay as Lines
 from tests.support.logs import wait_for_log
 from tests.support.machine.ports import silent_address
 from tests.support.server.raw_sessions import client_to, real_server
@@ -182,6 +183,31 @@ def test_a_remembered_way_on_which_its_proof_does_not_come_back_is_left(
             assert chosen(client) != "websocket"
         assert len(sent) == 1
     assert caplog.text.count("does not work here: sent 16 KiB, after a handshake that went well") == 1
+
+
+@pytest.mark.parametrize("patient", [True, False], ids=["takes over", "gives up"])
+def test_a_server_that_waits_for_a_silent_predecessor_is_no_fault_of_the_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    """What probes the way comes back at once, and READY later than that may take, or too late for this client."""
+    monkeypatch.setattr(connect_module, "PROOF_TIMEOUT", 0.5)
+    with ExitStack() as stack:
+        server = stack.enter_context(real_server(tmp_path, takeover_timeout=1.0))
+        place = Place(server, stack.enter_context(Target(echo)))
+        lines = stack.enter_context(Lines(place.port))
+        former = stack.enter_context(client_at(place, tmp_path, url(lines.port)))
+        assert answers(former)
+        stack.callback(lines.cut)
+        lines.fall_silent()
+        patience = SECONDS if patient else 0.8
+        client = stack.enter_context(client_at(place, tmp_path, url(lines.port), handshake_timeout=patience))
+        assert answers(client)
+        assert chosen(client) == "websocket"
+        assert "does not work here" not in caplog.text
+        assert "hold back" not in caplog.text
+        late = said(caplog, "the server has not answered in time")
+        assert not late if patient else late[0].endswith("its log says more)"), late
+        assert "websocket" in (tmp_path / "ways").read_text()
 
 
 def test_one_line_says_of_each_way_that_failed_what_was_sent_what_came_back_and_what_that_means(
