@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -65,7 +64,10 @@ FULL = 0.95
 """Part of the retransmit buffer."""
 CUTS_MINUTE = 3
 CUTS_WINDOW = 60.0
-CUTS_KEPT = 64
+CUTS_KEPT = 256
+SHORTEST_LIMIT = 2.0
+"""Seconds from which on a regular cut is called a time limit: of more frequent ones several fall between two looks,
+and nobody sees how regular they are."""
 FLOOD_RATE = 4 * 1024 * 1024
 FLOOD_OPENS = 10.0
 """Streams a second."""
@@ -76,6 +78,31 @@ AWAY = 3.0
 
 
 @dataclass(slots=True)
+class _LaneMemory:
+    """What was seen of one lane of a session before."""
+
+    recoveries: int = 0
+    cuts: list[float] = field(default_factory=list)
+    """When it got its next pipe after each cut."""
+
+    def note(self, lane: LaneSnapshot, before: float, now: float) -> None:
+        """Note the cuts since `before`, the last look.  The last of them has its moment from the lane's present pipe.
+
+        Where there are several, the others are spread evenly between the one before them and it.
+        """
+        count = min(max(0, lane.recoveries - self.recoveries), CUTS_KEPT)
+        self.recoveries = lane.recoveries
+        self.cuts = [at for at in self.cuts if now - at <= CUTS_WINDOW]
+        if count:
+            last = lane.since if before < lane.since <= now else now
+            start = self.cuts[-1] if self.cuts else before
+            if start + (last - start) / count < before:
+                start = before  # it was quiet in between
+            self.cuts += [start + (last - start) * part / count for part in range(1, count + 1)]
+            del self.cuts[:-CUTS_KEPT]
+
+
+@dataclass(slots=True)
 class _SessionMemory:
     """What was seen of one client's session before, or of the one that it had before that."""
 
@@ -83,12 +110,19 @@ class _SessionMemory:
     at: float
     received: int
     sent: int
-    recoveries: int
     opened: int
     least_trip: float | None = None
     rate: float = 0.0
     opens: float = 0.0
-    cuts: deque[float] = field(default_factory=lambda: deque(maxlen=CUTS_KEPT))
+    ends: list[float] = field(default_factory=list)
+    """When a session followed one that could not go on."""
+    lanes: dict[int, _LaneMemory] = field(default_factory=dict)
+
+    @property
+    def cuts(self) -> list[float]:
+        """When it was cut, in order.  What cuts all lanes at once is one cut: the lane with the most of them counts."""
+        most = max((lane.cuts for lane in self.lanes.values()), key=len, default=[])
+        return sorted([*self.ends, *most])
 
 
 @dataclass(slots=True)
@@ -142,19 +176,30 @@ class Findings:
             key = f"{session.name} {session.address}" if isinstance(snapshot, ClientSnapshot) else session.name
             memory = before.get(key)
             if memory is None:
-                memory = _SessionMemory(session.id, now, 0, 0, session.recoveries, session.streams_opened)
+                memory = _SessionMemory(session.id, now, 0, 0, session.streams_opened)
                 memory.received, memory.sent = session.bytes_received, session.bytes_sent
+                if now - session.since > CUTS_WINDOW:  # else all its cuts were within the window
+                    memory.lanes = {lane.index: _LaneMemory(lane.recoveries) for lane in session.lanes}
             elif memory.id != session.id:  # it could not go on with the one before
-                memory.cuts.append(now)
-                memory.id, memory.received, memory.sent, memory.recoveries, memory.opened = session.id, 0, 0, 0, 0
+                began = session.since if memory.at < session.since <= now else now
+                memory.ends = [*(at for at in memory.ends if now - at <= CUTS_WINDOW), began][-CUTS_KEPT:]
+                memory.id, memory.received, memory.sent, memory.opened = session.id, 0, 0, 0
+                for former in memory.lanes.values():
+                    former.recoveries = 0
             seconds = now - memory.at
             if seconds > 0:
                 moved = session.bytes_received + session.bytes_sent - memory.received - memory.sent
                 memory.rate = max(0, moved) / seconds
                 memory.opens = max(0, session.streams_opened - memory.opened) / seconds
-            memory.cuts.extend([now] * min(max(0, session.recoveries - memory.recoveries), CUTS_KEPT))
+            before_it = memory.at if memory.at < now else session.since
+            for lane in session.lanes:
+                if lane.recoveries or lane.index in memory.lanes:
+                    memory.lanes.setdefault(lane.index, _LaneMemory()).note(lane, before_it, now)
+            if len(memory.lanes) > len(session.lanes):  # some are over
+                present = {lane.index for lane in session.lanes}
+                memory.lanes = {index: lane for index, lane in memory.lanes.items() if lane.cuts or index in present}
             memory.at, memory.received, memory.sent = now, session.bytes_received, session.bytes_sent
-            memory.recoveries, memory.opened = session.recoveries, session.streams_opened
+            memory.opened = session.streams_opened
             if session.round_trip_s is not None:
                 memory.least_trip = min(memory.least_trip or session.round_trip_s, session.round_trip_s)
             self._sessions[key] = memory
@@ -271,17 +316,17 @@ class Findings:
             return
         distances = [after - before for before, after in itertools.pairwise(cuts)]
         every = (cuts[-1] - cuts[0]) / (len(cuts) - 1)
-        regular = len(cuts) >= 4 and every > 0 and statistics.pstdev(distances) < 0.5 * every
+        regular = len(cuts) >= 4 and every >= SHORTEST_LIMIT and statistics.pstdev(distances) < 0.5 * every
         failure = session.last_failure
         why = f" The last time: {_words(failure.text)}." if failure is not None else ""
         yield Finding(
             "error",
             "cut",
             session.name,
-            f"{_words(session.name)} is cut again and again, about every {_seconds(round(every, 0) or every)}",
+            f"{_words(session.name)} is cut again and again, about every {_seconds(every)}",
             f"{len(cuts)} times in {_seconds(CUTS_WINDOW)}; its streams go on each time, but stall.{why}",
-            ("So regular a cut is a time limit on the way: " if regular else "")
-            + f"look at the timeouts and the log of the proxy{_via(session.via)}, and run `tunnel.py doctor` at the "
+            ("So regular a cut is a time limit on the way: look" if regular else "Look")
+            + f" at the timeouts and the log of the proxy{_via(session.via)}, and run `tunnel.py doctor` at the "
             "client.",
         )
 

@@ -17,6 +17,8 @@ from qanat.monitor.snapshot import (
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _CONNECTED = frozenset({"connected", "standby"})
+_TOLD_ANYHOW = frozenset({"stuck", "away"})
+"""Codes of findings that are of what `problems_of` sees by itself."""
 
 
 def format_bytes(count: float) -> str:
@@ -84,6 +86,7 @@ def problems_of(snapshot: Snapshot) -> tuple[str, ...]:
     else:
         found += (_of_connection(each, snapshot.taken_at) for each in snapshot.servers if each.state not in _CONNECTED)
     found += (f"{each.listen}: {each.failure or each.state}" for each in snapshot.forwards if each.state == "failed")
+    found += (each.title for each in snapshot.findings if each.severity == "error" and each.code not in _TOLD_ANYHOW)
     return tuple(found)
 
 

@@ -17,6 +17,7 @@ from qanat.monitor.snapshot import (
     Failure,
     Finding,
     HandshakesSnapshot,
+    LaneSnapshot,
     Snapshot,
     Totals,
 )
@@ -146,11 +147,16 @@ def test_an_outbox_that_is_full_for_a_moment_is_no_finding() -> None:
     assert look(now_and_then) == ()
 
 
+def cut_every(seconds: float, now: float, *, lanes: int = 1) -> tuple[LaneSnapshot, ...]:
+    """Lanes that have been cut each `seconds` seconds since START, and resumed at once."""
+    times = int(now / seconds)
+    return tuple(lane(index=index, recoveries=times, since=START + times * seconds) for index in range(lanes))
+
+
 def test_a_cut_every_five_seconds_is_named_with_its_rhythm_and_cause() -> None:
     def cut(now: float) -> Snapshot:
-        return server(
-            now, session("a", recoveries=int(now / 5), last_failure=Failure(START + now, "reset by peer")), session("b")
-        )
+        failure = Failure(START + now, "reset by peer")
+        return server(now, session("a", lanes=cut_every(5, now), last_failure=failure), session("b"))
 
     (found,) = look(cut, seconds=60)
     assert (found.severity, found.code, found.subject) == ("error", "cut", "a")
@@ -166,8 +172,23 @@ def test_sessions_that_end_and_begin_anew_are_cuts_too() -> None:
     assert codes(look(anew, seconds=60)) == {("cut", "a")}
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(0.5, "500 ms"), (1.2, "1.2 s"), (4.0, "4 s"), (12.0, "12 s")])
+def test_the_rhythm_of_cuts_is_when_they_happened_and_not_when_somebody_looked(seconds: float, said: str) -> None:
+    findings, found = Findings(), []
+    for at in range(4, 61, 5):
+        found = [*findings.look(server(at, session("a", lanes=cut_every(seconds, at))))]
+        if seconds == 1.2 and at == 4:
+            assert found[0].text.startswith("3 times in 60 s"), "those before the first look count"
+    assert found[0].title == f"a is cut again and again, about every {said}"
+    assert found[0].next.startswith("So regular a cut is a time limit" if seconds >= 4 else "Look at")
+
+
+def test_what_cuts_all_lanes_at_once_is_one_cut() -> None:
+    assert look(lambda now: server(now, session("a", lanes=cut_every(20, now, lanes=4))), seconds=58) == ()
+
+
 def test_one_cut_is_no_finding() -> None:
-    assert look(lambda now: server(now, session("a", recoveries=int(now > 10)))) == ()
+    assert look(lambda now: server(now, session("a", lanes=(lane(recoveries=int(now > 10)),)))) == ()
 
 
 def test_a_client_that_opens_stream_after_stream_floods() -> None:

@@ -13,6 +13,7 @@ from qanat.monitor.snapshot import (
     ClientSnapshot,
     ConnectionSnapshot,
     Failure,
+    Finding,
     ForwardSnapshot,
     HandshakesSnapshot,
     LaneSnapshot,
@@ -132,6 +133,9 @@ def test_the_line_says_who_is_connected_and_what_is_not() -> None:
         CLIENT, servers=(), forwards=(ForwardSnapshot("local", "*:80", "x:1", "office", "failed", "in use"),)
     )
     assert problems_of(failed) == ("*:80: in use",)
+    cut = Finding("error", "cut", "office", "office is cut again and again", "Twelve times.", "Look at the proxy.")
+    slow = cut._replace(severity="warning", title="slow")
+    assert problems_of(replace(SERVER, findings=(cut, slow))) == ("office is cut again and again",)
 
 
 def test_figures_have_units() -> None:
