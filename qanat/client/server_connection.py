@@ -57,6 +57,8 @@ from qanat.session.session import new_id
 log = logging.getLogger("qanat.client")
 
 STOPPING = "the client is stopping"
+REFUSAL_AGAIN = 60.0
+"""Seconds during which the log does not say the same refusal again."""
 MAX_LANE = 0xFFFF
 """The highest number of a lane that HELLO can carry."""
 
@@ -123,6 +125,7 @@ class ServerConnection:
         self._ports: dict[int, int] = {}  # which ones the server has chosen for remote forwards on port 0, by number
         required = [one.first for one in self._remotes] if settings.exit_on_forward_failure else ()
         self._connect_rules = _rules_of(settings)
+        self._told_refusal = ("", 0.0)  # what the log said last of one, and until when that is enough
         self._required = RequiredForwards(required, self._forwards_failed)
         self._turns = itertools.cycle(self._context.connector.candidates)
         self._connectors: list[Connector] = []  # former ones, which may still dial
@@ -491,7 +494,7 @@ class ServerConnection:
         session.remotes.change(self._remotes)
         session.use(connect_rules=self._connect_rules, connect_timeout=self._settings.connect_timeout)
         session.request_forwards()
-        self.succeeded, self.refused = True, None
+        self.succeeded, self.refused, self._told_refusal = True, None, ("", 0.0)
         self._session = session
 
     def _lane_loop(self, candidate: Candidate, session: ClientSession, number: int) -> None:
@@ -523,8 +526,19 @@ class ServerConnection:
         else:
             self._backoff.failed()
         self.news.failed(f"refused by {candidate.url}: {error}")
-        if not self._refused_for_good:
-            log.error("refused by %s: %s", candidate.url, error, extra={"event": "refused", "url": str(candidate.url)})
+        if self._refused_for_good:
+            return
+        now, (told, until) = time.monotonic(), self._told_refusal
+        again = str(error) == told and now < until
+        if not again:
+            self._told_refusal = str(error), now + REFUSAL_AGAIN
+        log.log(
+            logging.DEBUG if again else logging.ERROR,
+            "refused by %s: %s",
+            candidate.url,
+            error,
+            extra={"event": "refused", "url": str(candidate.url)},
+        )
 
 
 def _rules_of(settings: ClientSettings) -> ConnectRules:

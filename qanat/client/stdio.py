@@ -38,7 +38,8 @@ READ = 64 * 1024
 
 _STDIN, _STDOUT = 0, 1
 _HINTS: dict[int, str] = {
-    Reason.SESSION_ENDED: "the line above, or -v, says why; another client may be connected under the same name",
+    Reason.SESSION_ENDED: "the line above, or -v, says why; where a client runs under this name already, -W goes "
+    "through it if both are started with the same -c FILE, or with the same URL and --name",
 }
 
 Words = queue.SimpleQueue[Word | None]
