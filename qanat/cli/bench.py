@@ -99,12 +99,20 @@ def _measure(session: MeasuringSession, seconds: float, steps: dict[str, Step], 
     for name, load in loads.items():
         with MeasuredStep(load, session.open) as measured:
             try:
-                measured.run(seconds, lambda done, name=name: progress.show(name, done))  # type: ignore[misc]
+                measured.run(
+                    seconds,
+                    lambda done, name=name: progress.show(name, done),  # type: ignore[misc]
+                    lambda name=name: progress.wait(name),  # type: ignore[misc]
+                )
             finally:
                 steps[name] = measured.step
 
 
 def _explained(session: MeasuringSession, error: QanatError, step: str) -> QanatError:
+    from qanat.measure.near_end import TooSlow
+
+    if isinstance(error, TooSlow):
+        return QanatError(f"the {step} step was given up: {error.message}", hint=error.hint)
     why = session.why_over()
     text = f"the {step} step was cut short: {error.message}" + (f": {why}" if why else "")
     hint = "the server's log says more; run it again, and if it is cut again see docs/ERRORS.md"
@@ -172,10 +180,18 @@ class _Progress:
             self._said = step
             self._write(f"measuring {step} for {self._seconds:g} s\n")
 
+    def wait(self, step: str) -> None:
+        """Tell that the time of `step` is up, and that it waits for what is under way."""
+        from qanat.measure.near_end import END
+
+        self.clear()
+        self._write(f"waiting for what is under way of {step}, up to {END:.0f} s: the path is slow\n")
+
     def clear(self) -> None:
         """Take the bar away."""
         if self._drawn:
             self._write("\r\x1b[K")
+            self._drawn = False
 
     def _write(self, text: str) -> None:
         with suppress(OSError):  # the figures count

@@ -30,6 +30,8 @@ LOOK = 0.1
 """Seconds between two looks at how far a step is."""
 END = 60.0
 """Seconds that what is on its way when a step's time is up gets to arrive."""
+WAITS = 1.0
+"""Seconds after which whoever looks on is told that this takes its time."""
 
 _BLOCK = 256 * 1024
 _UPLOAD_BLOCK = bytes(_BLOCK)
@@ -40,6 +42,17 @@ class CutShort(QanatError):
 
     def __init__(self) -> None:
         super().__init__("the connection was lost")
+
+
+class TooSlow(QanatError):
+    """What was on its way when a step's time was up has not arrived within END seconds; nothing was lost."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"what was under way when its time was up did not arrive within {END:.0f} s: the path is too slow",
+            hint="measure again when nothing else fills the path; where it is always this slow, `doctor` shows what it "
+            "lets through, and another --transport may be faster",
+        )
 
 
 class MeasuredStep:
@@ -75,11 +88,11 @@ class MeasuredStep:
         """What was timed so far."""
         return Step(tuple(self._pings), tuple(self._marks))
 
-    def run(self, seconds: float, look: Callable[[float], None]) -> None:
+    def run(self, seconds: float, look: Callable[[float], None], waits: Callable[[], None]) -> None:
         """Measure for so many seconds, and block until what is on its way then has come, END seconds at most.
 
-        `look` is called about every LOOK seconds with the share that is done, from 0 to 1.  Raises CutShort, and what
-        `open_stream` raises.
+        `look` is called about every LOOK seconds with the share that is done, from 0 to 1; `waits` once, when what is
+        on its way takes more than WAITS seconds.  Raises CutShort, TooSlow, and what `open_stream` raises.
         """
         # The first stream's opening must not be in the first ping, nor in the throughput.
         pinged = self._open(Measurement.ECHO)
@@ -98,13 +111,16 @@ class MeasuredStep:
                 running -= 1
                 break  # nothing ends before the time is up unless it was cut short
         self._time_is_up.set()
-        deadline = Deadline(END)
+        patience, deadline, told = Deadline(WAITS), Deadline(END), False
         while running and not self._cut_short:
             if self._ended.acquire(timeout=LOOK):
                 running -= 1
             elif deadline.passed:
-                break
-        if running or self._cut_short:
+                raise TooSlow
+            elif patience.passed and not told:
+                told = True
+                waits()
+        if self._cut_short:
             raise CutShort
         look(1.0)
 

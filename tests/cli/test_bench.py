@@ -17,6 +17,7 @@ from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.errors import QanatError, RefusedError
 from qanat.cli import bench
 from qanat.cli.main import FAILED, INTERRUPTED, USAGE, main
+from qanat.client import measuring
 from qanat.client.client import Client
 from qanat.client.measuring import measuring_session
 from qanat.config.client_settings import ClientSettings, RemoteServer
@@ -24,6 +25,7 @@ from qanat.config.forward_settings import Forward
 from qanat.config.server_settings import ClientAccount, ServerSettings
 from qanat.handshake.hello import Parameters
 from qanat.handshake.tokens import format_token
+from qanat.measure import near_end
 from qanat.measure.near_end import CutShort, MeasuredStep
 from qanat.server.server import Server
 from qanat.session.messages import Measurement
@@ -132,7 +134,7 @@ def undisturbed(live: Live) -> Iterator[int]:
 def measure(settings: ClientSettings, load: Measurement | None, seconds: float = 0.3) -> MeasuredStep:
     with measuring_session(settings) as session, MeasuredStep(load, session.open) as measured:
         looks: list[float] = []
-        measured.run(seconds, looks.append)
+        measured.run(seconds, looks.append, lambda: None)
         assert looks == sorted(looks)
         assert looks[-1] == 1.0
     return measured
@@ -169,7 +171,7 @@ def test_a_second_measurement_at_once_is_refused_and_the_first_goes_on(live: Liv
     with measuring_session(live.settings) as session, MeasuredStep(None, session.open) as measured:
         with pytest.raises(QanatError, match="a is being measured already"), measuring_session(live.settings):
             pass
-        measured.run(0.1, lambda done: None)
+        measured.run(0.1, lambda done: None, lambda: None)
         assert measured.step.latency is not None
 
 
@@ -249,7 +251,25 @@ def test_a_stream_that_ends_too_early_is_cut_short() -> None:
         return ours
 
     with pytest.raises(CutShort), MeasuredStep(None, open_stream) as measured:
-        measured.run(60, lambda done: None)
+        measured.run(60, lambda done: None, lambda: None)
+
+
+def test_a_path_that_is_too_slow_is_not_called_a_lost_connection(
+    live: Live, undisturbed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The relay stops in the download's time, so what is under way does not come; nothing is cut."""
+    monkeypatch.setattr(near_end, "WAITS", 0.1)
+    monkeypatch.setattr(near_end, "END", 0.5)
+    monkeypatch.setattr(measuring, "JOIN_TIMEOUT", 0.1)
+    with Relay(live.server.addresses[0][1]) as relay:
+        url = f"ws://127.0.0.1:{relay.port}/tunnel"
+        assert run_here(monkeypatch, [url, *live.flags], relay.fall_silent, 0.2) == FAILED
+    said = capsys.readouterr()
+    assert "waiting for what is under way of download" in said.err
+    assert "the path is too slow" in said.err
+    assert "connection was lost" not in said.err
+    assert "the server's log" not in said.err
+    assert "\nidle " in said.out
 
 
 @pytest.mark.parametrize(
