@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qanat.base.errors import QanatError, UsageError
 from qanat.cli.client import settings_of
-from qanat.cli.flags import add_flags
+from qanat.cli.flags import add_flags, flags_of
 from qanat.cli.main import DONE, FAILED, INTERRUPTED, complain
 from qanat.cli.output import write_out
 from qanat.cli.parser import add_config
@@ -41,8 +41,11 @@ the proxy are found as `client --help` explains.  The server must be as new as t
 
 """
 
-_NOT_HERE = frozenset({"local", "udp", "remote", "dynamic", "allow_connect", "exit_on_forward_failure", "lanes"})
-"""The `dest` of flags of a client that mean nothing to a measurement."""
+_NOT_HERE = frozenset(
+    {flag.dest for option, flag in flags_of(ClientSettings) if option.field == "forwards"}
+    | {"allow_connect", "exit_on_forward_failure", "lanes"}
+)
+"""The `dest` of flags of a client that mean nothing to a measurement, such as all that make forwards."""
 _BESIDE_FILE = frozenset({"transport"})
 
 

@@ -272,6 +272,14 @@ def test_a_path_that_is_too_slow_is_not_called_a_lost_connection(
     assert "\nidle " in said.out
 
 
+@pytest.mark.parametrize("forward", ["-L", "-R", "-D", "--udp", "--publish"])
+def test_no_forward_is_taken_and_ignored(forward: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "wss://x.example/tunnel", forward, "1"])
+    assert ended.value.code == USAGE
+    assert forward in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
