@@ -6,9 +6,10 @@ import argparse
 import math
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ other connections feel meanwhile.  What users carry at the same time counts too,
 
 With -c the file says how to connect; only --transport may stand beside it.  With a URL the token, the name and
 the proxy are found as `client --help` explains.  The server must be as new as this program, and not have bench: false.
+Ctrl-C and SIGTERM end it with exit code 130; what was measured until then is printed.
 
 """
 
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     code, failure = DONE, None
     steps: dict[str, Step] = {}
     progress = _Progress(sys.stderr, seconds)
-    with measuring_session(settings) as session:
+    with _terminated_as_interrupted(), measuring_session(settings) as session:
         try:
             _measure(session, seconds, steps, progress)
         except KeyboardInterrupt:
@@ -90,6 +92,16 @@ def run(options: argparse.Namespace) -> int:
     if failure is not None:
         complain(failure)
     return code
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does, while the block lasts.  Main thread only."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(session: MeasuringSession, seconds: float, steps: dict[str, Step], progress: _Progress) -> None:

@@ -41,7 +41,7 @@ COMMANDS = {
 
 EXIT_CODES = """\
 exit codes:
-  0    done, or stopped by SIGTERM or SIGINT
+  0    done; a server or a client: stopped by SIGTERM or SIGINT
   1    failed while running
   2    bad usage or configuration
   3    refused by the other end (token, fingerprint) before this process ever succeeded

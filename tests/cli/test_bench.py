@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -229,13 +230,18 @@ def test_a_connection_that_is_lost_in_the_middle_is_a_clear_error(
     assert found["idle"]["count"] > 0
 
 
-def test_ctrl_c_prints_what_there_is(
-    live: Live, undisturbed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_print_what_there_is(
+    live: Live,
+    undisturbed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
-    def press() -> None:
-        raise KeyboardInterrupt
-
-    assert run_here(monkeypatch, [live.url, *live.flags], press, 0.3) == INTERRUPTED
+    before = signal.getsignal(signal.SIGTERM)
+    code = run_here(monkeypatch, [live.url, *live.flags], lambda: signal.raise_signal(number), 0.3)
+    assert code == INTERRUPTED
+    assert signal.getsignal(signal.SIGTERM) == before
     said = capsys.readouterr()
     assert "error" not in said.err
     assert said.out.startswith(f"a to {live.url} over websocket\n")
