@@ -49,6 +49,8 @@ _NOT_HERE = frozenset(
 )
 """The `dest` of flags of a client that mean nothing to a measurement, such as all that make forwards."""
 _BESIDE_FILE = frozenset({"transport"})
+_C_LOCALES = frozenset({"C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8"})
+"""Those in which Python assumes UTF-8 by itself: the C locale, and what it puts into LC_CTYPE in its place."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,8 +168,15 @@ def wants_color() -> bool:
 
 
 def carries_unicode(stream: Any) -> bool:
-    """Return whether `stream` takes every character."""
-    return (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    """Return whether `stream` takes every character, and its reader is expected to.
+
+    In the C locale, which is ASCII, Python writes UTF-8 though nobody asked for it (PEP 538, PEP 540).
+    """
+    if (getattr(stream, "encoding", None) or "").lower().replace("-", "") != "utf8":
+        return False
+    asked = "utf8" in sys._xoptions or any(os.environ.get(name) for name in ("PYTHONUTF8", "PYTHONIOENCODING"))
+    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "C")
+    return asked or not sys.flags.utf8_mode or locale not in _C_LOCALES
 
 
 class _Progress:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -33,7 +35,7 @@ from qanat.session.messages import Measurement
 from tests.support.applications import Target, echo
 from tests.support.background import wait_until
 from tests.support.harness import Relay
-from tests.support.machine.processes import SECONDS, run_qanat
+from tests.support.machine.processes import ROOT, SECONDS, run_qanat
 
 TOKEN = os.urandom(32)
 
@@ -248,6 +250,25 @@ def test_ctrl_c_and_sigterm_print_what_there_is(
     assert "\nidle " in said.out
     assert "cut short" in said.out
     assert "upload" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("environment", "carried"),
+    [
+        ({"LC_ALL": "C"}, "False"),
+        ({}, "False"),
+        ({"LC_ALL": "C.UTF-8"}, "True"),
+        ({"LC_CTYPE": "C.UTF-8"}, "True"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "1"}, "True"),
+    ],
+)
+def test_plots_are_ascii_where_the_locale_is(environment: dict[str, str], carried: str) -> None:
+    """Though Python itself would write UTF-8 there."""
+    code = "import sys; from qanat.cli.bench import carries_unicode; print(carries_unicode(sys.stdout))"
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == carried
 
 
 def test_a_stream_that_ends_too_early_is_cut_short() -> None:
