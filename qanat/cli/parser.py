@@ -10,10 +10,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qanat.base.redaction import hide_tokens
 from qanat.base.version import __version__
 
 COMMANDS = {
@@ -48,11 +49,13 @@ exit codes:
   130  Ctrl-C before it had begun; 128 + the signal's number: ended at once by a second one
 """
 
+_TOKEN, _TOKEN_FILE = "--token", "--token-file"
+
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the whole command line; `prog` is what it is called, by default as the user called it."""
     called = "python -m qanat" if os.path.basename(sys.argv[0]) == "__main__.py" else None
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog or called,
         description="Carries TCP and UDP through ordinary HTTP infrastructure, sealed end to end.",
         epilog=EXIT_CODES,
@@ -92,7 +95,47 @@ def add_lock(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser that names what is nearest to a command or an option that it does not know, below its own usage."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._explain(unknown))
+        return found, unknown
+
+    def _explain(self, unknown: list[str]) -> str:
+        # What an option was given may be a token, so options are named alone.
+        options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        if not options:
+            return f"unrecognized arguments: {hide_tokens(' '.join(unknown))}"
+        return "; ".join(f"unknown option {hide_tokens(option)}{self._near(option)}" for option in options)
+
+    def _near(self, option: str) -> str:
+        known = self._option_string_actions
+        if option == _TOKEN and _TOKEN_FILE in known:
+            return f"; did you mean `{_TOKEN_FILE}`? on a command line every user of the machine could read a token"
+        if isinstance(self, _CommandParser):
+            return _hint(option, known) or f"; see {self.prog} --help"
+        return "; options stand behind the command"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.nargs == argparse.PARSER and action.choices is not None and value not in action.choices:
+            near = _hint(value, action.choices) or f"; known are {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"unknown command {hide_tokens(repr(value))}{near}")
+        super()._check_value(action, value)
+
+
+def _hint(word: str, words: Iterable[str]) -> str:
+    from qanat.config.texts import did_you_mean  # loaded when there is a mistake alone
+
+    near = did_you_mean(word, tuple(words))
+    return f"; {near}" if near else ""
+
+
+class _CommandParser(_Parser):
     """The parser of one command; its module is loaded when it has to parse."""
 
     _filled = False

@@ -88,6 +88,42 @@ def test_a_mistake_in_the_usage_is_exit_code_2(arguments: tuple[str, ...]) -> No
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage", "said"),
+    [
+        (("clinet",), "[--version] COMMAND", "unknown command 'clinet'; did you mean `client`?"),
+        (("xyzzy",), "[--version] COMMAND", "unknown command 'xyzzy'; known are server, client, "),
+        (("client", "--nmae", "x"), "client [-h]", "unknown option --nmae; did you mean `--name`?"),
+        (("client", "--nmae=x"), "client [-h]", "unknown option --nmae; did you mean `--name`?"),
+        (("client", "wss://x/y", "--tokn-file", "x"), "client [-h]", "--tokn-file; did you mean `--token-file`?"),
+        (("client", "--token", "ABC"), "client [-h]", "unknown option --token; did you mean `--token-file`?"),
+        (("token", "--xyzzy"), "token [-h]", "unknown option --xyzzy; see "),
+        (("token", "more"), "token [-h]", "unrecognized arguments: more"),
+        (("--verbose", "token"), "[--version] COMMAND", "unknown option --verbose; options stand behind the command"),
+    ],
+)
+def test_a_slip_is_answered_with_what_is_nearest_and_that_commands_usage(
+    arguments: tuple[str, ...], usage: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert usage in error
+    assert said in error
+
+
+@pytest.mark.parametrize("command", ["client", "server", "token"])
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_a_token_on_the_command_line_is_not_repeated(
+    command: str, joint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = generate_token()
+    with pytest.raises(SystemExit):
+        main([command, *f"--token{joint}{token}".split(" ")])
+    assert token not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [("token",), ("--version",), ("check", "-c", "server.yaml")])
 def test_small_commands_do_not_load_the_tunnel(command: tuple[str, ...], pair: Written) -> None:
     done = subprocess.run(
