@@ -48,6 +48,7 @@ _FORM = (
     "write it as ssh does: [ADDRESS:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets, LOW-HIGH for several ports, "
     "and the absolute path of a Unix socket in place of either end"
 )
+_DYNAMIC_FORM = "for example 1080, or 127.0.0.1:1080, with IPv6 addresses in brackets"
 _UDP = "/udp"
 _FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
 _PORTS_ALONE = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?")
@@ -214,6 +215,8 @@ def _to(host: str, ports: str) -> Several:
 
 def _parse_ports(text: str, *, lowest: int) -> tuple[int, int]:
     """Return the first of the ports in `PORT` or `LOW-HIGH`, and how many they are.  Raises UsageError."""
+    if text.endswith(_UDP):
+        raise UsageError("has /udp behind its port, as -L and -R take it", hint="write `udp: true` beside it instead")
     first, dash, last = text.partition("-")
     if not dash:
         return parse_port(first, lowest=lowest), 1
@@ -255,15 +258,18 @@ def parse_ssh_forwards(
 ) -> tuple[Forward, ...]:
     """Return the forwards of every -L, --udp, -R and -D.  Raises UsageError for the first that is wrong."""
     forwards: list[Forward] = []
-    for option, texts, parse in (
-        ("-L", local, partial(parse_ssh_forward, "local")),
-        ("--udp", udp, _parse_ssh_udp),
-        ("-R", remote, partial(parse_ssh_forward, "remote")),
-        ("-D", dynamic, partial(parse_ssh_dynamic, "local")),
+    for option, texts, parse, form in (
+        ("-L", local, partial(parse_ssh_forward, "local"), _FORM),
+        ("--udp", udp, _parse_ssh_udp, _FORM),
+        ("-R", remote, partial(parse_ssh_forward, "remote"), _FORM),
+        ("-D", dynamic, partial(parse_ssh_dynamic, "local"), _DYNAMIC_FORM),
     ):
         for text in texts:
             what = f"{option} {text}"
-            forward = named(what, parse, text.strip())
+            try:
+                forward = parse(text.strip())
+            except UsageError as error:
+                raise UsageError(f"{what} {error.message}", hint=error.hint or form) from error
             if any(f.meets(forward) for f in forwards):
                 raise UsageError(f"{what} listens where another {option} does already", hint="choose another port")
             forwards.append(forward)
@@ -303,6 +309,8 @@ def parse_ssh_forward(kind: str, text: str) -> Forward:
             return parse_ssh_dynamic(kind, text)
         raise UsageError("has no target", hint=f"{_FORM}; -D listens for whoever says where to")
     listen = _parse_ssh_listen(listening)
+    if not to_path:
+        _check_ssh_ports(fields[-1])
     to = (UnixAddress(check_unix_path(fields[-1])), 1) if to_path else _to(*fields[-2:])
     if listen[1] != to[1]:
         raise UsageError(f"has {listen[1]} ports, and its target {to[1]}", hint="each port leads to one of its own")
@@ -319,7 +327,16 @@ def _parse_ssh_listen(fields: Sequence[str]) -> Several:
     if len(fields) > 2:
         raise UsageError("has too many parts", hint=_FORM)
     host, ports = ["localhost", *fields][-2:]
+    _check_ssh_ports(ports)
     return _listen(host, ports)
+
+
+def _check_ssh_ports(text: str) -> None:
+    """Raise UsageError, which repeats the text, unless it is a number or LOW-HIGH; their range is checked later."""
+    for port in text.split("-", 1):
+        if not port.isdecimal():
+            hint = "a service's name is not looked up: write its number" if port.isalpha() else ""
+            raise UsageError(f"has a port that is not a number, {text!r}", hint=hint)
 
 
 def parse_ssh_dynamic(kind: str, text: str) -> Forward:
@@ -329,10 +346,9 @@ def parse_ssh_dynamic(kind: str, text: str) -> Forward:
     """
     fields = _split_fields(text)
     if len(fields) > 2 or not text:
-        raise UsageError(
-            "is not [ADDRESS:]PORT", hint="for example 1080, or 127.0.0.1:1080, with IPv6 addresses in brackets"
-        )
+        raise UsageError("is not [ADDRESS:]PORT", hint=_DYNAMIC_FORM)
     bind, port_text = ["localhost", *fields][-2:]
+    _check_ssh_ports(port_text)
     port = parse_port(port_text, lowest=0)
     return Forward(kind, TcpAddress(check_listen_host(bind, port), port), ANYWHERE)
 

@@ -42,7 +42,7 @@ AnyProxy = Proxy | EnvironmentProxies | None
 def check_name(text: str) -> str:
     """Return `text`, when it is a name as the protocol carries it."""
     if not NAME.fullmatch(text):
-        raise UsageError("must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise UsageError("must be 1 to 64 of A-Z a-z 0-9 . _ -", hint="for example my-office")
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,26 @@ def test_forwards_are_read_as_ssh_reads_them(text: str, listen: tuple[str, int],
 
 
 @pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"remote": ["80:127.0.0.1"]}, "-R 80:127.0.0.1 has a port that is not a number, '127.0.0.1'", "HOST:HOSTPORT"),
+        ({"local": ["80:db:http"]}, "has a port that is not a number, 'http'", "a service's name is not looked up"),
+        ({"local": ["99999:a:1"]}, "-L 99999:a:1 has a port outside", "[ADDRESS:]PORT:HOST:HOSTPORT"),
+        ({"dynamic": ["99999"]}, "-D 99999 has a port outside", "127.0.0.1:1080"),
+        ({"name": "my name"}, "the client's name must be", "for example my-office"),
+        ({"token_file": Path("/nonexistent/a")}, "cannot be read: No such file", "correct the path"),
+        ({"token_file": Path("/")}, "cannot be read: it is not a file", "name a file"),
+        ({"ca_file": Path("/nonexistent/a")}, "cannot be read: No such file", "correct the path"),
+    ],
+)
+def test_what_is_wrong_says_what_to_do_next(given: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        client_from_options(urls=[URL], environ=ENVIRON, **given)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "has no target"),
@@ -71,6 +92,7 @@ def test_a_forward_that_cannot_be_is_refused_with_its_option_and_text(text: str,
         client_from_options(urls=[URL], remote=[text], environ=ENVIRON)
     for option, error in (("-L", local.value), ("-R", remote.value)):
         assert message in error.message
+        assert error.hint
         assert error.message.startswith(f"{option} {text} ")
 
 
