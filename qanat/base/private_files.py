@@ -62,6 +62,16 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
+def reading_hint(error: OSError, path: Path) -> str:
+    """Return what to do about a file that `open_regular` could not open, or that could not be read.  Pure."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "correct the path, or make the file"
+    if isinstance(error, PermissionError):
+        who = f"the user that runs this (uid {os.geteuid()})" if hasattr(os, "geteuid") else "the user that runs this"
+        return f"{who} must be able to read it, and to enter the directories above it: see `ls -ld {_quoted(path)}`"
+    return f"name a file that can be read: see `ls -ld {_quoted(path)}`"
+
+
 def read_exposure(file: BinaryIO, path: Path) -> Exposure | None:
     """Return who else can read the open `file`, or None when it is private by the rules above.
 

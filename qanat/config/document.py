@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from qanat.base.errors import UsageError
-from qanat.base.private_files import Exposure, open_regular, read_exposure
+from qanat.base.private_files import Exposure, open_regular, read_exposure, reading_hint
 from qanat.config.faults import Faults
 
 MAX_FILE = 1_048_576
@@ -83,7 +83,10 @@ class Document:
         try:
             content = self._content()
         except OSError as error:
-            self.fault(start, f"cannot be read: {error.strerror}")
+            hint = reading_hint(error, self.path)
+            if isinstance(error, FileNotFoundError):
+                hint = "correct the path, or have `tunnel.py init` write a server's and a client's configuration"
+            self.fault(start, f"cannot be read: {error.strerror} ({hint})")
             return None
         if len(content) > MAX_FILE:
             self.fault(start, f"is longer than {MAX_FILE} bytes, which no configuration is")
@@ -201,6 +204,8 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
         hint = "; indent with spaces, not with tabs"
     elif re.search(r"\[[0-9A-Fa-f:.%]*:[0-9A-Fa-f:.%]*\]", line):
         hint = '; an IPv6 address needs quotes: "[::1]:8443"'
+    elif re.search(r"[\s\[{,]::", line):
+        hint = '; an IPv6 address needs brackets, and quotes: "[::1]:8443"'
     elif re.search(r"[\[{].*\$\{", line):
         hint = '; inside { } and [ ] a variable needs quotes: "${NAME}"'
     return f"this is not YAML: {problem}{context}{hint}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qanat.base.errors import UsageError
-from qanat.base.private_files import open_regular, read_exposure
+from qanat.base.private_files import open_regular, read_exposure, reading_hint
 from qanat.handshake.tokens import PREFIX, parse_token
 
 MAX_SECRET = 4096
@@ -113,7 +113,8 @@ def _open(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
     except OSError as error:
-        raise UsageError(f"names {path}, which cannot be read: {error.strerror}") from error
+        text = f"names {path}, which cannot be read: {error.strerror}"
+        raise UsageError(text, hint=reading_hint(error, path)) from error
 
 
 def _open_private(path: Path) -> BinaryIO:

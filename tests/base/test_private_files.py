@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from qanat.base import private_files
-from qanat.base.private_files import Exposure, open_regular, read_exposure, replace_file, write_exposure, write_new
+from qanat.base.private_files import (
+    Exposure,
+    open_regular,
+    read_exposure,
+    reading_hint,
+    replace_file,
+    write_exposure,
+    write_new,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")
 
@@ -182,6 +190,15 @@ def test_what_another_user_owns_can_be_changed_by_him(secret: Path) -> None:
 
 
 # --- opening and writing ----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_has_a_hint_at_what_to_do(tmp_path: Path) -> None:
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    assert f"(uid {os.geteuid()}) must be able to read it" in reading_hint(denied, tmp_path)
+    for path, hint in ((tmp_path / "none", "correct the path"), (tmp_path, "name a file that can be read")):
+        with pytest.raises(OSError) as caught:
+            open_regular(path)
+        assert hint in reading_hint(caught.value, path)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_file(directory: Con
         ("server:\n\tlisten: x\n", "2:1", "indent with spaces, not with tabs"),
         ("server: {listen: x\n", "2:1", "this is not YAML"),
         ("server:\n  listen: [::1]:8443\n", "2:12", 'an IPv6 address needs quotes: "[::1]:8443"'),
+        ("client: {forwards: [{to: ::1:80}]}\n", "1:26", 'an IPv6 address needs brackets, and quotes: "[::1]:8443"'),
         ("server: *nothing\n", "1:9", "this is not YAML: found undefined alias"),
         ("a: 1\n---\nb: 2\n", "2:1", "a second document begins here (`---`); a configuration is one"),
         (b"server:\n  path: /\xff\n", "2:10", "not UTF-8"),
@@ -113,7 +114,7 @@ def test_a_file_that_cannot_be_read_at_all_says_where_and_why(
 
 def test_a_file_that_is_not_there_or_not_a_file_is_a_fault_too(directory: ConfigDirectory) -> None:
     for path in (directory.path / "missing.yaml", directory.path, Path("/dev/zero")):
-        with pytest.raises(ConfigError, match=r":1:1: cannot be read"):
+        with pytest.raises(ConfigError, match=r":1:1: cannot be read: .* \((correct the path, or have|name a file)"):
             check_config(path, {})
 
 
@@ -331,6 +332,8 @@ def test_a_third_token_is_refused(directory: ConfigDirectory) -> None:
         ("forwards: [{local: 127.0.0.1:1}]", "5:14", "`forwards` has no `to`"),
         ("forwards: [{local: 127.0.0.1:1, to: a:0}]", "5:39", "has a port outside 1 to 65535"),
         ("forwards: [{local: 127.0.0.1:1, to: a}]", "5:39", "has no port"),
+        ("forwards: [{local: 127.0.0.1:1, to: 10.0.0.1:53/udp}]", "5:39", "(write `udp: true` beside it instead)"),
+        ("forwards: [{local: 127.0.0.1:1/udp, to: 10.0.0.1:53}]", "5:22", "(write `udp: true` beside it instead)"),
         ("forwards: [{local: 127.0.0.1:1, to: ':80'}]", "5:39", "names no host"),
         ("forwards: [{local: 127.0.0.1:1, to: 'http://a:80'}]", "5:39", "has too many colons"),
         ("forwards: [{local: 127.0.0.1:1, to: a/b:80}]", "5:39", "has a character in its host"),
