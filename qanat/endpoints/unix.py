@@ -264,15 +264,20 @@ def _alone_in(directory: str) -> Iterator[None]:
 
 
 def _remove_stale(path: str, owners: set[int]) -> None:
-    """Remove a socket file of ours that nobody listens on.  Raises OSError (EADDRINUSE) for anything else there."""
+    """Remove a socket file of ours that nobody listens on.
+
+    Raises OSError (EADDRINUSE) when somebody does, and EndpointError when it is no socket of ours.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EADDRINUSE, "there is a file of that name that is no socket")
+        raise _in_the_way(path, "there is a file of that name that is no socket", "move it away")
     if found.st_uid not in owners:
-        raise OSError(errno.EADDRINUSE, "there is a socket of another user of that name")
+        raise _in_the_way(
+            path, "there is a socket of another user of that name", "have that user end its program and remove it"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         if probe.connect_ex(path) not in _NOTHING_THERE:  # also when its queue is full, or it is for datagrams
@@ -367,6 +372,12 @@ def _cannot_listen(path: str, error: OSError) -> EndpointError:
         hint = MORE_FILES
     text = f"cannot listen on {path}: {describe_os_error(error)}"
     return EndpointError(text, code=REASONS.get(number, Reason.LIMIT), hint=hint)
+
+
+def _in_the_way(path: str, what: str, cure: str) -> EndpointError:
+    return EndpointError(
+        f"cannot listen on {path}: {what}", code=Reason.LIMIT, hint=f"{cure}, or choose another path: `ls -ld {path}`"
+    )
 
 
 def _cannot_connect(error: OSError) -> EndpointError:
