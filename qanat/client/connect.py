@@ -416,7 +416,7 @@ class Connector:
             raise RefusedError(
                 f"the server's key is {fingerprint}, but {pinned} is pinned",
                 hint="someone may be in between; if the server's key was really changed, run `tunnel.py fingerprint` "
-                "on the server and put what it prints into server_fingerprint",
+                "on the server and pin what it prints, with --fingerprint or as server_fingerprint in a file",
             )
 
 

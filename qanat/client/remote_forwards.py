@@ -465,7 +465,7 @@ class RemoteForwards:
         whole = one.forward
         refused = {answer.reason for answer in answers} == {Reason.NOT_ALLOWED}
         ports = dict(zip(one.numbers, map(_port_of, whole.parts()), strict=True))
-        why = {ports[each.forward]: f"{reason_name(each.reason)}: {each.text}" for each in answers}
+        why = {ports[each.forward]: _why(each) for each in answers}
         return EndpointError(
             f"the server cannot listen for {whole}: {describe_failures(whole, why)}",
             code=answers[0].reason,
@@ -568,6 +568,13 @@ def _options(forward: Forward) -> dict[int, int]:
         if permissions.group:
             options[ListenOption.GROUP] = int(permissions.group)
     return options
+
+
+def _why(answer: ListenFailed) -> str:
+    """Return why the server does not listen.  LIMIT stands for a taken port too, so it is named by its text alone."""
+    if answer.reason == Reason.LIMIT and answer.text:
+        return answer.text
+    return f"{reason_name(answer.reason)}: {answer.text}"
 
 
 def _port_of(forward: Forward) -> int:
