@@ -59,7 +59,7 @@ def client_from_options(
     server = with_flags(RemoteServer(urls, _token(token_file, environ)), given)
     kept = server.fingerprint is None
     settings = ClientSettings(
-        name=named("the client's name", check_name, name),
+        name=_client_name(name),
         servers=(server,),
         forwards=forwards_from_options(given),
         proxy=_proxy(urls, given.get("proxy"), given.get("proxy_password_file"), environ),
@@ -179,6 +179,14 @@ def _headers(texts: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, str
             named(what, check_header_value, value)
             headers[name.lower()] = (name, value)
     return tuple(headers.values())
+
+
+def _client_name(name: str) -> str:
+    try:
+        return named("the client's name", check_name, name)
+    except UsageError as error:  # it may be that of the token file, which nobody gave as a name
+        hint = "give --name NAME, as the server's configuration has it, for example my-office"
+        raise UsageError(error.message, hint=hint) from error
 
 
 def _split_users(urls: Sequence[str]) -> tuple[str, tuple[str, ...]]:
