@@ -15,6 +15,7 @@ cut: who has the new token comes back with it and loses nothing.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -60,6 +61,7 @@ class Enforcement:
         self._registry = registry
         self._audit = audit
         self._clock = clock
+        self._turn = threading.RLock()  # held from a revocation until what it ends has ended: it says what that was
         self._timer = watcher.timer(self._look_soon)
         self._warned: dict[str, float] = {}  # by token, when the log last warned of its end
         self._ended: set[str] = set()  # tokens whose end was told
@@ -69,17 +71,18 @@ class Enforcement:
 
         Blocks as `Session.end`, and LAST_WORDS at most until the clients have heard of it.
         """
-        lines: list[str] = []
-        ending: list[tuple[ServerSession, str]] = []
-        for session in self._registry.sessions:
-            line, why = self._enforce_on(session, by)
-            lines += [line] if line else []
-            ending += [(session, why)] if why else []
-        deadline = Deadline(LAST_WORDS)
-        for session, why in ending:
-            session.ended.wait(deadline.remaining())
-            session.end(why, Close(CloseReason.REVOKED, why))
-        return lines
+        with self._turn:
+            lines: list[str] = []
+            ending: list[tuple[ServerSession, str]] = []
+            for session in self._registry.sessions:
+                line, why = self._enforce_on(session, by)
+                lines += [line] if line else []
+                ending += [(session, why)] if why else []
+            deadline = Deadline(LAST_WORDS)
+            for session, why in ending:
+                session.ended.wait(deadline.remaining())
+                session.end(why, Close(CloseReason.REVOKED, why))
+            return lines
 
     def _enforce_on(self, session: ServerSession, by: str) -> tuple[str, str]:
         """Return what was done, in words, and why the session is ending; "" where it goes on."""
@@ -116,12 +119,13 @@ class Enforcement:
         if one and one not in account.tokens:
             known = ", ".join(account.tokens)
             raise UsageError(f"the client {name!r} has no token {one!r}", hint=f"its tokens are {known}")
-        problem = self._revocations.add(name, tokens, request.by)
-        log.warning("the tokens %s of the client %s were revoked by %s", ", ".join(tokens), name, request.by)
-        self._audit.record("revoked", client=name, tokens=tokens, by=request.by, lasting=not problem)
-        if problem:
-            log.error("the revocation will not outlast this process: %s", problem)
-        ended = self.enforce(request.by)
+        with self._turn:
+            problem = self._revocations.add(name, tokens, request.by)
+            log.warning("the tokens %s of the client %s were revoked by %s", ", ".join(tokens), name, request.by)
+            self._audit.record("revoked", client=name, tokens=tokens, by=request.by, lasting=not problem)
+            if problem:
+                log.error("the revocation will not outlast this process: %s", problem)
+            ended = self.enforce(request.by)
         return {"client": name, "tokens": tokens, "ended": ended, "lasting": not problem, "problem": problem}
 
     def _lift(self, name: str, by: str) -> Answer:

@@ -29,7 +29,7 @@ from qanat.server.server import Server
 from qanat.server.session import ServerSession
 from tests.server.test_reload import ANY, NEW, OLD, A, B, Site, is_reset, session_of_a
 from tests.support.applications import RESET, Target, connection, ending_of, exchange, receive_exactly, source
-from tests.support.background import DEADLINE, wait_until
+from tests.support.background import DEADLINE, Background, wait_until
 from tests.support.datagrams import UdpEcho, ask, udp_client
 from tests.support.machine.ports import unused_port
 
@@ -182,6 +182,26 @@ def test_a_clock_that_jumps_ends_a_token_too(site: AuditedSite, monkeypatch: pyt
         assert is_reset(sock)
         wait_until(lambda: site.session_of("a") is None, "its session is over")
         ahead = 0.0
+
+
+def test_who_revokes_is_told_what_that_ended_though_the_clock_is_looked_at_meanwhile(
+    site: AuditedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enforcement, revocations = site.server._enforcement, site.server._revocations
+    add, looks = revocations.add, list[Background[None]]()
+
+    def add_and_have_others_look(name: str, tokens: list[str], by: str) -> str:
+        problem = add(name, tokens, by)
+        looks.append(Background(enforcement._look))
+        time.sleep(0.05)  # In which it would have ended the session.
+        return problem
+
+    monkeypatch.setattr(revocations, "add", add_and_have_others_look)
+    with site.client(A, site.local):
+        assert session_of_a(site)
+        assert len(site.revoke()["ended"]) == 1
+        looks[0].result()
+    assert site.events("session revoked")[-1]["by"] == "user tester (process 1)"
 
 
 def test_all_that_a_revoked_client_had_is_gone(site: AuditedSite) -> None:
