@@ -47,17 +47,15 @@ class _Shelf:
         self._unused = min(self._unused, len(self.free))
         return buffer
 
-    def drop(self) -> int:
-        """Leave the oldest buffer to the allocator; return its places."""
+    def drop(self) -> None:
+        """Leave the oldest buffer to the allocator."""
         self._unused = max(0, self._unused - 1)
-        return self.free.pop(0).places
+        del self.free[0]
 
-    def shrink(self) -> int:
-        """Leave those that were not needed since the last call to the allocator; return their places."""
-        places = sum(buffer.places for buffer in self.free[: self._unused])
+    def shrink(self) -> None:
+        """Leave those that were not needed since the last call to the allocator."""
         del self.free[: self._unused]
         self._unused = len(self.free)
-        return places
 
 
 class BufferPool:
@@ -67,8 +65,11 @@ class BufferPool:
         self.capacity = max(2, limit // BUFFER_PAYLOAD)
         self.lent = 0
         self._keep = KEEP_FREE
-        self._free = 0
         self._usual, self._large = _Shelf(), _Shelf()
+
+    @property
+    def _free(self) -> int:
+        return len(self._usual.free) + 2 * len(self._large.free)
 
     @property
     def exhausted(self) -> bool:
@@ -88,11 +89,10 @@ class BufferPool:
             shelf, other, size = self._large, self._usual, LARGE_PAYLOAD
         if shelf.free:
             buffer = shelf.take()
-            self._free -= buffer.places
         else:
             buffer = Buffer(size)
             while other.free and self.lent + self._free + buffer.places > self.capacity:
-                self._free -= other.drop()
+                other.drop()
         self.lent += buffer.places
         return buffer
 
@@ -102,17 +102,17 @@ class BufferPool:
         buffer.length = 0
         shelf, other = (self._large, self._usual) if buffer.places > 1 else (self._usual, self._large)
         while other.free and self._free + buffer.places > self._keep:
-            self._free -= other.drop()  # what is needed now is the other size
+            other.drop()  # what is needed now is this size
         if self._free + buffer.places <= self._keep:
             shelf.free.append(buffer)
-            self._free += buffer.places
 
     def shrink(self) -> bool:
         """Drop the free buffers that were not needed since the last call; return whether others are left to drop."""
-        self._free -= self._usual.shrink() + self._large.shrink()
+        self._usual.shrink()
+        self._large.shrink()
         return self._free > 0
 
     def clear(self) -> None:
         """Keep no free buffer, nor any that comes back: the lane is over."""
-        self._keep = self._free = 0
+        self._keep = 0
         self._usual, self._large = _Shelf(), _Shelf()
