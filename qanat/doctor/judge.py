@@ -159,7 +159,7 @@ class _Judge:
     def judge_answers(self, works: set[str]) -> bool:
         """Judge what answers at the path; return whether that is, or may be, a Qanat server."""
         seen = self._seen
-        if works or any(asked.probed for asked in seen.asked.values()):
+        if works or _answered(seen):
             return True
         if self._judge_port():
             return False
@@ -380,11 +380,7 @@ class _Judge:
                 self.find("fingerprint-changed", message.splitlines()[0], cure=hint)
             else:
                 self.find("token-refused", message.splitlines()[0], cure=hint)
-        elif (
-            works
-            and not any(one.probed for one in seen.asked.values())
-            and not any(tried.probes for tried in seen.tried.values())
-        ):
+        elif works and not _answered(seen) and not any(tried.probes for tried in seen.tried.values()):
             self.find("no-probes", "the server answers no probes: it is older, or has doctor: false")
 
 
@@ -428,8 +424,13 @@ _PAST_TUNNEL = {"wrong-path", "portal", "redirect", "unexpected-answer"}
 """Codes of answers by which a server that is no tunnel, or the wrong page of one, is known."""
 
 
+def _answered(seen: Seen) -> bool:
+    """Return whether the server itself has answered a request at the path."""
+    return any(asked.probed for asked in seen.asked.values())
+
+
 def _found(seen: Seen, works: set[str], findings: tuple[Finding, ...]) -> bool | None:
-    if works or any(asked.probed for asked in seen.asked.values()):
+    if works or _answered(seen):
         return True
     return False if _PAST_TUNNEL & {finding.code for finding in findings} else None
 
@@ -437,7 +438,7 @@ def _found(seen: Seen, works: set[str], findings: tuple[Finding, ...]) -> bool |
 def _refuted(seen: Seen, works: set[str]) -> Iterator[str]:
     """Yield the codes of a proxy's configuration that are not so, since what they would keep out was let in."""
     asked = seen.asked.get(2)
-    if works or any(one.probed for one in seen.asked.values()):
+    if works or _answered(seen):
         yield from ("wrong-path", "forbidden", "login-wanted")
     if "websocket" in works:
         yield from ("upgrade-dropped", "http1-off")
@@ -459,7 +460,7 @@ def _refuted(seen: Seen, works: set[str]) -> Iterator[str]:
 
 def _split_forms(seen: Seen) -> dict[str, bool | None]:
     """Return whether requests that end get there, and whether an answer may be streamed: the two forms of split."""
-    if not any(asked.probed for asked in seen.asked.values()):
+    if not _answered(seen):
         return {"streamed": None, "packets": None}
     streamed = any(not (held.until_end or held.between) for held in seen.answer_held.values())
     return {"streamed": streamed if seen.answer_held else None, "packets": True}
