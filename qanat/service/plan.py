@@ -127,9 +127,7 @@ def check_access(plan: Plan) -> None:
             hint="install Qanat for everybody (the Debian package, or pipx install --global), or use --user",
         )
     if account is not None:
-        server = _server_of(plan)
-        files = (*plan.files, server.identity) if server is not None else plan.files
-        place = out_of_reach(files, account, below=plan.config.parent)
+        place = out_of_reach(_files_of(plan, _server_of(plan)), account, below=plan.config.parent)
         if place is not None:
             raise QanatError(
                 f"{account.name} may not {'enter' if place.is_dir() else 'read'} {place}", hint=_hint(plan)
@@ -161,6 +159,10 @@ def _server_of(plan: Plan) -> ServerSettings | None:
     return server
 
 
+def _files_of(plan: Plan, server: ServerSettings | None) -> tuple[Path, ...]:
+    return (*plan.files, server.identity) if server is not None else plan.files
+
+
 def _make_for_account(plan: Plan, undo: contextlib.ExitStack) -> list[str]:
     done = []
     server = _server_of(plan)
@@ -168,8 +170,7 @@ def _make_for_account(plan: Plan, undo: contextlib.ExitStack) -> list[str]:
         fingerprint = load_or_create_identity(server.identity).fingerprint
         undo.callback(server.identity.unlink)
         done.append(f"made the server's key {server.identity}, fingerprint {fingerprint}")
-    files = (*plan.files, server.identity) if server is not None else plan.files
-    present = sorted({path for path in files if path.is_file()})
+    present = sorted({path for path in _files_of(plan, server) if path.is_file()})
     groups = {path: path.stat().st_gid for path in present}
     given = hand_over(present, plan.account, below=plan.config.parent)
     for path in given:
