@@ -30,7 +30,7 @@ from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import Canceled, ConnectError
 from qanat.base.resolve import Address, SockAddr
-from qanat.base.sockets import close_socket
+from qanat.base.sockets import close_socket, set_no_pacing_within_machine
 
 ATTEMPT_DELAY = 0.25
 """Seconds after which the next address is tried although the last one may still answer (RFC 8305 §5)."""
@@ -243,6 +243,7 @@ class Connecting:
         try:
             if not _NON_BLOCKING:
                 sock.setblocking(False)
+            set_no_pacing_within_machine(sock, address[0])
             if self._configure is not None:
                 self._configure(sock)
             number = sock.connect_ex(address)

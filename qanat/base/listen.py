@@ -20,7 +20,7 @@ from pathlib import Path
 from qanat.base.addresses import ListenAddress, format_host_port, parse_address
 from qanat.base.errors import MORE_FILES, BindError, NameLookupError, OutOfFiles, UsageError
 from qanat.base.resolve import numeric_address
-from qanat.base.sockets import close_socket, describe_os_error, format_address
+from qanat.base.sockets import close_socket, describe_os_error, format_address, set_no_pacing_within_machine
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What the system says when there is no descriptor or memory for a socket; that passes by itself."""
@@ -217,6 +217,8 @@ def _bind_one(
         if family == socket.AF_INET6:
             # "::" and "0.0.0.0" can then stand side by side, and no peer is seen as ::ffff:192.0.2.1.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if backlog is not None:
+            set_no_pacing_within_machine(sock, sockaddr[0])
         if configure is not None:
             configure(sock)
         sock.bind(sockaddr)

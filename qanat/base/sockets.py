@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+from functools import cache
 
 from qanat.base.addresses import format_host_port
 
@@ -16,6 +17,12 @@ if sys.platform == "linux":
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
+
+PACING = (b"bbr",)
+"""How the names of congestion controls begin that pace what is sent (tcp(7)): as a path within one machine carries as
+much as the processor copies, their timers are half of what it costs there (measured, docs/PERFORMANCE.md)."""
+_WITHOUT_PACING = b"cubic", b"reno"
+_NAME_SIZE = 16  # TCP_CA_NAME_MAX
 
 
 def close_socket(sock: socket.socket) -> None:
@@ -48,6 +55,38 @@ def set_not_sent_low_watermark(sock: socket.socket, limit: int) -> None:
     if option is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, limit)
+
+
+def set_no_pacing_within_machine(sock: socket.socket, host: str) -> None:
+    """Have `sock` not pace what it sends where `host`, a literal address, is a loopback one; else it is left alone.
+
+    Before it connects or listens: what is accepted from it inherits that, and pacing once begun goes on.  Silently
+    nothing where the system's own choice does not pace, or there is no other.
+    """
+    if host.startswith("127.") or host == "::1":
+        control = _control_without_pacing()
+        if control is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control)
+
+
+@cache
+def _control_without_pacing() -> bytes | None:
+    """Return the congestion control to take in place of the system's; None for the system's."""
+    option = getattr(socket, "TCP_CONGESTION", None)
+    if option is None:
+        return None
+    try:
+        with socket.socket() as probe:
+            if not probe.getsockopt(socket.IPPROTO_TCP, option, _NAME_SIZE).startswith(PACING):
+                return None
+            for control in _WITHOUT_PACING:
+                with contextlib.suppress(OSError):  # not in this kernel, or not allowed
+                    probe.setsockopt(socket.IPPROTO_TCP, option, control)
+                    return control
+    except OSError:  # no descriptor just now
+        pass
+    return None
 
 
 def unacknowledged(sock: socket.socket) -> int | None:

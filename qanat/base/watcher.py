@@ -87,6 +87,11 @@ class Timer:
         """Call no more; a call that has begun goes on.  Idempotent; does not block."""
         self._callback = None
 
+    @property
+    def canceled(self) -> bool:
+        """Whether it will call no more."""
+        return self._callback is None
+
     def next(self, at: float) -> None:
         """Note the soonest time for which it is set.  By the watcher, with its lock."""
         if self.at < math.inf:
@@ -343,6 +348,7 @@ class Watcher:
             if soon:
                 dirty.update(soon)
                 soon.clear()
+            callback = flushable = None  # or what has ended would live until the next round, hours later perhaps
         self._ident = None  # another thread may get the number
 
     def _call_late(self, late: deque[Callable[[], None]]) -> None:
@@ -382,9 +388,18 @@ class Watcher:
             if flushable is not None:
                 dirty.add(flushable)
 
+    def _drop_canceled_locked(self) -> None:
+        """Forget timers that will call nobody: when much has ended at once, they are many, and lie among its memory."""
+        timers = self._timers
+        live = [entry for entry in timers if not entry[2].canceled]
+        if len(live) < len(timers):
+            timers[:] = live  # in place: the thread has it
+            heapq.heapify(timers)
+
     def _do_chores(self) -> None:
         with self._lock:
             chores = list(self._chores)
+            self._drop_canceled_locked()
         self.stirred = again = False
         for chore in reversed(chores):
             try:

@@ -14,6 +14,7 @@ arena.  `MemoryReturn` has it return the rest.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import re
@@ -26,6 +27,9 @@ log = logging.getLogger("qanat.process")
 
 ARENAS = 2
 _M_ARENA_MAX = -8  # malloc.h
+
+_NEEDED_LATER = "mallinfo2", "malloc_trim"
+"""Functions of the C library that `MemoryReturn` calls."""
 
 LARGE_PAGE = 2 * 1024 * 1024
 """Bytes of a large page, which takes one place where the processor remembers pages, as one of 4 KiB does."""
@@ -41,15 +45,26 @@ REST = WORTH // 4
 
 
 @cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+@cache
 def _libc(name: str) -> Any:
-    """Return a function of the C library, or None; once, since ctypes makes a type for each that is looked up."""
-    return getattr(ctypes.CDLL(None), name, None)
+    """Return a function of the C library, or None.
+
+    What ctypes makes of each is kept, and should be there before the first stream: among what streams leave free, it
+    would keep that from the system.
+    """
+    return getattr(_library(), name, None)
 
 
 def limit_arenas() -> None:
     """Keep at most ARENAS arenas from now on (mallopt(3)); nothing where there is no glibc.  Before threads start."""
     if sys.platform == "linux":
         mallopt = _libc("mallopt")
+        for later in _NEEDED_LATER:
+            _libc(later)
         if mallopt is not None:
             mallopt(_M_ARENA_MAX, ARENAS)
 
@@ -107,7 +122,7 @@ class MemoryReturn:
         """Take what tells the bytes that are free and resident, and what returns them; by default the system's."""
         self._free = free or free_bytes
         self._resident = resident or resident_bytes
-        self._trim = trim or trim_arenas
+        self._trim = trim or return_memory
         self._least_free = 0  # since memory was returned: what is free need not be resident any more
         self._least_resident = 0
         self._worth = WORTH
@@ -155,11 +170,25 @@ def free_bytes() -> int | None:
     return int(mallinfo2().fordblks)
 
 
-def trim_arenas() -> None:
-    """Have malloc return to the system every page on which nothing is in use (malloc_trim(3))."""
+def return_memory() -> None:
+    """Have Python and malloc return to the system what nobody uses (malloc_trim(3))."""
+    _clear_free_lists()
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _clear_free_lists() -> None:
+    """Have Python free the tuples, lists, dicts and floats that it keeps for reuse, thousands of them.
+
+    They lie wherever those were that were given back last, and each keeps an arena of a megabyte in memory.  A full
+    collection clears them; with everything `frozen` it looks at no object, which would take 100 ms for a million.
+    """
+    gc.freeze()
+    try:
+        gc.collect()
+    finally:
+        gc.unfreeze()
 
 
 def resident_bytes() -> int:

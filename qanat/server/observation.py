@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakSet
 
@@ -27,7 +28,13 @@ from qanat.session.places import NOTHING, Tally
 class ServerObservation:
     """Looks at one server.  Safe to use from any thread; nothing that carries bytes waits for it."""
 
-    def __init__(self, node: str, fingerprint: str, registry: Registry, front_door: FrontDoor) -> None:
+    def __init__(
+        self, node: str, fingerprint: str, registry: Registry, front_door: FrontDoor, names: Iterable[str] = ()
+    ) -> None:
+        """`names` are the clients that will mostly come: what counts them is made now, before they come.
+
+        What is made when a session ends lies between what is freed then, and keeps all of that from the system.
+        """
         self.config: Path | None = None
         """The configuration file, where there is one."""
         self._node = node
@@ -36,7 +43,7 @@ class ServerObservation:
         self._front_door = front_door
         self._looks = Looks()
         self._counting = threading.Lock()  # guards the next three
-        self._past: dict[str, Tally] = {}  # of sessions that are over, by client
+        self._past = {name: _nothing() for name in names}  # of sessions that are over, by client
         self._begun: Counter[str] = Counter()  # likewise
         self._over: WeakSet[ServerSession] = WeakSet()  # which are counted in `_past`
 
@@ -49,7 +56,9 @@ class ServerObservation:
         """Count in what a session has carried that is over now."""
         tally = session.tally()
         with self._counting:
-            self._past[session.name] = self._past.get(session.name, NOTHING).plus(tally)
+            past = self._past.setdefault(session.name, _nothing())
+            for place, count in enumerate(tally):
+                past[place] += count
             self._over.add(session)
 
     def sample(self) -> bool:
@@ -112,7 +121,13 @@ class ServerObservation:
     def _counted(self) -> tuple[dict[str, Tally], Counter[str], set[ServerSession]]:
         """Return what sessions that are over have carried, how many began, and which are over since."""
         with self._counting:
-            return dict(self._past), Counter(self._begun), set(self._over)
+            past = {name: Tally(*past) for name, past in self._past.items() if any(past)}
+            return past, Counter(self._begun), set(self._over)
+
+
+def _nothing() -> array[int]:
+    """Return a place for a `Tally`, where counting makes no objects."""
+    return array("Q", NOTHING)
 
 
 def _names(settings: ServerSettings, begun: Mapping[str, int], past: Mapping[str, Tally]) -> dict[str, None]:

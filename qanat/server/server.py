@@ -140,7 +140,9 @@ class Server:
         """Where connections come in; it knows how near each limit was."""
         self.monitor: Monitor | None = None
         """Where others can see what this does; None where the settings have none, and before `start`."""
-        self.observation = ServerObservation(self.node, self.identity.fingerprint, self.registry, self.front_door)
+        self.observation = ServerObservation(
+            self.node, self.identity.fingerprint, self.registry, self.front_door, [one.name for one in settings.clients]
+        )
         self.commands = Commands()
         """What other processes can ask of this one."""
         self.watchdog = Watchdog(self._watcher, self._lanes)

@@ -8,12 +8,14 @@ import queue
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from qanat.base import watcher as module
 from qanat.base.watcher import Watcher
+from tests.support.background import wait_until
 
 TIMEOUT = 20.0
 
@@ -246,6 +248,39 @@ def test_a_chore_that_was_removed_is_not_done(watcher: Watcher) -> None:
     watcher.remove_chore(removed)
     watcher.stir()
     assert done.get(timeout=TIMEOUT) == "kept"
+
+
+@pytest.mark.usefixtures("quick")
+def test_timers_that_were_canceled_are_forgotten_and_the_others_still_call(watcher: Watcher) -> None:
+    called, done = queue.SimpleQueue[str](), queue.SimpleQueue[str]()
+    start = time.monotonic() + 0.5
+    timers = [watcher.timer(lambda: called.put("canceled")) for _ in range(100)]
+    for number, timer in enumerate(timers):
+        timer.set(start + number)
+        timer.cancel()
+    for name, after in (("late", 0.2), ("soon", 0.1)):
+        watcher.timer(lambda name=name: called.put(name)).set(start + after)
+    watcher.add_chore(noting(done, "chore"))
+    watcher.stir()
+    assert done.get(timeout=TIMEOUT) == "chore"
+    assert len(watcher._timers) <= 2
+    assert [called.get(timeout=TIMEOUT) for _ in range(2)] == ["soon", "late"]
+
+
+def test_what_was_called_last_is_not_kept_while_nothing_happens(watcher: Watcher, pair: Pair) -> None:
+    class Owner(Lane):
+        def ready(self) -> Owner:
+            pair[0].recv(4096)
+            watcher.remove(pair[0].fileno())
+            return self
+
+    owner = Owner()
+    gone, flushed = weakref.ref(owner), owner.flushed
+    watcher.add(pair[0].fileno(), owner.ready)
+    pair[1].send(b"the last")
+    assert flushed.get(timeout=TIMEOUT) == module.NAME
+    del owner
+    wait_until(lambda: gone() is None, "what has ended is gone")
 
 
 def test_what_may_wait_is_flushed_with_what_one_more_look_brings(watcher: Watcher, pair: Pair) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from qanat.process.allocator import MemoryReturn, free_bytes, resident_bytes, trim_arenas, use_large_pages
+from qanat.process.allocator import MemoryReturn, free_bytes, resident_bytes, return_memory, use_large_pages
 
 PROGRAM = """
 import re, sys, threading
@@ -114,5 +116,21 @@ def test_malloc_tells_what_is_free_and_returns_it() -> None:
     assert after is not None
     assert after - before > 30_000_000
     resident = resident_bytes()
-    trim_arenas()
+    return_memory()
     assert resident - resident_bytes() > 20_000_000
+
+
+def test_what_python_keeps_for_reuse_is_freed_and_cycles_are_found_afterwards() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    gone = weakref.ref(Cycle())
+    many = [(number, number, number) for number in range(2000)]
+    del many
+    before = sys.getallocatedblocks()
+    return_memory()
+    assert before - sys.getallocatedblocks() > 1500
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert gone() is None

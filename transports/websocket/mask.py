@@ -28,6 +28,9 @@ _BLOCK = 8192
 _REPEAT = int.from_bytes(b"\x01\x00\x00\x00" * (_BLOCK // 4), "little")
 """Times a 32-bit key, this is the key repeated over a whole block."""
 
+_PIECE = 32 * 1024
+"""Bytes that the C function masks at once: what it returns is copied back while it is still in the second cache."""
+
 _BATCH = 4096
 
 
@@ -35,10 +38,14 @@ def xor_mask(data: memoryview, key: bytes) -> None:
     """XOR `data` in place with the 4-byte `key`, repeated.  Applied twice, it changes nothing."""
     if key == b"\0\0\0\0":
         return  # some peers do not really mask
-    if _apply_mask is not None:
+    if _apply_mask is None:
+        xor_mask_with_integers(data, key)
+    elif len(data) <= _PIECE:
         data[:] = _apply_mask(data, key)
     else:
-        xor_mask_with_integers(data, key)
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            piece[:] = _apply_mask(piece, key)
 
 
 def xor_mask_with_integers(data: memoryview, key: bytes) -> None:
