@@ -120,6 +120,11 @@ class Wire(ABC):
         """Whether `send_now` may be called: this wire has it, and nothing of an earlier call is left."""
         return False
 
+    @property
+    def unsent(self) -> int:
+        """How many bytes the kernel has taken and not sent yet; 0 for a wire that cannot tell.  Does not block."""
+        return 0
+
     @abstractmethod
     def set_read_timeout(self, seconds: float | None) -> None:
         """Make the next reads raise TransportError after `seconds` of silence; None blocks for ever."""
@@ -202,6 +207,11 @@ class Pipe(ABC):
         A connection cannot tell: the kernel takes what fits into its buffers.
         """
         return False
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait in this end's kernel, since the path takes no more now; 0 where nobody knows that."""
+        return 0
 
     @abstractmethod
     def recv(self) -> memoryview:

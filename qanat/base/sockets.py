@@ -23,6 +23,7 @@ PACING = (b"bbr",)
 much as the processor copies, their timers are half of what it costs there (measured, docs/PERFORMANCE.md)."""
 _WITHOUT_PACING = b"cubic", b"reno"
 _NAME_SIZE = 16  # TCP_CA_NAME_MAX
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h
 
 
 def close_socket(sock: socket.socket) -> None:
@@ -97,6 +98,17 @@ def unacknowledged(sock: socket.socket) -> int | None:
         answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ by another name, tcp(7)
     except OSError:
         return None
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def unsent(sock: socket.socket) -> int:
+    """Return the bytes that the kernel has taken and not sent yet, not even once; 0 where it cannot tell."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        answer = fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4))
+    except OSError:
+        return 0
     return int.from_bytes(answer, sys.byteorder)
 
 

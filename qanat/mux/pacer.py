@@ -87,6 +87,14 @@ class Pacer:
         if self.record != UNBOUNDED:
             self._free = max(self._free, now - LATE) + size / max(self._gain * self.rate, LEAST_RATE)
 
+    def hold(self, now: float) -> None:
+        """Have bulk wait for a moment: this end's kernel has yet to send what has left already.
+
+        TCP takes less than the path has brought, as after a loss, or while BBR looks for the least round trip, 0.2 s
+        each 10 s.  What is written meanwhile would wait in the kernel, and what is small and rare behind it.
+        """
+        self._free = max(self._free, now + RECORD_TIME)
+
     def loaded(self, until: float, least_round_trip: float) -> None:
         """Have bulk keep its pace until then, unless the path is fast; a time that has passed means no longer."""
         slow = least_round_trip >= PATH_TIME and self.rate * least_round_trip < SLOW

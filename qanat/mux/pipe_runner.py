@@ -32,6 +32,7 @@ from qanat.base.workers import WORKERS
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
 from qanat.mux.frames import MAX_PLAINTEXT
+from qanat.mux.pacer import UNBOUNDED
 from qanat.mux.parameters import Event
 from qanat.mux.pending_control import ACK_DELAY
 from qanat.mux.stream import Calls, LaneOfStream, Stream
@@ -258,7 +259,8 @@ class PipeRunner:
                     self.wake_locked()
                     return
                 held_up = sender.datagrams.charged > 0 and self._pipe.held_up
-                record = sender.next_record(lane.clock(), small=not bulk, held_up=held_up)
+                unsent = 0 if sender.pacer.record == UNBOUNDED else self._pipe.unsent
+                record = sender.next_record(lane.clock(), small=not bulk, held_up=held_up, unsent=unsent)
                 if record is None:
                     calls = lane.wake_locked(sending=True)
                     if not sender.idle or sender.crowd:
@@ -622,7 +624,8 @@ class PipeRunner:
                 if self._paused and self._close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
                     self._wait_locked(None)
                     continue
-                record = sender.next_record(now, held_up=self._sealed.pipe.held_up)
+                unsent = 0 if sender.pacer.record == UNBOUNDED else self._pipe.unsent
+                record = sender.next_record(now, held_up=self._pipe.held_up, unsent=unsent)
                 calls = lane.wake_locked()
                 if sender.crowd:
                     calls += lane.pulls_locked()

@@ -332,12 +332,14 @@ class Sender:
         """Whether everything that was queued has been sent."""
         return not (self._replay or self._control or self.queued_bytes or self.datagrams.charged)
 
-    def next_record(self, now: float, *, small: bool = False, held_up: bool = False) -> memoryview | None:
+    def next_record(
+        self, now: float, *, small: bool = False, held_up: bool = False, unsent: int = 0
+    ) -> memoryview | None:
         """Return the plaintext of the next FRAMES record, or None when nothing has to be sent now.
 
         Everything it holds counts as sent.  The view is valid until the next call or ACK, which for
         what it holds no honest peer sends before it has come: seal it first.  With `small` it holds no bulk.  Datagrams
-        are dropped where the pipe is `held_up`.
+        are dropped where the pipe is `held_up`; bulk that has a pace waits while more than a record of it is `unsent`.
         """
         if not self.attached:
             return None
@@ -348,6 +350,8 @@ class Sender:
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
         paced = self.pacer.record != UNBOUNDED
+        if paced and unsent > self.pacer.record:
+            self.pacer.hold(now)
         held = paced and self.queued_bytes > 0 and self.pacer.wait(now) > 0.0
         if held and self._can_wait(now):
             return None

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import math
 
-from qanat.mux.frames import Ack, Clock, Credit, Data
-from qanat.mux.pacer import EMPTY_GAIN, GAIN, LATE, LEAST_RATE, LEAST_RECORD, MOST_RECORD, RATES_KEPT, UNBOUNDED, Pacer
+from qanat.mux.frames import Ack, Clock, Credit, Data, parse_frames
+from qanat.mux.pacer import (
+    EMPTY_GAIN,
+    GAIN,
+    LATE,
+    LEAST_RATE,
+    LEAST_RECORD,
+    MOST_RECORD,
+    RATES_KEPT,
+    RECORD_TIME,
+    UNBOUNDED,
+    Pacer,
+)
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME, SLOW
 from qanat.mux.sender import RIDE_WAIT
@@ -173,6 +184,36 @@ def test_bulk_keeps_its_pace_and_what_is_small_goes_past_it() -> None:
         (typed.id, b"x")
     ]
     assert rig.client.send(now + 2 * sender.pacer.wait(now))
+
+
+def test_bulk_waits_while_the_kernel_has_not_sent_what_it_has_and_small_does_not() -> None:
+    rig = Rig()
+    bulk, _ = rig.open()
+    typed, _ = rig.open()
+    sender = rig.client.core.sender
+    sender.pacer, rig.client.core.pending.least_round_trip = paced(RATE), 2 * DELAY
+    while rig.client.write_buffer(bulk, bytes(20_000)):
+        pass
+    now, behind = 6.0, sender.pacer.record + 1
+    assert sender.next_record(now, unsent=sender.pacer.record) is not None, "a record of it may wait there"
+    for _ in range(20):
+        now += sender.pacer.wait(now) + 0.001
+        assert sender.next_record(now, unsent=behind) is None
+        assert 0 < (sender.next_timeout(now) or 0.0) <= 1.01 * RECORD_TIME, "it looks again soon"
+    sender.send(typed, b"x")
+    record = sender.next_record(now, unsent=behind)
+    assert record is not None
+    assert [bytes(f.payload) for f in parse_frames(record[1:]) if isinstance(f, Data)] == [b"x"]
+    now += sender.pacer.wait(now)
+    assert sender.next_record(now, unsent=0) is not None
+
+
+def test_without_a_pace_nothing_waits_for_the_kernel() -> None:
+    rig = Rig()
+    bulk, _ = rig.open()
+    while rig.client.write_buffer(bulk, bytes(20_000)):
+        pass
+    assert rig.client.core.sender.next_record(6.0, unsent=1 << 20) is not None
 
 
 def test_credit_and_acks_ride_with_the_bulk_that_is_about_to_leave() -> None:

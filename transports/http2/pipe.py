@@ -54,6 +54,11 @@ class Http2Pipe(Pipe):
         """See `Pipe.can_send_now`."""
         return self._engine.can_send_now(self._stream)
 
+    @property
+    def unsent(self) -> int:
+        """See `Pipe.unsent`."""
+        return self._engine.wire.unsent
+
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
         return self._engine.send_now(self._stream, buffer, self._dialect.wrap(buffer, self.headroom))

@@ -101,6 +101,11 @@ class WebSocketPipe(Pipe):
         """See `Pipe.can_send_now`."""
         return not self._pending_pong and self._wire.can_send_now
 
+    @property
+    def unsent(self) -> int:
+        """See `Pipe.unsent`."""
+        return self._wire.unsent
+
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
         with self._send_lock:

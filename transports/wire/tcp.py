@@ -22,6 +22,7 @@ from collections.abc import Callable
 from qanat.base.errors import TransportError
 from qanat.base.sockets import describe_os_error, peer_of, set_no_delay, set_not_sent_low_watermark
 from qanat.base.sockets import unacknowledged as _unacknowledged
+from qanat.base.sockets import unsent as _unsent
 from qanat.transports.pipe import SockAddr, Wire, silent_for, stuck_for
 
 NOT_SENT_LIMIT = 128 * 1024
@@ -114,6 +115,12 @@ class TcpWire(Wire):
         if count == 0 and self._gone is not None:
             raise TransportError(self._gone)
         return count
+
+    @property
+    def unsent(self) -> int:
+        """See `Wire.unsent`."""
+        with self._lock:
+            return 0 if self._closed else _unsent(self._sock) + len(self._left)
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Wire.send_all`."""

@@ -156,6 +156,11 @@ class TlsWire(Wire):
                 self._wire.send_all(ciphertext)
 
     @property
+    def unsent(self) -> int:
+        """See `Wire.unsent`."""
+        return self._wire.unsent
+
+    @property
     def can_send_now(self) -> bool:
         """See `Wire.can_send_now`."""
         return self._wire.can_send_now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import pytest
 
 from qanat.base.errors import TransportError
 from qanat.transports.wire.tcp import NOT_SENT_LIMIT, TcpWire
-from tests.support.background import DEADLINE, Background
+from tests.support.background import DEADLINE, Background, wait_until
 from tests.support.transports.loopback import socket_pair
 
 
@@ -28,6 +29,28 @@ def test_small_writes_are_not_held_back_and_little_is_left_to_the_kernel(stack: 
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == NOT_SENT_LIMIT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what its kernel has not sent")
+def test_what_the_kernel_has_not_sent_is_told_until_it_has(stack: ExitStack) -> None:
+    wire, peer = wire_and_peer(stack)
+    assert wire.unsent == 0
+    sent = 0
+    while wire.can_send_now:
+        sent += 65536
+        wire.send_now(bytes(65536))
+    wait_until(lambda: 0 < wire.unsent <= sent, "the peer's window is full")
+    reading = Background(lambda: receive(peer, sent))
+    wire.flush()
+    reading.result()
+    wait_until(lambda: wire.unsent == 0, "all has been sent")
+    wire.close()
+    assert wire.unsent == 0
+
+
+def receive(sock: socket.socket, size: int) -> None:
+    while size > 0:
+        size -= len(sock.recv(size))
 
 
 def test_the_descriptor_is_given_back_only_when_nobody_uses_it(stack: ExitStack) -> None:
