@@ -122,7 +122,10 @@ class Wire(ABC):
 
     @property
     def unsent(self) -> int:
-        """How many bytes the kernel has taken and not sent yet; 0 for a wire that cannot tell.  Does not block."""
+        """How many bytes the kernel has taken, or `send_now` has left, that are not sent yet; 0 where nobody can tell.
+
+        Does not block.
+        """
         return 0
 
     @abstractmethod
@@ -210,7 +213,11 @@ class Pipe(ABC):
 
     @property
     def unsent(self) -> int:
-        """How many bytes wait in this end's kernel, since the path takes no more now; 0 where nobody knows that."""
+        """How many bytes of this pipe this end has yet to send, since the path takes no more; 0 where nobody can tell.
+
+        Does not block.  Nobody can for a connection that several pipes share, nor where requests have connections of
+        their own.
+        """
         return 0
 
     @abstractmethod

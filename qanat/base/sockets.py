@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import sys
-from functools import cache
+from collections.abc import Iterable
 
 from qanat.base.addresses import format_host_port
 
@@ -19,8 +19,8 @@ _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
 PACING = (b"bbr",)
-"""How the names of congestion controls begin that pace what is sent (tcp(7)): as a path within one machine carries as
-much as the processor copies, their timers are half of what it costs there (measured, docs/PERFORMANCE.md)."""
+"""How the names of congestion controls begin that pace what is sent.  A path within one machine carries as much as the
+processor copies, and the timers for that cost up to 40 % of it (docs/PERFORMANCE.md)."""
 _WITHOUT_PACING = b"cubic", b"reno"
 _NAME_SIZE = 16  # TCP_CA_NAME_MAX
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h
@@ -64,30 +64,17 @@ def set_no_pacing_within_machine(sock: socket.socket, host: str) -> None:
     Before it connects or listens: what is accepted from it inherits that, and pacing once begun goes on.  Silently
     nothing where the system's own choice does not pace, or there is no other.
     """
-    if host.startswith("127.") or host == "::1":
-        control = _control_without_pacing()
-        if control is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control)
+    if (host.startswith("127.") or host == "::1") and hasattr(socket, "TCP_CONGESTION"):
+        with contextlib.suppress(OSError):
+            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_SIZE).startswith(PACING):
+                _set_first_congestion_control(sock, _WITHOUT_PACING)
 
 
-@cache
-def _control_without_pacing() -> bytes | None:
-    """Return the congestion control to take in place of the system's; None for the system's."""
-    option = getattr(socket, "TCP_CONGESTION", None)
-    if option is None:
-        return None
-    try:
-        with socket.socket() as probe:
-            if not probe.getsockopt(socket.IPPROTO_TCP, option, _NAME_SIZE).startswith(PACING):
-                return None
-            for control in _WITHOUT_PACING:
-                with contextlib.suppress(OSError):  # not in this kernel, or not allowed
-                    probe.setsockopt(socket.IPPROTO_TCP, option, control)
-                    return control
-    except OSError:  # no descriptor just now
-        pass
-    return None
+def _set_first_congestion_control(sock: socket.socket, names: Iterable[bytes]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):  # not in this kernel, or not allowed
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+            return
 
 
 def unacknowledged(sock: socket.socket) -> int | None:
@@ -109,7 +96,7 @@ def unsent(sock: socket.socket) -> int:
         answer = fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4))
     except OSError:
         return 0
-    return int.from_bytes(answer, sys.byteorder)
+    return max(0, int.from_bytes(answer, sys.byteorder, signed=True))
 
 
 def format_address(address: object) -> str:

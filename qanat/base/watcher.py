@@ -38,7 +38,7 @@ from qanat.base.unexpected import log_unexpected
 ROUND = 64
 """Sockets looked after in one round at most, before what they brought is sent."""
 NAME = "watcher"
-TICK = 15.0
+TICK = 5.0
 """Seconds from a `stir` until the chores are done."""
 _HAS_EPOLL = hasattr(select, "epoll")
 

@@ -30,6 +30,8 @@ STANDING = 2
 """Rates in turn, after which a queue stands that bulk waits in: windows that grow make bursts, each of which waits."""
 RECORD_TIME = 0.003
 """Seconds that the path takes for a record of bulk: it counts only when it has come whole, and others wait for it."""
+UNSENT_PART, UNSENT_ROOM = 1.25, 512
+"""See `Pacer.most_unsent`."""
 LEAST_RECORD, MOST_RECORD = 2048, 16 * 1024
 """Bytes of bulk in one record, at least and at most."""
 LEAST_RATE = 32 * 1024
@@ -86,6 +88,14 @@ class Pacer:
         self._in_flight.append((number, self._total, now))
         if self.record != UNBOUNDED:
             self._free = max(self._free, now - LATE) + size / max(self._gain * self.rate, LEAST_RATE)
+
+    @property
+    def most_unsent(self) -> int:
+        """How many bytes this end's kernel may have to send without bulk having to `hold`.
+
+        A little more than leaves while it does, so that the kernel always has some; and room for what is not payload.
+        """
+        return UNSENT_ROOM + int(max(self.record, RECORD_TIME * self.rate) * UNSENT_PART)
 
     def hold(self, now: float) -> None:
         """Have bulk wait for a moment: this end's kernel has yet to send what has left already.

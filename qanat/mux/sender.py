@@ -339,7 +339,7 @@ class Sender:
 
         Everything it holds counts as sent.  The view is valid until the next call or ACK, which for
         what it holds no honest peer sends before it has come: seal it first.  With `small` it holds no bulk.  Datagrams
-        are dropped where the pipe is `held_up`; bulk that has a pace waits while more than a record of it is `unsent`.
+        are dropped where the pipe is `held_up`; bulk that has a pace waits while much is `unsent` (`Pacer.hold`).
         """
         if not self.attached:
             return None
@@ -350,7 +350,7 @@ class Sender:
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
         paced = self.pacer.record != UNBOUNDED
-        if paced and unsent > self.pacer.record:
+        if paced and unsent > self.pacer.most_unsent:
             self.pacer.hold(now)
         held = paced and self.queued_bytes > 0 and self.pacer.wait(now) > 0.0
         if held and self._can_wait(now):

@@ -182,7 +182,8 @@ def _clear_free_lists() -> None:
     """Have Python free the tuples, lists, dicts and floats that it keeps for reuse, thousands of them.
 
     They lie wherever those were that were given back last, and each keeps an arena of a megabyte in memory.  A full
-    collection clears them; with everything `frozen` it looks at no object, which would take 100 ms for a million.
+    collection clears them; with everything frozen it looks at no object, which would take 100 ms for a million.  (The
+    next full one by itself comes sooner for it: Python counts how many objects the last one has looked at.)
     """
     gc.freeze()
     try:

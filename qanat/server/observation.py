@@ -56,7 +56,9 @@ class ServerObservation:
         """Count in what a session has carried that is over now."""
         tally = session.tally()
         with self._counting:
-            past = self._past.setdefault(session.name, _nothing())
+            past = self._past.get(session.name)
+            if past is None:
+                past = self._past[session.name] = _nothing()
             for place, count in enumerate(tally):
                 past[place] += count
             self._over.add(session)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -29,14 +28,7 @@ def usual() -> bytes:
 
 
 @pytest.fixture
-def _remembered_anew() -> Iterator[None]:
-    sockets._control_without_pacing.cache_clear()
-    yield
-    sockets._control_without_pacing.cache_clear()
-
-
-@pytest.fixture
-def paces(usual: bytes, monkeypatch: pytest.MonkeyPatch, _remembered_anew: None) -> bytes:
+def paces(usual: bytes, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Have the system's own choice count as one that paces, whatever it is."""
     if usual == b"reno":
         pytest.skip("this system's choice is the only one that every system has")
@@ -71,7 +63,6 @@ def test_who_listens_for_others_too_leaves_the_system_s_choice(stack: ExitStack,
     assert near != far == paces
 
 
-@pytest.mark.usefixtures("_remembered_anew")
 def test_a_choice_that_does_not_pace_stays(stack: ExitStack, usual: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "PACING", (b"no such",))
     assert both_ends(stack, "127.0.0.1", "127.0.0.1") == (usual, usual)

@@ -30,7 +30,7 @@ def test_a_real_browser_does_all_that_it_does_and_the_servers_wire_has_no_plain_
     captured = site.directory / "captured"
     with Program(
         require_program("tcpdump"),
-        *("-i", "lo", "-n", "-s", "0", "-B", "65536", "-U", "-w", captured, "--immediate-mode"),
+        *("-i", "lo", "-n", "-s", "0", "-B", "262144", "-U", "-w", captured, "--immediate-mode"),
         *("tcp", "port", site.tunnel.port),
     ) as tcpdump:
         tcpdump.wait_for("listening on lo")

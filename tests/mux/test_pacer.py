@@ -194,8 +194,8 @@ def test_bulk_waits_while_the_kernel_has_not_sent_what_it_has_and_small_does_not
     sender.pacer, rig.client.core.pending.least_round_trip = paced(RATE), 2 * DELAY
     while rig.client.write_buffer(bulk, bytes(20_000)):
         pass
-    now, behind = 6.0, sender.pacer.record + 1
-    assert sender.next_record(now, unsent=sender.pacer.record) is not None, "a record of it may wait there"
+    now, behind = 6.0, sender.pacer.most_unsent + 1
+    assert sender.next_record(now, unsent=behind - 1) is not None, "more than a record of it may wait there"
     for _ in range(20):
         now += sender.pacer.wait(now) + 0.001
         assert sender.next_record(now, unsent=behind) is None
@@ -206,6 +206,20 @@ def test_bulk_waits_while_the_kernel_has_not_sent_what_it_has_and_small_does_not
     assert [bytes(f.payload) for f in parse_frames(record[1:]) if isinstance(f, Data)] == [b"x"]
     now += sender.pacer.wait(now)
     assert sender.next_record(now, unsent=0) is not None
+
+
+def test_while_bulk_waits_for_it_the_kernel_has_something_to_send_however_fast_the_path_is() -> None:
+    for rate in (0.5e6, RATE, 12.5e6, 50e6):
+        pacer = Pacer()
+        pacer.loaded(math.inf, 2 * PATH_TIME)
+        for number in range(7):
+            pacer.sent(number + 1, int(rate / 8), number / 8)
+            if number:
+                pacer.acknowledged(number, 100.0 + number / 8 + (WAITED if number > 1 else 0.0), 2 * PATH_TIME)
+        assert pacer.record != UNBOUNDED
+        pacer.hold(6.0)
+        assert pacer.most_unsent >= pacer.wait(6.0) * pacer.rate
+        assert pacer.most_unsent > pacer.record
 
 
 def test_without_a_pace_nothing_waits_for_the_kernel() -> None:

@@ -57,7 +57,7 @@ class Http2Pipe(Pipe):
     @property
     def unsent(self) -> int:
         """See `Pipe.unsent`."""
-        return self._engine.wire.unsent
+        return self._handle.unsent
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""

@@ -72,6 +72,11 @@ class StreamHandle:
                 self.stream.reads_alone = not self._alone
         self.engine.tell()
 
+    @property
+    def unsent(self) -> int:
+        """See `Pipe.unsent`; 0 where others share the connection, whose bytes these may be."""
+        return self.engine.wire.unsent if len(self.engine.core.streams) == 1 else 0
+
     def set_read_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_read_timeout`."""
         self._read_timeout = seconds  # heeded from the next wait on

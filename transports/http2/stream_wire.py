@@ -79,6 +79,11 @@ class StreamWire(Wire):
         """See `Wire.can_send_now`."""
         return self._engine.can_send_now(self._stream)
 
+    @property
+    def unsent(self) -> int:
+        """See `Wire.unsent`."""
+        return self._handle.unsent
+
     def send_now(self, data: bytes | bytearray | memoryview) -> bool:
         """See `Wire.send_now`."""
         return self._engine.send_now(self._stream, _writable(data), HEADER_SIZE)
