@@ -34,6 +34,7 @@ class Lengths:
     connections: float = 2.0
     requests: float = 3.0
     idle: tuple[int, ...] = (1000, 5000)
+    gone: float = 15.0  # from when they have gone until memory is looked at: what returns does so within 10
     clients: tuple[int, ...] = (200, 1000)
     clients_watch: float = 15.0  # over which the idle processor time is taken
     path_warm: float = 5.0  # at 100 ms, for the windows to open
@@ -52,6 +53,7 @@ QUICK = Lengths(
     connections=1.0,
     requests=1.0,
     idle=(200,),
+    gone=SETTLE,
     clients=(20,),
     clients_watch=3.0,
     path_warm=3.0,
@@ -215,13 +217,15 @@ def _memory_figures(lengths: Lengths) -> list[Figure]:
             Figure(f"memory.{count}", f"memory, {count:,} idle streams", "MiB", "less"),
             Figure(f"memory.stream.{count}", f"memory a stream at {count:,}", "KiB", "less"),
             Figure(f"threads.{count}", f"threads at the busier end, {count:,} idle streams", "", "less"),
+            Figure(f"memory.after.{count}", f"memory when {count:,} have gone", "MiB", "less"),
+            Figure(f"memory.returned.{count}", f"memory that has returned, of {count:,} streams'", "%", "more"),
         ]
-    return [*found, Figure("memory.after", "memory when they have gone", "MiB", "less")]
+    return found
 
 
 def _memory(running: Running, contender: Contender, lengths: Lengths) -> Values:
-    def look() -> tuple[float, float]:
-        time.sleep(SETTLE)
+    def look(after: float = SETTLE) -> tuple[float, float]:
+        time.sleep(after)
         near = processes.memory(p.pid for p in (*running.near, *running.between))
         far = processes.memory(p.pid for p in running.far)
         return float(near.pss + far.pss), float(max(near.threads, far.threads))
@@ -238,7 +242,10 @@ def _memory(running: Running, contender: Contender, lengths: Lengths) -> Values:
         values[f"memory.{count}"] = full / 2**20
         values[f"memory.stream.{count}"] = (full - empty) / count / 1024
         values[f"threads.{count}"] = threads
-        values["memory.after"] = look()[0] / 2**20
+        gone, _ = look(lengths.gone)
+        values[f"memory.after.{count}"] = gone / 2**20
+        if full > empty:
+            values[f"memory.returned.{count}"] = (full - gone) / (full - empty) * 100
     return values
 
 

@@ -87,6 +87,7 @@ def _goals() -> list[Goal]:
         Goal("20 Mbit/s: share of the line, up", (ours, "narrow.up"), 90.0, True, unit="%"),
         Goal("20 Mbit/s: share of the line, down", (ours, "narrow.down"), 90.0, True, unit="%"),
         Goal("5,000 idle streams: memory of each, both ends", (ours, "memory.stream.5000"), 25.0, False, unit="KiB"),
+        Goal("5,000 idle streams: memory that returns", (ours, "memory.returned.5000"), 50.0, True, unit="%"),
         Goal("5,000 idle streams: threads at either end", (ours, "threads.5000"), 40.0, False, unit=""),
         Goal("1,000 idle clients: server's memory of each", (ours, "clients.memory.1000"), 150.0, False, unit="KiB"),
         Goal("1,000 idle clients: server's threads", (ours, "clients.threads.1000"), 40.0, False, unit=""),

@@ -42,6 +42,9 @@ WORTH = 4 * 1024 * 1024
 a millisecond for this much, once a look.  Less than what 5,000 idle streams leave, of whose 20 MB malloc has 6."""
 REST = WORTH // 4
 """The same at the look after one that returned memory: many streams do not end all at once."""
+WORTH_BLOCKS = 20_000
+"""Python's own blocks, of some hundred bytes each, that must have come free in place of that: 600 idle streams have as
+many."""
 
 
 @cache
@@ -118,14 +121,20 @@ class MemoryReturn:
         free: Callable[[], int | None] | None = None,
         resident: Callable[[], int] | None = None,
         trim: Callable[[], None] | None = None,
+        blocks: Callable[[], int] = sys.getallocatedblocks,
     ) -> None:
-        """Take what tells the bytes that are free and resident, and what returns them; by default the system's."""
+        """Take what tells the bytes that are free and resident, and what returns them; by default the system's.
+
+        `blocks` tells how many blocks Python has allocated.
+        """
         self._free = free or free_bytes
         self._resident = resident or resident_bytes
         self._trim = trim or return_memory
         self._least_free = 0  # since memory was returned: what is free need not be resident any more
         self._least_resident = 0
         self._worth = WORTH
+        self._blocks = blocks
+        self._most_blocks = 0  # likewise
 
     def look(self) -> bool:
         """Return memory if much of it has come free; whether to be called again though nothing may have happened.
@@ -139,9 +148,13 @@ class MemoryReturn:
         resident = self._resident()
         self._least_free = min(self._least_free, free)
         self._least_resident = min(self._least_resident, resident)
+        blocks = self._blocks()
+        self._most_blocks = max(self._most_blocks, blocks)
         worth, self._worth = self._worth, WORTH
-        if free >= worth and (free - self._least_free >= worth or resident - self._least_resident >= worth):
+        much = free >= worth and (free - self._least_free >= worth or resident - self._least_resident >= worth)
+        if much or self._most_blocks - blocks >= WORTH_BLOCKS:
             self._trim()
+            self._most_blocks = blocks
             self._least_free, self._least_resident = self._free() or 0, self._resident()
             log.debug("memory: %d MB were resident, %d MB are", resident >> 20, self._least_resident >> 20)
             if worth == WORTH:

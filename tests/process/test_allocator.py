@@ -9,7 +9,14 @@ import weakref
 
 import pytest
 
-from qanat.process.allocator import MemoryReturn, free_bytes, resident_bytes, return_memory, use_large_pages
+from qanat.process.allocator import (
+    WORTH_BLOCKS,
+    MemoryReturn,
+    free_bytes,
+    resident_bytes,
+    return_memory,
+    use_large_pages,
+)
 
 PROGRAM = """
 import re, sys, threading
@@ -53,8 +60,11 @@ class Memory:
     def __init__(self) -> None:
         self.free = 0
         self.resident = 50
+        self.blocks = 200_000
         self.trims = 0
-        self.returns = MemoryReturn(lambda: self.free << 20, lambda: self.resident << 20, self._trim)
+        self.returns = MemoryReturn(
+            lambda: self.free << 20, lambda: self.resident << 20, self._trim, lambda: self.blocks
+        )
 
     def _trim(self) -> None:
         """Return the free pages; malloc goes on to call them free."""
@@ -98,6 +108,18 @@ def test_what_comes_free_soon_after_is_returned_too() -> None:
     assert memory.look()
     memory.free, memory.resident = 14, 52
     assert not memory.look(), "only once: a little memory is kept"
+
+
+def test_memory_is_returned_when_many_of_python_s_own_blocks_came_free() -> None:
+    memory = Memory()
+    assert not memory.look()
+    memory.blocks += WORTH_BLOCKS
+    assert not memory.look(), "they are in use"
+    memory.blocks -= WORTH_BLOCKS - 1
+    assert not memory.look(), "nearly all still are"
+    memory.blocks -= 1
+    assert memory.look()
+    assert not memory.look(), "once"
 
 
 def test_a_little_memory_is_kept() -> None:
