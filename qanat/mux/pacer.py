@@ -4,8 +4,8 @@ With bulk both ways CREDIT waits behind bulk and comes in bursts, and what it al
 path's queue would be long and empty in turn ("ACK compression": Zhang, Shenker and Clark, SIGCOMM 1991).  So on a path
 where PINGs have lately waited (`qanat.mux.path_queue`), and our own bulk as well, bulk leaves in small records, evenly,
 a little faster than the path has brought it at best, and faster still while nothing waits in the path, as in BBR.  It
-waits in its streams' queues, where whatever is small and rare goes past it.  How much may be in flight at all is the
-receiver's to say, by its windows.
+waits in its streams' queues, where whatever is small and rare goes past it, and there it stays while this end's kernel
+has yet to send what it has.  How much may be in flight at all is the receiver's to say, by its windows.
 
 The rate is taken where no thread of ours can be late: between two ACKs, by the peer's CLOCK that came with each.  So is
 how long bulk has waited on its way.
