@@ -101,6 +101,13 @@ def parse_address(text: str) -> IpAddress | None:
         return None
 
 
+@lru_cache(256)
+def is_loopback(text: str) -> bool:
+    """Return whether `text` is the literal of a loopback address: nobody but this machine reaches it.  Remembered."""
+    address = parse_address(text)
+    return address is not None and address.is_loopback
+
+
 def parse_network(text: str) -> IpNetwork:
     """`10.0.0.0/8`, `fd00::/8`, or one address.  IPv4 mapped into IPv6 becomes IPv4.  Raises UsageError."""
     if "%" in text:

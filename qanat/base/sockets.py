@@ -7,9 +7,8 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable
 
-from qanat.base.addresses import format_host_port
+from qanat.base.addresses import format_host_port, is_loopback
 
 if sys.platform == "linux":
     import fcntl
@@ -64,38 +63,38 @@ def set_no_pacing_within_machine(sock: socket.socket, host: str) -> None:
     Before it connects or listens: what is accepted from it inherits that, and pacing once begun goes on.  Silently
     nothing where the system's own choice does not pace, or there is no other.
     """
-    if (host.startswith("127.") or host == "::1") and hasattr(socket, "TCP_CONGESTION"):
-        with contextlib.suppress(OSError):
-            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_SIZE).startswith(PACING):
-                _set_first_congestion_control(sock, _WITHOUT_PACING)
-
-
-def _set_first_congestion_control(sock: socket.socket, names: Iterable[bytes]) -> None:
-    for name in names:
+    option = getattr(socket, "TCP_CONGESTION", None)
+    if option is None or not is_loopback(host):
+        return
+    try:
+        paces = sock.getsockopt(socket.IPPROTO_TCP, option, _NAME_SIZE).startswith(PACING)
+    except OSError:
+        return
+    if not paces:
+        return
+    for control in _WITHOUT_PACING:
         with contextlib.suppress(OSError):  # not in this kernel, or not allowed
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+            sock.setsockopt(socket.IPPROTO_TCP, option, control)
             return
 
 
 def unacknowledged(sock: socket.socket) -> int | None:
     """Return the bytes that the kernel has taken and the other end has not acknowledged; None where it cannot tell."""
-    if sys.platform != "linux":
-        return None
-    try:
-        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ by another name, tcp(7)
-    except OSError:
-        return None
-    return int.from_bytes(answer, sys.byteorder)
+    # SIOCOUTQ by another name, tcp(7)
+    return _bytes_told(sock, termios.TIOCOUTQ) if sys.platform == "linux" else None
 
 
 def unsent(sock: socket.socket) -> int:
     """Return the bytes that the kernel has taken and not sent yet, not even once; 0 where it cannot tell."""
-    if sys.platform != "linux":
-        return 0
+    return _bytes_told(sock, _SIOCOUTQNSD) or 0 if sys.platform == "linux" else 0
+
+
+def _bytes_told(sock: socket.socket, request: int) -> int | None:
+    """Return the number that the kernel answers to an ioctl; None where it does not.  Linux only."""
     try:
-        answer = fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4))
+        answer = fcntl.ioctl(sock, request, bytes(4))
     except OSError:
-        return 0
+        return None
     return max(0, int.from_bytes(answer, sys.byteorder, signed=True))
 
 

@@ -14,10 +14,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
-from qanat.base.addresses import parse_address, parse_listen
+from qanat.base.addresses import is_loopback, parse_address, parse_listen
 from qanat.base.errors import UsageError
 from qanat.base.private_files import write_new
 from qanat.base.share import share
@@ -136,7 +135,7 @@ def write_files(
             schema=schema,
             listen=_quoted(format_address((host, port))),
             path=_quoted(path),
-            trusted_proxies=_TRUSTED_PROXIES if has_proxy and _is_loopback(host) else "",
+            trusted_proxies=_TRUSTED_PROXIES if has_proxy and is_loopback(host) else "",
             name=_quoted(name),
             token_file=_quoted(token_file.name),
             health=_quoted(direct),
@@ -187,11 +186,11 @@ def _listen_for(url: TunnelUrl | None) -> str | None:
     if url is None or url.tls:
         return None
     host = "127.0.0.1" if url.host == "localhost" else url.host
-    address = parse_address(host)
-    if address is not None and address.is_loopback:
+    if is_loopback(host):
         return format_address((host, url.port))
     if url.port == _WEB_PORT:
         return None
+    address = parse_address(host)
     return format_address(("::" if address is not None and address.version == 6 else "0.0.0.0", url.port))
 
 
@@ -208,10 +207,6 @@ def _parse_listen(listen: str) -> tuple[str, int]:
 def _reachable(host: str) -> str:
     """Return an address by which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def _is_loopback(host: str) -> bool:
-    return ip_address(host).is_loopback
 
 
 def _quoted(text: str) -> str:

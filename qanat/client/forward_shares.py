@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qanat.base.addresses import parse_address
+from qanat.base.addresses import is_loopback
 from qanat.base.endpoint_addresses import TcpAddress
 from qanat.base.watcher import Watcher
 from qanat.client.forward_changes import compare_forwards
@@ -75,7 +75,4 @@ class ForwardShares:
 def _is_ours_alone(forward: Forward) -> bool:
     """Return whether only this machine reaches a forward, so that it may use the room whole."""
     at = forward.listen
-    if not isinstance(at, TcpAddress) or at.host == "localhost":
-        return True
-    address = parse_address(at.host)
-    return address is not None and address.is_loopback
+    return not isinstance(at, TcpAddress) or at.host == "localhost" or is_loopback(at.host)

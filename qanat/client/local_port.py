@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qanat.base.addresses import listen_addresses, parse_address
+from qanat.base.addresses import is_loopback, listen_addresses
 from qanat.base.endpoint_addresses import Anywhere, ListenPlace, TcpAddress, UdpAddress, UnixAddress
 from qanat.base.errors import EndpointError
 from qanat.base.watcher import Watcher
@@ -209,5 +209,4 @@ def _is_ours_alone(at: ListenPlace) -> bool:
     """Return whether nobody but this machine reaches what is listened on there."""
     if not isinstance(at, TcpAddress):
         return True
-    literals = [parse_address(address.host) for address in listen_addresses(at.host, at.port)]
-    return all(literal is not None and literal.is_loopback for literal in literals)
+    return all(is_loopback(address.host) for address in listen_addresses(at.host, at.port))

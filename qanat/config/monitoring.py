@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from qanat.base.addresses import check_unix_path, parse_address, parse_listen
+from qanat.base.addresses import check_unix_path, is_loopback, parse_listen
 from qanat.base.errors import UsageError
 from qanat.config.secret_files import read_secret_file
 
@@ -39,5 +39,4 @@ def is_open_to_others(listen: str) -> bool:
     """Return whether other machines may reach a place to listen, which has been checked."""
     if is_unix_listen(listen):
         return False
-    address = parse_address(parse_listen(listen)[0])
-    return address is None or not address.is_loopback
+    return not is_loopback(parse_listen(listen)[0])

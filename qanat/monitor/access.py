@@ -18,7 +18,7 @@ import hmac
 import logging
 from pathlib import Path
 
-from qanat.base.addresses import parse_address
+from qanat.base.addresses import is_loopback
 from qanat.base.errors import UsageError
 from qanat.base.request_head import RequestHead
 from qanat.config.secret_files import read_secret_file
@@ -46,7 +46,7 @@ class Access:
             return failure(405, "Only GET is answered here: nothing can be changed.", Allow="GET, HEAD")
         if head.has_body:
             return failure(413, "A request here has no body; leave it out.")
-        if not self._unix and self._token_file is None and not _is_loopback(_host(head)):
+        if not self._unix and self._token_file is None and not _is_here(_host(head)):
             return failure(
                 421,
                 "Ask for localhost or 127.0.0.1, or have the proxy in front send that as Host. Any other Host needs "
@@ -99,9 +99,8 @@ def _host(head: RequestHead) -> str:
     return host.partition(":")[0].removesuffix(".")
 
 
-def _is_loopback(host: str) -> bool:
-    address = parse_address(host)
-    return host == "localhost" if address is None else address.is_loopback
+def _is_here(host: str) -> bool:
+    return host == "localhost" or is_loopback(host)
 
 
 def _from_another_site(head: RequestHead) -> bool:

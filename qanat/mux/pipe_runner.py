@@ -259,7 +259,7 @@ class PipeRunner:
                     self.wake_locked()
                     return
                 held_up = sender.datagrams.charged > 0 and self._pipe.held_up
-                unsent = 0 if sender.pacer.record == UNBOUNDED else self._pipe.unsent
+                unsent = self._unsent_locked()
                 record = sender.next_record(lane.clock(), small=not bulk, held_up=held_up, unsent=unsent)
                 if record is None:
                     calls = lane.wake_locked(sending=True)
@@ -294,6 +294,10 @@ class PipeRunner:
                 self.wake_locked()
             return
         lane.call(calls)
+
+    def _unsent_locked(self) -> int:
+        """Return what the kernel has yet to send; it is asked only while bulk has a pace, which alone heeds that."""
+        return 0 if self._sender.pacer.record == UNBOUNDED else self._pipe.unsent
 
     def _send_one_now(self, record: memoryview) -> bool:
         """Seal and send without blocking; False when something is left for the writer to flush, or the pipe failed."""
@@ -624,8 +628,7 @@ class PipeRunner:
                 if self._paused and self._close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
                     self._wait_locked(None)
                     continue
-                unsent = 0 if sender.pacer.record == UNBOUNDED else self._pipe.unsent
-                record = sender.next_record(now, held_up=self._pipe.held_up, unsent=unsent)
+                record = sender.next_record(now, held_up=self._pipe.held_up, unsent=self._unsent_locked())
                 calls = lane.wake_locked()
                 if sender.crowd:
                     calls += lane.pulls_locked()

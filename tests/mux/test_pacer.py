@@ -20,6 +20,7 @@ from qanat.mux.pacer import (
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME, SLOW
 from qanat.mux.sender import RIDE_WAIT
+from qanat.mux.stream_state import StreamState
 from tests.support.mux.cores import Rig
 from tests.support.mux.slow_line import SlowLine
 
@@ -28,15 +29,23 @@ WAITED = 0.003
 """Seconds that bulk waits in a path's queue."""
 
 
-def paced(rate: float, *, until: float = math.inf) -> Pacer:
+def paced(rate: float, *, until: float = math.inf, least_round_trip: float = 2 * DELAY) -> Pacer:
     """A pacer that has found a path of `rate` bytes a second, by its ACKs, at 0.5 s; all but the first waited in it."""
     pacer = Pacer()
-    pacer.loaded(until, 2 * DELAY)
+    pacer.loaded(until, least_round_trip)
     for number in range(7):
         pacer.sent(number + 1, int(rate / 8), number / 8)
         if number:
-            pacer.acknowledged(number, 100.0 + number / 8 + (WAITED if number > 1 else 0.0), 2 * DELAY)
+            pacer.acknowledged(number, 100.0 + number / 8 + (WAITED if number > 1 else 0.0), least_round_trip)
     return pacer
+
+
+def give_pace_and_bulk(rig: Rig, stream: StreamState) -> None:
+    """Have the client's end keep the pace of a path, with as much waiting on `stream` as may."""
+    core = rig.client.core
+    core.sender.pacer, core.pending.least_round_trip = paced(RATE), 2 * DELAY
+    while rig.client.write_buffer(stream, bytes(20_000)):
+        pass
 
 
 def test_both_ways_at_once_a_slow_line_is_full_and_has_no_long_queue() -> None:
@@ -169,9 +178,7 @@ def test_bulk_keeps_its_pace_and_what_is_small_goes_past_it() -> None:
     bulk, _ = rig.open()
     typed, _ = rig.open()
     sender = rig.client.core.sender
-    sender.pacer, rig.client.core.pending.least_round_trip = paced(RATE), 2 * DELAY
-    while rig.client.write_buffer(bulk, bytes(20_000)):
-        pass
+    give_pace_and_bulk(rig, bulk)
     now = 6.0
     assert rig.client.send(now)
     assert rig.client.send(now)
@@ -191,9 +198,7 @@ def test_bulk_waits_while_the_kernel_has_not_sent_what_it_has_and_small_does_not
     bulk, _ = rig.open()
     typed, _ = rig.open()
     sender = rig.client.core.sender
-    sender.pacer, rig.client.core.pending.least_round_trip = paced(RATE), 2 * DELAY
-    while rig.client.write_buffer(bulk, bytes(20_000)):
-        pass
+    give_pace_and_bulk(rig, bulk)
     now, behind = 6.0, sender.pacer.most_unsent + 1
     assert sender.next_record(now, unsent=behind - 1) is not None, "more than a record of it may wait there"
     for _ in range(20):
@@ -210,12 +215,7 @@ def test_bulk_waits_while_the_kernel_has_not_sent_what_it_has_and_small_does_not
 
 def test_while_bulk_waits_for_it_the_kernel_has_something_to_send_however_fast_the_path_is() -> None:
     for rate in (0.5e6, RATE, 12.5e6, 50e6):
-        pacer = Pacer()
-        pacer.loaded(math.inf, 2 * PATH_TIME)
-        for number in range(7):
-            pacer.sent(number + 1, int(rate / 8), number / 8)
-            if number:
-                pacer.acknowledged(number, 100.0 + number / 8 + (WAITED if number > 1 else 0.0), 2 * PATH_TIME)
+        pacer = paced(rate, least_round_trip=2 * PATH_TIME)
         assert pacer.record != UNBOUNDED
         pacer.hold(6.0)
         assert pacer.most_unsent >= pacer.wait(6.0) * pacer.rate
@@ -234,9 +234,7 @@ def test_credit_and_acks_ride_with_the_bulk_that_is_about_to_leave() -> None:
     rig = Rig()
     ours, theirs = rig.open()
     pending, sender = rig.client.core.pending, rig.client.core.sender
-    sender.pacer, pending.least_round_trip = paced(RATE), 2 * DELAY
-    while rig.client.write_buffer(ours, bytes(20_000)):
-        pass
+    give_pace_and_bulk(rig, ours)
     now = 6.0
     assert rig.client.send(now)
     assert rig.client.send(now)
