@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from qanat.base.errors import QanatError, RefusedError, UsageError
+from qanat.cli.output import let_go_of_stderr
 from qanat.cli.parser import build_parser
 
 DONE, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        let_go_of_stderr()
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 from qanat.base.errors import QanatError
 
@@ -23,15 +24,23 @@ def write_out(text: str) -> None:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
     except BrokenPipeError:
-        _forget_stdout()
+        _let_go(sys.stdout)
         raise SystemExit(READER_GONE) from None
     except OSError as error:
-        _forget_stdout()
+        _let_go(sys.stdout)
         raise QanatError(f"cannot write the output: {error.strerror}", hint="send it elsewhere") from error
 
 
-def _forget_stdout() -> None:
-    """Leave the interpreter nothing to write at its end, which would fail again, with a traceback."""
+def let_go_of_stderr() -> None:
+    """Give up what could not be written there: it would fail once more at the end, and Python's exit code be 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _let_go(sys.stderr)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Leave the interpreter nothing to write at its end that would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
     os.close(null)

@@ -50,6 +50,7 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, Close, CloseReason, Hello, Ready, RecordKind
 from qanat.handshake.key_pool import ClientKeyPool
 from qanat.session.connect_rules import ConnectRules
+from qanat.session.joined_streams import JoinedStreams
 from qanat.session.limits import application_keepalive, hello_parameters, lane_parameters, share
 from qanat.session.places import NOTHING, Tally
 from qanat.session.session import new_id
@@ -137,7 +138,7 @@ class ServerConnection:
         self._beginning = threading.Lock()  # so that a session that begins has the settings that count then
         self._hurry_because = ""
         self._marking = threading.Lock()  # so that the last to look at the session is the last to say what it saw
-        self._former: list[ClientSession] = []  # sessions that are over, with threads that still end
+        self._former: list[JoinedStreams] = []  # of sessions that are over: some threads still end
         self._threads = ThreadGroup(name)
         self.url = server.urls[0]
         """The first of its URLs, by which people know it."""
@@ -283,7 +284,7 @@ class ServerConnection:
             session.end(STOPPING)
         stuck = self._threads.join(2 * JOIN_TIMEOUT)
         for former in self._former:
-            stuck += former.joined.join(JOIN_TIMEOUT)
+            stuck += former.join(JOIN_TIMEOUT)
         for connector in (*self._connectors, self.connector):
             stuck += connector.join(JOIN_TIMEOUT)
         if stuck:
@@ -392,7 +393,7 @@ class ServerConnection:
             self._past = self._past.plus(session.tally())
             self._session = None
             self._pipe_changed()
-            self._former = [former for former in (*self._former, session) if former.joined.busy]
+            self._former = [former for former in (*self._former, session.joined) if former.busy]
         return None
 
     def _begin_session(self, connector: Connector, turn: Candidate) -> tuple[ClientSession, Candidate, SealedPipe, int]:

@@ -161,11 +161,28 @@ def test_a_refusal_is_not_announced_as_another_try(guest: Pair) -> None:
     assert "trying again" not in done.stderr
 
 
-def test_a_refusal_that_cannot_be_written_is_the_same_exit_code(guest: Pair) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # Python writes at its end what it could not write before
+def test_a_refusal_that_cannot_be_written_is_the_same_exit_code(guest: Pair, unbuffered: str) -> None:
     guest.written.token_file.write_text(generate_token() + "\n")
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, TUNNEL, "client", "-c", guest.client_yaml]
-        assert subprocess.run(command, stderr=full, timeout=SECONDS).returncode == 3
+        for arguments, code in (["client", "-c", guest.client_yaml], 3), (["no-such-command"], 2):
+            command = [sys.executable, TUNNEL, *arguments]
+            assert subprocess.run(command, stderr=full, env=environment, timeout=SECONDS).returncode == code
+
+
+def test_a_log_that_cannot_be_written_changes_no_exit_code(pair: Pair) -> None:
+    notifications = NotifySocket(pair.directory / "notify-full")
+    environment = {**os.environ, "NOTIFY_SOCKET": str(notifications.path), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, TUNNEL, "server", "-c", pair.server_yaml]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stderr=full, env=environment) as process:
+        try:
+            assert notifications.wait(process.pid) == "READY=1"
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+            notifications.close()
 
 
 def test_what_was_started_in_a_terminal_ends_with_it(pair: Pair) -> None:
