@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import itertools
 import math
 import select
 import selectors
@@ -37,6 +36,8 @@ from qanat.base.unexpected import log_unexpected
 
 ROUND = 64
 """Sockets looked after in one round at most, before what they brought is sent."""
+TIMERS_IN_ROUND = 16
+"""Timers called in one round at most: the PINGs of a thousand idle pipes hold up no socket, and measure no queue."""
 NAME = "watcher"
 TICK = 5.0
 """Seconds from a `stir` until the chores are done."""
@@ -114,9 +115,12 @@ class Watcher:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows; `_ready` is read without
         self._ready: dict[int, Ready] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
-        """A heap: once for each time for which a timer is set."""
-        self._order = itertools.count()
+        self._times: list[float] = []
+        """A heap of the times for which timers are set.  Many idle pipes share few of them (`qanat.mux`)."""
+        self._timers: dict[float, list[Timer]] = {}
+        """Those that are set for each of these times."""
+        self._overdue: deque[Timer] = deque()
+        """Those whose time has come, in its order.  The thread's own."""
         self._busy_since = math.inf
         """Since when the thread has been in its present round; infinite while it waits."""
         self._wakes_at = -math.inf
@@ -229,7 +233,12 @@ class Watcher:
         with self._lock:
             if at < timer.at and self._started_locked() is not None:
                 timer.next(at)
-                heapq.heappush(self._timers, (at, next(self._order), timer))
+                others = self._timers.get(at)
+                if others is not None:
+                    others.append(timer)
+                    return  # whoever was the first for this time has seen to it that the thread looks
+                self._timers[at] = [timer]
+                heapq.heappush(self._times, at)
                 if at < self._wakes_at and self._poll is not None:
                     self._wakes_at = at
                     self._poll.wake()
@@ -291,6 +300,7 @@ class Watcher:
         with self._lock:
             self._closed = True
             self._ready.clear()
+            self._times.clear()
             self._timers.clear()
             self._posted.clear()
             self._chores.clear()
@@ -305,16 +315,16 @@ class Watcher:
                 self._poll = None
 
     def _watch_loop(self) -> None:
-        poll, ready, posted, timers = self._poll, self._ready, self._posted, self._timers
+        poll, ready, posted, times = self._poll, self._ready, self._posted, self._times
         assert poll is not None  # made before the thread
-        dirty, soon, late = self._dirty, self._soon, self._late
+        dirty, soon, late, overdue = self._dirty, self._soon, self._late, self._overdue
         wait, monotonic, never = poll.wait, time.monotonic, math.inf
         self._ident = threading.get_ident()
         while not self._closed:
             self._busy_since = never
             # Without the lock, but in this order: whoever sets a timer that is not seen here has to wake this thread.
             self._wakes_at = never
-            due = -never if posted or dirty else timers[0][0] if timers else never
+            due = -never if posted or dirty or overdue else times[0] if times else never
             self._wakes_at = due
             found = wait(None if due == never else max(0.0, due - monotonic()), ROUND)
             self._busy_since = now = monotonic()
@@ -372,16 +382,16 @@ class Watcher:
                     dirty.add(flushable)
 
     def _call_timers(self, dirty: set[Flushable]) -> None:
-        """Call what is due, and add what has to be flushed after that to `dirty`."""
-        now = time.monotonic()
-        while True:
-            with self._lock:
-                if not self._timers or self._timers[0][0] > now:
-                    return
-                timer = heapq.heappop(self._timers)[2]
-                timer.passed()
+        """Call what is due, some of it where that is much, and add what has to be flushed after that to `dirty`."""
+        overdue, times, now = self._overdue, self._times, time.monotonic()
+        with self._lock:
+            while times and times[0] <= now:
+                for timer in self._timers.pop(heapq.heappop(times)):
+                    timer.passed()
+                    overdue.append(timer)
+        for _ in range(min(len(overdue), TIMERS_IN_ROUND)):
             try:
-                flushable = timer.call()
+                flushable = overdue.popleft().call()
             except Exception:
                 log_unexpected("a timer's call ended")
                 continue
@@ -390,11 +400,13 @@ class Watcher:
 
     def _drop_canceled_locked(self) -> None:
         """Forget timers that will call nobody: when much has ended at once, they are many, and lie among its memory."""
-        timers = self._timers
-        live = [entry for entry in timers if not entry[2].canceled]
-        if len(live) < len(timers):
-            timers[:] = live  # in place: the thread has it
-            heapq.heapify(timers)
+        for at, timers in list(self._timers.items()):
+            timers[:] = [timer for timer in timers if not timer.canceled]
+            if not timers:
+                del self._timers[at]
+        if len(self._timers) < len(self._times):
+            self._times[:] = self._timers  # in place: the thread has it
+            heapq.heapify(self._times)
 
     def _do_chores(self) -> None:
         with self._lock:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from qanat.mux.observer import NOBODY, Observer
 from qanat.mux.stream_state import StreamState
 
-KEEPALIVE_SLACK = 0.75
-"""Seconds: who sends the PINGs is sooner, and is still heard."""
+KEEPALIVE_SLACK = 1.5
+"""Seconds: who sends the PINGs is sooner, and is still heard.  More than `pending_control.SHARED_TIME`, by which both
+ends may be off."""
 
 
 @dataclass(frozen=True, slots=True)

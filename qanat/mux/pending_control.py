@@ -24,7 +24,7 @@ PING_SPAN = 7.5
 FIRST_PINGS = 4
 """Answers on a new pipe until it is believed that its path is no short one, where there is bulk: when a session begins
 both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
-SHARED_TIME = 0.25
+SHARED_TIME = 1.0
 """Seconds: keepalive PINGs of all lanes are due at multiples of this, so that one wake-up serves many idle ones."""
 ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""

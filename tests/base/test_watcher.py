@@ -186,7 +186,25 @@ def test_a_thousand_times_set_is_one_entry_each(watcher: Watcher) -> None:
     now = time.monotonic()
     for _ in range(1000):
         timer.set(now + 1000)
-    assert len(watcher._timers) == 1
+    assert len(watcher._timers) == len(watcher._times) == 1
+
+
+def test_many_timers_for_one_time_hold_up_no_socket(watcher: Watcher, pair: Pair) -> None:
+    order = queue.SimpleQueue[str]()
+    many, due = 5 * module.TIMERS_IN_ROUND, time.monotonic() + 0.5  # by when all have been set
+
+    def called() -> None:
+        order.put("timer")
+        if order.qsize() == 1:
+            pair[1].send(b"the first has been called")
+
+    for _ in range(many):
+        watcher.timer(called).set(due)
+    watcher.add(pair[0].fileno(), lambda: order.put(pair[0].recv(4096).decode()))
+    wait_until(lambda: order.qsize() > many, "all have been called")
+    come = [order.get() for _ in range(many + 1)]
+    assert come.index("the first has been called") == module.TIMERS_IN_ROUND
+    assert come.count("timer") == many
 
 
 # --- chores -----------------------------------------------------------------------------------------
@@ -263,7 +281,7 @@ def test_timers_that_were_canceled_are_forgotten_and_the_others_still_call(watch
     watcher.add_chore(noting(done, "chore"))
     watcher.stir()
     assert done.get(timeout=TIMEOUT) == "chore"
-    assert len(watcher._timers) <= 2
+    assert len(watcher._timers) == len(watcher._times) <= 2
     assert [called.get(timeout=TIMEOUT) for _ in range(2)] == ["soon", "late"]
 
 
