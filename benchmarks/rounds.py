@@ -1,7 +1,8 @@
 """The order of a run: every contender once a round in each group, beginning with another one each time.
 
 What differs between two rounds (a neighbor on the machine, heat) is then the same for all in a round, and ratios are
-taken within it.  A contender that fails costs its own figures of that round; it is started anew for the next group.
+taken within it.  Each round starts all contenders anew.  One that fails costs its own figures of that round, and is
+started anew for the next group.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Run:
             stack.callback(self._stop_all)
             machines = self._machines(stack, here)
             for number in range(plan.rounds):
+                self._stop_all()  # two pairs of the same processes differ by a tenth, for as long as they live
                 for turn, name in enumerate(plan.groups):
                     if name in ONCE and number:
                         continue

@@ -61,7 +61,9 @@ class Scheduler:
                 steady.popleft()
                 stream.in_steady = False
             elif stream.deficit <= 0:
-                stream.deficit += QUANTUM
+                # Alone it has all turns at once that it needs: a large frame costs eight.
+                alone = len(steady) == 1
+                stream.deficit = QUANTUM + (stream.deficit % -QUANTUM if alone else stream.deficit)
                 steady.rotate(-1)
             else:
                 return stream

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_a_contender_that_fails_is_a_row_and_not_the_end() -> None:
     # In another order each round.
     assert [line.split()[5] for line in said] == ["broken", "direct", "direct", "broken"]
     check(results.as_json(), json.loads(SCHEMA.read_text()))
+
+
+def test_each_round_has_processes_of_its_own() -> None:
+    direct = next(one for one in CONTENDERS if one.name == "direct")
+    started: list[Site] = []
+
+    def start(site: Site) -> Running:
+        started.append(site)
+        return direct.start(site)
+
+    measuring = Run(Plan((replace(direct, start=start),), ("ping", "connections"), 3, True), lambda text: None)
+    measuring.measure()
+    assert len(started) == 3
+    assert None not in measuring.results.of("direct", "ping.p50")
 
 
 def test_tables_are_put_between_their_lines(tmp_path: Path) -> None:

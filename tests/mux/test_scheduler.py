@@ -1,0 +1,49 @@
+"""Promises of qanat.mux.scheduler: equal shares whatever the size of frames, and no turn that nobody needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from qanat.mux.scheduler import QUANTUM, Scheduler
+from qanat.mux.stream_state import StreamState
+from qanat.mux.window import ReceiveWindow, WindowBudget
+
+
+def stream(number: int) -> StreamState:
+    return StreamState(number, b"", 1 << 20, ReceiveWindow(131_072, 1 << 20, WindowBudget(1 << 20), 0.0))
+
+
+def sent_by(sizes: dict[int, int], frames: int) -> dict[int, int]:
+    """Bytes that each stream has sent after so many frames, all of the size that `sizes` has for it."""
+    scheduler, sent = Scheduler(), dict.fromkeys(sizes, 0)
+    for number in sizes:
+        one = stream(number)
+        scheduler.add(one)
+        one.queue.append(b"something, always")
+    for _ in range(frames):
+        turn = scheduler.peek()
+        assert turn is not None
+        scheduler.charge(turn, sizes[turn.id])
+        sent[turn.id] += sizes[turn.id]
+    return sent
+
+
+@pytest.mark.parametrize("sizes", [{1: 100, 3: 255 * 1024}, {1: 16_384, 3: 131_072, 5: 255 * 1024}])
+def test_streams_with_small_frames_have_as_many_bytes_as_others(sizes: dict[int, int]) -> None:
+    sent = sent_by(sizes, 20_000)
+    assert max(sent.values()) - min(sent.values()) <= max(sizes.values()) + QUANTUM
+
+
+@pytest.mark.parametrize("size", [1, QUANTUM - 1, QUANTUM, QUANTUM + 1, 255 * 1024])
+def test_who_is_alone_has_its_turn_at_once_and_no_more_than_its_turns_would_give(size: int) -> None:
+    scheduler, alone = Scheduler(), stream(1)
+    scheduler.add(alone)
+    alone.queue.append(b"something, always")
+    by_turns = QUANTUM
+    for _ in range(50):
+        assert scheduler.peek() is alone
+        while by_turns <= 0:
+            by_turns += QUANTUM
+        assert alone.deficit == by_turns
+        scheduler.charge(alone, size)
+        by_turns -= size
