@@ -113,7 +113,7 @@ class Client:
         self._keys = ClientKeyPool()
         self._watch = NetworkWatch()
         self._watcher = Watcher()
-        self._watcher.add_chore(MemoryReturn().look)
+        self._watcher.add_chore(MemoryReturn(self._watcher.__len__).look)
         self._changed = threading.Condition()
         self._status = Status(status_file(settings))
         self.applying = threading.RLock()

@@ -45,6 +45,9 @@ REST = WORTH // 4
 WORTH_BLOCKS = 20_000
 """Python's own blocks, of some hundred bytes each, that must have come free in place of that: 600 idle streams have as
 many."""
+WORTH_ASKING = 100
+"""Sockets more or fewer, from which on Python is asked for its blocks: it counts them pool by pool, a millisecond for
+50 MB, ten for 300, in which nobody else runs."""
 
 
 @cache
@@ -112,21 +115,24 @@ def _filled_mappings() -> list[tuple[int, int]]:
 class MemoryReturn:
     """Returns free memory to the system where much has come free: now and then `look` has to be called.
 
-    What is asked is how much is free, not how many streams have ended, so that it holds for whatever needed it.
-    Nothing where there is no glibc.  For one thread at a time.
+    What is asked is how much is free, not how many streams have ended, so that it holds for whatever needed it; only
+    Python's own blocks are asked for when the number of sockets has changed.  Nothing where there is no glibc.  For one
+    thread at a time.
     """
 
     def __init__(
         self,
+        sockets: Callable[[], int],
         free: Callable[[], int | None] | None = None,
         resident: Callable[[], int] | None = None,
         trim: Callable[[], None] | None = None,
         blocks: Callable[[], int] = sys.getallocatedblocks,
     ) -> None:
-        """Take what tells the bytes that are free and resident, and what returns them; by default the system's.
+        """Take what tells how many sockets there are, the bytes that are free and resident, and what returns them.
 
-        `blocks` tells how many blocks Python has allocated.
+        `blocks` tells how many blocks Python has allocated.  All but the first are by default the system's.
         """
+        self._sockets = sockets
         self._free = free or free_bytes
         self._resident = resident or resident_bytes
         self._trim = trim or return_memory
@@ -134,7 +140,9 @@ class MemoryReturn:
         self._least_resident = 0
         self._worth = WORTH
         self._blocks = blocks
-        self._most_blocks = 0  # likewise
+        self._most_blocks = 0  # likewise, at any time that they were asked for
+        self._asked_at = 0  # sockets that there were then
+        self._ask_again = False
 
     def look(self) -> bool:
         """Return memory if much of it has come free; whether to be called again though nothing may have happened.
@@ -148,19 +156,30 @@ class MemoryReturn:
         resident = self._resident()
         self._least_free = min(self._least_free, free)
         self._least_resident = min(self._least_resident, resident)
-        blocks = self._blocks()
-        self._most_blocks = max(self._most_blocks, blocks)
         worth, self._worth = self._worth, WORTH
         much = free >= worth and (free - self._least_free >= worth or resident - self._least_resident >= worth)
-        if much or self._most_blocks - blocks >= WORTH_BLOCKS:
+        if self._blocks_fell() or much:
             self._trim()
-            self._most_blocks = blocks
+            self._ask_again = True  # the last sockets went before what belonged to them, perhaps
             self._least_free, self._least_resident = self._free() or 0, self._resident()
             log.debug("memory: %d MB were resident, %d MB are", resident >> 20, self._least_resident >> 20)
             if worth == WORTH:
                 self._worth = REST
                 return True
         return False
+
+    def _blocks_fell(self) -> bool:
+        """Whether Python has WORTH_BLOCKS fewer than it had; True once."""
+        sockets = self._sockets()
+        if abs(sockets - self._asked_at) < WORTH_ASKING and not self._ask_again:
+            return False
+        self._asked_at, self._ask_again = sockets, False
+        blocks = self._blocks()
+        self._most_blocks = max(self._most_blocks, blocks)
+        if self._most_blocks - blocks < WORTH_BLOCKS:
+            return False
+        self._most_blocks = blocks
+        return True
 
 
 class _Mallinfo2(ctypes.Structure):

@@ -116,7 +116,7 @@ class Server:
         """What has happened so far, counted."""
         self.registry = Registry(settings.limits.sessions, settings.takeover_timeout)
         self._watcher = Watcher()
-        self._watcher.add_chore(MemoryReturn().look)
+        self._watcher.add_chore(MemoryReturn(self._watcher.__len__).look)
         self._orders = itertools.count()  # of connections, as they come
         self._resume_timeouts = ResumeTimeouts()
         self._application_keepalive = application_keepalive(settings.application_keepalive)

@@ -61,10 +61,16 @@ class Memory:
         self.free = 0
         self.resident = 50
         self.blocks = 200_000
+        self.asked = 0  # for these
+        self.sockets = 10
         self.trims = 0
         self.returns = MemoryReturn(
-            lambda: self.free << 20, lambda: self.resident << 20, self._trim, lambda: self.blocks
+            lambda: self.sockets, lambda: self.free << 20, lambda: self.resident << 20, self._trim, self._blocks
         )
+
+    def _blocks(self) -> int:
+        self.asked += 1
+        return self.blocks
 
     def _trim(self) -> None:
         """Return the free pages; malloc goes on to call them free."""
@@ -112,14 +118,31 @@ def test_what_comes_free_soon_after_is_returned_too() -> None:
 
 def test_memory_is_returned_when_many_of_python_s_own_blocks_came_free() -> None:
     memory = Memory()
-    assert not memory.look()
-    memory.blocks += WORTH_BLOCKS
+    memory.sockets, memory.blocks = 700, 200_000 + WORTH_BLOCKS
     assert not memory.look(), "they are in use"
-    memory.blocks -= WORTH_BLOCKS - 1
+    memory.sockets, memory.blocks = 400, 200_001
     assert not memory.look(), "nearly all still are"
-    memory.blocks -= 1
+    memory.sockets, memory.blocks = 10, 200_000
     assert memory.look()
+    memory.sockets = 110
     assert not memory.look(), "once"
+
+
+def test_blocks_that_come_free_after_the_last_sockets_have_gone_count_too() -> None:
+    memory = Memory()
+    memory.sockets, memory.blocks = 700, 200_000 + 3 * WORTH_BLOCKS
+    assert not memory.look()
+    memory.sockets, memory.blocks = 10, 200_000 + WORTH_BLOCKS
+    assert memory.look()
+    memory.blocks = 200_000
+    assert memory.look()
+
+
+def test_python_is_not_asked_for_its_blocks_while_the_number_of_sockets_is_about_the_same() -> None:
+    memory = Memory()
+    for memory.sockets in (10, 99, 1, 100, 199, 1, 0, 50):
+        memory.look()
+    assert memory.asked == 2, "at 100 and at 0"
 
 
 def test_a_little_memory_is_kept() -> None:
