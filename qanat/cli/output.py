@@ -5,6 +5,7 @@ A token that went to a full disk with exit code 0 would be missed when it is nee
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TextIO
@@ -35,8 +36,9 @@ def let_go_of_stderr() -> None:
     """Give up what could not be written there: it would fail once more at the end, and Python's exit code be 120."""
     try:
         sys.stderr.flush()
-    except OSError:
-        _let_go(sys.stderr)
+    except (OSError, ValueError):  # full, or closed
+        with contextlib.suppress(OSError, ValueError):
+            _let_go(sys.stderr)
 
 
 def _let_go(stream: TextIO) -> None:

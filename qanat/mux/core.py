@@ -36,6 +36,7 @@ class LaneCore:
             parameters.keepalive,
             parameters.outbox // 4,
             now,
+            client=parameters.client,
             slack=parameters.keepalive_slack,
             tell_clock=parameters.tell_clock,
         )

@@ -8,8 +8,8 @@ from qanat.mux.observer import NOBODY, Observer
 from qanat.mux.stream_state import StreamState
 
 KEEPALIVE_SLACK = 1.5
-"""Seconds: who sends the PINGs is sooner, and is still heard.  More than `pending_control.SHARED_TIME`, by which both
-ends may be off."""
+"""Seconds: who sends the PINGs is sooner, and is still heard.  More than `pending_control.SHARED_TIME`, by which the
+other's time may be rounded down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ FIRST_PINGS = 4
 """Answers on a new pipe until it is believed that its path is no short one, where there is bulk: when a session begins
 both ends are busy, and one late answer would make a short path long for as long as it is remembered."""
 SHARED_TIME = 1.0
-"""Seconds: keepalive PINGs of all lanes are due at multiples of this, so that one wake-up serves many idle ones."""
+"""Seconds: keepalive PINGs of a process's lanes are due at multiples of this, so that one wake-up serves many idle
+ones; of a shorter interval an eighth."""
 ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
 CLOCK_EVERY = 0.005
@@ -46,7 +47,14 @@ class PendingControl:
     """
 
     def __init__(
-        self, keepalive: float, ack_bytes: int, now: float, *, slack: float = 0.0, tell_clock: bool = False
+        self,
+        keepalive: float,
+        ack_bytes: int,
+        now: float,
+        *,
+        client: bool = True,
+        slack: float = 0.0,
+        tell_clock: bool = False,
     ) -> None:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
@@ -61,6 +69,8 @@ class PendingControl:
         self.pings_answered = 0
         """The highest value of ours that came back in a PONG."""
         self._keepalive = keepalive
+        self._shared = min(SHARED_TIME, keepalive / 8)
+        self._offset = 0.0 if client else self._shared / 2  # two ends with one clock would ask at the same time
         self._later = min(slack, keepalive / 8)
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
@@ -156,7 +166,7 @@ class PendingControl:
             if self._answers_in_turn > ANSWERS_IN_TURN:
                 self._ping_due = now  # in one record with the answer
             else:
-                self._ping_due = _shared(now + self._keepalive + self._later, self._keepalive)
+                self._ping_due = self._shared_time(now + self._keepalive + self._later)
 
     def pong_received(self, value: int, now: float) -> float | None:
         """Smooth the round trip (RFC 6298 §2 with a quicker gain, since samples are rare).
@@ -225,7 +235,7 @@ class PendingControl:
             self._in_doubt = False
             self.ping_count += 1
             self._ping_sent = (self.ping_count, now)
-            self._ping_due = _shared(now + self._keepalive, self._keepalive)
+            self._ping_due = self._shared_time(now + self._keepalive)
             self._answers_in_turn = 0
             due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())
@@ -265,7 +275,6 @@ class PendingControl:
         """Send no credit any more: the lane is over."""
         self._credits.clear()
 
-
-def _shared(due: float, interval: float) -> float:
-    """Return the last shared time up to `due`; `due` itself where the interval is too short for that to matter."""
-    return due - due % SHARED_TIME if interval > 8 * SHARED_TIME else due
+    def _shared_time(self, due: float) -> float:
+        """Return the last shared time up to `due`."""
+        return due - (due - self._offset) % self._shared

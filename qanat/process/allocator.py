@@ -48,6 +48,8 @@ many."""
 WORTH_ASKING = 100
 """Sockets more or fewer, from which on Python is asked for its blocks: it counts them pool by pool, a millisecond for
 50 MB, ten for 300, in which nobody else runs."""
+LOOKS_UNASKED = 11
+"""Looks in turn without that, whatever the number of sockets: a minute."""
 
 
 @cache
@@ -115,9 +117,9 @@ def _filled_mappings() -> list[tuple[int, int]]:
 class MemoryReturn:
     """Returns free memory to the system where much has come free: now and then `look` has to be called.
 
-    What is asked is how much is free, not how many streams have ended, so that it holds for whatever needed it; only
-    Python's own blocks are asked for when the number of sockets has changed.  Nothing where there is no glibc.  For one
-    thread at a time.
+    What is asked is how much is free, not how many streams have ended, so that it holds for whatever needed it.  That
+    costs little but for Python's own blocks, which count at every look only while the number of sockets changes.
+    Nothing where there is no glibc.  For one thread at a time.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class MemoryReturn:
         self._blocks = blocks
         self._most_blocks = 0  # likewise, at any time that they were asked for
         self._asked_at = 0  # sockets that there were then
-        self._ask_again = False
+        self._unasked = 0  # looks since then
 
     def look(self) -> bool:
         """Return memory if much of it has come free; whether to be called again though nothing may have happened.
@@ -160,7 +162,8 @@ class MemoryReturn:
         much = free >= worth and (free - self._least_free >= worth or resident - self._least_resident >= worth)
         if self._blocks_fell() or much:
             self._trim()
-            self._ask_again = True  # the last sockets went before what belonged to them, perhaps
+            self._most_blocks = self._blocks()
+            self._unasked = LOOKS_UNASKED  # the last sockets went before what belonged to them, perhaps
             self._least_free, self._least_resident = self._free() or 0, self._resident()
             log.debug("memory: %d MB were resident, %d MB are", resident >> 20, self._least_resident >> 20)
             if worth == WORTH:
@@ -169,17 +172,15 @@ class MemoryReturn:
         return False
 
     def _blocks_fell(self) -> bool:
-        """Whether Python has WORTH_BLOCKS fewer than it had; True once."""
+        """Whether Python has WORTH_BLOCKS fewer than it had."""
         sockets = self._sockets()
-        if abs(sockets - self._asked_at) < WORTH_ASKING and not self._ask_again:
+        if abs(sockets - self._asked_at) < WORTH_ASKING and self._unasked < LOOKS_UNASKED:
+            self._unasked += 1
             return False
-        self._asked_at, self._ask_again = sockets, False
+        self._asked_at, self._unasked = sockets, 0
         blocks = self._blocks()
         self._most_blocks = max(self._most_blocks, blocks)
-        if self._most_blocks - blocks < WORTH_BLOCKS:
-            return False
-        self._most_blocks = blocks
-        return True
+        return self._most_blocks - blocks >= WORTH_BLOCKS
 
 
 class _Mallinfo2(ctypes.Structure):

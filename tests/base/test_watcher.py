@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from qanat.base import watcher as module
-from qanat.base.watcher import Watcher
+from qanat.base.watcher import Timer, Watcher
 from tests.support.background import wait_until
 
 TIMEOUT = 20.0
@@ -191,7 +191,7 @@ def test_a_thousand_times_set_is_one_entry_each(watcher: Watcher) -> None:
 
 def test_many_timers_for_one_time_hold_up_no_socket(watcher: Watcher, pair: Pair) -> None:
     order = queue.SimpleQueue[str]()
-    many, due = 5 * module.TIMERS_IN_ROUND, time.monotonic() + 0.5  # by when all have been set
+    many, due = 4 * module.TIMERS_IN_ROUND, time.monotonic() + 0.5  # by when all have been set
 
     def called() -> None:
         order.put("timer")
@@ -205,6 +205,36 @@ def test_many_timers_for_one_time_hold_up_no_socket(watcher: Watcher, pair: Pair
     come = [order.get() for _ in range(many + 1)]
     assert come.index("the first has been called") == module.TIMERS_IN_ROUND
     assert come.count("timer") == many
+
+
+def test_sockets_that_always_have_something_hold_up_no_timer(watcher: Watcher) -> None:
+    """Each round reads more sockets than it calls timers, and what is read sets a timer that is due already."""
+    called = threading.Event()
+    waiting: list[int] = []
+    pairs = [socket.socketpair() for _ in range(2 * module.ROUND)]
+
+    def busy(timer: Timer) -> Callable[[], None]:
+        def ready() -> None:
+            timer.set(time.monotonic())
+            waiting.append(len(watcher._overdue))
+
+        return ready
+
+    try:
+        for one, other in pairs:
+            other.send(b"which nobody reads")
+            watcher.add(one.fileno(), busy(watcher.timer(lambda: None)))
+        wait_until(lambda: len(waiting) > 50 * module.ROUND, "many rounds are over")
+        watcher.timer(called.set).set(time.monotonic())
+        before = len(waiting)
+        assert called.wait(TIMEOUT)
+        assert len(waiting) - before < 50 * module.ROUND
+        assert max(waiting) <= len(pairs) + 1, "one waits several times"
+    finally:
+        watcher.close()
+        for one, other in pairs:
+            one.close()
+            other.close()
 
 
 # --- chores -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import weakref
 import pytest
 
 from qanat.process.allocator import (
+    LOOKS_UNASKED,
     WORTH_BLOCKS,
     MemoryReturn,
     free_bytes,
@@ -143,6 +144,9 @@ def test_python_is_not_asked_for_its_blocks_while_the_number_of_sockets_is_about
     for memory.sockets in (10, 99, 1, 100, 199, 1, 0, 50):
         memory.look()
     assert memory.asked == 2, "at 100 and at 0"
+    for _ in range(LOOKS_UNASKED):
+        memory.look()
+    assert memory.asked == 3, "what goes without its sockets is found, too"
 
 
 def test_a_little_memory_is_kept() -> None:
