@@ -8,15 +8,15 @@ from qanat.mux.observer import NOBODY, Observer
 from qanat.mux.stream_state import StreamState
 
 KEEPALIVE_SLACK = 1.5
-"""Seconds: who sends the PINGs is sooner, and is still heard.  More than `pending_control.SHARED_TIME`, by which the
-other's time may be rounded down."""
+"""Seconds that a client waits longer, so that the server, who is sooner, sends the PINGs.  More than
+`pending_control.SHARED_TIME`, by which the client's time may be rounded down."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneParameters:
     """What both ends agreed on in HELLO and READY, and our own bounds: bytes, counts, and `keepalive` in seconds.
 
-    `keepalive_slack` is for how many seconds longer an end waits where the peer's PING stands for its own.
+    `keepalive_slack` is for how many seconds longer a client waits where the server's PING stands for its own.
     `outbox` has the configuration's name (`flow.outbox`): it is the limit of the retransmit buffer.
     """
 

@@ -41,9 +41,9 @@ CREDITS_AT_ONCE = 1024
 class PendingControl:
     """What `Receiver` and `Sender` owe the peer together; `Sender` sends it.
 
-    `keepalive` is the number of seconds between PINGs, and `slack` for how many longer this end waits where the peer's
-    stands for its own, an eighth of these at most; an ACK is due at once after `ack_bytes` bytes of DATA.  With
-    `tell_clock` the peer hears our clock, before PINGs and datagrams.
+    `keepalive` is the number of seconds between PINGs, and `slack` for how many longer a client waits where the
+    server's stands for its own, an eighth of these at most; an ACK is due at once after `ack_bytes` bytes of DATA.
+    With `tell_clock` the peer hears our clock, before PINGs and datagrams.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class PendingControl:
         """The highest value of ours that came back in a PONG."""
         self._keepalive = keepalive
         self._shared = min(SHARED_TIME, keepalive / 8)
-        self._offset = 0.0 if client else self._shared / 2  # two ends with one clock would ask at the same time
-        self._later = min(slack, keepalive / 8)
+        # The server asks first: its PINGs for many clients leave together, and theirs would wake it one by one.
+        self._later = min(slack, keepalive / 8) if client else 0.0
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
         self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
@@ -235,7 +235,8 @@ class PendingControl:
             self._in_doubt = False
             self.ping_count += 1
             self._ping_sent = (self.ping_count, now)
-            self._ping_due = self._shared_time(now + self._keepalive)
+            later = self._later if self._answers_in_turn else 0.0  # the peer will ask again before
+            self._ping_due = self._shared_time(now + self._keepalive + later)
             self._answers_in_turn = 0
             due += self.clock(now)
             due.append(wire.Ping(self.ping_count).encode())
@@ -277,4 +278,4 @@ class PendingControl:
 
     def _shared_time(self, due: float) -> float:
         """Return the last shared time up to `due`."""
-        return due - (due - self._offset) % self._shared
+        return due - due % self._shared
