@@ -36,8 +36,8 @@ class LaneCore:
             parameters.keepalive,
             parameters.outbox // 4,
             now,
-            client=parameters.client,
-            slack=parameters.keepalive_slack,
+            # The server asks first: its PINGs for many clients leave together, and theirs would wake it one by one.
+            slack=parameters.keepalive_slack if parameters.client else 0.0,
             tell_clock=parameters.tell_clock,
         )
         self.sender = Sender(parameters, self.streams, self.pending, self.wakeups)

@@ -41,20 +41,13 @@ CREDITS_AT_ONCE = 1024
 class PendingControl:
     """What `Receiver` and `Sender` owe the peer together; `Sender` sends it.
 
-    `keepalive` is the number of seconds between PINGs, and `slack` for how many longer a client waits where the
-    server's stands for its own, an eighth of these at most; an ACK is due at once after `ack_bytes` bytes of DATA.
-    With `tell_clock` the peer hears our clock, before PINGs and datagrams.
+    `keepalive` is the number of seconds between PINGs, and `slack` for how many longer this end waits where the peer's
+    stands for its own, an eighth of these at most; an ACK is due at once after `ack_bytes` bytes of DATA.  With
+    `tell_clock` the peer hears our clock, before PINGs and datagrams.
     """
 
     def __init__(
-        self,
-        keepalive: float,
-        ack_bytes: int,
-        now: float,
-        *,
-        client: bool = True,
-        slack: float = 0.0,
-        tell_clock: bool = False,
+        self, keepalive: float, ack_bytes: int, now: float, *, slack: float = 0.0, tell_clock: bool = False
     ) -> None:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
@@ -70,8 +63,7 @@ class PendingControl:
         """The highest value of ours that came back in a PONG."""
         self._keepalive = keepalive
         self._shared = min(SHARED_TIME, keepalive / 8)
-        # The server asks first: its PINGs for many clients leave together, and theirs would wake it one by one.
-        self._later = min(slack, keepalive / 8) if client else 0.0
+        self._later = min(slack, keepalive / 8)
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
         self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
