@@ -19,7 +19,7 @@ import math
 from collections import deque
 
 from qanat.mux.datagrams import PathDelay
-from qanat.mux.path_queue import PATH_TIME, SLOW
+from qanat.mux.path_queue import PATH_TIME, SLOW, found_from
 
 GAIN = 1.06
 """The pace, in terms of the rate that the path has brought at best."""
@@ -129,7 +129,8 @@ class Pacer:
             if self._held or not self._dry or rate > self.rate:
                 self._rates.append(rate)
                 self.rate = max(self._rates)
-                self._stood = self._stood + 1 if EMPTY <= self._waited < math.inf and not self._dry else 0
+                stands = found_from(least_round_trip) <= self._waited < math.inf and not self._dry
+                self._stood = self._stood + 1 if stands else 0
                 self._stands = self._stands or self._stood >= STANDING
                 self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
                 if self.rate * least_round_trip >= SLOW:

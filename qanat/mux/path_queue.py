@@ -57,9 +57,11 @@ TARGET = 0.005
 FULL = 0.9
 """The part of the rate that the path brought at best, below which too little is in flight."""
 STANDING = 0.002
-"""Seconds that all of a period has waited at least where a queue stands in the path."""
+"""Seconds that all of a period has waited at least where a queue stands in the path, once one has been found there."""
 IDLE_PART = 0.25
-"""The part of the least round trip below which what has waited says of no queue: windows that grow make bursts."""
+"""The part of the least round trip below which what has waited says of no queue: windows that grow make bursts, TCP
+that begins takes round trips for a record, and threads are late.  Where windows, twice what a path holds, fill it, a
+whole one is waited."""
 PERIOD = 3
 """Least round trips of which the least wait is taken: a change shows after one or two."""
 CORRECTION = 0.5
@@ -77,6 +79,11 @@ RATE_SECONDS, PAUSE = 0.1, 1.0
 """Seconds over which a rate is taken at least, and at most."""
 RATES_KEPT = 24
 """Rates of which the greatest counts: that of a moment says what little has been sent."""
+
+
+def found_from(least_round_trip: float) -> float:
+    """Return the seconds that all that comes has to wait before a queue is found in a path that had none."""
+    return max(STANDING, IDLE_PART * least_round_trip)
 
 
 class PathQueue:
@@ -180,7 +187,7 @@ class PathQueue:
         self._stood_least = min(self._stood_least, seconds)
         # Credit held back or not: bursts take most of a very long path's time.
         if now - self._stood_since >= PERIOD * least_round_trip:
-            if self._stood_least >= STANDING:
+            if self._stood_least >= (STANDING if now < self._stands_until else found_from(least_round_trip)):
                 self._stands_until = now + LOADED_SECONDS
             self._stood_least, self._stood_since = math.inf, now
         if now >= self._loaded_until or now < self._held_until + 2 * least_round_trip:

@@ -25,8 +25,8 @@ from tests.support.mux.cores import Rig
 from tests.support.mux.slow_line import SlowLine
 
 RATE, DELAY = 2.5e6, 0.02
-WAITED = 0.003
-"""Seconds that bulk waits in a path's queue."""
+WAITED = 0.012
+"""Seconds that bulk waits in a path's queue: more than a quarter of the least round trip."""
 
 
 def paced(rate: float, *, until: float = math.inf, least_round_trip: float = 2 * DELAY) -> Pacer:
