@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -55,6 +55,7 @@ ORDER: Final[Mapping[tuple[Phase, RecordKind], Phase]] = {
 _KINDS: Final = {int(kind): kind for kind in RecordKind}
 _FRAMES: Final = int(RecordKind.FRAMES)
 _RUNNING: Final = Phase.RUNNING
+_ENDED: Final = Phase.ENDED
 """For the records of which there are many: looking a member up in its class takes longer than comparing it."""
 
 
@@ -145,23 +146,21 @@ class Sealer(_Direction):
         size = len(plaintext)
         if not 1 <= size <= MAX_PLAINTEXT:
             raise LocalError(f"a record's plaintext of {size} bytes is not between 1 and {MAX_PLAINTEXT}")
-        counter, phase, updates = self._counter, _RUNNING, False
+        counter, sealed, phase, updates = self._counter, self._bytes + size, _RUNNING, False
         if plaintext[0] != _FRAMES or self._phase is not _RUNNING:  # seldom
             following = self._following(plaintext[0], size)
             if isinstance(following, str):
                 raise LocalError(following)
             kind, phase = following
             updates = kind is RecordKind.KEY_UPDATE
-        full = counter >= self._last_record or self._bytes + size > self._last_byte
+        full = counter >= self._last_record or sealed > self._last_byte
         # What is left is for a KEY_UPDATE, which may not come before HELLO or READY.
         if full and (counter >= self._max_records or not (updates or counter == 0 or self._phase is not _RUNNING)):
             raise LocalError("this key is used up: a KEY_UPDATE must come first")
         if counter == 0:
             self._first_at = self._clock()
         written = self._cipher.encrypt_into(self._nonce(), plaintext, None, out[: size + TAG_SIZE])
-        self._counter = counter + 1
-        self._bytes += size
-        self._phase = phase
+        self._counter, self._bytes, self._phase = counter + 1, sealed, phase
         if updates:
             self._update()
             self._bytes = 0
@@ -190,15 +189,10 @@ class Opener(_Direction):
 
         A KEY_UPDATE is returned like the others, and has changed the key already.
         """
-        if self._broken:
-            raise ProtocolError("a record came after one that was refused")
+        counter, size = self._counter, len(message)
+        if self._broken or self._phase is _ENDED or counter >= self._max_records or not TAG_SIZE < size <= MAX_RECORD:
+            self._refuse(size)
         self._broken = True  # until it is known to be the next one
-        if not TAG_SIZE < len(message) <= MAX_RECORD:
-            raise ProtocolError(f"a record of {len(message)} bytes is not between {TAG_SIZE + 1} and {MAX_RECORD}")
-        if self._phase is Phase.ENDED:
-            raise ProtocolError("a record came after CLOSE")
-        if self._counter >= self._max_records:
-            raise ProtocolError(f"the peer sealed more than {self._max_records} records under one key")
         try:
             plaintext = self._cipher.decrypt(self._nonce(), message, None)
         except InvalidTag:
@@ -211,8 +205,19 @@ class Opener(_Direction):
             if isinstance(following, str):
                 raise ProtocolError(following)
             kind, self._phase = following
-        self._counter += 1
+        self._counter = counter + 1
         if kind is RecordKind.KEY_UPDATE:
             self._update()
         self._broken = False
         return plaintext
+
+    def _refuse(self, size: int) -> NoReturn:
+        """Raise for a record of `size` bytes that is not opened at all."""
+        if self._broken:
+            raise ProtocolError("a record came after one that was refused")
+        self._broken = True
+        if not TAG_SIZE < size <= MAX_RECORD:
+            raise ProtocolError(f"a record of {size} bytes is not between {TAG_SIZE + 1} and {MAX_RECORD}")
+        if self._phase is _ENDED:
+            raise ProtocolError("a record came after CLOSE")
+        raise ProtocolError(f"the peer sealed more than {self._max_records} records under one key")

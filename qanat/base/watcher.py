@@ -331,7 +331,8 @@ class Watcher:
             self._wakes_at = never
             due = -never if posted or dirty or overdue else times[0] if times else never
             self._wakes_at = due
-            found = wait(None if due == never else max(0.0, due - monotonic()), ROUND)
+            pause = due - monotonic()
+            found = wait(None if due == never else pause if pause > 0.0 else 0.0, ROUND)
             self._busy_since = now = monotonic()
             self._wakes_at = -never  # The heap is looked at again before the next wait.
             for fd, _ in found:
@@ -354,7 +355,8 @@ class Watcher:
             while dirty:
                 try:
                     flushable = dirty.pop()
-                    soon.discard(flushable)
+                    if soon:
+                        soon.discard(flushable)
                     flushable.flush()
                 except Exception:
                     log_unexpected("flushing what the watcher has read ended")

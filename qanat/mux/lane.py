@@ -445,7 +445,7 @@ class Lane:
             for state in wakeups.writers:
                 stream = streams.get(state.id)
                 if stream is not None:
-                    callback = stream.wake_writer_locked() if stream.writer_waits else None
+                    callback = stream.wake_writer_locked() if state.writer_waits else None
                     if callback is not None:
                         calls.append(callback)
                     if state.phase is CLOSED:  # Nobody waits for a stream that is over.

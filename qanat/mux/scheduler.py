@@ -82,7 +82,8 @@ class Scheduler:
 
     def clear(self) -> None:
         """Forget every stream: nobody has anything to send, or sends any more."""
-        for stream in (*self._fresh, *self._steady):
-            stream.in_fresh = stream.in_steady = False
-        self._fresh.clear()
-        self._steady.clear()
+        fresh, steady = self._fresh, self._steady
+        while fresh:
+            fresh.popleft().in_fresh = False
+        while steady:
+            steady.popleft().in_steady = False

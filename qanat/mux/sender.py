@@ -167,16 +167,18 @@ class Sender:
         A buffer is the sender's from now on, whatever happens; bytes are at most MAX_SMALL.  Raises LocalError for a
         stream that is not open for sending.
         """
-        bulk = isinstance(payload, Buffer)
-        size = payload.length if isinstance(payload, Buffer) else len(payload)
-        phase = stream.phase
+        if isinstance(payload, Buffer):
+            size, most = payload.length, LARGE_PAYLOAD
+        else:
+            size, most = len(payload), MAX_SMALL
+        phase, room = stream.phase, stream.send_limit - stream.promised
         open_ = phase is OPEN or phase is StreamPhase.HALF_CLOSED_REMOTE
-        room = min(LARGE_PAYLOAD if bulk else MAX_SMALL, stream.send_limit - stream.promised)
-        if not open_ or stream.fin_due or not 0 < size <= room:
+        if not open_ or stream.fin_due or not 0 < size <= room or size > most:
             if isinstance(payload, Buffer):
                 self.return_buffer(payload)
             if phase is CLOSED:
                 return
+            room = min(most, room)
             raise LocalError(f"{size} bytes on stream {stream.id}, which is {phase.value} and may take {room}")
         if not stream.queue:
             self._scheduler.add(stream)
@@ -263,7 +265,8 @@ class Sender:
         """Note that the peer takes bytes of the stream up to `offset`."""
         if offset > stream.send_limit:
             stream.send_limit = offset
-            self._wakeups.writers.append(stream)
+            if stream.writer_waits:
+                self._wakeups.writers.append(stream)
 
     def abort(self, stream: StreamState, reason: int, text: str) -> None:
         """End both directions here: what waits to be sent is discarded, whoever waits is woken.
@@ -349,23 +352,24 @@ class Sender:
             self._acknowledged(self._sent)  # There will be no other pipe, and the last record has been sealed.
         elif self._late_ack > self.retransmit_buffer.first:
             self._acknowledged(min(self._late_ack, self._sent))
-        paced = self.pacer.record != UNBOUNDED
-        if paced and unsent > self.pacer.most_unsent:
-            self.pacer.hold(now)
-        held = paced and self.queued_bytes > 0 and self.pacer.wait(now) > 0.0
-        if held and self._can_wait(now):
-            return None
+        held, most = False, UNBOUNDED
+        if self.pacer.record != UNBOUNDED:
+            if unsent > self.pacer.most_unsent:
+                self.pacer.hold(now)
+            held = self.queued_bytes > 0 and self.pacer.wait(now) > 0.0
+            if held and self._can_wait(now):
+                return None
+            most = self.payload_sent + self.pacer.record
         riding = self._pending.frames(now, riding=not self.idle if not held else bool(self._control))
         room = SMALL_RECORD - sum(map(len, riding)) if riding else SMALL_RECORD
-        most = self.payload_sent + self.pacer.record
         while room > 0:
-            held = held or (paced and self.payload_sent >= most)
+            held = held or self.payload_sent >= most
             head = self._next_small(now, sparse=held)
             if head is None:
                 break
             riding.append(head)
             room -= len(head)
-            if self.idle:
+            if not (self.queued_bytes or self._control or self._replay):
                 self._scheduler.clear()  # these streams have nothing more
                 break
         if self.datagrams.charged or not small:
@@ -492,7 +496,8 @@ class Sender:
         self._scheduler.charge(stream, size)
         if self._pending.least_round_trip >= PATH_TIME:
             self.pacer.sent(self._sent + 1, size, now)
-        self._wakeups.writers.append(stream)
+        if stream.writer_waits:
+            self._wakeups.writers.append(stream)
         if self._waiting_for_queue:
             self._wake_queue_waiters()
         if stream.fin_due and not stream.queue:

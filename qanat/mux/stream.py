@@ -103,8 +103,6 @@ class Stream:
     ends: tuple[str, str, str] | None = None
     sample: tuple[int, int, float, float] | None = None
     """What `qanat.monitor` remembers of it: what its request said, and its counts and rates at the last look."""
-    writer_waits: bool = False
-    """Whether `wake_writer_locked` has anybody to wake or to call.  With the lane's lock."""
     _readable: threading.Condition | None = None  # made for the first who waits
     _writable: threading.Condition | None = None
     _readers_waiting: int = 0
@@ -186,9 +184,9 @@ class Stream:
                     return room
                 if self._writable is None:
                     self._writable = threading.Condition(self._lock)
-                self._uplink_waits = self.writer_waits = True
+                self._uplink_waits = self._state.writer_waits = True
                 self._writable.wait()
-                self._uplink_waits, self.writer_waits = False, self._when_writable is not None
+                self._uplink_waits, self._state.writer_waits = False, self._when_writable is not None
 
     def room(self) -> int:
         """Return how many bytes the peer takes now, at least as many as then can be queued.  Does not block.
@@ -212,7 +210,7 @@ class Stream:
         with self._lock:
             state = self._state
             if state.failure is None and state.phase is not CLOSED and not self._sender.sendable(state):
-                self._when_writable, self.writer_waits = callback, True
+                self._when_writable, state.writer_waits = callback, True
                 return
         callback()
 
@@ -226,7 +224,7 @@ class Stream:
             state = self._state
             over = state.failure is not None or state.phase is CLOSED
             if not over:
-                self._when_writable, self.writer_waits, self._pulled = callback, True, True
+                self._when_writable, state.writer_waits, self._pulled = callback, True, True
                 self._sender.join_crowd(state)
             calls = self._lane.wake_locked()
         if calls:
@@ -623,7 +621,7 @@ class Stream:
         return callback
 
     def _forget_callback_locked(self) -> None:
-        self._when_writable, self.writer_waits, self._pulled = None, self._uplink_waits, False
+        self._when_writable, self._state.writer_waits, self._pulled = None, self._uplink_waits, False
 
     def take_pull_locked(self) -> Callable[[], None] | None:
         """Return what has to be called since it is this stream's turn."""

@@ -67,6 +67,7 @@ class StreamState:
 
     `queue` holds payload that waits, unnumbered, for the scheduler; `inbox` holds payload that waits
     for its reader.  `sent` counts bytes numbered so far, `promised` also those that still wait.
+    `writer_waits` is the lane's to say: whether anybody has to hear that there may be room.
     """
 
     __slots__ = (
@@ -92,6 +93,7 @@ class StreamState:
         "sent",
         "takes_datagrams",
         "window",
+        "writer_waits",
     )
 
     def __init__(
@@ -117,6 +119,7 @@ class StreamState:
         self.in_steady = False
         self.released = False
         self.takes_datagrams = False
+        self.writer_waits = False
         self.datagram_bytes_received = 0
         self.datagram_bytes_sent = 0
 

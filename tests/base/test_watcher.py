@@ -211,12 +211,22 @@ def test_sockets_that_always_have_something_hold_up_no_timer(watcher: Watcher) -
     """Each round reads more sockets than it calls timers, and what is read sets a timer that is due already."""
     called = threading.Event()
     waiting: list[int] = []
+    called_after: list[int] = []
     pairs = [socket.socketpair() for _ in range(2 * module.ROUND)]
+    many = 50 * module.ROUND
+
+    def call() -> None:
+        called_after.append(len(waiting))
+        called.set()
+
+    other_timer = watcher.timer(call)
 
     def busy(timer: Timer) -> Callable[[], None]:
         def ready() -> None:
             timer.set(time.monotonic())
             waiting.append(len(watcher._overdue))
+            if len(waiting) == many:
+                other_timer.set(time.monotonic())
 
         return ready
 
@@ -224,11 +234,8 @@ def test_sockets_that_always_have_something_hold_up_no_timer(watcher: Watcher) -
         for one, other in pairs:
             other.send(b"which nobody reads")
             watcher.add(one.fileno(), busy(watcher.timer(lambda: None)))
-        wait_until(lambda: len(waiting) > 50 * module.ROUND, "many rounds are over")
-        watcher.timer(called.set).set(time.monotonic())
-        before = len(waiting)
         assert called.wait(TIMEOUT)
-        assert len(waiting) - before < 50 * module.ROUND
+        assert called_after[0] - many < many
         assert max(waiting) <= len(pairs) + 1, "one waits several times"
     finally:
         watcher.close()

@@ -68,11 +68,9 @@ class FrameError(Exception):
 
 
 class Frame(NamedTuple):
-    """One whole frame.  The views are valid until the next call of the reader that made it."""
+    """One whole frame that is no message by itself.  The view is valid until the next call of the reader."""
 
     opcode: int
-    is_message: bool  # an unfragmented binary message: `payload` is unmasked, `raw` is not to be used
-    payload: memoryview
     raw: memoryview  # header and payload as they came
 
 
@@ -142,8 +140,11 @@ class FrameReader:
             length = int.from_bytes(buffer[start + 2 : start + header], "big")
         return have >= header + length + (4 if self._masked else 0)
 
-    def next(self) -> Frame | None:
-        """Return the next whole frame, or None when more bytes are needed.  Raises FrameError."""
+    def next(self) -> memoryview | Frame | None:
+        """Return the next message that is one frame, nearly all are, unmasked and valid until the next call.
+
+        Or another whole frame, or None when more bytes are needed.  Raises FrameError.
+        """
         self.starved = True  # unless a frame is found, and more behind it
         buffer, start = self._buffer, self._start
         have = self._end - start
@@ -163,7 +164,8 @@ class FrameReader:
             length = self._long_length(start + 2, header - 2)
         if self._masked:
             header += 4
-        if first != _WHOLE_BINARY or self._fragments or length > self.max_message:
+        is_message = first == _WHOLE_BINARY and not self._fragments
+        if not is_message or length > self.max_message:
             self._check(first, length)
         total = header + length
         if have < total:
@@ -172,12 +174,12 @@ class FrameReader:
         self._start = start + total
         self.starved = have == total
         payload = buffer[start + header : start + total]
-        if first == _WHOLE_BINARY and not self._fragments:
+        if is_message:
             if self._masked:
                 xor_mask(payload, bytes(buffer[start + header - 4 : start + header]))
-            return Frame(Opcode.BINARY, True, payload, payload)
+            return payload
         self._count_fragment(first, length)
-        return Frame(first & 0x0F, False, payload, buffer[start : start + total])
+        return Frame(first & 0x0F, buffer[start : start + total])
 
     def _long_length(self, position: int, size: int) -> int:
         length = int.from_bytes(self._buffer[position : position + size], "big")

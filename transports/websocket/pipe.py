@@ -184,10 +184,10 @@ class WebSocketPipe(Pipe):
                 if reader.starved and not self._receive(seconds):
                     return None
                 frame = reader.next()
+                if isinstance(frame, memoryview):
+                    return frame
                 if frame is None:
                     continue
-                if frame.is_message:
-                    return frame.payload
                 message = self._receive_unusual(frame)
                 if message is not None:
                     return message

@@ -37,10 +37,13 @@ def drain(reader: FrameReader) -> list[tuple[int, bool, bytes]]:
     while True:
         holds = reader.holds_message
         frame = reader.next()
-        assert holds == (frame is not None and frame.is_message)
+        assert holds == isinstance(frame, memoryview)
         if frame is None:
             return frames
-        frames.append((frame.opcode, frame.is_message, bytes(frame.payload if frame.is_message else frame.raw)))
+        if isinstance(frame, Frame):
+            frames.append((frame.opcode, False, bytes(frame.raw)))
+        else:
+            frames.append((Opcode.BINARY, True, bytes(frame)))
 
 
 def test_the_examples_of_the_rfc_are_understood() -> None:
@@ -126,10 +129,9 @@ def test_a_message_is_not_copied() -> None:
     space = reader.space()
     space[:4] = b"\x82\x02hi"
     reader.filled(4)
-    frame = reader.next()
-    assert isinstance(frame, Frame)
+    message = reader.next()
     space[2:4] = b"HI"
-    assert frame.payload == b"HI"
+    assert message == b"HI"
 
 
 @given(data=st.binary(max_size=70) | st.integers(8000, 40_000).map(os.urandom), key=st.binary(min_size=4, max_size=4))
