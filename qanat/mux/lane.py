@@ -60,6 +60,7 @@ class Lane:
         self.clock = clock
         self.lock = threading.Lock()
         self.core = LaneCore(parameters, clock())
+        self._wakeups = self.core.wakeups
         self._on_open = on_open
         self._on_control = on_control
         self._watcher = watcher
@@ -430,7 +431,7 @@ class Lane:
 
         The writer is left alone by who is `sending`: the caller sends, or calls `flush`, without the lock.
         """
-        wakeups, streams = self.core.wakeups, self._streams
+        wakeups, streams = self._wakeups, self._streams
         calls: Calls = []
         if wakeups.readers:
             for state in wakeups.readers:

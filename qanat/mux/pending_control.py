@@ -99,7 +99,7 @@ class PendingControl:
     # --- what makes a frame due -------------------------------------------------------------------
 
     def accepted(self, expected: int, size: int, now: float) -> bool:
-        """Note that the numbered frame before `expected`, with `size` bytes of DATA, has been accepted.
+        """Note that the numbered frames before `expected`, the new ones with `size` bytes of DATA, have been accepted.
 
         True when an ACK is due now.  Otherwise one is due within ACK_DELAY.
         """

@@ -90,33 +90,42 @@ class Receiver:
         position, end = 0, len(content)
         if not end:
             raise ProtocolError(wire.EMPTY)
-        while position < end:
-            kind = content[position]
-            # These four without an object: nearly all records have no others.
-            if kind == wire.DATA:
-                number, start, position = wire.parse_data(content, position)
-                if self._is_new(now, position - start):
+        expected, size = self.expected, 0
+        try:
+            while position < end:
+                kind = content[position]
+                # These four without an object: nearly all records have no others.
+                if kind == wire.DATA:
+                    number, start, position = wire.parse_data(content, position)
+                    if self._is_new():
+                        size += position - start
+                        stream = self._streams.find(number)
+                        if stream is not None:
+                            self._receive_data(stream, content[start:position], end)
+                elif kind == wire.ACK:
+                    below, position = wire.parse_ack(content, position)
+                    self._sender.ack_received(below)
+                    if self._told is not None:
+                        self._sender.pacer.acknowledged(below, self._told, self._pending.least_round_trip)
+                elif kind == wire.CREDIT:
+                    number, offset, position = wire.parse_credit(content, position)
                     stream = self._streams.find(number)
                     if stream is not None:
-                        self._receive_data(stream, content[start:position], end)
-            elif kind == wire.ACK:
-                expected, position = wire.parse_ack(content, position)
-                self._sender.ack_received(expected)
-                if self._told is not None:
-                    self._sender.pacer.acknowledged(expected, self._told, self._pending.least_round_trip)
-            elif kind == wire.CREDIT:
-                number, offset, position = wire.parse_credit(content, position)
-                stream = self._streams.find(number)
-                if stream is not None:
-                    self._sender.credit_received(stream, offset)
-            elif kind == wire.DATAGRAM:
-                number, datagram, position = wire.parse_datagram(content, position)
-                self._receive_datagram(number, datagram, now)
-            elif kind < wire.UNNUMBERED:
-                position = self._receive_numbered(kind, content, position, now, events)
-            else:
-                frame, position = wire.parse_frame(content, position)
-                self._receive_other(frame, now)
+                        self._sender.credit_received(stream, offset)
+                elif kind == wire.DATAGRAM:
+                    number, datagram, position = wire.parse_datagram(content, position)
+                    self._receive_datagram(number, datagram, now)
+                elif kind < wire.UNNUMBERED:
+                    position = self._receive_numbered(kind, content, position, now, events)
+                else:
+                    frame, position = wire.parse_frame(content, position)
+                    self._receive_other(frame, now)
+        finally:  # what came before a frame that is at fault has been accepted
+            if self.expected > expected:
+                if self._pending.accepted(self.expected, size, now):
+                    self._wakeups.work = True
+                else:
+                    self._wakeups.timer = True
         return events
 
     def _receive_other(self, frame: wire.Frame, now: float) -> None:
@@ -141,17 +150,13 @@ class Receiver:
             self._late = excess > LATE
             self._path.waited(excess, self._pending.least_round_trip, now)
 
-    def _is_new(self, now: float, size: int) -> bool:
+    def _is_new(self) -> bool:
         """Count one numbered frame; False when it is a duplicate from before the cut."""
         number = self._pipe_number
-        self._pipe_number += 1
+        self._pipe_number = number + 1
         if number < self.expected:
             return False
         self.expected += 1
-        if self._pending.accepted(self.expected, size, now):
-            self._wakeups.work = True
-        else:
-            self._wakeups.timer = True
         return True
 
     def _receive_data(self, stream: StreamState, payload: memoryview, record_size: int) -> None:
@@ -195,19 +200,19 @@ class Receiver:
         """
         if kind == wire.FIN:
             number, offset, position = wire.parse_fin(content, position)
-            if self._is_new(now, 0) and (stream := self._streams.find(number)) is not None:
+            if self._is_new() and (stream := self._streams.find(number)) is not None:
                 self._receive_fin(stream, offset)
         elif kind == wire.OPEN:
             number, request, position = wire.parse_text(content, position)
-            if self._is_new(now, 0):
+            if self._is_new():
                 self._receive_open(number, request, now, events)
         elif kind == wire.ACCEPT:
             number, text, position = wire.parse_text(content, position)
-            if self._is_new(now, 0) and (stream := self._streams.find(number)) is not None:
+            if self._is_new() and (stream := self._streams.find(number)) is not None:
                 self._receive_accept(stream, decode_text(text), now)
         else:
             frame, position = wire.parse_frame(content, position)
-            if not self._is_new(now, 0):
+            if not self._is_new():
                 return position
             if isinstance(frame, wire.Control):
                 self._sender.check_answers_are_read()

@@ -68,13 +68,16 @@ class RetransmitBuffer:
 
     def acknowledge(self, expected: int) -> None:
         """Forget all below `expected`, which the caller has checked; nothing when that is done already."""
-        entries = self._entries
-        while self.first < expected:
+        if expected <= self.first:
+            return
+        entries, charge = self._entries, 0
+        for _ in range(self.first, expected):
             entry = entries.popleft()
-            self.first += 1
-            self.charged -= entry.charge
+            charge += entry.charge
             if entry.buffer is not None:
                 self._buffers.give_back(entry.buffer)
+        self.first = expected
+        self.charged -= charge
 
     def check_resume(self, expected: int) -> None:
         """Raise ProtocolError unless the frames from `expected` on can be replayed."""
