@@ -71,6 +71,7 @@ class Pump:
     _quiet = True  # until the uplink is taken from the watcher for the first time
     _orderly = True
     _pulled = False  # the uplink is read by the lane's writer
+    _pull_size = BUFFER_PAYLOAD  # of the next buffer for that: large once one was full
     _quick = False  # whether the socket has taken bulk at once, and the lane's reader delivers that too
     _over_rate = False  # whether `deliver` has left something since its rate allows no more now
     _idle_seconds = 0.0
@@ -321,10 +322,10 @@ class Pump:
         """Read once into a buffer; False when not to be pulled again: others act for the uplink, or it is over."""
         stream = self._stream
         try:
-            room, buffer = stream.begin_pull()
+            room, buffer = stream.begin_pull(self._pull_size)
             if not room:
                 return True
-            most, up = min(room, BUFFER_PAYLOAD if buffer is not None else MAX_SMALL), self._up
+            most, up = min(room, len(buffer.payload) if buffer is not None else MAX_SMALL), self._up
             if up is not None and not (most := up.take(most)):
                 if buffer is not None:
                     stream.return_buffer(buffer)
@@ -334,6 +335,7 @@ class Pump:
             count = self._read_buffer(buffer, most) if buffer is not None else self._read_small(most)
             if up is not None:
                 up.give_back(most - (count or 0))
+            self._pull_size = LARGE_PAYLOAD if count is not None and count >= BUFFER_PAYLOAD else BUFFER_PAYLOAD
             if count is None or 0 < count < min(most, SMALL_READ):
                 self._pulled = count is None and stream.crowded
                 self._watch()

@@ -31,9 +31,9 @@ ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
-CREDITS_HELD, CREDITS_PART = 16, 4
-"""CREDITs that wait for each other at most, to share a record, and the part of the streams in turn that these may be:
-the peer has credit for the others meanwhile."""
+CREDITS_HELD = 32
+"""CREDITs that wait for each other at most, to share a record: as many as there are streams in turn, of fewer.  Each is
+due while its stream still has half of its window, so the peer has enough to send meanwhile."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -138,7 +138,7 @@ class PendingControl:
         """
         if self._ack_due is None:
             return False  # what brought the payload has been acknowledged before that was handed on
-        most = min(CREDITS_HELD, self._in_turn // CREDITS_PART)
+        most = min(CREDITS_HELD, self._in_turn)
         return len(self._credits) < most and 0.0 < self.least_round_trip < PATH_TIME
 
     def drop_credit(self, stream: StreamState) -> None:

@@ -237,8 +237,8 @@ class Stream:
         """Whether others on the lane wait to be pulled right now.  Without the lane's lock."""
         return bool(self._sender.crowd)
 
-    def begin_pull(self) -> tuple[int, Buffer | None]:
-        """Return the bytes that may be queued, and a buffer for them.
+    def begin_pull(self, size: int = BUFFER_PAYLOAD) -> tuple[int, Buffer | None]:
+        """Return the bytes that may be queued, and a buffer for `size` of them or for a part.
 
         The bytes may be 0.  The buffer comes back as that of `take_buffer`; where there is none, the turn is for bytes.
         Raises StreamReset.  Does not block.
@@ -246,7 +246,7 @@ class Stream:
         with self._lock:
             self._raise_if_over_locked()
             room = self._sender.sendable_to_crowd(self._state)
-            return room, self._sender.buffers.take() if room else None
+            return room, self._sender.take_buffer(self._state, min(size, room)) if room else None
 
     def queue(self, data: bytes) -> None:
         """Queue at most 64 KiB, within what `room` said, until the lane is flushed.  Does not block.
