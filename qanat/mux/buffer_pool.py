@@ -44,7 +44,8 @@ class _Shelf:
 
     def take(self) -> Buffer:
         buffer = self.free.pop()
-        self._unused = min(self._unused, len(self.free))
+        if self._unused > len(self.free):
+            self._unused = len(self.free)
         return buffer
 
     def drop(self) -> None:

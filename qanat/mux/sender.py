@@ -146,7 +146,9 @@ class Sender:
 
     def join_crowd(self, stream: StreamState) -> None:
         """Have the writer read the stream's socket when it is its turn; idempotent, and nothing without credit."""
-        if self.sendable_to_crowd(stream) > 0:
+        if stream in self.crowd or self._closing or stream.queued_bytes >= STREAM_QUEUE:
+            return
+        if stream.send_limit > stream.promised:
             self.crowd[stream] = None
             self._wakeups.work = True
 
@@ -265,7 +267,7 @@ class Sender:
         """Note that the peer takes bytes of the stream up to `offset`."""
         if offset > stream.send_limit:
             stream.send_limit = offset
-            if stream.writer_waits:
+            if stream.writer_waits and stream not in self.crowd:
                 self._wakeups.writers.append(stream)
 
     def abort(self, stream: StreamState, reason: int, text: str) -> None:
@@ -372,10 +374,14 @@ class Sender:
             if not (self.queued_bytes or self._control or self._replay):
                 self._scheduler.clear()  # these streams have nothing more
                 break
-        if self.datagrams.charged or not small:
+        bulk: Entry | None = None
+        if self.datagrams.charged:
             bulk = self._add_datagrams_and_bulk(riding, now, small=small or held)
-            if bulk is not None and bulk.buffer is not None:
-                return self._around(riding, bulk.head, bulk.buffer)
+        elif not (small or held):
+            self._bulk_first = False
+            bulk = self._next_bulk(sum(map(len, riding)) if riding else 0, now)
+        if bulk is not None and bulk.buffer is not None:
+            return self._around(riding, bulk.head, bulk.buffer)
         if not riding:
             return None
         riding.insert(0, _KIND)
@@ -496,7 +502,7 @@ class Sender:
         self._scheduler.charge(stream, size)
         if self._pending.least_round_trip >= PATH_TIME:
             self.pacer.sent(self._sent + 1, size, now)
-        if stream.writer_waits:
+        if stream.writer_waits and stream not in self.crowd:
             self._wakeups.writers.append(stream)
         if self._waiting_for_queue:
             self._wake_queue_waiters()

@@ -566,10 +566,11 @@ class Stream:
         return state.failure is not None or (state.phase is CLOSED and not state.fin_received)
 
     def _raise_if_over_locked(self) -> None:
-        if self._state.failure is not None:
-            code, text = self._state.failure
+        state = self._state
+        if state.failure is not None:
+            code, text = state.failure
             raise StreamReset(text or reason_name(code), code=code)
-        if self._is_over_locked():
+        if state.phase is CLOSED and not state.fin_received:
             raise StreamReset("the stream is over", code=Reason.CANCELED)
 
     def _wait_readable_locked(self, seconds: float | None) -> bool:
