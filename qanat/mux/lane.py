@@ -406,7 +406,7 @@ class Lane:
 
     def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
         """Take what the reader hands on itself, by stream; the others' readers are woken later."""
-        wakeups, streams = self.core.wakeups, self._streams
+        wakeups, streams = self._wakeups, self._streams
         deliveries: list[tuple[Stream, memoryview | None]] = []
         waiting: list[StreamState] = []
         for state in wakeups.readers:
@@ -421,7 +421,7 @@ class Lane:
 
     def take_datagrams_locked(self) -> list[tuple[Stream, bytes]]:
         """Take what the reader hands on of datagrams, by stream."""
-        wakeups, streams = self.core.wakeups, self._streams
+        wakeups, streams = self._wakeups, self._streams
         found = [(streams[state.id], payload) for state, payload in wakeups.datagrams if state.id in streams]
         wakeups.datagrams.clear()
         return found

@@ -28,6 +28,8 @@ EMPTY_GAIN, EMPTY = 1.25, 0.002
 faster is found within seconds."""
 STANDING = 2
 """Rates in turn, after which a queue stands that bulk waits in: windows that grow make bursts, each of which waits."""
+KNOWN_SECONDS = 30.0
+"""Seconds after a queue stood for which EMPTY is enough for one: the peer's windows then leave no longer one."""
 RECORD_TIME = 0.003
 """Seconds that the path takes for a record of bulk: it counts only when it has come whole, and others wait for it."""
 UNSENT_PART, UNSENT_ROOM = 1.25, 512
@@ -68,6 +70,7 @@ class Pacer:
         self._free = -math.inf  # when the next record of bulk may leave
         self._until = -math.inf
         self._stood = 0  # rates in turn for which bulk has waited
+        self._known_until = -math.inf  # by the peer's clock
         self._stands = False  # bulk has waited in the path, not only PINGs, which may have in the other direction
         self._held = False
         self._dry = False  # all was acknowledged: how fast it was is perhaps the application's doing
@@ -129,9 +132,10 @@ class Pacer:
             if self._held or not self._dry or rate > self.rate:
                 self._rates.append(rate)
                 self.rate = max(self._rates)
-                stands = found_from(least_round_trip) <= self._waited < math.inf and not self._dry
-                self._stood = self._stood + 1 if stands else 0
-                self._stands = self._stands or self._stood >= STANDING
+                least = EMPTY if told < self._known_until else found_from(least_round_trip)
+                self._stood = self._stood + 1 if least <= self._waited < math.inf and not self._dry else 0
+                if self._stood >= STANDING:
+                    self._stands, self._known_until = True, told + KNOWN_SECONDS
                 self._gain = EMPTY_GAIN if self._waited < EMPTY else GAIN
                 if self.rate * least_round_trip >= SLOW:
                     self._until = -math.inf

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from qanat.mux import frames as wire
 from qanat.mux.path_queue import PATH_TIME
@@ -31,9 +32,13 @@ ANSWERS_IN_TURN = 3
 """PINGs of the peer in turn that stand for our own while nothing else moves; with the next answer goes one of ours."""
 CLOCK_EVERY = 0.005
 """Seconds between CLOCKs that ride on what is sent over a long path: the peer sees by them how long it has waited."""
-CREDITS_HELD = 32
-"""CREDITs that wait for each other at most, to share a record: as many as there are streams in turn, of fewer.  Each is
-due while its stream still has half of its window, so the peer has enough to send meanwhile."""
+CREDITS_HELD, CREDITS_PART = 16, 4
+"""CREDITs that wait for each other at most, to share a record, and the part of the streams in turn that these may be:
+the peer has credit for the others meanwhile.  As many as are in turn, where none of these presses: a stream presses of
+whose window another quarter has come beyond what makes its CREDIT due."""
+CREDITS_RIDING = 64
+"""Streams in turn that are looked at when a CREDIT is sent: those of which half as much has been consumed as makes one
+due have theirs in the same record, which is early, and never late."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -66,8 +71,9 @@ class PendingControl:
         self._later = min(slack, keepalive / 8)
         self._ack_bytes = ack_bytes
         self._credits: dict[int, StreamState] = {}
-        self._turn: set[int] = set()  # streams with a CREDIT since one of them had its last
-        self._in_turn = 0  # how many there were before that
+        self._turn: dict[int, StreamState] = {}  # with a CREDIT since one of them had its last that was due
+        self._in_turn: dict[int, StreamState] = {}  # those before that
+        self._pressing = False  # one of those to which CREDIT is due
         self._pong: int | None = None
         self._expected = 0
         self._ack_due: float | None = None
@@ -85,7 +91,7 @@ class PendingControl:
             if stream.window.granted > stream.window.initial and not stream.fin_received:
                 self._credits[stream.id] = stream
         self._turn.clear()
-        self._in_turn = 0
+        self._in_turn.clear()
         self._round_trips.clear()
         self._answers = 0
         self._in_doubt = False
@@ -122,12 +128,13 @@ class PendingControl:
         """Have the stream's present credit sent, and a PING with it where it is in doubt whether the path is short."""
         if self.least_round_trip >= LEAST_TIME:
             self._ask_again()
-        turn, number = self._turn, stream.id
+        number, window = stream.id, stream.window
         self._credits[number] = stream
-        if number in turn:
-            self._in_turn = len(turn)
-            turn.clear()
-        turn.add(number)
+        if window.granted - window.received < window.allowed - window.part - window.allowed // 4:
+            self._pressing = True
+        if number in self._turn:
+            self._in_turn, self._turn = self._turn, {}
+        self._turn[number] = stream
 
     @property
     def credit_can_wait(self) -> bool:
@@ -138,12 +145,15 @@ class PendingControl:
         """
         if self._ack_due is None:
             return False  # what brought the payload has been acknowledged before that was handed on
-        most = min(CREDITS_HELD, self._in_turn)
-        return len(self._credits) < most and 0.0 < self.least_round_trip < PATH_TIME
+        most = len(self._in_turn) // (CREDITS_PART if self._pressing else 1)
+        return len(self._credits) < min(CREDITS_HELD, most) and 0.0 < self.least_round_trip < PATH_TIME
 
     def drop_credit(self, stream: StreamState) -> None:
         """Send no credit for a stream on which nothing more will come."""
-        self._credits.pop(stream.id, None)
+        number = stream.id
+        self._credits.pop(number, None)
+        self._turn.pop(number, None)
+        self._in_turn.pop(number, None)
 
     def ping_received(self, value: int, now: float, *, quiet: bool = False) -> None:
         """Answer the peer's latest PING; one that has not been answered yet no longer counts.
@@ -234,6 +244,9 @@ class PendingControl:
             due.append(wire.Ping(self.ping_count).encode())
         elif (riding or self._credits) and now >= self._clock_due and self.least_round_trip >= PATH_TIME:
             due += self.clock(now)
+        if self._credits and self._in_turn and 0.0 < self.least_round_trip < PATH_TIME:
+            self._add_riding_credits()
+        self._pressing = False
         while self._credits and len(due) < CREDITS_AT_ONCE:
             stream = self._credits.pop(next(iter(self._credits)))
             due.append(wire.credit(stream.id, stream.window.grant()))
@@ -242,6 +255,13 @@ class PendingControl:
             self._ack_due = None
             self._bytes_since_ack = 0
         return due
+
+    def _add_riding_credits(self) -> None:
+        """Add the credit of streams in turn that will be due soon, so that it does not cost a record of its own."""
+        for number, stream in islice(self._in_turn.items(), CREDITS_RIDING):
+            window = stream.window
+            if 2 * (window.consumed + window.allowed - window.granted) >= window.part:
+                self._credits[number] = self._turn[number] = stream
 
     def clock(self, now: float) -> list[bytes]:
         """Return the CLOCK for a record that is made now; nothing where the peer does not know it."""
@@ -267,6 +287,8 @@ class PendingControl:
     def clear(self) -> None:
         """Send no credit any more: the lane is over."""
         self._credits.clear()
+        self._turn.clear()
+        self._in_turn.clear()
 
     def _shared_time(self, due: float) -> float:
         """Return the last shared time up to `due`."""

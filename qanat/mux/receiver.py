@@ -90,7 +90,7 @@ class Receiver:
         position, end = 0, len(content)
         if not end:
             raise ProtocolError(wire.EMPTY)
-        expected, size = self.expected, 0
+        before, size = self.expected, 0
         try:
             while position < end:
                 kind = content[position]
@@ -121,7 +121,7 @@ class Receiver:
                     frame, position = wire.parse_frame(content, position)
                     self._receive_other(frame, now)
         finally:  # what came before a frame that is at fault has been accepted
-            if self.expected > expected:
+            if self.expected > before:
                 if self._pending.accepted(self.expected, size, now):
                     self._wakeups.work = True
                 else:

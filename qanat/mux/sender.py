@@ -35,7 +35,8 @@ LARGE_CREDIT = 2 * LARGE_PAYLOAD
 """Bytes of credit from which on a stream on a short path may fill large buffers: a window has as much where its reader
 takes 100 MB/s (`qanat.mux.window`), so that a small exchange waits 2.5 ms at most for such a record."""
 CROWD_QUEUE = 512 * 1024
-"""Bytes in all queues below which the writer has the next streams of a crowd read: as much as will be sent soon."""
+"""Bytes in all queues below which the writer has the next streams of a crowd read: as much as will be sent soon.  Where
+their buffers are large it is twice that at most."""
 SMALL_RECORD = 64 * 1024
 """Bytes of small frames that go into one record together."""
 MAX_SMALL = 64 * 1024
@@ -107,7 +108,10 @@ class Sender:
     # --- by streams' writers --------------------------------------------------------------------
 
     def sendable(self, stream: StreamState) -> int:
-        """Return the bytes that may be queued on `stream` now; 0 means wait until it is in `Wakeups.writers`."""
+        """Return the bytes that may be queued on `stream` now; 0 means wait until `Wakeups` names it.
+
+        That is where its `writer_waits`.
+        """
         if stream.queued_bytes >= STREAM_QUEUE or self._closing:
             return 0
         if self.queued_bytes >= self._queue_limit:
@@ -153,14 +157,23 @@ class Sender:
             self._wakeups.work = True
 
     def next_of_crowd(self) -> list[StreamState]:
-        """Take the streams whose turn it is from `crowd`: as many as fill the queue with a buffer each."""
-        crowd, turns = self.crowd, []
+        """Take the streams whose turn it is from `crowd`: as many as fill the queue with a usual buffer each."""
+        crowd = self.crowd
+        turns: list[StreamState] = []
         room = self._crowd_limit - self.queued_bytes
+        passed: StreamState | None = None  # the first that was passed over
         while crowd and room > 0:
             stream = next(iter(crowd))
+            if stream is passed and turns:
+                break
             del crowd[stream]
-            turns.append(stream)
-            room -= BUFFER_PAYLOAD
+            if stream.turn_spent:
+                stream.turn_spent = False
+                crowd[stream] = None  # behind the others
+                passed = passed or stream
+            else:
+                turns.append(stream)
+                room -= BUFFER_PAYLOAD
         return turns
 
     def send(self, stream: StreamState, payload: Buffer | bytes) -> None:
@@ -171,6 +184,7 @@ class Sender:
         """
         if isinstance(payload, Buffer):
             size, most = payload.length, LARGE_PAYLOAD
+            stream.turn_spent = size > BUFFER_PAYLOAD
         else:
             size, most = len(payload), MAX_SMALL
         phase, room = stream.phase, stream.send_limit - stream.promised

@@ -67,7 +67,7 @@ class StreamState:
 
     `queue` holds payload that waits, unnumbered, for the scheduler; `inbox` holds payload that waits
     for its reader.  `sent` counts bytes numbered so far, `promised` also those that still wait.
-    `writer_waits` is the lane's to say: whether anybody has to hear that there may be room.
+    `writer_waits` is `qanat.mux.stream`'s to say: whether anybody has to hear that there may be room.
     """
 
     __slots__ = (
@@ -92,6 +92,7 @@ class StreamState:
         "send_limit",
         "sent",
         "takes_datagrams",
+        "turn_spent",
         "window",
         "writer_waits",
     )
@@ -120,6 +121,7 @@ class StreamState:
         self.released = False
         self.takes_datagrams = False
         self.writer_waits = False
+        self.turn_spent = False  # in a crowd: it has queued what others take two turns for
         self.datagram_bytes_received = 0
         self.datagram_bytes_sent = 0
 

@@ -20,7 +20,7 @@ class Wakeups:
         self.readers: list[StreamState] = []
         """Streams that have something for their reader, or are over."""
         self.writers: list[StreamState] = []
-        """Streams whose writer may have room, and each stream once more when it is over on the wire, as the last."""
+        """Streams whose writer waits and may have room, and each once more when it is over on the wire, as the last."""
         self.pong = False
         """A PING of ours was answered, or never will be."""
         self.room = False

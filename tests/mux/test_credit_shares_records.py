@@ -138,14 +138,20 @@ def test_the_last_of_many_streams_in_turn_still_get_their_credit(watched: bool) 
             peer.credited(some)  # by the ACK's time at the latest, however few it is for
 
 
-def in_turn(streams: Iterable[StreamState], least_round_trip: float) -> tuple[PendingControl, list[int]]:
-    """Have two turns of CREDIT for these streams; return how many CREDITs each record has in a third."""
+def in_turn(
+    streams: Iterable[StreamState], least_round_trip: float, *, pressing: bool = True
+) -> tuple[PendingControl, list[int]]:
+    """Have three turns of CREDIT for these streams; return how many CREDITs each record has.
+
+    `pressing` ones have used up what they may send.
+    """
     pending = PendingControl(15.0, 1 << 20, 0.0)
     pending.frames(0.0, riding=False)
     if least_round_trip:
         pending.pong_received(1, least_round_trip)
     records = []
     for number, stream in enumerate((*streams, *streams, *streams), 1):
+        stream.window.received = stream.window.granted if pressing else stream.window.received
         pending.accepted(number, WINDOW, 0.5)
         pending.add_credit(stream)
         if not pending.credit_can_wait:
@@ -159,15 +165,22 @@ def streams_of(count: int) -> list[StreamState]:
     return [core.open_stream(b"", 0.0) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("count", "each"), [(64, 32), (16, 16), (2, 2)])
-def test_credit_of_streams_in_turn_waits_for_each_other(count: int, each: int) -> None:
-    _, records = in_turn(streams_of(count), 0.001)
+def test_credit_of_many_streams_in_turn_waits_for_each_other() -> None:
+    _, records = in_turn(streams_of(64), 0.001)
+    assert records[:64] == [1] * 64, "nobody knows yet how many there are"
+    assert records[64:] == [16] * 8
+
+
+@pytest.mark.parametrize(("count", "each"), [(64, 16), (8, 8), (2, 2)])
+def test_credit_of_streams_that_have_some_left_waits_for_a_whole_turn(count: int, each: int) -> None:
+    _, records = in_turn(streams_of(count), 0.001, pressing=False)
     assert records[:count] == [1] * count, "nobody knows yet how many there are"
     assert records[count:] == [each] * (2 * count // each)
 
 
 def test_how_long_credit_waits_follows_how_many_streams_move() -> None:
-    pending, _ = in_turn(streams_of(16), 0.001)
+    pending, records = in_turn(streams_of(16), 0.001)
+    assert records[16:] == [4] * 8
     one = streams_of(1)[0]
     pending.accepted(100, WINDOW, 1.0)
     pending.add_credit(one)
@@ -185,10 +198,37 @@ def test_credit_does_not_wait_for_an_ack_that_has_gone_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "least_round_trip"), [(1, 0.001), (64, PATH_TIME), (64, 0.0)], ids=["1", "long", "new"]
+    ("count", "least_round_trip"), [(7, 0.001), (1, 0.001), (64, PATH_TIME), (64, 0.0)], ids=["7", "1", "long", "new"]
 )
-def test_credit_does_not_wait_with_one_stream_or_on_a_path_that_may_be_long(
+def test_credit_does_not_wait_with_few_streams_or_on_a_path_that_may_be_long(
     count: int, least_round_trip: float
 ) -> None:
     _, records = in_turn(streams_of(count), least_round_trip)
     assert records == [1] * 3 * count
+
+
+def test_credit_that_will_be_due_soon_rides_with_one_that_is() -> None:
+    streams = streams_of(2)
+    pending, _ = in_turn(streams, 0.001)
+    first, second = (stream.window for stream in streams)
+
+    def due(*, of_second: int) -> set[int]:
+        first.consumed += first.part
+        second.consumed += of_second
+        pending.add_credit(streams[0])
+        return credited(pending)
+
+    both = {stream.id for stream in streams}
+    for _ in range(3):
+        assert due(of_second=second.part // 2) == both
+    assert due(of_second=second.part // 4) == {streams[0].id}, "that is not soon"
+    pending.add_credit(streams[1])
+    assert due(of_second=second.part) == both
+    pending.drop_credit(streams[1])
+    assert due(of_second=second.part) == {streams[0].id}, "nothing more comes on the other"
+
+
+def credited(pending: PendingControl) -> set[int]:
+    """The streams for which CREDIT is sent now."""
+    frames = parse_frames(memoryview(b"".join(pending.frames(5.0, riding=True))))
+    return {frame.stream for frame in frames if isinstance(frame, Credit)}

@@ -233,6 +233,28 @@ def test_a_crowd_is_read_in_turn_and_no_more_of_it_than_will_be_sent_soon() -> N
     assert turns == (streams * 5)[: len(turns)]
 
 
+@pytest.mark.parametrize(("count", "most"), [(2, 1.1), (3, 1.4), (8, 1.3), (16, 1.2)])
+def test_who_fills_large_buffers_has_every_second_turn_of_a_crowd(count: int, most: float) -> None:
+    rig = Rig(LaneParameters(client=True, outbox=64 * MIB, peer_initial_window=64 * MIB))
+    sender = rig.client.core.sender
+    rig.client.core.pending.least_round_trip = 0.001
+    large, *usual = (rig.client.core.open_stream(b"", 0.0) for _ in range(count))
+    for stream in (large, *usual):
+        sender.join_crowd(stream)
+    while usual[0].sent < 8 * MIB:
+        for stream in sender.next_of_crowd():
+            buffer = sender.take_buffer(stream, LARGE_PAYLOAD if stream is large else BUFFER_PAYLOAD)
+            assert buffer is not None
+            buffer.length = len(buffer.payload)
+            sender.send(stream, buffer)
+            sender.join_crowd(stream)
+        rig.client.send_all()
+        rig.client.feed(wire.Ack(sender.retransmit_buffer.next_number).encode())
+    for stream in usual[1:]:
+        assert stream.sent == pytest.approx(usual[0].sent, abs=2 * BUFFER_PAYLOAD)
+    assert 0.9 < large.sent / usual[0].sent < most  # and no twice as much
+
+
 @pytest.mark.parametrize(
     ("credit", "size", "least", "expected"),
     [
