@@ -14,7 +14,7 @@ from itertools import islice
 from qanat.mux import frames as wire
 from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.stream_state import StreamState
-from qanat.mux.window import LEAST_TIME
+from qanat.mux.window import LEAST_TIME, RATE_TIME
 
 ACK_DELAY = 0.020
 """Seconds an ACK may wait for something to ride on."""
@@ -36,9 +36,10 @@ CREDITS_HELD, CREDITS_PART = 16, 4
 """CREDITs that wait for each other at most, to share a record, and the part of the streams in turn that these may be:
 the peer has credit for the others meanwhile.  As many as are in turn, where none of these presses: a stream presses of
 whose window another quarter has come beyond what makes its CREDIT due."""
-CREDITS_RIDING = 64
+CREDITS_RIDING, RIDING_SECONDS = 64, 2 * RATE_TIME
 """Streams in turn that are looked at when a CREDIT is sent: those of which half as much has been consumed as makes one
-due have theirs in the same record, which is early, and never late."""
+due have theirs in the same record, which is early, and never late.  Not for longer than that in turn, since a window is
+measured, and may shrink, when its own is due."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
 
@@ -140,7 +141,7 @@ class PendingControl:
     def credit_can_wait(self) -> bool:
         """Whether what credit is due may wait for that of others, until the ACK that waits already at most.
 
-        So it is with many streams in turn on a short path, where a CREDIT by itself would wake a peer that has enough
+        So it is with streams in turn on a short path, where a CREDIT by itself would wake a peer that has enough
         to send.  Without the lane's lock, by who has added the credit: whatever is sent from then on has it.
         """
         if self._ack_due is None:
@@ -245,7 +246,7 @@ class PendingControl:
         elif (riding or self._credits) and now >= self._clock_due and self.least_round_trip >= PATH_TIME:
             due += self.clock(now)
         if self._credits and self._in_turn and 0.0 < self.least_round_trip < PATH_TIME:
-            self._add_riding_credits()
+            self._add_riding_credits(now)
         self._pressing = False
         while self._credits and len(due) < CREDITS_AT_ONCE:
             stream = self._credits.pop(next(iter(self._credits)))
@@ -256,11 +257,12 @@ class PendingControl:
             self._bytes_since_ack = 0
         return due
 
-    def _add_riding_credits(self) -> None:
+    def _add_riding_credits(self, now: float) -> None:
         """Add the credit of streams in turn that will be due soon, so that it does not cost a record of its own."""
         for number, stream in islice(self._in_turn.items(), CREDITS_RIDING):
             window = stream.window
-            if 2 * (window.consumed + window.allowed - window.granted) >= window.part:
+            soon = 2 * (window.consumed + window.allowed - window.granted) >= window.part
+            if soon and now - window.since < RIDING_SECONDS:
                 self._credits[number] = self._turn[number] = stream
 
     def clock(self, now: float) -> list[bytes]:

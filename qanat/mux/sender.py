@@ -36,7 +36,7 @@ LARGE_CREDIT = 2 * LARGE_PAYLOAD
 takes 100 MB/s (`qanat.mux.window`), so that a small exchange waits 2.5 ms at most for such a record."""
 CROWD_QUEUE = 512 * 1024
 """Bytes in all queues below which the writer has the next streams of a crowd read: as much as will be sent soon.  Where
-their buffers are large it is twice that at most."""
+their buffers are large it is little more than twice that."""
 SMALL_RECORD = 64 * 1024
 """Bytes of small frames that go into one record together."""
 MAX_SMALL = 64 * 1024

@@ -16,7 +16,7 @@ from qanat.mux.frames import Credit, parse_frames
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME
-from qanat.mux.pending_control import PendingControl
+from qanat.mux.pending_control import RIDING_SECONDS, PendingControl
 from qanat.mux.pipe_runner import PipeResult
 from qanat.mux.stream import Stream
 from qanat.mux.stream_state import StreamState
@@ -29,6 +29,7 @@ from tests.support.transports.loopback import socket_pair
 
 STREAMS = 40
 WINDOW = 1024
+NOW = 5.0
 FRAMES = bytes((RecordKind.FRAMES,))
 
 
@@ -211,6 +212,7 @@ def test_credit_that_will_be_due_soon_rides_with_one_that_is() -> None:
     streams = streams_of(2)
     pending, _ = in_turn(streams, 0.001)
     first, second = (stream.window for stream in streams)
+    second.since = NOW  # it has just been measured
 
     def due(*, of_second: int) -> set[int]:
         first.consumed += first.part
@@ -223,12 +225,17 @@ def test_credit_that_will_be_due_soon_rides_with_one_that_is() -> None:
         assert due(of_second=second.part // 2) == both
     assert due(of_second=second.part // 4) == {streams[0].id}, "that is not soon"
     pending.add_credit(streams[1])
-    assert due(of_second=second.part) == both
+    assert streams[1].id in credited(pending)
+    second.since = NOW - 2 * RIDING_SECONDS
+    assert due(of_second=second.part) == {streams[0].id}, "it has to be measured again"
+    second.since = NOW
+    pending.add_credit(streams[1])
+    assert streams[1].id in credited(pending)
     pending.drop_credit(streams[1])
     assert due(of_second=second.part) == {streams[0].id}, "nothing more comes on the other"
 
 
 def credited(pending: PendingControl) -> set[int]:
     """The streams for which CREDIT is sent now."""
-    frames = parse_frames(memoryview(b"".join(pending.frames(5.0, riding=True))))
+    frames = parse_frames(memoryview(b"".join(pending.frames(NOW, riding=True))))
     return {frame.stream for frame in frames if isinstance(frame, Credit)}
