@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -42,6 +43,9 @@ MAX_UNUSUAL_UNAUTHENTICATED = 64
 
 FIRST_NUDGE, LAST_NUDGE = 0.1, 1.0
 """Seconds between two pings while a client waits for the peer's first bytes: doubled each time."""
+
+PONG_PAUSES = (0.0, 0.001, 0.01)
+"""Seconds before each try to answer a ping in a handshake: whoever sends on a shared connection is done by then."""
 
 UNUSUAL_AT_ONCE = 64
 """The same, that one `recv_within` which must not block looks at: a peer that pings without end must not keep it."""
@@ -320,10 +324,14 @@ class WebSocketPipe(Pipe):
     def _answer_ping(self, pong: bytes) -> None:
         """Have the writer answer.
 
-        In a handshake nobody writes yet, and who asks may wait for it: then answer at once, if that is possible.
+        In a handshake nobody writes yet, and who asks may wait for it: then answer here, if that is possible.  The
+        handshake's own thread reads, so it may wait for a moment.
         """
-        if self._unusual_left is not None and self._try_to_send(pong):
-            return
+        if self._unusual_left is not None:
+            for pause in PONG_PAUSES:
+                time.sleep(pause)
+                if self._try_to_send(pong):
+                    return
         with self._pong_lock:
             self._pending_pong = pong
             wakeup = self._wakeup

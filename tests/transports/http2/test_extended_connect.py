@@ -27,6 +27,7 @@ from qanat.transports.http2.byte_inbox import ByteInbox
 from qanat.transports.http2.limits import UNAUTHENTICATED_WINDOW
 from qanat.transports.pipe import MAX_UNAUTHENTICATED, Pipe
 from qanat.transports.websocket.frames import Opcode
+from qanat.transports.websocket.pipe import WebSocketPipe
 from tests.support.background import DEADLINE, Background
 from tests.support.transports.http2_loopback import RawHttp2, TestServer, client_pipe, raw_client
 from tests.support.transports.loopback import encode_frame, listen, send_bytes, slow_mask
@@ -129,6 +130,27 @@ def test_a_stranger_sends_no_more_than_a_handshake_needs(server: tuple[Pipe, Raw
 
 def test_in_a_handshake_a_ping_is_answered_though_nobody_writes(server: tuple[Pipe, RawHttp2, int]) -> None:
     pipe, peer, stream_id = server
+    pipe.set_unauthenticated(True)
+    receiving = Background(pipe.recv)
+    send(peer, stream_id, encode_frame(Opcode.PING, b"are you", mask=KEY))
+    assert read_bytes(peer, stream_id, 9) == b"\x8a\x07are you"
+    send(peer, stream_id, encode_frame(Opcode.BINARY, b"yes", mask=KEY))
+    assert receiving.result() == b"yes"
+
+
+def test_in_a_handshake_a_ping_is_answered_though_another_stream_is_sending(
+    server: tuple[Pipe, RawHttp2, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, peer, stream_id = server
+    assert isinstance(pipe, WebSocketPipe)
+    tried: list[bytes] = []
+    try_to_send = pipe._try_to_send
+
+    def not_at_first(frame: bytes) -> bool:
+        tried.append(frame)
+        return len(tried) > 1 and try_to_send(frame)
+
+    monkeypatch.setattr(pipe, "_try_to_send", not_at_first)
     pipe.set_unauthenticated(True)
     receiving = Background(pipe.recv)
     send(peer, stream_id, encode_frame(Opcode.PING, b"are you", mask=KEY))
