@@ -110,9 +110,10 @@ def test_a_stream_that_is_kicked_is_reset_and_another_one_is_not(tunnel: Tunnel,
         ours = f"127.0.0.1:{application.getsockname()[1]}"
         streams = status(tunnel)["sessions"][0]["streams"]
         (wanted,) = (stream["id"] for stream in streams if stream["from"] == ours)
-        name, _, number = wanted.split("/")
-        done = run(tunnel, "kick", f"{name} {number}")  # as the logs write it
-        assert (done.returncode, done.stdout) == (0, "ended 1 stream\n")
+        name, lane, number = wanted.split("/")
+        as_in_logs = f"{name} {number}" if lane == "0" else f"{name}/{lane} {number}"
+        done = run(tunnel, "kick", as_in_logs)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ended 1 stream\n", "")
         with pytest.raises(ConnectionResetError):
             application.recv(1)
         other.sendall(b"z")
