@@ -129,10 +129,9 @@ class PendingControl:
         """Have the stream's present credit sent, and a PING with it where it is in doubt whether the path is short."""
         if self.least_round_trip >= LEAST_TIME:
             self._ask_again()
-        number, window = stream.id, stream.window
+        number = stream.id
         self._credits[number] = stream
-        if window.granted - window.received < window.allowed - window.part - window.allowed // 4:
-            self._pressing = True
+        self._pressing = self._pressing or stream.window.pressing
         if number in self._turn:
             self._in_turn, self._turn = self._turn, {}
         self._turn[number] = stream
@@ -260,9 +259,7 @@ class PendingControl:
     def _add_riding_credits(self, now: float) -> None:
         """Add the credit of streams in turn that will be due soon, so that it does not cost a record of its own."""
         for number, stream in islice(self._in_turn.items(), CREDITS_RIDING):
-            window = stream.window
-            soon = 2 * (window.consumed + window.allowed - window.granted) >= window.part
-            if soon and now - window.since < RIDING_SECONDS:
+            if stream.window.soon_due and now - stream.window.since < RIDING_SECONDS:
                 self._credits[number] = self._turn[number] = stream
 
     def clock(self, now: float) -> list[bytes]:

@@ -459,12 +459,9 @@ class PipeRunner:
             if record is None:
                 return self._pipe.flooded
             kind, content = record
-            if kind is _FRAMES:
-                self._receive(content)
-            else:
-                self._found = self._take(kind, content)
-                if self._found is not None:
-                    return True
+            self._found = self._take(kind, content)
+            if self._found is not None:
+                return True
             size += len(content)
             if size > BUSY_READ:
                 return True

@@ -150,9 +150,7 @@ class Sender:
 
     def join_crowd(self, stream: StreamState) -> None:
         """Have the writer read the stream's socket when it is its turn; idempotent, and nothing without credit."""
-        if stream in self.crowd or self._closing or stream.queued_bytes >= STREAM_QUEUE:
-            return
-        if stream.send_limit > stream.promised:
+        if stream not in self.crowd and self.sendable_to_crowd(stream) > 0:
             self.crowd[stream] = None
             self._wakeups.work = True
 

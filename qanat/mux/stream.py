@@ -570,7 +570,7 @@ class Stream:
         if state.failure is not None:
             code, text = state.failure
             raise StreamReset(text or reason_name(code), code=code)
-        if state.phase is CLOSED and not state.fin_received:
+        if self._is_over_locked():
             raise StreamReset("the stream is over", code=Reason.CANCELED)
 
     def _wait_readable_locked(self, seconds: float | None) -> bool:

@@ -162,6 +162,16 @@ class ReceiveWindow:
     def _by_quarters(self, least_round_trip: float) -> bool:
         return least_round_trip >= HALVES_TIME or (not least_round_trip and self.allowed >= LARGE)
 
+    @property
+    def soon_due(self) -> bool:
+        """Whether half as much has been consumed as makes a CREDIT due."""
+        return 2 * (self.consumed + self.allowed - self.granted) >= self.part
+
+    @property
+    def pressing(self) -> bool:
+        """Whether another quarter of the window has come beyond what makes a CREDIT due: the peer may soon stop."""
+        return self.granted - self.received < self.allowed - self.part - self.allowed // 4
+
     def grant(self) -> int:
         """Return the absolute offset to put into a CREDIT sent now.  It never goes back."""
         self.granted = max(self.granted, self.consumed + self.allowed)

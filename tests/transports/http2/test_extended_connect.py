@@ -128,14 +128,19 @@ def test_a_stranger_sends_no_more_than_a_handshake_needs(server: tuple[Pipe, Raw
     assert read_bytes(peer, stream_id, 4)[2:] == struct.pack("!H", 1009)
 
 
-def test_in_a_handshake_a_ping_is_answered_though_nobody_writes(server: tuple[Pipe, RawHttp2, int]) -> None:
-    pipe, peer, stream_id = server
+def expect_pong_in_a_handshake(pipe: Pipe, peer: RawHttp2, stream_id: int) -> None:
+    """Ping a pipe on which nobody writes yet, wait for the answer, and go on."""
     pipe.set_unauthenticated(True)
     receiving = Background(pipe.recv)
     send(peer, stream_id, encode_frame(Opcode.PING, b"are you", mask=KEY))
     assert read_bytes(peer, stream_id, 9) == b"\x8a\x07are you"
     send(peer, stream_id, encode_frame(Opcode.BINARY, b"yes", mask=KEY))
     assert receiving.result() == b"yes"
+
+
+def test_in_a_handshake_a_ping_is_answered_though_nobody_writes(server: tuple[Pipe, RawHttp2, int]) -> None:
+    pipe, peer, stream_id = server
+    expect_pong_in_a_handshake(pipe, peer, stream_id)
 
 
 def test_in_a_handshake_a_ping_is_answered_though_another_stream_is_sending(
@@ -151,12 +156,7 @@ def test_in_a_handshake_a_ping_is_answered_though_another_stream_is_sending(
         return len(tried) > 1 and try_to_send(frame)
 
     monkeypatch.setattr(pipe, "_try_to_send", not_at_first)
-    pipe.set_unauthenticated(True)
-    receiving = Background(pipe.recv)
-    send(peer, stream_id, encode_frame(Opcode.PING, b"are you", mask=KEY))
-    assert read_bytes(peer, stream_id, 9) == b"\x8a\x07are you"
-    send(peer, stream_id, encode_frame(Opcode.BINARY, b"yes", mask=KEY))
-    assert receiving.result() == b"yes"
+    expect_pong_in_a_handshake(pipe, peer, stream_id)
 
 
 def test_the_end_of_the_stream_ends_the_pipe(server: tuple[Pipe, RawHttp2, int]) -> None:
