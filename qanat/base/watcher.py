@@ -140,6 +140,8 @@ class Watcher:
         self._late: deque[Callable[[], None]] = deque()
         """What is called once the present round is over and flushed.  The thread's own."""
         self._ident: int | None = None
+        self.alone = False
+        """Whether the callback that runs is the only one of its round, so that nothing else will be flushed after it."""
         self._chores: dict[Chore, None] = {}  # used as an ordered set
         self._tick = self.timer(self._do_chores)
         self.stirred = False
@@ -335,6 +337,7 @@ class Watcher:
             found = wait(None if due == never else pause if pause > 0.0 else 0.0, ROUND)
             self._busy_since = now = monotonic()
             self._wakes_at = -never  # The heap is looked at again before the next wait.
+            self.alone = len(found) == 1
             for fd, _ in found:
                 callback = ready.get(fd)
                 if callback is None:  # taken away since, or a wake-up

@@ -275,6 +275,8 @@ class Pump:
             if up is not None and len(data or b"") < most:
                 up.give_back(most - len(data or b""))
             if data:
+                if self._watcher.alone and len(data) < SMALL_READ and stream.send_alone(data):
+                    return None
                 stream.queue(data)
                 if len(data) >= SMALL_READ and (up is None or up.plenty):
                     self._begin_bulk()

@@ -118,6 +118,11 @@ class Lane:
         if runner is not None:
             runner.send_now()
 
+    def send_alone(self, stream: StreamState, payload: bytes) -> bool:
+        """Send `payload` of `stream` now, if nothing else waits and that does not block; whether it was sent."""
+        runner = self._runner
+        return runner is not None and runner.send_alone(stream, payload)
+
     def flush_bulk(self) -> None:
         """Do as `flush`, for bulk too.  By a thread of a stream that has nothing else to do meanwhile."""
         runner = self._runner

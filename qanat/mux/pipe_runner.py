@@ -36,6 +36,7 @@ from qanat.mux.pacer import UNBOUNDED
 from qanat.mux.parameters import Event
 from qanat.mux.pending_control import ACK_DELAY
 from qanat.mux.stream import Calls, LaneOfStream, Stream
+from qanat.mux.stream_state import StreamState
 from qanat.mux.trace import describe_frames
 from qanat.transports.readiness import Readiness
 
@@ -267,33 +268,55 @@ class PipeRunner:
                         self.wake_locked()
                     break
                 self._inline, self._missed = True, False
-            again = False
-            try:
-                again = self._send_one_now(record)
-            finally:
-                with self._lock:
-                    self._inline = False
-                    calls = lane.wake_locked(sending=True)  # now: the peer waits for the record
-                    if not again:
-                        self._flush_due = True
-                    again = again and (self._missed or not sender.idle)
-                    if self._flush_due or self._alone:  # there is something that only the writer does, or has to know
-                        self._settled.notify_all()
-                        self._wake_writer_locked()
-                        again = False
-                    elif self._waits_for_inline:
-                        self._work.notify()  # or it would never look what is due later, nor give its thread back
-                    elif sender.crowd and not again:
-                        self._wake_writer_locked()  # who joined meanwhile has told us alone
-            if calls:
-                lane.call(calls)
-            if not again:
+            if not self._send_begun(record):
                 return
         else:
             with self._lock:
                 self.wake_locked()
             return
         lane.call(calls)
+
+    def send_alone(self, stream: StreamState, payload: bytes) -> bool:
+        """Send `payload` at once in the calling thread, if nothing else waits and nothing blocks; else do nothing.
+
+        Returns which.  Without the lane's lock; otherwise as `send_now`.
+        """
+        with self._lock:
+            busy = self._sending or self._inline or self._flush_due or self._alone
+            if busy or not self._sealed.can_send_now(MAX_PLAINTEXT):
+                return False
+            record = self._sender.record_alone(stream, payload, self._lane.clock())
+            if record is None:
+                return False
+            self._inline, self._missed = True, False
+        if self._send_begun(record):
+            self.send_now()
+        return True
+
+    def _send_begun(self, record: memoryview) -> bool:
+        """Send the record for which this thread is `_inline`; return whether more waits that it may send."""
+        lane = self._lane
+        again = False
+        try:
+            again = self._send_one_now(record)
+        finally:
+            with self._lock:
+                self._inline = False
+                calls = lane.wake_locked(sending=True)  # now: the peer waits for the record
+                if not again:
+                    self._flush_due = True
+                again = again and (self._missed or not self._sender.idle)
+                if self._flush_due or self._alone:  # there is something that only the writer does, or has to know
+                    self._settled.notify_all()
+                    self._wake_writer_locked()
+                    again = False
+                elif self._waits_for_inline:
+                    self._work.notify()  # or it would never look what is due later, nor give its thread back
+                elif self._sender.crowd and not again:
+                    self._wake_writer_locked()  # who joined meanwhile has told us alone
+        if calls:
+            lane.call(calls)
+        return again
 
     def _unsent_locked(self) -> int:
         """Return what the kernel has yet to send; it is asked only while bulk has a pace, which alone heeds that."""

@@ -203,6 +203,38 @@ class Sender:
         stream.promised += size
         self.queued_bytes += size
 
+    def record_alone(self, stream: StreamState, payload: bytes, now: float) -> memoryview | None:
+        """Return what `send` and then `next_record` would, where nothing else waits; else None, with nothing done.
+
+        Most small payload comes so: one keystroke, one answer.  It has nobody to take turns with.
+        """
+        kept, size = self.retransmit_buffer, len(payload)
+        if (
+            self.queued_bytes
+            or self._control
+            or self._replay
+            or self.datagrams.charged
+            or not 0 < size <= stream.send_limit - stream.promised
+            or size > MAX_SMALL
+            or stream.phase is not OPEN
+            or kept.charged >= kept.limit
+            or self._late_ack > kept.first
+            or self.pacer.record != UNBOUNDED
+            or not (self.attached and self._resumable)
+            or self._closing
+        ):
+            return None
+        stream.promised += size
+        stream.sent += size
+        self.payload_sent += size
+        if self._pending.least_round_trip >= PATH_TIME:
+            self.pacer.sent(self._sent + 1, size, now)
+        head = wire.data_header(stream.id, size) + payload
+        riding = self._pending.frames(now, riding=True)
+        kept.keep(Entry(head))
+        self._sent += 1
+        return memoryview(b"".join((_KIND, *riding, head)))
+
     def send_datagram(self, stream: StreamState, payload: bytes, now: float) -> None:
         """Queue a datagram of at most MAX_DATAGRAM bytes; drop it where no pipe takes it, or the stream is over."""
         if self.attached and not self._closing and stream.phase is not CLOSED:

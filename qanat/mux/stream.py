@@ -74,6 +74,9 @@ class LaneOfStream(Protocol):
     def flush(self) -> None:
         """Send what is queued now if that can be done without blocking; otherwise the pipe's writer does."""
 
+    def send_alone(self, stream: StreamState, payload: bytes) -> bool:
+        """Send small payload of `stream` now, if nothing else waits and that does not block; whether it was sent."""
+
     def flush_bulk(self) -> None:
         """Do as `flush`, for bulk too.  By a thread of a stream that has nothing else to do meanwhile."""
 
@@ -255,6 +258,13 @@ class Stream:
         """
         with self._lock:
             self._sender.send(self._state, data)
+
+    def send_alone(self, data: bytes) -> bool:
+        """Send now what `queue` would leave to a flush, where nothing else waits on the lane and that does not block.
+
+        False where it was not sent, and has to be queued.  Raises nothing.
+        """
+        return self._lane.send_alone(self._state, data)
 
     def queue_finish(self) -> None:
         """Half-close when the lane is flushed; otherwise as `finish`.  Does not block."""
