@@ -7,6 +7,7 @@ come when is the table below (docs/PROTOCOL.md §2).  `exchange.SealedPipe` owns
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Final, NoReturn
@@ -120,7 +121,7 @@ class Sealer(_Direction):
         self._last_byte, self._last_record = max_bytes - 1, max_records - 1  # which a KEY_UPDATE needs
         self._max_seconds = max_seconds
         self._bytes = 0
-        self._first_at = 0.0
+        self._until = math.inf  # the end of the key's hour
 
     def update_due(self, size: int) -> bool:
         """Whether a KEY_UPDATE must go before a record whose plaintext has `size` bytes.
@@ -128,13 +129,9 @@ class Sealer(_Direction):
         Room for the KEY_UPDATE itself is kept.  A key that has sealed nothing is never changed, and
         its hour begins with its first record: the receiver refuses a KEY_UPDATE that comes first.
         """
-        if self._counter == 0 or self._phase is not _RUNNING:
+        if self._bytes + size <= self._last_byte and self._counter < self._last_record and self._clock() < self._until:
             return False
-        return (
-            self._counter >= self._last_record
-            or self._bytes + size > self._last_byte
-            or self._clock() - self._first_at >= self._max_seconds
-        )
+        return self._counter > 0 and self._phase is _RUNNING
 
     def seal_into(self, plaintext: memoryview | bytes, out: memoryview) -> int:
         """Write the record of `plaintext`, which begins with its kind, to the front of `out`; return its size.
@@ -158,12 +155,12 @@ class Sealer(_Direction):
         if full and (counter >= self._max_records or not (updates or counter == 0 or self._phase is not _RUNNING)):
             raise LocalError("this key is used up: a KEY_UPDATE must come first")
         if counter == 0:
-            self._first_at = self._clock()
+            self._until = self._clock() + self._max_seconds
         written = self._cipher.encrypt_into(self._nonce(), plaintext, None, out[: size + TAG_SIZE])
         self._counter, self._bytes, self._phase = counter + 1, sealed, phase
         if updates:
             self._update()
-            self._bytes = 0
+            self._bytes, self._until = 0, math.inf
         return written
 
 

@@ -296,9 +296,17 @@ class PipeRunner:
     def _send_begun(self, record: memoryview) -> bool:
         """Send the record for which this thread is `_inline`; return whether more waits that it may send."""
         lane = self._lane
-        again = False
+        again = False  # when something is left for the writer to flush, or the pipe failed
         try:
-            again = self._send_one_now(record)
+            if frame_log.isEnabledFor(logging.DEBUG):
+                self._trace(">", record[1:])
+            again = self._sealed.send_record_now(record)
+        except TransportError as error:
+            log.debug("%s: writing ended: %s", lane.name, error)
+        except BaseException as error:
+            # As in the writer: a pipe that has used a nonce for nothing must not live on.
+            self._sealed.close(f"sending failed: {error}")
+            raise
         finally:
             with self._lock:
                 self._inline = False
@@ -321,20 +329,6 @@ class PipeRunner:
     def _unsent_locked(self) -> int:
         """Return what the kernel has yet to send; it is asked only while bulk has a pace, which alone heeds that."""
         return 0 if self._sender.pacer.record == UNBOUNDED else self._pipe.unsent
-
-    def _send_one_now(self, record: memoryview) -> bool:
-        """Seal and send without blocking; False when something is left for the writer to flush, or the pipe failed."""
-        if frame_log.isEnabledFor(logging.DEBUG):
-            self._trace(">", record[1:])
-        try:
-            return self._sealed.send_record_now(record)
-        except TransportError as error:
-            log.debug("%s: writing ended: %s", self._lane.name, error)
-            return False
-        except BaseException as error:
-            # As in the writer: a pipe that has used a nonce for nothing must not live on.
-            self._sealed.close(f"sending failed: {error}")
-            raise
 
     def pause_locked(self) -> None:
         """Have the writer begin no further record, unless it has to close."""
@@ -482,9 +476,12 @@ class PipeRunner:
             if record is None:
                 return self._pipe.flooded
             kind, content = record
-            self._found = self._take(kind, content)
-            if self._found is not None:
-                return True
+            if kind is _FRAMES:
+                self._receive(content)
+            else:
+                self._found = self._take(kind, content)
+                if self._found is not None:
+                    return True
             size += len(content)
             if size > BUSY_READ:
                 return True

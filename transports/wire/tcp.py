@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import socket
 import struct
 import sys
@@ -67,7 +68,8 @@ class TcpWire(Wire):
         self._accepted = 0  # bytes that the kernel has taken; this and the rest are the writer's
         self._left = b""  # what `send_now` took and the kernel did not
         self._through: int | None = None  # how many of them had come through at the last look
-        self._looked_at = self._moved_at = 0.0
+        self._look_at = math.inf  # when to look next whether bytes come through
+        self._moved_at = 0.0
 
     def recv_into(self, buffer: memoryview) -> int:
         """See `Wire.recv_into`."""
@@ -141,8 +143,8 @@ class TcpWire(Wire):
             with self._lock:  # Not for long enough to count as a user.
                 if self._closed:
                     raise TransportError(_CLOSED_HERE)
-                if self._write_timeout is not None:
-                    self._look(self._write_timeout, blocked=False)
+                if time.monotonic() >= self._look_at:
+                    self._look(blocked=False)
                 try:
                     count = self._sock.send(data, _DONT_WAIT)
                 except BlockingIOError:
@@ -171,8 +173,8 @@ class TcpWire(Wire):
         """As `sendall`, which does not tell how far it came when the time is up."""
         blocked = False
         while True:
-            if self._write_timeout is not None:
-                self._look(self._write_timeout, blocked)
+            if time.monotonic() >= self._look_at:
+                self._look(blocked)
             try:
                 count = self._sock.send(rest)
             except BlockingIOError:
@@ -186,16 +188,16 @@ class TcpWire(Wire):
             rest = rest[count:]
             blocked = True
 
-    def _look(self, timeout: float, blocked: bool) -> None:
+    def _look(self, blocked: bool) -> None:
         """Raise TimeoutError when no byte has come through for `timeout` seconds.
 
         What the kernel takes from us would not do as a measure: it sleeps on until there is a large piece of room, and
         takes many small writes for a path that is dead.
         """
-        now = time.monotonic()
-        if now - self._looked_at < timeout / _LOOKS / 2:
+        timeout, now = self._write_timeout, time.monotonic()
+        if timeout is None:  # meanwhile
             return
-        self._looked_at = now
+        self._look_at = now + timeout / _LOOKS / 2
         waiting = _unacknowledged(self._sock)
         through = self._accepted - (waiting or 0)
         if through != self._through or not (blocked if waiting is None else waiting):
@@ -238,6 +240,7 @@ class TcpWire(Wire):
                 kernel = 0 if seconds is None else round(_USER_TIMEOUTS * seconds * 1000)
                 self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, kernel)
             self._through, self._write_timeout = None, seconds
+            self._look_at = math.inf if seconds is None else 0.0
         except OSError as error:
             raise self._failure("setting the write timeout failed", error) from error
         finally:
