@@ -141,7 +141,7 @@ class Watcher:
         """What is called once the present round is over and flushed.  The thread's own."""
         self._ident: int | None = None
         self.alone = False
-        """Whether the callback that runs is the only one of its round, so that nothing else will be flushed after it."""
+        """Whether the callback that runs is its round's only one, so that nothing will come to be flushed with it."""
         self._chores: dict[Chore, None] = {}  # used as an ordered set
         self._tick = self.timer(self._do_chores)
         self.stirred = False

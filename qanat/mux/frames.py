@@ -72,7 +72,7 @@ _VALUE = struct.Struct("!BQ")
 
 DATA_HEADER_SIZE = _DATA_HEADER.size
 DATAGRAM_HEADER_SIZE = _OPEN_HEADER.size
-CLOCK_SIZE = _VALUE.size
+ACK_SIZE = CLOCK_SIZE = _VALUE.size
 
 DATA = int(FrameType.DATA)
 """As a plain number: comparing with a member of an enumeration costs as much as all the rest of the comparison."""

@@ -409,6 +409,10 @@ class Lane:
             for event in events
         ]
 
+    def stream_locked(self, state: StreamState) -> Stream:
+        """Return the face of a stream that is open."""
+        return self._streams[state.id]
+
     def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
         """Take what the reader hands on itself, by stream; the others' readers are woken later."""
         wakeups, streams = self._wakeups, self._streams

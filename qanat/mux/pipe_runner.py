@@ -88,6 +88,9 @@ class LaneOfPipe(LaneOfStream, Protocol):
     def callbacks_locked(self, events: list[Event]) -> list[Callable[[], None]]:
         """Return what has to be called for these events once the lock is released; it may raise ProtocolError."""
 
+    def stream_locked(self, state: StreamState) -> Stream:
+        """Return the face of a stream that is open."""
+
     def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
         """Take what the reader hands on itself, by stream; the others' readers are woken later."""
 
@@ -268,7 +271,7 @@ class PipeRunner:
                         self.wake_locked()
                     break
                 self._inline, self._missed = True, False
-            if not self._send_begun(record):
+            if not self._send_one_now(record):
                 return
         else:
             with self._lock:
@@ -289,11 +292,11 @@ class PipeRunner:
             if record is None:
                 return False
             self._inline, self._missed = True, False
-        if self._send_begun(record):
+        if self._send_one_now(record):
             self.send_now()
         return True
 
-    def _send_begun(self, record: memoryview) -> bool:
+    def _send_one_now(self, record: memoryview) -> bool:
         """Send the record for which this thread is `_inline`; return whether more waits that it may send."""
         lane = self._lane
         again = False  # when something is left for the writer to flush, or the pipe failed
@@ -507,9 +510,37 @@ class PipeRunner:
         raise ProtocolError(f"a {kind.name} record in the middle of a session")
 
     def _receive(self, content: memoryview) -> None:
-        """Take the frames of one record, and act on them: wake threads, hand on what is small, send what is due."""
+        """Take the frames of one record, and act on them: wake threads, hand on what is small, send what is due.
+
+        Most records have payload for one stream alone, which is handed on without further ado.
+        """
         if frame_log.isEnabledFor(logging.DEBUG):
             self._trace("<", content)
+        lane, wakeups = self._lane, self._wakeups
+        with self._lock:
+            if self._close_next is not None:
+                return  # The next pipe goes on where this one was when it had to yield.
+            now = lane.clock()
+            alone = self._receiver.receive_alone(content, now)
+            if alone is not None:
+                state, payload = alone
+                stream = lane.stream_locked(state)
+                due, wakeups.work = wakeups.work or self._close_when_idle is not None, False
+                calls = lane.wake_locked(sending=True) if wakeups.room else None
+                if wakeups.timer:
+                    wakeups.timer = False
+                    self._timer_locked(now)
+        if alone is None:
+            self._receive_frames(content)
+            return
+        due = (stream.deliver(payload) and not self._pending.credit_can_wait) or due
+        if calls:
+            lane.call(calls)
+        if due or self._held:
+            self._send_or_hold()
+
+    def _receive_frames(self, content: memoryview) -> None:
+        """Do so for a record with more, or with payload that the stream's own thread hands on."""
         lane, wakeups = self._lane, self._wakeups
         calls: Calls = []
         deliveries: list[tuple[Stream, memoryview | None]] = []

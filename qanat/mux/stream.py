@@ -116,8 +116,6 @@ class Stream:
     _when_accepted: Callable[[], None] | None = None
     _sink: Sink | None = None
     _take_datagram: Callable[[bytes], None] | None = None
-    _direct: bool = False  # the lane's reader delivers
-    _delivering: bool = False  # it is doing so
 
     def __init__(self, lane: LaneOfStream, state: StreamState) -> None:
         self._lane = lane
@@ -390,7 +388,7 @@ class Stream:
                     return None
                 self._raise_if_over_locked()
                 if quiet:  # Looked at again since: what came as the time was up would have nobody to take it.
-                    self._direct = True
+                    self._state.direct = True
                     raise Idle
                 quiet = not self._wait_readable_locked(seconds if self._sink is not None else None)
 
@@ -403,11 +401,11 @@ class Stream:
         """Call `on_failure` and `deliver_to`, for a stream that begins; does not block."""
         with self._lock:
             state = self._state
-            self._on_failure, self._sink, self._direct = on_failure, sink, True
+            self._on_failure, self._sink, state.direct = on_failure, sink, True
             failed = state.failure is not None
             if not (failed or state.inbox or state.fin_received or state.phase is CLOSED):
                 return
-            self._delivering = True
+            state.delivering = True
             payload = self._receiver.take(state)
         if failed:
             self.fail()
@@ -418,7 +416,7 @@ class Stream:
         """Have the lane's reader deliver to `sink` from now on, and deliver what has come.  Does not block."""
         with self._lock:
             self._sink = sink
-            self._direct = self._delivering = True
+            self._state.direct = self._state.delivering = True
             payload = self._receiver.take(self._state)
         if self.deliver(payload):
             self._lane.flush()
@@ -443,14 +441,14 @@ class Stream:
                 if sent < size and not over:
                     assert payload is not None
                     receiver.put_back(state, payload[sent:])
-                    self._direct = self._delivering = False
+                    state.direct = state.delivering = False
                     break
                 payload = receiver.take(state) if state.inbox and sent == size else None
                 if payload is None:
-                    self._delivering = False
+                    state.delivering = False
                     if not (over or state.fin_received):
                         return due
-                    self._direct = False
+                    state.direct = False
                     break
         if state.failure is None and state.inbox:
             sink.backlog()
@@ -466,9 +464,10 @@ class Stream:
         Does not block.  For the failure callback.
         """
         with self._lock:
-            stopped = self._direct and not self._delivering
+            state = self._state
+            stopped = state.direct and not state.delivering
             if stopped:
-                self._direct = False
+                state.direct = False
             return stopped
 
     def consumed(self, count: int) -> None:
@@ -553,6 +552,7 @@ class Stream:
                 self._core.reset(self._state, Reason.CANCELED, "")
             self._core.streams.release(self._state)
             calls = self._lane.wake_locked(sending=True)
+            self._state.direct = False
             # Whatever holds the stream is held by these.
             self._sink = self._on_failure = self._when_writable = self._when_accepted = self._take_datagram = None
         if calls:
@@ -597,8 +597,9 @@ class Stream:
 
     def delivers_locked(self) -> bool:
         """Return whether the caller, the lane's reader, is to `deliver`; nobody else does until it has."""
-        if self._direct and not self._delivering:
-            self._delivering = True
+        state = self._state
+        if state.direct and not state.delivering:
+            state.delivering = True
             return True
         return False
 

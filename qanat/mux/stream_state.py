@@ -67,7 +67,8 @@ class StreamState:
 
     `queue` holds payload that waits, unnumbered, for the scheduler; `inbox` holds payload that waits
     for its reader.  `sent` counts bytes numbered so far, `promised` also those that still wait.
-    `writer_waits` is `qanat.mux.stream`'s to say: whether anybody has to hear that there may be room.
+    `writer_waits` is `qanat.mux.stream`'s to say: whether anybody has to hear that there may be room; so are `direct`,
+    whether the lane's reader hands payload on itself, and `delivering`, whether somebody does so right now.
     """
 
     __slots__ = (
@@ -75,6 +76,8 @@ class StreamState:
         "datagram_bytes_received",
         "datagram_bytes_sent",
         "deficit",
+        "delivering",
+        "direct",
         "failure",
         "fin_due",
         "fin_received",
@@ -121,6 +124,7 @@ class StreamState:
         self.released = False
         self.takes_datagrams = False
         self.writer_waits = False
+        self.direct = self.delivering = False
         self.turn_spent = False  # in a crowd: it has queued what others take two turns for
         self.datagram_bytes_received = 0
         self.datagram_bytes_sent = 0

@@ -108,8 +108,13 @@ class TwoLanes(RuleBasedStateMachine):
         found = [(both, each) for both in self.streams for each in both.directions if self._known(each, both)]
         return found[pick % len(found)] if found else None
 
-    @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600, 3000, 64 * KIB, 128 * KIB)), small=st.booleans())
-    def write(self, pick: int, size: int, small: bool) -> None:
+    @rule(
+        pick=NUMBERS,
+        size=st.sampled_from((1, 5, 600, 3000, 64 * KIB, 128 * KIB)),
+        small=st.booleans(),
+        alone=st.booleans(),
+    )
+    def write(self, pick: int, size: int, small: bool, alone: bool = False) -> None:
         chosen = self._direction(pick)
         if chosen is None or chosen[1].finished or chosen[1].sending.phase is StreamPhase.CLOSED:
             return
@@ -120,10 +125,24 @@ class TwoLanes(RuleBasedStateMachine):
             return
         if small:
             data = data[: 16 * KIB]
-            direction.writer.core.sender.send(direction.sending, data)
+            if not (alone and direction.writer.send_alone(direction.sending, data, self.now)):
+                direction.writer.core.sender.send(direction.sending, data)
         else:
             data = data[: direction.writer.write_buffer(direction.sending, data)]
         direction.written += data
+
+    @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600)), lost=st.booleans())
+    def type_a_key(self, pick: int, size: int, lost: bool) -> None:
+        """Send a little when all is quiet, and perhaps lose it."""
+        self.rig.settle(self.now)
+        self._meet()
+        self.deliver_directly(pick, True)
+        self.write(pick, size, True, alone=True)
+        for peer in self.rig.ends:
+            while peer.wire and not lost:
+                self.rig.deliver(peer, self.now)
+        if lost:
+            self.rig.cut(self.now)
 
     @rule(pick=NUMBERS)
     def finish(self, pick: int) -> None:
@@ -146,6 +165,12 @@ class TwoLanes(RuleBasedStateMachine):
             both = chosen[0]
             both.accepted = True
             both.there.reader.core.accept(both.there.receiving, "there")
+
+    @rule(pick=NUMBERS, direct=st.booleans())
+    def deliver_directly(self, pick: int, direct: bool) -> None:
+        chosen = self._direction(pick)
+        if chosen is not None and chosen[1].receiving is not None:
+            chosen[1].receiving.direct = direct
 
     @rule(pick=NUMBERS)
     def read_some(self, pick: int) -> None:

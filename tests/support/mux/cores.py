@@ -43,6 +43,25 @@ class Peer:
         while self.send(now):
             pass
 
+    def send_alone(self, stream: StreamState, data: bytes, now: float = 0.0) -> bool:
+        """Put a record of `data` on the wire as an idle lane does; False when that has to be queued."""
+        record = self.core.sender.record_alone(stream, data, now)
+        if record is not None:
+            self.wire.append(bytes(record[1:]))
+        return record is not None
+
+    def take_alone(self, record: bytes, now: float = 0.0) -> bool:
+        """Receive a record whose payload a lane's reader hands on itself; False when it is another.
+
+        The reader's socket takes nothing, so the payload goes to the inbox after all.
+        """
+        alone = self.core.receiver.receive_alone(memoryview(record), now)
+        if alone is not None:
+            stream, payload = alone
+            self.core.receiver.put_back(stream, payload)
+            stream.delivering = False
+        return alone is not None
+
     def feed(self, *frames: bytes, now: float = 0.0) -> list[Event]:
         """Receive a record of `frames`, whoever made them."""
         events = self.core.receiver.receive(memoryview(b"".join(frames)), now)
@@ -112,7 +131,9 @@ class Rig:
 
     def deliver(self, peer: Peer, now: float = 0.0) -> None:
         """Hand the oldest record that `peer` sent to the other end."""
-        self.other(peer).feed(peer.wire.popleft(), now=now)
+        other, record = self.other(peer), peer.wire.popleft()
+        if not other.take_alone(record, now):
+            other.feed(record, now=now)
 
     def settle(self, now: float = 0.0) -> None:
         """Send and deliver until both ends have nothing to say."""
