@@ -243,12 +243,20 @@ class Pump:
 
     def _ready(self) -> Flushable | None:
         """Read once and queue it; by the watcher, whose only call for this socket this is."""
-        stream = self._stream
         try:
-            if self._pulled:
-                self._unwatch()
-                stream.when_pulled(self._pull)
-                return None
+            return self._read_now()
+        except Exception:
+            self._unwatch()
+            self._faulty("uplink")
+            return None
+
+    def _read_now(self) -> Flushable | None:
+        stream = self._stream
+        if self._pulled:
+            self._unwatch()
+            stream.when_pulled(self._pull)
+            return None
+        try:
             room = stream.room()
             if not room:
                 # First remove: the callback may come before `when_writable` returns.
@@ -282,9 +290,6 @@ class Pump:
         except (StreamReset, Aborted, OSError) as error:
             self._unwatch()
             self._uplink_failed(error)
-        except Exception:
-            self._unwatch()
-            self._faulty("uplink")
         return None
 
     def _uplink_failed(self, error: StreamReset | Aborted | OSError) -> None:
