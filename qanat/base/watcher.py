@@ -337,7 +337,7 @@ class Watcher:
             found = wait(None if due == never else pause if pause > 0.0 else 0.0, ROUND)
             self._busy_since = now = monotonic()
             self._wakes_at = -never  # The heap is looked at again before the next wait.
-            self.alone = len(found) == 1
+            self.alone = len(found) == 1 and not dirty
             for fd, _ in found:
                 callback = ready.get(fd)
                 if callback is None:  # taken away since, or a wake-up

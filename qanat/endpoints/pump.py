@@ -121,7 +121,7 @@ class Pump:
             self._stream.on_failure(self._failed)
             self.backlog()
         if read_now:
-            self._ready()
+            self._ready(flushed=True)
         if self._quiet:
             self._watcher.call_late(self._watch)  # what was read goes first
 
@@ -241,16 +241,19 @@ class Pump:
         self._quiet = False
         self._watcher.remove(self._fd)
 
-    def _ready(self) -> Flushable | None:
-        """Read once and queue it; by the watcher, whose only call for this socket this is."""
+    def _ready(self, *, flushed: bool = False) -> Flushable | None:
+        """Read once and queue it, or send it at once where the round has nothing else and the lane is not `flushed`.
+
+        By the watcher, whose only call for this socket this is.
+        """
         try:
-            return self._read_now()
+            return self._read_now(alone=self._watcher.alone and not flushed)
         except Exception:
             self._unwatch()
             self._faulty("uplink")
             return None
 
-    def _read_now(self) -> Flushable | None:
+    def _read_now(self, *, alone: bool) -> Flushable | None:
         stream = self._stream
         if self._pulled:
             self._unwatch()
@@ -275,7 +278,7 @@ class Pump:
             if up is not None and len(data or b"") < most:
                 up.give_back(most - len(data or b""))
             if data:
-                if self._watcher.alone and len(data) < SMALL_READ and stream.send_alone(data):
+                if alone and len(data) < SMALL_READ and stream.send_alone(data):
                     return None
                 stream.queue(data)
                 if len(data) >= SMALL_READ and (up is None or up.plenty):

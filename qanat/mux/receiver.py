@@ -134,12 +134,11 @@ class Receiver:
         Returns the stream, `delivering` now, and its payload, which is the caller's to hand on and never in the inbox.
         None, with nothing done, for every other record, which `receive` takes or refuses.  Otherwise as that.
         """
-        below, position, end = 0, 0, len(content)
-        if end > wire.ACK_SIZE and content[0] == wire.ACK:
-            below, position = wire.parse_ack(content, 0)
-        if not end or content[position] != wire.DATA:
+        end = len(content)
+        front = wire.ACK_SIZE if end > wire.ACK_SIZE and content[0] == wire.ACK else 0
+        if not end or content[front] != wire.DATA:
             return None
-        number, position, after = wire.parse_data(content, position)
+        number, position, after = wire.parse_data(content, front)
         stream = self._streams.find_open(number)
         if stream is None or not stream.direct or stream.delivering or after != end:
             return None
@@ -148,9 +147,8 @@ class Receiver:
         new = self._pipe_number == self.expected
         if not new or stream.phase is not OPEN or stream.inbox or received > window.granted or self._ended:
             return None
-        if below:
-            self._told = None  # no CLOCK came with it
-            self._sender.ack_received(below)
+        if front:
+            self._sender.ack_received(wire.parse_ack(content, 0)[0])
         window.received = received
         self.payload_received += size
         self.expected += 1
