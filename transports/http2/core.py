@@ -296,6 +296,13 @@ class Http2Core:
         due = stream.credit(released)
         if due:
             self._add_window_update(stream.id, due)
+            if self._connection_due >= WINDOW // 16:
+                self._credit_connection()
+
+    def _credit_connection(self) -> None:
+        """Open the connection's window again by what has come."""
+        self._add_window_update(0, self._connection_due)
+        self._connection_due = 0
 
     def _add_window_update(self, stream_id: int, increment: int) -> None:
         self.pending_control += WindowUpdateFrame(stream_id, window_increment=increment).serialize()
@@ -365,9 +372,8 @@ class Http2Core:
         stream = self.streams.get(part.stream_id)
         if part.charged:
             self._connection_due += part.charged
-            if self._connection_due >= WINDOW // 8:
-                self._add_window_update(0, self._connection_due)
-                self._connection_due = 0
+            if self._connection_due >= WINDOW // 4:  # mostly it rides with a stream's, which is due before
+                self._credit_connection()
         if stream is None or stream.ended_there or stream.over:
             self._stray_data(part, stream)
             self._accounts.connection.check()

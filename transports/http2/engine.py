@@ -324,11 +324,11 @@ class Http2Engine:
                 raise self._failed(error) from error
 
     def tell(self) -> None:
-        """Have what is pending sent.
+        """Have what is pending sent: here, where that does not block, or by who sends.
 
         By a writer that waits for a window, by `writer_loop`, or by what `on_pending_control` wakes.
         """
-        if self.resting and self._send_pending_now():
+        if self._watcher is not None and self._send_pending_now():
             return
         with self.lock:
             due = bool(self.core.pending_control) and not self._told
