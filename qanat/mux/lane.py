@@ -25,6 +25,7 @@ from qanat.base.watcher import Watcher
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason
 from qanat.mux.attachment import Attachment, AttachmentStep
+from qanat.mux.buffer_pool import Buffer
 from qanat.mux.core import LaneCore
 from qanat.mux.figures import LaneFigures
 from qanat.mux.frames import Reason
@@ -118,7 +119,7 @@ class Lane:
         if runner is not None:
             runner.send_now()
 
-    def send_alone(self, stream: StreamState, payload: bytes) -> bool:
+    def send_alone(self, stream: StreamState, payload: Buffer | bytes) -> bool:
         """Send `payload` of `stream` now, if nothing else waits and that does not block; whether it was sent."""
         runner = self._runner
         return runner is not None and runner.send_alone(stream, payload)

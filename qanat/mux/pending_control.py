@@ -42,6 +42,8 @@ due have theirs in the same record, which is early, and never late.  Not for lon
 measured, and may shrink, when its own is due."""
 CREDITS_AT_ONCE = 1024
 """CREDIT frames in one record at most."""
+LITTLE_CREDIT = 4
+"""CREDITs that surely fit in front of a buffer's payload, with all else that may be due."""
 
 
 class PendingControl:
@@ -147,6 +149,11 @@ class PendingControl:
             return False  # what brought the payload has been acknowledged before that was handed on
         most = len(self._in_turn) // (CREDITS_PART if self._pressing else 1)
         return len(self._credits) < min(CREDITS_HELD, most) and 0.0 < self.least_round_trip < PATH_TIME
+
+    @property
+    def little(self) -> bool:
+        """Whether all that is due, and rides, fits in front of a buffer's payload."""
+        return len(self._credits) + len(self._in_turn) <= LITTLE_CREDIT
 
     def drop_credit(self, stream: StreamState) -> None:
         """Send no credit for a stream on which nothing more will come."""

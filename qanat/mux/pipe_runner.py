@@ -31,6 +31,7 @@ from qanat.base.watcher import Flushable, Timer, Watcher
 from qanat.base.workers import WORKERS
 from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Close, CloseReason, RecordKind
+from qanat.mux.buffer_pool import Buffer
 from qanat.mux.frames import MAX_PLAINTEXT
 from qanat.mux.pacer import UNBOUNDED
 from qanat.mux.parameters import Event
@@ -279,7 +280,7 @@ class PipeRunner:
             return
         lane.call(calls)
 
-    def send_alone(self, stream: StreamState, payload: bytes) -> bool:
+    def send_alone(self, stream: StreamState, payload: Buffer | bytes) -> bool:
         """Send `payload` at once in the calling thread, if nothing else waits and nothing blocks; else do nothing.
 
         Returns which.  Without the lane's lock; otherwise as `send_now`.
@@ -293,7 +294,7 @@ class PipeRunner:
                 return False
             self._inline, self._missed = True, False
         if self._send_one_now(record):
-            self.send_now()
+            self.send_now(bulk=isinstance(payload, Buffer))
         return True
 
     def _send_one_now(self, record: memoryview) -> bool:

@@ -203,25 +203,31 @@ class Sender:
         stream.promised += size
         self.queued_bytes += size
 
-    def record_alone(self, stream: StreamState, payload: bytes, now: float) -> memoryview | None:
+    def record_alone(self, stream: StreamState, payload: Buffer | bytes, now: float) -> memoryview | None:
         """Return what `send` and then `next_record` would, where nothing else waits; else None, with nothing done.
 
-        Most small payload comes so: one keystroke, one answer.  It has nobody to take turns with.
+        Most small payload comes so, one keystroke, one answer, and a single stream's bulk.  It has nobody to take turns
+        with.  A buffer is the sender's from now on, unless None is returned.
         """
-        kept, size = self.retransmit_buffer, len(payload)
+        kept = self.retransmit_buffer
+        if isinstance(payload, Buffer):
+            size, most, fits = payload.length, LARGE_PAYLOAD, self._pending.little
+        else:
+            size, most, fits = len(payload), MAX_SMALL, True
         if (
             self.queued_bytes
             or self._control
             or self._replay
             or self.datagrams.charged
             or not 0 < size <= stream.send_limit - stream.promised
-            or size > MAX_SMALL
+            or size > most
             or stream.phase is not OPEN
             or kept.charged >= kept.limit
             or self._late_ack > kept.first
             or self.pacer.record != UNBOUNDED
             or not (self.attached and self._resumable)
             or self._closing
+            or not fits
         ):
             return None
         stream.promised += size
@@ -229,10 +235,15 @@ class Sender:
         self.payload_sent += size
         if self._pending.least_round_trip >= PATH_TIME:
             self.pacer.sent(self._sent + 1, size, now)
-        head = wire.data_header(stream.id, size) + payload
+        head = wire.data_header(stream.id, size)
         riding = self._pending.frames(now, riding=True)
-        kept.keep(Entry(head))
         self._sent += 1
+        if isinstance(payload, Buffer):
+            stream.turn_spent = size > BUFFER_PAYLOAD
+            kept.keep(Entry(head, payload))
+            return self._around(riding, head, payload)
+        head += payload
+        kept.keep(Entry(head))
         return memoryview(b"".join((_KIND, *riding, head)))
 
     def send_datagram(self, stream: StreamState, payload: bytes, now: float) -> None:

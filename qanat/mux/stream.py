@@ -74,8 +74,8 @@ class LaneOfStream(Protocol):
     def flush(self) -> None:
         """Send what is queued now if that can be done without blocking; otherwise the pipe's writer does."""
 
-    def send_alone(self, stream: StreamState, payload: bytes) -> bool:
-        """Send small payload of `stream` now, if nothing else waits and that does not block; whether it was sent."""
+    def send_alone(self, stream: StreamState, payload: Buffer | bytes) -> bool:
+        """Send `payload` of `stream` now, if nothing else waits and that does not block; whether it was sent."""
 
     def flush_bulk(self) -> None:
         """Do as `flush`, for bulk too.  By a thread of a stream that has nothing else to do meanwhile."""
@@ -313,6 +313,8 @@ class Stream:
         self._write(data)
 
     def _write(self, payload: Buffer | bytes) -> None:
+        if self._lane.send_alone(self._state, payload):
+            return
         with self._lock:
             self._sender.send(self._state, payload)
             calls = self._lane.wake_locked(sending=True)

@@ -8,7 +8,7 @@ import pytest
 
 from qanat.base.errors import ProtocolError
 from qanat.mux import frames as wire
-from qanat.mux.pending_control import ACK_DELAY
+from qanat.mux.pending_control import ACK_DELAY, LITTLE_CREDIT
 from qanat.mux.stream_state import StreamState
 from tests.support.mux.cores import KIB, Rig, fill
 
@@ -42,8 +42,9 @@ def state_of(both: Rig, stream: StreamState) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("ack", [False, True])
-def test_the_record_and_all_that_is_counted_are_those_of_the_queue(ack: bool) -> None:
-    sent = []
+@pytest.mark.parametrize("bulk", [False, True])
+def test_the_record_and_all_that_is_counted_are_those_of_the_queue(ack: bool, bulk: bool) -> None:
+    sent, payload = [], b"payload" * 5000
     for alone in (False, True):
         both, ours, theirs = rig()
         if ack:  # is due at the client, and rides
@@ -51,18 +52,20 @@ def test_the_record_and_all_that_is_counted_are_those_of_the_queue(ack: bool) ->
             both.server.send(1.0)
             both.deliver(both.server, 1.0)
         theirs.direct = alone
-        if alone:
-            assert both.client.send_alone(ours, b"payload", 1.001)
+        if bulk:
+            assert both.client.write_buffer(ours, payload, alone_at=1.001 if alone else None)
+        elif not alone:
+            both.client.core.sender.send(ours, payload)
         else:
-            both.client.core.sender.send(ours, b"payload")
-            assert both.client.send(1.001)
+            assert both.client.send_alone(ours, payload, 1.001)
+        assert both.client.send(1.001) != alone
         record = both.client.wire[0]
         kinds = [type(frame) for frame in wire.parse_frames(memoryview(record))]
         assert kinds == [wire.Ack, wire.Data] if ack else [wire.Data]
         assert both.server.take_alone(record, 1.002) == alone
         if not alone:
             both.server.feed(record, now=1.002)
-        assert both.server.read(theirs, 1.002) == b"payload"
+        assert both.server.read(theirs, 1.002) == payload
         sent.append((record, state_of(both, ours), both.server.next_frames(1.0 + 2 * ACK_DELAY)))
         for peer in both.ends:
             peer.core.check_invariants()
@@ -141,6 +144,24 @@ def test_whatever_else_waits_it_has_to_be_queued(prepare: Prepare) -> None:
     assert not both.client.send_alone(ours, b"payload", 1.0)
     assert (ours.sent, ours.promised, both.client.core.sender.retransmit_buffer.next_number) == before
     both.client.core.check_invariants()
+
+
+def test_a_buffer_waits_where_much_has_to_go_in_front_of_it() -> None:
+    both, ours, _ = rig()
+    pending = both.client.core.pending
+    for _ in range(LITTLE_CREDIT + 1):
+        pending.add_credit(both.client.core.open_stream(b"", 1.0))
+    both.client.send_all(0.5)  # the streams are known, their CREDITs have gone
+    for stream in list(both.client.core.streams):
+        pending.add_credit(stream)
+    buffer = both.client.core.sender.take_buffer(ours, 1)
+    assert buffer is not None
+    buffer.length = 1
+    before = ours.sent, both.client.core.sender.retransmit_buffer.next_number
+    assert not both.client.send_alone(ours, buffer, 1.0)
+    assert (ours.sent, both.client.core.sender.retransmit_buffer.next_number) == before
+    assert both.client.send_alone(ours, b"small", 1.0), "what is copied has the room"
+    both.client.core.sender.return_buffer(buffer)
 
 
 def no_reader_delivers(both: Rig, ours: StreamState, theirs: StreamState) -> None:

@@ -128,16 +128,17 @@ class TwoLanes(RuleBasedStateMachine):
             if not (alone and direction.writer.send_alone(direction.sending, data, self.now)):
                 direction.writer.core.sender.send(direction.sending, data)
         else:
-            data = data[: direction.writer.write_buffer(direction.sending, data)]
+            at = self.now if alone else None
+            data = data[: direction.writer.write_buffer(direction.sending, data, alone_at=at)]
         direction.written += data
 
-    @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600)), lost=st.booleans())
-    def type_a_key(self, pick: int, size: int, lost: bool) -> None:
-        """Send a little when all is quiet, and perhaps lose it."""
+    @rule(pick=NUMBERS, size=st.sampled_from((1, 5, 600, 128 * KIB)), small=st.booleans(), lost=st.booleans())
+    def send_when_all_is_quiet(self, pick: int, size: int, small: bool, lost: bool) -> None:
+        """And perhaps lose it."""
         self.rig.settle(self.now)
         self._meet()
         self.deliver_directly(pick, True)
-        self.write(pick, size, True, alone=True)
+        self.write(pick, size, small, alone=True)
         for peer in self.rig.ends:
             while peer.wire and not lost:
                 self.rig.deliver(peer, self.now)

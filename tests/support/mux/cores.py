@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from qanat.mux.buffer_pool import BUFFER_PAYLOAD
+from qanat.mux.buffer_pool import BUFFER_PAYLOAD, Buffer
 from qanat.mux.core import LaneCore
 from qanat.mux.frames import Data, Frame, parse_frames
 from qanat.mux.parameters import Event, LaneParameters, Opened
@@ -43,9 +43,9 @@ class Peer:
         while self.send(now):
             pass
 
-    def send_alone(self, stream: StreamState, data: bytes, now: float = 0.0) -> bool:
-        """Put a record of `data` on the wire as an idle lane does; False when that has to be queued."""
-        record = self.core.sender.record_alone(stream, data, now)
+    def send_alone(self, stream: StreamState, payload: Buffer | bytes, now: float = 0.0) -> bool:
+        """Put a record of `payload` on the wire as an idle lane does; False when that has to be queued."""
+        record = self.core.sender.record_alone(stream, payload, now)
         if record is not None:
             self.wire.append(bytes(record[1:]))
         return record is not None
@@ -88,15 +88,19 @@ class Peer:
             self.core.receiver.consumed(stream, len(payload), now)
         return b"".join(parts)
 
-    def write_buffer(self, stream: StreamState, data: bytes) -> int:
-        """Queue as much of `data` as fits into one buffer and is sendable; return how much that was."""
+    def write_buffer(self, stream: StreamState, data: bytes, *, alone_at: float | None = None) -> int:
+        """Queue as much of `data` as fits into one buffer and is sendable; return how much that was.
+
+        Or send it alone, at the time `alone_at`, if that can be.
+        """
         size = min(self.core.sender.sendable(stream), len(data), BUFFER_PAYLOAD)
         buffer = self.core.sender.buffers.take() if size else None
         if buffer is None:
             return 0
         buffer.length = size
         buffer.payload[:size] = data[:size]
-        self.core.sender.send(stream, buffer)
+        if alone_at is None or not self.send_alone(stream, buffer, alone_at):
+            self.core.sender.send(stream, buffer)
         return size
 
 
