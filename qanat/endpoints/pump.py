@@ -324,7 +324,10 @@ class Pump:
             self._faulty("uplink")
 
     def _read_pulled(self) -> bool:
-        """Read once into a buffer; False when not to be pulled again: others act for the uplink, or it is over."""
+        """Read once into a buffer; whether to be pulled again.
+
+        If not, others act for the uplink, perhaps already: whoever pulls it again, or it is over.
+        """
         stream = self._stream
         try:
             room, buffer = stream.begin_pull(self._pull_size)
@@ -337,10 +340,15 @@ class Pump:
                 self._pulled = False
                 self._wait_for_turn(up, self._watch)
                 return False
-            count = self._read_buffer(buffer, most) if buffer is not None else self._read_small(most)
+            count = self._fill(buffer, most) if buffer is not None else self._read_small(most)
             if up is not None:
                 up.give_back(most - (count or 0))
             self._pull_size = LARGE_PAYLOAD if count is not None and count >= BUFFER_PAYLOAD else BUFFER_PAYLOAD
+            if buffer is not None and count:
+                if count > SMALL_READ:
+                    stream.write_pulled(buffer, self._pull)
+                    return False  # whoever pulls again goes on
+                self._write_filled(buffer)
             if count is None or 0 < count < min(most, SMALL_READ):
                 self._pulled = count is None and stream.crowded
                 self._watch()
@@ -411,24 +419,32 @@ class Pump:
 
     def _read_buffer(self, buffer: Buffer, room: int) -> int | None:
         """Queue what is there now; return the number of bytes, 0 at the end, None when nothing is there."""
-        stream = self._stream
+        count = self._fill(buffer, room)
+        if count:
+            self._write_filled(buffer)
+        return count
+
+    def _fill(self, buffer: Buffer, room: int) -> int | None:
+        """Read what is there now; otherwise as `_read_buffer`.  Without a byte the buffer goes back."""
+        count = None
         try:
             count = self._sock.recv_available_into(buffer.payload[:room])
         except BlockingIOError:
-            stream.return_buffer(buffer)
-            return None
-        except BaseException:
-            stream.return_buffer(buffer)
-            raise
-        if count > SMALL_READ:
-            buffer.length = count
-            stream.write_buffer(buffer)
-            return count
-        data = bytes(buffer.payload[:count])
-        stream.return_buffer(buffer)
-        if data:
-            stream.write(data)
+            pass
+        finally:
+            if not count:
+                self._stream.return_buffer(buffer)
+        buffer.length = count or 0
         return count
+
+    def _write_filled(self, buffer: Buffer) -> None:
+        """Queue what `_fill` has read."""
+        if buffer.length > SMALL_READ:
+            self._stream.write_buffer(buffer)
+        else:
+            data = bytes(buffer.payload[: buffer.length])
+            self._stream.return_buffer(buffer)
+            self._stream.write(data)
 
     # --- the downlink: stream to socket, while little comes (`qanat.mux.stream.Sink`) --------------
 

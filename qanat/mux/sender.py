@@ -557,8 +557,8 @@ class Sender:
         self._scheduler.charge(stream, size)
         if self._pending.least_round_trip >= PATH_TIME:
             self.pacer.sent(self._sent + 1, size, now)
-        if stream.writer_waits and stream not in self.crowd:
-            self._wakeups.writers.append(stream)
+        if stream.queued_bytes + size >= STREAM_QUEUE and stream.writer_waits and stream not in self.crowd:
+            self._wakeups.writers.append(stream)  # else it was credit that it waits for
         if self._waiting_for_queue:
             self._wake_queue_waiters()
         if stream.fin_due and not stream.queue:

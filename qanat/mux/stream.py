@@ -221,8 +221,17 @@ class Stream:
         At once if the stream is over, or by whoever ends it.  It must not block; it may call `begin_pull`.  So many
         sockets are read in turn, without a thread for each, by the thread that sends what they bring.
         """
+        self._await_pull(None, callback)
+
+    def write_pulled(self, buffer: Buffer, callback: Callable[[], None]) -> None:
+        """Do as `write_buffer` and then `when_pulled`, for who was pulled: the writer is about to send."""
+        self._await_pull(buffer, callback)
+
+    def _await_pull(self, buffer: Buffer | None, callback: Callable[[], None]) -> None:
         with self._lock:
             state = self._state
+            if buffer is not None:
+                self._sender.send(state, buffer)
             over = state.failure is not None or state.phase is CLOSED
             if not over:
                 self._when_writable, state.writer_waits, self._pulled = callback, True, True
@@ -524,16 +533,19 @@ class Stream:
             self._sender.send_datagram(self._state, payload, self._lane.clock())
 
     def datagrams_to(self, take: Callable[[bytes], None]) -> None:
-        """Have the lane's reader call `take` for each datagram from now on, and call it for what has come.
+        """Call `take` for each datagram that has come, and have the lane's reader call it for those that will, in order.
 
-        It must neither block nor raise.  Datagrams that come at this very moment may overtake those.
+        It must neither block nor raise.
         """
-        with self._lock:
-            self._take_datagram = take
-            self._state.takes_datagrams = True
-            waiting = self._receiver.early_datagrams.take(self._state.id, self._lane.clock())
-        for payload in waiting:
-            take(payload)
+        self._take_datagram = take
+        while True:
+            with self._lock:
+                waiting = self._receiver.early_datagrams.take(self._state.id, self._lane.clock())
+                if not waiting:
+                    self._state.takes_datagrams = True
+                    return
+            for payload in waiting:
+                take(payload)
 
     def deliver_datagram(self, payload: bytes) -> None:
         """Hand a datagram to whoever takes it.  By the lane's reader."""

@@ -487,3 +487,28 @@ def test_datagrams_travel_both_ways() -> None:
         ours.release()
         send(theirs, b"later")
     assert len(there) == len(back) == 2
+
+
+def test_those_that_come_while_the_first_are_handed_on_stay_behind_them() -> None:
+    with Pair() as pair:
+        ours, theirs = pair.open()
+        for payload in (b"1", b"2"):
+            ours.queue_datagram(payload)
+        ours.lane.flush()
+        inbox = pair.server.lane.core.receiver.early_datagrams
+        wait_until(lambda: inbox.charged >= 2 * OVERHEAD, "two have come")
+        came: list[bytes] = []
+
+        def take(payload: bytes) -> None:
+            if not came:
+                before = theirs.traffic()
+                ours.queue_datagram(b"3")
+                ours.lane.flush()
+                wait_until(lambda: theirs.traffic() != before, "the third has come as well")
+            came.append(payload)
+
+        theirs.datagrams_to(take)
+        wait_until(lambda: len(came) == 3, "all have been handed on")
+        assert came == [b"1", b"2", b"3"]
+        ours.release()
+        theirs.release()
