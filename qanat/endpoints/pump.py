@@ -432,9 +432,10 @@ class Pump:
         except BlockingIOError:
             pass
         finally:
-            if not count:
+            if count:
+                buffer.length = count
+            else:
                 self._stream.return_buffer(buffer)
-        buffer.length = count or 0
         return count
 
     def _write_filled(self, buffer: Buffer) -> None:

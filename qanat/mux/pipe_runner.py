@@ -133,10 +133,10 @@ class PipeRunner:
         self._started = False
         self._writing = False  # the writer has a thread
         self._sending = False  # it is in the middle of a record
-        self._inline = False  # a thread is in `send_now`
+        self._inline = False  # a thread is in `send_now` or `send_alone`
         self._missed = False  # there was work for it meanwhile
         self._waiting = False  # the writer waits
-        self._waits_for_inline = False  # until nobody is in `send_now`
+        self._waits_for_inline = False  # until nobody is
         self._retry_at = 0.0  # when the timer may look for work again: there was no thread for the writer
         self._worked_at = 0.0  # when it had something to do last
         self._wakes_at = 0.0  # when it does so by itself, while it waits

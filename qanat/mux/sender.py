@@ -1,10 +1,11 @@
 """The sending half of a lane's core: from streams' queues to records (docs/PROTOCOL.md §4).
 
 Payload waits unnumbered in its stream's queue until `next_record` picks it, numbers it, and keeps it in the
-retransmit buffer until the peer has acknowledged it.  What goes into a record, in this order: what is pending without
-a number, then after a cut what is replayed, then control frames, then small payload of streams in the scheduler's
-turn, then datagrams, then bulk.  Only DATA waits for room in the retransmit buffer.  Datagrams and bulk take turns
-where both do not fit into one record, so neither holds up the other.
+retransmit buffer until the peer has acknowledged it; where nothing else waits, `record_alone` does so at once.  What
+goes into a record, in this order: what is pending without a number, then after a cut what is replayed, then control
+frames, then small payload of streams in the scheduler's turn, then datagrams, then bulk.  Only DATA waits for room in
+the retransmit buffer.  Datagrams and bulk take turns where both do not fit into one record, so neither holds up the
+other.
 
 Pure, and not thread-safe: every method is called with the lane's lock held.
 """
@@ -239,7 +240,7 @@ class Sender:
         riding = self._pending.frames(now, riding=True)
         self._sent += 1
         if isinstance(payload, Buffer):
-            stream.turn_spent = size > BUFFER_PAYLOAD
+            stream.turn_spent, self._bulk_first = size > BUFFER_PAYLOAD, False
             kept.keep(Entry(head, payload))
             return self._around(riding, head, payload)
         head += payload

@@ -433,9 +433,9 @@ class Stream:
             self._lane.flush()
 
     def deliver(self, payload: memoryview | None) -> bool:
-        """Hand what was taken from the inbox to the sink, and what else has come; True when the lane has to be flushed.
+        """Hand `payload`, the next there is, to the sink, and what else has come; True when the lane has to be flushed.
 
-        By the thread for which `delivers_locked` or `deliver_to` has reserved it.
+        By the thread for which it is `delivering`.
         """
         sink, receiver, state = self._sink, self._receiver, self._state
         assert sink is not None
@@ -533,7 +533,7 @@ class Stream:
             self._sender.send_datagram(self._state, payload, self._lane.clock())
 
     def datagrams_to(self, take: Callable[[bytes], None]) -> None:
-        """Call `take` for each datagram that has come, and have the lane's reader call it for those that will, in order.
+        """Call `take` for each datagram that has come, and have the lane's reader do so for those that will, in order.
 
         It must neither block nor raise.
         """

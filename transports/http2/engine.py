@@ -5,10 +5,10 @@ What bytes mean is `core`'s.  One lock guards that and every stream, and is neve
 Whichever thread waits for the connection reads it, unless another one does already (`wait_locked`), so that a client
 needs no thread for it; a server has one, which leaves that to the pipe of a lone stream (`lend_reading_locked`).  While
 all pipes are left to the watcher, it reads the connection too, which *rests* then, without any thread.  **A thread
-that reads never waits to write**: what must be said to the peer because of what was read is announced
-(`on_pending_control`) to a thread that may.  Bytes are taken from the core under the lock and handed to the wire under
-the write lock, which is fair, so that they leave in the order in which they were made.  A writer waits, with neither,
-for a window *or* pending control *or* the end.
+that reads never waits to write**: what must be said to the peer because of what was read it sends where that does not
+block (`tell`), and else announces (`on_pending_control`) to a thread that may wait.  Bytes are taken from the core
+under the lock and handed to the wire under the write lock, which is fair, so that they leave in the order in which they
+were made.  A writer waits, with neither, for a window *or* pending control *or* the end.
 
 Used by `pipe`, `client` and `server`.
 """
@@ -349,15 +349,18 @@ class Http2Engine:
                 if self.over or self._send_failure is not None or not self.wire.can_send_now:
                     return False
                 pending = self._take_pending_locked()
-            taken = not pending or self.wire.send_now(pending)
+            taken = True
+            if pending:
+                taken = self.wire.send_now(pending)
+                self.sends += 1
         except TransportError as error:
             self._failed(error)
             return True  # receiving says why
         finally:
             self._write_lock.release()
-        self.sends += 1
-        if not taken:
+        if not taken:  # whoever may wait flushes the wire
             self.wake_writer()
+            self._on_pending_control()
         return True
 
     def on_pending_control(self, callback: Callable[[], None]) -> None:

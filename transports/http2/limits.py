@@ -1,7 +1,8 @@
 """How much a peer may ask for: windows, streams, header lists, and frames that cost us more than it.
 
 Numbers, and one budget that `core` charges.  The windows are sized for 1 Gbit/s over 100 ms,
-which is 12.5 MB in flight: an update is sent for each eighth, so 14 MiB of 16 are always open.
+which is 12.5 MB in flight: a stream's is opened again for each eighth, so 14 MiB of 16 are always open, and the
+connection's with that of a stream, or for each quarter: 12 MiB.
 """
 
 from __future__ import annotations

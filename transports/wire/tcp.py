@@ -189,7 +189,7 @@ class TcpWire(Wire):
             blocked = True
 
     def _look(self, blocked: bool) -> None:
-        """Raise TimeoutError when no byte has come through for `timeout` seconds.
+        """Raise TimeoutError when no byte has come through for the write timeout; a part of that later it is due again.
 
         What the kernel takes from us would not do as a measure: it sleeps on until there is a large piece of room, and
         takes many small writes for a path that is dead.

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qanat.base.errors import PipeEnded, ProtocolError, TransportError
+from qanat.base.watcher import Watcher
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import PREFACE, FrameType
 from qanat.transports.http2.limits import WINDOW
@@ -300,6 +301,23 @@ def test_the_queue_is_not_needed_for_what_windows_and_kernel_take() -> None:
     run.peer.read(run.wire.taken, whole=True)
     assert run.inline == len(steps)
     assert run.peer.content == expected(steps)
+
+
+@pytest.mark.parametrize("room", [10**6, 5, 0])
+def test_what_must_be_answered_is_by_who_reads_and_what_the_kernel_does_not_take_by_who_may_wait(room: int) -> None:
+    run = Run(65535)
+    run.pipes[0].flush()
+    announced: list[bool] = []
+    run.engine.on_pending_control(lambda: announced.append(True))
+    run.engine._watcher = Watcher()  # as `watch_by`, where the wire has a descriptor
+    run.wire.room = room
+    run.do(Ping(), inline=True)
+    assert bool(announced) == (room < 17)
+    run.peer.read(run.wire.taken, whole=room >= 17)
+    assert len(run.peer.pongs) == (room >= 17)
+    run.pipes[0].flush()
+    run.peer.read(run.wire.taken, whole=True)
+    assert run.peer.pongs == [(1).to_bytes(8, "big")]
 
 
 # --- the pipe of a connection's only stream reads it itself
