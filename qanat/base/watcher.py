@@ -141,7 +141,7 @@ class Watcher:
         """What is called once the present round is over and flushed.  The thread's own."""
         self._ident: int | None = None
         self.alone = False
-        """Whether the callback that runs is its round's only one, so that nothing will come to be flushed with it."""
+        """Whether the callback of a descriptor that runs is its round's only one, with nothing to be flushed before."""
         self._chores: dict[Chore, None] = {}  # used as an ordered set
         self._tick = self.timer(self._do_chores)
         self.stirred = False

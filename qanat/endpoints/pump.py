@@ -121,7 +121,7 @@ class Pump:
             self._stream.on_failure(self._failed)
             self.backlog()
         if read_now:
-            self._ready(flushed=True)
+            self._ready(will_flush=True)
         if self._quiet:
             self._watcher.call_late(self._watch)  # what was read goes first
 
@@ -241,13 +241,13 @@ class Pump:
         self._quiet = False
         self._watcher.remove(self._fd)
 
-    def _ready(self, *, flushed: bool = False) -> Flushable | None:
-        """Read once and queue it, or send it at once where the round has nothing else and the lane is not `flushed`.
+    def _ready(self, *, will_flush: bool = False) -> Flushable | None:
+        """Read once and queue it, or send it at once where the round has nothing else and the caller will not flush.
 
         By the watcher, whose only call for this socket this is.
         """
         try:
-            return self._read_now(alone=self._watcher.alone and not flushed)
+            return self._read_now(alone=self._watcher.alone and not will_flush)
         except Exception:
             self._unwatch()
             self._faulty("uplink")
@@ -271,12 +271,14 @@ class Pump:
                 self._unwatch()
                 self._wait_for_turn(up, self._watch)
                 return None
+            data = None
             try:
                 data = self._sock.recv_now(most)
             except BlockingIOError:
-                data = None
-            if up is not None and len(data or b"") < most:
-                up.give_back(most - len(data or b""))
+                pass
+            finally:
+                if up is not None:
+                    _give_back(up, most, len(data or b""))
             if data:
                 if alone and len(data) < SMALL_READ and stream.send_alone(data):
                     return None
@@ -340,9 +342,12 @@ class Pump:
                 self._pulled = False
                 self._wait_for_turn(up, self._watch)
                 return False
-            count = self._fill(buffer, most) if buffer is not None else self._read_small(most)
-            if up is not None:
-                up.give_back(most - (count or 0))
+            count = None
+            try:
+                count = self._fill(buffer, most) if buffer is not None else self._read_small(most)
+            finally:
+                if up is not None:
+                    _give_back(up, most, count or 0)
             self._pull_size = LARGE_PAYLOAD if count is not None and count >= BUFFER_PAYLOAD else BUFFER_PAYLOAD
             if buffer is not None and count:
                 if count > SMALL_READ:
@@ -394,9 +399,12 @@ class Pump:
             up = self._up
             if up is not None and not (room := up.take(room)):
                 return True
-            count = self._read_buffer(stream.take_buffer(room), room)
-            if up is not None:
-                up.give_back(room - (count or 0))
+            count = None
+            try:
+                count = self._read_buffer(stream.take_buffer(room), room)
+            finally:
+                if up is not None:
+                    _give_back(up, room, count or 0)
             if count == 0:
                 return False
             if count is None:
@@ -582,6 +590,12 @@ class Pump:
             self._sock.abort()
             return False
         return True
+
+
+def _give_back(share: RateShare, taken: int, used: int) -> None:
+    """Give back what was taken and not used; where all was, the rest of its turn stays with the share."""
+    if used < taken:
+        share.give_back(taken - used)
 
 
 def _share_of(share: RateShare | None, limit: RateLimit | None) -> RateShare | None:

@@ -151,8 +151,8 @@ class PendingControl:
         return len(self._credits) < min(CREDITS_HELD, most) and 0.0 < self.least_round_trip < PATH_TIME
 
     @property
-    def little(self) -> bool:
-        """Whether all that is due, and rides, fits in front of a buffer's payload."""
+    def fits_before_buffer(self) -> bool:
+        """Whether all that is due, and rides, surely fits in front of a buffer's payload."""
         return len(self._credits) + len(self._in_turn) <= LITTLE_CREDIT
 
     def drop_credit(self, stream: StreamState) -> None:

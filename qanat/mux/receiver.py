@@ -132,7 +132,7 @@ class Receiver:
         """Take one record if it is what most are: DATA, and perhaps an ACK, for a stream that is `direct` and has room.
 
         Returns the stream, `delivering` now, and its payload, which is the caller's to hand on and never in the inbox.
-        None, with nothing done, for every other record, which `receive` takes or refuses.  Otherwise as that.
+        None, with nothing done, for other records, which `receive` takes or refuses.  Otherwise as that.
         """
         end = len(content)
         front = wire.ACK_SIZE if end > wire.ACK_SIZE and content[0] == wire.ACK else 0

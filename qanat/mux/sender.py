@@ -212,7 +212,7 @@ class Sender:
         """
         kept = self.retransmit_buffer
         if isinstance(payload, Buffer):
-            size, most, fits = payload.length, LARGE_PAYLOAD, self._pending.little
+            size, most, fits = payload.length, LARGE_PAYLOAD, self._pending.fits_before_buffer
         else:
             size, most, fits = len(payload), MAX_SMALL, True
         if (
@@ -232,10 +232,7 @@ class Sender:
         ):
             return None
         stream.promised += size
-        stream.sent += size
-        self.payload_sent += size
-        if self._pending.least_round_trip >= PATH_TIME:
-            self.pacer.sent(self._sent + 1, size, now)
+        self._count(stream, size, now)
         head = wire.data_header(stream.id, size)
         riding = self._pending.frames(now, riding=True)
         self._sent += 1
@@ -552,18 +549,22 @@ class Sender:
     def _dequeued(self, stream: StreamState, size: int, now: float) -> None:
         stream.queue.popleft()
         stream.queued_bytes -= size
-        stream.sent += size
-        self.payload_sent += size
         self.queued_bytes -= size
         self._scheduler.charge(stream, size)
-        if self._pending.least_round_trip >= PATH_TIME:
-            self.pacer.sent(self._sent + 1, size, now)
+        self._count(stream, size, now)
         if stream.queued_bytes + size >= STREAM_QUEUE and stream.writer_waits and stream not in self.crowd:
             self._wakeups.writers.append(stream)  # else it was credit that it waits for
         if self._waiting_for_queue:
             self._wake_queue_waiters()
         if stream.fin_due and not stream.queue:
             self._queue_fin(stream)
+
+    def _count(self, stream: StreamState, size: int, now: float) -> None:
+        """Count payload that the next number is for."""
+        stream.sent += size
+        self.payload_sent += size
+        if self._pending.least_round_trip >= PATH_TIME:
+            self.pacer.sent(self._sent + 1, size, now)
 
     def _acknowledged(self, expected: int) -> None:
         """Forget every frame below `expected`: the peer has accepted them."""

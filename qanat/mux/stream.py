@@ -224,7 +224,7 @@ class Stream:
         self._await_pull(None, callback)
 
     def write_pulled(self, buffer: Buffer, callback: Callable[[], None]) -> None:
-        """Do as `write_buffer` and then `when_pulled`, for who was pulled: the writer is about to send."""
+        """Queue the buffer and do as `when_pulled`, for who was pulled: by the writer, which is about to send."""
         self._await_pull(buffer, callback)
 
     def _await_pull(self, buffer: Buffer | None, callback: Callable[[], None]) -> None:
@@ -269,7 +269,7 @@ class Stream:
     def send_alone(self, data: bytes) -> bool:
         """Send now what `queue` would leave to a flush, where nothing else waits on the lane and that does not block.
 
-        False where it was not sent, and has to be queued.  Raises nothing.
+        False where it was not sent, and has to be queued.
         """
         return self._lane.send_alone(self._state, data)
 
@@ -308,14 +308,14 @@ class Stream:
             self._lane.call(calls)
 
     def write_buffer(self, buffer: Buffer) -> None:
-        """Queue `buffer.length` bytes, within what `wait_writable` said.  Does not block.
+        """Send `buffer.length` bytes, within what `wait_writable` said, or queue them.  Does not block.
 
         The buffer is the lane's again.  Raises LocalError beyond that or after `finish`.
         """
         self._write(buffer)
 
     def write(self, data: bytes) -> None:
-        """Queue at most 64 KiB, within what `wait_writable` said.  Does not block.
+        """Send at most 64 KiB, within what `wait_writable` said, or queue them.  Does not block.
 
         Raises LocalError beyond that or after `finish`.
         """

@@ -180,12 +180,15 @@ def test_of_too_many_flows_the_one_idle_longest_gives_way(ends: Ends, target: so
             ends.join()
         flows = [target.recvfrom(100)[1] for _ in range(3)]
         clients[3].send(b"none gives way: all were in use just now")
+        target.settimeout(0.2)
         deadline = time.monotonic() + IN_USE + 0.1
         while time.monotonic() < deadline:
             clients[0].send(b"busy")
-            target.recv(100)
+            with contextlib.suppress(TimeoutError):  # on a busy machine: what waits for long is dropped
+                target.recv(100)
             time.sleep(0.05)
         assert ends.opened == 3
+        target.settimeout(DEADLINE)
         clients[3].send(b"now one does")
         ends.join()
         payload, flow = target.recvfrom(100)

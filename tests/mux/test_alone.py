@@ -9,6 +9,7 @@ import pytest
 from qanat.base.errors import ProtocolError
 from qanat.mux import frames as wire
 from qanat.mux.pending_control import ACK_DELAY, LITTLE_CREDIT
+from qanat.mux.sender import RIDE_ROOM
 from qanat.mux.stream_state import StreamState
 from tests.support.mux.cores import KIB, Rig, fill
 
@@ -61,7 +62,7 @@ def test_the_record_and_all_that_is_counted_are_those_of_the_queue(ack: bool, bu
         assert both.client.send(1.001) != alone
         record = both.client.wire[0]
         kinds = [type(frame) for frame in wire.parse_frames(memoryview(record))]
-        assert kinds == [wire.Ack, wire.Data] if ack else [wire.Data]
+        assert kinds == ([wire.Ack, wire.Data] if ack else [wire.Data])
         assert both.server.take_alone(record, 1.002) == alone
         if not alone:
             both.server.feed(record, now=1.002)
@@ -144,6 +145,17 @@ def test_whatever_else_waits_it_has_to_be_queued(prepare: Prepare) -> None:
     assert not both.client.send_alone(ours, b"payload", 1.0)
     assert (ours.sent, ours.promised, both.client.core.sender.retransmit_buffer.next_number) == before
     both.client.core.check_invariants()
+
+
+def test_what_may_go_in_front_of_a_buffer_fits_there() -> None:
+    most = (
+        wire.Pong(1).encode()
+        + wire.Clock(1).encode()
+        + wire.Ping(1).encode()
+        + LITTLE_CREDIT * wire.credit(1, 1)
+        + wire.ack(1)
+    )
+    assert len(most) <= RIDE_ROOM
 
 
 def test_a_buffer_waits_where_much_has_to_go_in_front_of_it() -> None:

@@ -116,6 +116,8 @@ class Collected:
         self._stream = stream
         self._data = bytearray()
         self._over = threading.Event()
+        self._threads: list[Background[None]] = []
+        self._stopped = False
         self._calls = 0
         stream.deliver_to(self)
 
@@ -126,7 +128,7 @@ class Collected:
         return taken
 
     def backlog(self) -> None:
-        self._thread = Background(self._read)
+        self._threads.append(Background(self._read))
 
     def _read(self) -> None:
         with suppress(Idle):
@@ -139,10 +141,14 @@ class Collected:
         self._over.set()
 
     def stopped(self) -> None:
-        raise AssertionError("nobody resets it")
+        self._stopped = True
+        self._over.set()
 
     def result(self) -> bytes:
         assert self._over.wait(DEADLINE)
+        for thread in self._threads:
+            thread.result()
+        assert not self._stopped, "nobody resets it"
         return bytes(self._data)
 
 

@@ -59,11 +59,13 @@ from qanat.transports.http2.frames import (
     last_data,
 )
 from qanat.transports.http2.limits import (
+    CONNECTION_UPDATE,
     MAX_BURST,
     MAX_HEADER_LIST,
     MAX_LINGERING,
     MAX_PENDING_CONTROL,
     MAX_STREAMS,
+    RIDING_UPDATE,
     WINDOW,
     StreamBudget,
 )
@@ -296,7 +298,7 @@ class Http2Core:
         due = stream.credit(released)
         if due:
             self._add_window_update(stream.id, due)
-            if self._connection_due >= WINDOW // 16:
+            if self._connection_due >= RIDING_UPDATE:
                 self._credit_connection()
 
     def _credit_connection(self) -> None:
@@ -372,7 +374,7 @@ class Http2Core:
         stream = self.streams.get(part.stream_id)
         if part.charged:
             self._connection_due += part.charged
-            if self._connection_due >= WINDOW // 4:  # mostly it rides with a stream's, which is due before
+            if self._connection_due >= CONNECTION_UPDATE:
                 self._credit_connection()
         if stream is None or stream.ended_there or stream.over:
             self._stray_data(part, stream)

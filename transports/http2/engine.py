@@ -324,9 +324,9 @@ class Http2Engine:
                 raise self._failed(error) from error
 
     def tell(self) -> None:
-        """Have what is pending sent: here, where that does not block, or by who sends.
+        """Send what is pending, where that does not block and there is a watcher: who has that flushes what is left.
 
-        By a writer that waits for a window, by `writer_loop`, or by what `on_pending_control` wakes.
+        Else have it sent: by a writer that waits for a window, by `writer_loop`, or by what `on_pending_control` wakes.
         """
         if self._watcher is not None and self._send_pending_now():
             return

@@ -19,6 +19,13 @@ from qanat.transports.http2.frames import FrameType, Http2Error
 WINDOW = 16 * 1024 * 1024
 """Bytes in flight that we let a stream, and a connection, have."""
 
+STREAM_UPDATES = 8
+"""The part of its window that a stream's peer has used when it is opened again: an eighth."""
+
+CONNECTION_UPDATE = WINDOW // 4
+RIDING_UPDATE = WINDOW // 16
+"""Bytes after which the connection's window is opened by itself, and from which on it is along with a stream's."""
+
 UNAUTHENTICATED_WINDOW = 65535
 """Bytes in flight on a stream towards a server until its client is authenticated (RFC 9113's own default)."""
 

@@ -14,7 +14,7 @@ from qanat.transports.cause import FirstCause
 from qanat.transports.http2.byte_inbox import ByteInbox
 from qanat.transports.http2.dialect import Dialect, MessageDialect
 from qanat.transports.http2.inbox import Inbox
-from qanat.transports.http2.limits import WINDOW
+from qanat.transports.http2.limits import STREAM_UPDATES, WINDOW
 
 
 class Signal(threading.Condition):
@@ -101,7 +101,7 @@ class Http2Stream:
     def credit(self, released: int) -> int:
         """Count bytes that need no more room; return by how much to open the peer's window now, mostly 0."""
         self._due += released
-        if self._due < self.full_window // 8 or self.ended_there or self.over:
+        if self._due < self.full_window // STREAM_UPDATES or self.ended_there or self.over:
             return 0
         due, self._due = self._due, 0
         self.window += due

@@ -18,7 +18,7 @@ from qanat.base.errors import PipeEnded, ProtocolError, TransportError
 from qanat.base.watcher import Watcher
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.frames import PREFACE, FrameType
-from qanat.transports.http2.limits import WINDOW
+from qanat.transports.http2.limits import STREAM_UPDATES, WINDOW
 from qanat.transports.http2.pipe import Http2Pipe
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import Pipe, Wire
@@ -304,7 +304,7 @@ def test_the_queue_is_not_needed_for_what_windows_and_kernel_take() -> None:
 
 
 @pytest.mark.parametrize("room", [10**6, 5, 0])
-def test_what_must_be_answered_is_by_who_reads_and_what_the_kernel_does_not_take_by_who_may_wait(room: int) -> None:
+def test_the_reader_answers_and_a_writer_flushes_what_is_left(room: int) -> None:
     run = Run(65535)
     run.pipes[0].flush()
     announced: list[bool] = []
@@ -318,6 +318,25 @@ def test_what_must_be_answered_is_by_who_reads_and_what_the_kernel_does_not_take
     run.pipes[0].flush()
     run.peer.read(run.wire.taken, whole=True)
     assert run.peer.pongs == [(1).to_bytes(8, "big")]
+
+
+def test_the_connection_s_window_is_opened_with_a_stream_s() -> None:
+    run = Run(65535)
+    run.pipes[0].flush()
+    before = len(run.wire.taken)
+    data = frame(FrameType.DATA, 0, STREAMS[0], framed(DIALECTS["http2"], bytes(16000)))
+    while len(run.wire.taken) == before:
+        run.wire.incoming.append(data)
+        run.read()
+        message = run.pipes[0].recv_within(0)
+        assert message is not None
+        assert len(message) == 16000
+        run.pipes[0].flush()
+    updates = bytes(run.wire.taken[before:])
+    opened = dict(struct.iter_unpack("!5xII", updates))
+    assert opened.keys() == {STREAMS[0], 0}, "one of each, in one go"
+    least = WINDOW // STREAM_UPDATES
+    assert all(least <= increment < least + 20_000 for increment in opened.values())
 
 
 # --- the pipe of a connection's only stream reads it itself
