@@ -278,7 +278,7 @@ class Pump:
                 pass
             finally:
                 if up is not None:
-                    _give_back(up, most, len(data or b""))
+                    up.give_back(most - len(data or b""))
             if data:
                 if alone and len(data) < SMALL_READ and stream.send_alone(data):
                     return None
@@ -347,11 +347,11 @@ class Pump:
                 count = self._fill(buffer, most) if buffer is not None else self._read_small(most)
             finally:
                 if up is not None:
-                    _give_back(up, most, count or 0)
+                    up.give_back(most - (count or 0))
             self._pull_size = LARGE_PAYLOAD if count is not None and count >= BUFFER_PAYLOAD else BUFFER_PAYLOAD
             if buffer is not None and count:
                 if count > SMALL_READ:
-                    stream.write_pulled(buffer, self._pull)
+                    stream.when_pulled(self._pull, filled=buffer)
                     return False  # whoever pulls again goes on
                 self._write_filled(buffer)
             if count is None or 0 < count < min(most, SMALL_READ):
@@ -404,7 +404,7 @@ class Pump:
                 count = self._read_buffer(stream.take_buffer(room), room)
             finally:
                 if up is not None:
-                    _give_back(up, room, count or 0)
+                    up.give_back(room - (count or 0))
             if count == 0:
                 return False
             if count is None:
@@ -590,12 +590,6 @@ class Pump:
             self._sock.abort()
             return False
         return True
-
-
-def _give_back(share: RateShare, taken: int, used: int) -> None:
-    """Give back what was taken and not used; where all was, the rest of its turn stays with the share."""
-    if used < taken:
-        share.give_back(taken - used)
 
 
 def _share_of(share: RateShare | None, limit: RateLimit | None) -> RateShare | None:

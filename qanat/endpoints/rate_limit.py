@@ -268,8 +268,12 @@ class RateShare:
         return self.granted >= MIN_BURST or self.limit.plenty
 
     def give_back(self, count: int) -> None:
-        """Give back what was taken and not needed: there was no more to move."""
-        self.limit.give_back(self, count)
+        """Give back what was taken and not needed: there was no more to move.
+
+        Nothing where that is nothing: the rest of its turn stays with the share.
+        """
+        if count:
+            self.limit.give_back(self, count)
 
     def when_ready(self, callback: Callable[[], object]) -> None:
         """Have `callback`, which must not block, called once `take` gives something, perhaps at once.

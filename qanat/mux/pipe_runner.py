@@ -256,11 +256,10 @@ class PipeRunner:
         With `bulk` that too: by a thread that has nothing better to do.  Without the lane's lock.  Does not block, and
         raises nothing: a pipe that fails ends for its reader.
         """
-        lane, sender, sealed = self._lane, self._sender, self._sealed
+        lane, sender = self._lane, self._sender
         for _ in range(RECORDS_AT_ONCE):
             with self._lock:
-                busy = self._sending or self._inline or self._flush_due or self._alone
-                if busy or not sender.attached or not sealed.can_send_now(MAX_PLAINTEXT):
+                if not sender.attached or not self._may_send_locked():
                     self.wake_locked()
                     return
                 held_up = sender.datagrams.charged > 0 and self._pipe.held_up
@@ -286,8 +285,7 @@ class PipeRunner:
         Returns which.  Without the lane's lock; otherwise as `send_now`.
         """
         with self._lock:
-            busy = self._sending or self._inline or self._flush_due or self._alone
-            if busy or not self._sealed.can_send_now(MAX_PLAINTEXT):
+            if not self._may_send_locked():
                 return False
             record = self._sender.record_alone(stream, payload, self._lane.clock())
             if record is None:
@@ -296,6 +294,11 @@ class PipeRunner:
         if self._send_one_now(record):
             self.send_now(bulk=isinstance(payload, Buffer))
         return True
+
+    def _may_send_locked(self) -> bool:
+        """Whether a thread may send inline: nobody sends, nothing is the writer's alone, and the pipe takes it."""
+        busy = self._sending or self._inline or self._flush_due or self._alone
+        return not busy and self._sealed.can_send_now(MAX_PLAINTEXT)
 
     def _send_one_now(self, record: memoryview) -> bool:
         """Send the record for which this thread is `_inline`; return whether more waits that it may send."""

@@ -122,10 +122,7 @@ class Receiver:
                     self._receive_other(frame, now)
         finally:  # what came before a frame that is at fault has been accepted
             if self.expected > before:
-                if self._pending.accepted(self.expected, size, now):
-                    self._wakeups.work = True
-                else:
-                    self._wakeups.timer = True
+                self._accepted(size, now)
         return events
 
     def receive_alone(self, content: memoryview, now: float) -> tuple[StreamState, memoryview] | None:
@@ -153,12 +150,16 @@ class Receiver:
         self.payload_received += size
         self.expected += 1
         self._pipe_number = self.expected
+        self._accepted(size, now)
+        stream.delivering = True
+        return stream, content[position:]
+
+    def _accepted(self, size: int, now: float) -> None:
+        """Have the frames before `expected` acknowledged, the new ones with `size` bytes of DATA."""
         if self._pending.accepted(self.expected, size, now):
             self._wakeups.work = True
         else:
             self._wakeups.timer = True
-        stream.delivering = True
-        return stream, content[position:]
 
     def _receive_other(self, frame: wire.Frame, now: float) -> None:
         if isinstance(frame, wire.Ping):

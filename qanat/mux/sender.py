@@ -216,10 +216,7 @@ class Sender:
         else:
             size, most, fits = len(payload), MAX_SMALL, True
         if (
-            self.queued_bytes
-            or self._control
-            or self._replay
-            or self.datagrams.charged
+            not self.idle
             or not 0 < size <= stream.send_limit - stream.promised
             or size > most
             or stream.phase is not OPEN
@@ -235,13 +232,12 @@ class Sender:
         self._count(stream, size, now)
         head = wire.data_header(stream.id, size)
         riding = self._pending.frames(now, riding=True)
-        self._sent += 1
         if isinstance(payload, Buffer):
             stream.turn_spent, self._bulk_first = size > BUFFER_PAYLOAD, False
-            kept.keep(Entry(head, payload))
+            self._keep(Entry(head, payload))
             return self._around(riding, head, payload)
         head += payload
-        kept.keep(Entry(head))
+        self._keep(Entry(head))
         return memoryview(b"".join((_KIND, *riding, head)))
 
     def send_datagram(self, stream: StreamState, payload: bytes, now: float) -> None:

@@ -215,23 +215,17 @@ class Stream:
                 return
         callback()
 
-    def when_pulled(self, callback: Callable[[], None]) -> None:
+    def when_pulled(self, callback: Callable[[], None], *, filled: Buffer | None = None) -> None:
         """Have `callback` called once by the lane's writer when it wants more, and the stream has `room`.
 
         At once if the stream is over, or by whoever ends it.  It must not block; it may call `begin_pull`.  So many
-        sockets are read in turn, without a thread for each, by the thread that sends what they bring.
+        sockets are read in turn, without a thread for each, by the thread that sends what they bring: it queues what it
+        has `filled` first, as `write_buffer` would, and is about to send that.
         """
-        self._await_pull(None, callback)
-
-    def write_pulled(self, buffer: Buffer, callback: Callable[[], None]) -> None:
-        """Queue the buffer and do as `when_pulled`, for who was pulled: by the writer, which is about to send."""
-        self._await_pull(buffer, callback)
-
-    def _await_pull(self, buffer: Buffer | None, callback: Callable[[], None]) -> None:
         with self._lock:
             state = self._state
-            if buffer is not None:
-                self._sender.send(state, buffer)
+            if filled is not None:
+                self._sender.send(state, filled)
             over = state.failure is not None or state.phase is CLOSED
             if not over:
                 self._when_writable, state.writer_waits, self._pulled = callback, True, True

@@ -166,6 +166,19 @@ def test_what_was_not_needed_is_there_for_others(time: Time) -> None:
     assert other.take(MIN_BURST) == count
 
 
+def test_who_has_used_all_that_it_took_keeps_the_rest_of_its_turn(time: Time) -> None:
+    shared = limit(time)
+    Bulk(shared)
+    waiting = drained(shared)
+    waiting.when_ready(lambda: None)
+    time.run(1)
+    granted = waiting.granted
+    assert granted > 10
+    taken = waiting.take(10)
+    waiting.give_back(0)
+    assert waiting.granted == granted - taken
+
+
 def test_a_share_that_waits_is_called_once_by_its_turn_or_by_wake(time: Time) -> None:
     shared = limit(time)
     Bulk(shared)
