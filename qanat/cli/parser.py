@@ -7,6 +7,7 @@ So `token`, `check` and `--version` answer at once.  A command is a module of th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -105,6 +106,11 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             self.error(self._explain(unknown))
         return found, unknown
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # As Pythons after Debian 12's do: where a refusal cannot be written, the exit code says it.
+        with contextlib.suppress(OSError):
+            super()._print_message(message, file)
 
     def _explain(self, unknown: list[str]) -> str:
         # What an option was given may be a token, so options are named alone.
