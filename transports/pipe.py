@@ -95,6 +95,12 @@ class Wire(ABC):
     def trim(self) -> None:  # noqa: B027 - a wire without buffers has nothing to give
         """Give memory back that much reading has needed.  By the thread that reads; does not block."""
 
+    def acknowledge_now(self) -> None:  # noqa: B027 - not every wire has a say in that
+        """Have the other end hear at once that what was read has come: it may hold the rest back.  Does not block.
+
+        By the thread that reads.
+        """
+
     @property
     def buffered(self) -> bool:
         """Whether bytes have been taken from the descriptor that no call has returned yet."""

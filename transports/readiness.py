@@ -1,4 +1,4 @@
-"""What tells a watcher that a pipe has something to receive: a descriptor, or whoever reads for several pipes."""
+"""What tells a watcher that a pipe has something to receive: a descriptor, or whoever reads for it, or for several."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
                        a pipe's records are opened and handed to the applications' sockets
     after a round   -> every lane that got something is flushed once, so that many streams share a record; an end alone
                        waits for one more look (`flush_soon`), since the next beginning mostly is a moment away
-    then            -> what nobody waits for (`call_late`): stream and socket that are over are closed
+    then            -> what need not go before (`call_late`): answers to a split pipe's requests with bytes; stream and
+                       socket that are over are closed
     a timer is due  -> its callback, in the same thread
     chores          -> now and then while something happens (`stir`), so that nothing else has to wake for them
 
@@ -213,7 +214,7 @@ class Watcher:
     def call_late(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once what this round has brought is sent; call it now outside the watcher's thread.
 
-        For what others need not wait for: tidying up.  It must not block.
+        For what must not go before what the round has brought, or what nobody waits for.  It must not block.
         """
         if threading.get_ident() == self._ident:
             self._late.append(callback)
@@ -377,7 +378,7 @@ class Watcher:
             try:
                 late.popleft()()
             except Exception:
-                log_unexpected("tidying up after a round ended")
+                log_unexpected("what was to be called after a round ended")
 
     def _call_posted(self, dirty: set[Flushable]) -> None:
         """Call what was posted, what that posts too, and leave to the next round what follows from these."""

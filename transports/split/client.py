@@ -3,102 +3,62 @@
     up:    a few requests at once take what waits; one that fails is sent again, on another connection
     down:  requests that wait at the server, a few at once while much comes
 
-How large requests and answers are, how many run at once, and how long one waits follows what the path shows.  Nothing
-that fails once ends the pipe: that is for what fails for PATIENCE, and for a server that knows the pipe no more.
+How large requests and answers are, how many run at once, and how long one waits follows what the path shows
+(`measures`, `stream_form`), and so does when what fails ends the pipe (`failures`).
 
-Threads come from the pool while there is something to do: `split-up PEER` for each request with bytes for the server,
-`split-down PEER` for each request that waits; an idle pipe has one of these.
+Once there is a watcher (`readiness`), whoever has something to send makes the request, without blocking, and the
+watcher reads the answers (`exchange`): a small exchange crosses no thread, and an idle pipe has none.  What does not go
+smoothly, a connection that has to be made, a path that takes no more, a request that fails, is for threads of the pool,
+as everything is without a watcher and over HTTP/2: `split-up PEER` for each request with bytes for the server,
+`split-down PEER` for each request that waits, `split-stream PEER` for an answer that goes on, `split-flush PEER`.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import NoThread, PipeEnded, ProtocolError, QanatError
 from qanat.base.unexpected import FAILED, log_unexpected
+from qanat.base.watcher import Watcher
 from qanat.base.workers import WORKERS
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import Pipe
-from qanat.transports.split.connections import CONTENT_TYPE, Answer, FirstAnswer, Requests
+from qanat.transports.readiness import Readiness
+from qanat.transports.split.connections import Answer, FirstAnswer, Requests
+from qanat.transports.split.exchange import Exchange, Failed
+from qanat.transports.split.exchanges import Exchanges
+from qanat.transports.split.failures import Failures
+from qanat.transports.split.measures import Measures
+from qanat.transports.split.numbering import Numbering
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving
 from qanat.transports.split.segments import Segment, SegmentReader, Welcome
 from qanat.transports.split.sending import Sending
 from qanat.transports.split.sequence import PREFIX, Incoming
-from qanat.transports.split.token import (
-    Carrier,
-    Kind,
-    Token,
-    digest_of,
-)
+from qanat.transports.split.shared_stream import SharedReadiness, SharedStream
+from qanat.transports.split.stream_form import SOON, StreamForm
+from qanat.transports.split.takers import AnswerTaker, StreamTaker
+from qanat.transports.split.token import Carrier, Kind, Token
 
 log = logging.getLogger("qanat.split")
 
 WINDOW = 4 * 1024 * 1024
 """Bytes from the server that may be on their way, or wait for a gap to be filled or for their reader."""
-
-FIRST_BODY, MAX_BODY, MIN_BODY = 64 * 1024, 960 * 1024, 4 * 1024
-"""Bytes of a request's body: at first, and at most: nginx takes no more than 1 MiB unless it is told to."""
-FIRST_ANSWER, MAX_ANSWER = 64 * 1024, 1024 * 1024
-"""Bytes that an answer may have: at first, and at most."""
-FAST, SLOW = 0.5, 2.0
-"""Seconds that a request with a full body takes: below, the next may have twice as many bytes; above, half of them."""
-MAX_UP, MAX_DOWN = 6, 6
-"""Requests at once, of either kind."""
-SMALL_UP = 3
-"""The same while little is sent."""
-FIRST_WAIT, MIN_WAIT = 25.0, 2.0
-"""Seconds that a request waits at the server: at first, and at least on a path that cuts it sooner."""
-FILLER = 8.0
-"""Seconds without bytes after which the server puts some without content into a streamed answer."""
 STREAM_SIZE = 1 << 30
 """Bytes after which a streamed answer ends, and another request follows."""
-FIRST_LIFE, MIN_LIFE = 300.0, 5.0
-"""Seconds after which another streamed answer takes the place of one: at first, and at least where it is cut sooner."""
-SOON = 1.0
-"""Seconds, beyond some round trips, within which the beginning of a streamed answer has to come."""
 MOMENT = 0.5
-"""Seconds that a thread waits for something to send before it is given back."""
-ACTIVE = 1.0
-"""Seconds since something came during which one request more waits, so that the next bytes find one there."""
-SLACK = 5.0
-"""Seconds beyond what an answer should take until the request has failed."""
+"""Seconds that a thread waits for something to send before it is given back, where no watcher reads answers."""
 WRITE_TIMEOUT = 15.0
 """Seconds after which a connection that takes nothing is given up."""
-PATIENCE = 15.0
-"""Seconds that every request may fail until the pipe has ended."""
 STREAMS = True
 """Whether a pipe tries a streamed answer at all; tests have it otherwise."""
 LINGER = 2.0
 """Seconds that a closed pipe has to send what is left."""
-AGAIN = 10.0
-"""Seconds until a streamed answer is tried again on a path that has let one through before."""
-_MOST_SHORT = 2
-"""How often in turn one may be cut at once until packets are better."""
-_MOST_UNKNOWN = 2
-"""How often in turn the server may not know the pipe until that is believed."""
-
-
-class _Form(enum.Enum):
-    """How bytes come down."""
-
-    UNKNOWN = enum.auto()  # in packets, until it is known whether the path lets an answer through that goes on
-    STREAMED = enum.auto()
-    PACKETS = enum.auto()
-
-
-class _Failed(Exception):
-    """A request that has to be made again.  `status` is that of its answer, if one came."""
-
-    def __init__(self, why: str, *, status: int = 0) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 class ClientPipe(Pipe):
@@ -112,10 +72,6 @@ class ClientPipe(Pipe):
         self.peer = first.peer
         self.addresses = first.addresses
         self._connections = connections
-        self._id = welcome.id
-        self._early_key = welcome.secret
-        self._key: bytes | None = None
-        self._carrier = carrier
         self._cause = FirstCause()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # for threads that wait for something to send
@@ -123,60 +79,174 @@ class ClientPipe(Pipe):
         self._receiving = Receiving(self._lock, Incoming(WINDOW), self._cause)
         self._sending = Sending(self._lock, self._receiving, self._cause)
         self._outgoing = self._sending.outgoing
-        self._number = 0
-        self._asking: set[int] = set()  # the numbers of requests for bytes that run
-        self._told_limit = 0
+        self._numbering = Numbering(welcome, carrier, self._receiving, self._outgoing)
+        self._measures = Measures()
+        self._form = StreamForm()
+        self._failures = Failures()
+        self._exchanges = Exchanges(connections)
+        self._stream = SharedStream(self._receiving, self._exchanges, self._one_asks)
         self._update_due = False  # the server should hear at once how much more it may send
-        self._posting = 0  # threads that send
-        self._waiting_to_post = 0  # of these, those that have nothing to do
-        self._in_flight = 0  # requests with bytes
-        self._down = 0  # threads that ask
-        self._down_wanted = 1
-        self._form = _Form.UNKNOWN
-        self._streamed = False  # an answer has gone on before
-        self._short = 0  # such answers in turn that were cut at once
-        self._probe_at = math.inf  # when it is tried again
-        self._life = FIRST_LIFE
-        self._filler = FILLER
-        self._came_at = 0.0  # when bytes came last
-        self._body_size = FIRST_BODY
-        self._answer_size = FIRST_ANSWER
-        self._wait = FIRST_WAIT
-        self._round_trip = 0.2  # seconds, smoothed
-        self._failing_since: float | None = None
-        self._failures = 0  # in turn
-        self._unknown = 0  # in turn
+        self._posting = 0  # requests with bytes
+        self._post_threads = 0  # that make such requests
+        self._idle_post_threads = 0  # of these, those that have nothing to do
+        self._post_exchanges = 0  # such requests without a thread
+        self._asks = 0  # requests that wait at the server, and threads that are about to make one
+        self._post_due = False  # perhaps there is something to send, for `go_on`
+        self._ask_due = False  # perhaps more requests should wait
         self._closed_at: float | None = None
         self._end_told = False  # the server knows that the pipe is closed
 
     def take_first(self, content: memoryview) -> None:
         """Take what the first answer has behind the welcome.  Raises ProtocolError."""
         for segment, at, piece in SegmentReader().feed(content):
-            self._take(segment, at, piece)
+            self.take(segment, at, piece)
 
     def start(self) -> None:
         """Begin to ask for bytes.  Does not block.  Raises NoThread."""
         with self._lock:
-            self._start_down_locked()
+            self._start_asks_locked()
 
-    # --- up
+    # --- requests that nobody's thread waits for
 
-    def _start_up_locked(self) -> None:
-        """Have a thread send what waits, unless enough do."""
-        if self._waiting_to_post:
-            self._work.notify()
-            return
-        busy = self._outgoing.unsent >= self._body_size // 4
-        if self._posting < (MAX_UP if busy else SMALL_UP):
-            self._posting += 1
-            try:
-                WORKERS.start(f"split-up {self.peer}", self._up_loop, reserved=True)
-            except NoThread as error:
+    def readiness(self, watcher: Watcher) -> Readiness:
+        """See `Pipe.readiness`.  From now on the watcher reads answers, too."""
+        self._exchanges.watch_with(watcher)
+        return SharedReadiness(self._receiving, watcher, self._stream)
+
+    def go_on(self) -> None:
+        """Make the requests that are due; to be called without the lock after anything that may make one due.
+
+        Does not block.
+        """
+        while self._post_due or self._ask_due:
+            with self._lock:
+                post = self._next_post_exchange_locked() if self._post_due else None
+                ask = self._next_ask_exchange_locked() if post is None else None
+            if post is not None:
+                exchange, token, data = post
+                self._exchanges.send(exchange, "POST", self._numbering.carried(token, data), data)
+            elif ask is not None:
+                self._send_ask(*ask)
+
+    def _send_ask(self, exchange: Exchange, token: Token) -> None:
+        self._exchanges.send(exchange, "GET", self._numbering.carried(token))
+
+    def _next_post_exchange_locked(self) -> tuple[Exchange, Token, bytes | memoryview] | None:
+        """Return the next request with bytes, and these, if a connection is free for one; else it is a thread's."""
+        self._post_due = False
+        if self._closed_at is not None or self._failures.count:
+            self._start_post_thread_locked()
+            return None
+        if not self._may_post_more_locked() or not self._anything_to_post_locked():
+            return None
+        connection = self._exchanges.reserve()
+        if connection is None:
+            self._start_post_thread_locked()
+            return None
+        token, data = self._take_post_locked()
+        self._post_exchanges += 1
+        self._post_due = self._outgoing.ready > 0
+        taker = AnswerTaker(self, token)
+        on_end = partial(self._post_over, taker)
+        return self._exchanges.begin(connection, taker, on_end, self._measures.post_time(0)), token, data
+
+    def _next_ask_exchange_locked(self) -> tuple[Exchange, Token] | None:
+        """Return one more request for bytes, if it should wait and a connection is free; else it is a thread's."""
+        if self._asks >= self._asks_wanted_locked():
+            self._ask_due = False
+            return None
+        self._asks += 1
+        ask = None if self._failures.count else self._begin_ask_locked()
+        if ask is None:
+            self._start_ask_thread_locked()
+        return ask
+
+    def _begin_ask_locked(self) -> tuple[Exchange, Token] | None:
+        connection = self._exchanges.reserve()
+        if connection is None:
+            return None
+        taker = AnswerTaker(self, self._packet_token_locked())
+        taker.patience = self._measures.slack
+        on_end = partial(self._ask_over, taker)
+        return self._exchanges.begin(connection, taker, on_end, self._measures.wait + taker.patience), taker.token
+
+    def _post_over(self, taker: AnswerTaker, error: Exception | None) -> None:
+        """Go on after a request with bytes."""
+        with self._lock:
+            self._post_exchanges -= 1
+            if error is not None:  # what has to be done now may block
+                self._post_threads += 1
+        if error is None:
+            self._posted(taker.token, taker.began, None)
+            self.go_on()
+        elif not self._start_again("split-up", partial(self._post_again, taker, error)):
+            with self._lock:
+                self._post_threads -= 1
                 self._posting -= 1
-                if not self._posting:
+
+    def _ask_over(self, taker: AnswerTaker, error: Exception | None) -> None:
+        """Go on after a request for bytes."""
+        if error is None:
+            with self._lock:
+                self._asks -= 1
+                self._asked_locked(taker)
+            self.go_on()
+        elif not self._start_again("split-down", partial(self._ask_again, taker, error)):
+            with self._lock:
+                self._asks -= 1
+
+    def _start_again(self, name: str, again: Callable[[], None]) -> bool:
+        """Have a thread go on after a failure, which may have to wait before; False where there is none."""
+        try:
+            WORKERS.start(f"{name} {self.peer}", again, reserved=True)
+        except NoThread as error:
+            with self._lock:
+                self._end_locked(error.message)
+            return False
+        return True
+
+    def _post_again(self, taker: AnswerTaker, error: Exception) -> None:
+        self._posted(taker.token, taker.began, error)
+        self._post_loop()
+
+    def _ask_again(self, taker: AnswerTaker, error: Exception) -> None:
+        with self._lock:
+            self._ask_failed_locked(taker, error)
+        self._ask_loop()
+
+    def _one_asks(self) -> bool:
+        """Whether one request alone brings bytes.  Needs no lock."""
+        return len(self._numbering.asking) == 1
+
+    # --- requests with bytes for the server
+
+    def _start_post_locked(self) -> None:
+        """Have sent what waits: by whoever holds the lock, who calls `go_on` after that, or by a thread."""
+        if self._exchanges.possible and self._closed_at is None:
+            self._post_due = True
+        else:
+            self._start_post_thread_locked()
+
+    def _anything_to_post_locked(self) -> bool:
+        return self._update_due or bool(self._outgoing.ready)
+
+    def _may_post_more_locked(self) -> bool:
+        return self._post_threads + self._post_exchanges < self._measures.most_posts(self._outgoing.unsent)
+
+    def _start_post_thread_locked(self) -> None:
+        """Have a thread send what waits, unless enough do."""
+        if self._idle_post_threads:
+            self._work.notify()
+        elif self._may_post_more_locked():
+            self._post_threads += 1
+            try:
+                WORKERS.start(f"split-up {self.peer}", self._post_loop, reserved=True)
+            except NoThread as error:
+                self._post_threads -= 1
+                if not self._post_threads:
                     self._end_locked(error.message)
 
-    def _up_loop(self) -> None:
+    def _post_loop(self) -> None:
         try:
             while self._post_next():
                 pass
@@ -186,53 +256,59 @@ class ClientPipe(Pipe):
             self._connections.close()
 
     def _post_next(self) -> bool:
-        """Block for something to send, and send it; False when there is nothing for a moment."""
+        """Send what waits; without a watcher block MOMENT for something.  False when there is nothing."""
         with self._lock:
             found = self._next_post_locked()
             if found is None:
-                self._posting -= 1
-                last = not self._posting and self._closed_at is not None
-            else:
-                self._in_flight += 1
-                if self._outgoing.ready:
-                    self._start_up_locked()  # another thread takes the rest
+                self._post_threads -= 1
+                last = not self._post_threads and self._closed_at is not None
+            elif self._outgoing.ready:
+                self._start_post_locked()  # the rest: by another thread, or by `go_on`
         if found is None:
             if last:
                 self._connections.close()
             return False
-        token, key, data = found
+        self.go_on()
+        token, data = found
         began = time.monotonic()
         try:
-            self._post(token, key, data)
-        except (_Failed, QanatError) as error:
-            self._in_flight_over(token, began, error)
+            timeout = self._measures.post_time(self._failures.count)
+            with self._connections.request("POST", self._numbering.carried(token, data), data, timeout) as answer:
+                self._read_answer(answer, AnswerTaker(self, token))
+        except (Failed, QanatError) as error:
+            self._posted(token, began, error)
         else:
-            self._in_flight_over(token, began, None)
+            self._posted(token, began, None)
+        self.go_on()
         return True
 
-    def _next_post_locked(self) -> tuple[Token, bytes, bytes] | None:
-        deadline = Deadline(MOMENT)
+    def _next_post_locked(self) -> tuple[Token, bytes | memoryview] | None:
+        deadline = Deadline(0.0 if self._exchanges.possible else MOMENT)
         while True:
             closed = self._closed_at is not None
             if closed and self._all_said_locked():
                 return None
-            taken = self._sending.take_locked(self._body_size)
-            if taken is not None or self._update_due or (closed and not self._end_told):
-                break
+            if self._anything_to_post_locked() or (closed and not self._end_told):
+                self._end_told = closed
+                return self._take_post_locked()
             remaining = self._closing_time_locked() if closed else deadline.remaining()
             if not remaining:
                 return None
-            self._waiting_to_post += 1
+            self._idle_post_threads += 1
             self._work.wait(remaining)
-            self._waiting_to_post -= 1
+            self._idle_post_threads -= 1
+
+    def _take_post_locked(self) -> tuple[Token, bytes | memoryview]:
+        """Return the next request with bytes, and these; there may be none."""
+        taken = self._sending.take_locked(self._measures.body)
         self._update_due = False
-        self._end_told = closed
+        self._posting += 1
         at, data = (self._outgoing.next, b"") if taken is None else taken
-        return self._token_locked(Kind.UP, at=at, size=len(data), body=data), self._key_locked(), data
+        return self._token_locked(Kind.UP, at=at, size=len(data)), data
 
     def _all_said_locked(self) -> bool:
         """Whether nothing more can be said on a pipe that is closed, or need be."""
-        said = self._end_told and not self._in_flight and self._outgoing.acknowledged == self._outgoing.end
+        said = self._end_told and not self._posting and self._outgoing.acknowledged == self._outgoing.end
         return said or self._hopeless_locked() or not self._closing_time_locked()
 
     def _closing_time_locked(self) -> float:
@@ -241,111 +317,121 @@ class ClientPipe(Pipe):
 
     def _hopeless_locked(self) -> bool:
         """Whether nothing can be said any more: the other end has closed, or nothing gets through."""
-        failing = self._failing_since is not None and time.monotonic() - self._failing_since > LINGER
+        since = self._failures.since
+        failing = since is not None and time.monotonic() - since > LINGER
         return self._receiving.peer_gone is not None or failing
 
-    def _post(self, token: Token, key: bytes, data: bytes) -> None:
-        timeout = min(15.0, 0.7 + 4 * self._round_trip) * (1 + self._failures)
-        with self._connections.request("POST", self._carried(token, key), data, timeout) as answer:
-            self._read_answer(answer, token)
-
-    def _in_flight_over(self, token: Token, began: float, error: Exception | None) -> None:
+    def _posted(self, token: Token, began: float, error: Exception | None) -> None:
+        """Go on after a request with bytes, with this outcome.  Blocks for a pause after an error, else never."""
         took = time.monotonic() - began
         with self._lock:
-            self._in_flight -= 1
+            self._posting -= 1
             if self._closed_at is not None:
                 self._work.notify_all()
             if error is None:
-                self._round_trip += (took - self._round_trip) / 8
-                if token.size == self._body_size and took < FAST:
-                    self._body_size = min(MAX_BODY, 2 * self._body_size)
-                elif token.size > MIN_BODY and took > SLOW:
-                    self._body_size = max(MIN_BODY, token.size // 2)
-                if not self._in_flight and self._outgoing.acknowledged < self._outgoing.next:
+                self._measures.posted(token.size, took)
+                if not self._posting and self._outgoing.acknowledged < self._outgoing.next:
                     self._outgoing.rewind()  # it answered, and has not kept them
                 self._succeeded_locked()
                 return
             if token.size:
                 self._outgoing.lose(token.at, token.at + token.size)
+            else:
+                self._update_due = True
             if token.ended:
                 self._end_told = False
-            if isinstance(error, _Failed) and error.status == 413:
-                self._body_size = max(MIN_BODY, min(self._body_size, token.size) // 2)
-                if token.size > MIN_BODY:
-                    return
+            if isinstance(error, Failed) and error.status == 413 and self._measures.refused(token.size):
+                return
             self._failed_locked(error)
 
-    # --- down
+    # --- requests for the server's bytes
 
-    def _start_down_locked(self) -> None:
-        wanted = 0 if self._form is _Form.STREAMED else self._down_wanted
-        while self._down < wanted and self._closed_at is None:
-            self._down += 1
-            try:
-                WORKERS.start(f"split-down {self.peer}", self._down_loop, reserved=True)
-            except NoThread as error:
-                self._down -= 1
-                if not self._down:
-                    self._end_locked(error.message)
+    def _start_asks_locked(self) -> None:
+        """Have as many requests wait as are wanted: by whoever has the lock, as `_start_post_locked`, or by threads."""
+        if self._exchanges.possible:
+            self._ask_due = True
+            return
+        while self._asks < self._asks_wanted_locked():
+            self._asks += 1
+            if not self._start_ask_thread_locked():
                 return
 
-    def _down_loop(self) -> None:
+    def _asks_wanted_locked(self) -> int:
+        return 0 if self._form.streamed or self._closed_at is not None else self._measures.asks
+
+    def _start_ask_thread_locked(self) -> bool:
+        """Have a thread make the request that has been counted; False when there is none."""
         try:
-            while self._ask_next():
+            WORKERS.start(f"split-down {self.peer}", self._ask_loop, reserved=True)
+        except NoThread as error:
+            self._asks -= 1
+            self._ask_due = False
+            if not self._asks:
+                self._end_locked(error.message)
+            return False
+        return True
+
+    def _ask_loop(self) -> None:
+        try:
+            while self._ask_next() and not self._ask_without_thread():
                 pass
+            self.go_on()
         except Exception:
             log_unexpected(f"receiving from {self.peer} ended")
             self.close(FAILED)
 
-    def _ask_next(self) -> bool:
+    def _ask_without_thread(self) -> bool:
+        """Make this thread's next request without one; False where that is not possible."""
         with self._lock:
-            if self._closed_at is not None or self._form is _Form.STREAMED or self._down > self._down_wanted:
-                self._down -= 1
+            if self._failures.count or self._asks > self._asks_wanted_locked():  # see `_ask_next`
                 return False
-            token = self._token_locked(Kind.PACKET, size=self._answer_size, wait=round(self._wait * 1000))
-            key = self._key_locked()
-        began = time.monotonic()
-        error: Exception | None = None
-        came = 0
-        try:
-            came = self._ask(token, key)
-        except (_Failed, QanatError) as failure:
-            error = failure
-        took = time.monotonic() - began
+            ask = self._begin_ask_locked()
+        if ask is not None:
+            self._send_ask(*ask)
+        return ask is not None
+
+    def _ask_next(self) -> bool:
+        """Ask for bytes, and block until there are some, or none for long; False when there are enough requests."""
         with self._lock:
-            self._asking.discard(token.number)
+            if self._asks > self._asks_wanted_locked():
+                self._asks -= 1
+                return False
+            token = self._packet_token_locked()
+        taker = AnswerTaker(self, token)
+        error: Exception | None = None
+        try:
+            timeout = token.wait / 1000 + self._measures.slack
+            with self._connections.request("GET", self._numbering.carried(token), None, timeout) as answer:
+                self._read_answer(answer, taker)
+        except (Failed, QanatError) as failure:
+            error = failure
+        with self._lock:
             if error is not None:
-                if took >= MIN_WAIT:  # the path cuts what waits for so long
-                    self._wait = max(MIN_WAIT, min(self._wait, 0.7 * took))
-                self._failed_locked(error)
-                return True
-            self._adapt_locked(came, token.size)
-            self._succeeded_locked()
-            return True
+                self._ask_failed_locked(taker, error)
+            else:
+                self._asked_locked(taker)
+        self.go_on()
+        return True
 
-    def _ask(self, token: Token, key: bytes) -> int:
-        timeout = token.wait / 1000 + SLACK + 4 * self._round_trip
-        with self._connections.request("GET", self._carried(token, key), None, timeout) as answer:
-            return self._read_answer(answer, token)
+    def _packet_token_locked(self) -> Token:
+        return self._token_locked(Kind.PACKET, size=self._measures.answer, wait=self._measures.wait)
 
-    def _adapt_locked(self, came: int, size: int) -> None:
+    def _ask_failed_locked(self, taker: AnswerTaker, error: Exception) -> None:
+        self._numbering.asking.discard(taker.token.number)
+        self._measures.ask_failed(time.monotonic() - taker.began)
+        self._failed_locked(error)
+
+    def _asked_locked(self, taker: AnswerTaker) -> None:
         """Have as many requests wait, and for as much, as what comes demands."""
         now = time.monotonic()
-        if now >= self._probe_at:
-            self._probe_at = math.inf
+        self._numbering.asking.discard(taker.token.number)
+        if self._form.take_due(now):
             self._start_stream_locked()
-        if came:
-            self._came_at = now
-        if came >= size // 2:
-            self._down_wanted = min(MAX_DOWN, max(2, self._down_wanted) + 1)
-            self._answer_size = min(MAX_ANSWER, 2 * size)
-        elif came:
-            self._down_wanted = max(2, self._down_wanted)
-        elif now - self._came_at > ACTIVE:
-            self._down_wanted = 1
-        self._start_down_locked()
+        self._measures.asked(taker.came, taker.token.size, now)
+        self._start_asks_locked()
+        self._succeeded_locked()
 
-    # --- down, in one answer that goes on
+    # --- one answer that goes on
 
     def _start_stream_locked(self) -> None:
         with suppress(NoThread):  # the other form needs none more
@@ -356,122 +442,91 @@ class ClientPipe(Pipe):
         with self._lock:
             if self._closed_at is not None:
                 return
-            token = self._token_locked(Kind.STREAM, size=STREAM_SIZE, wait=round(self._filler * 1000))
-            key = self._key_locked()
-        stream = _StreamRead(self, token)
+            token = self._token_locked(Kind.STREAM, size=STREAM_SIZE, wait=self._form.filler)
+        stream = StreamTaker(self, token)
         error: Exception | None = None
         try:
-            timeout = SOON + 4 * self._round_trip
-            with self._connections.request("GET", self._carried(token, key), None, timeout) as answer:
+            timeout = SOON + self._measures.some_round_trips
+            with self._connections.request("GET", self._numbering.carried(token), None, timeout) as answer:
                 answer.set_timeout(timeout)
-                self._read_answer(answer, token, stream.heard)
-        except (_Failed, QanatError) as failure:
+                if not self._read_stream_answer(answer, stream):
+                    return
+        except (Failed, QanatError) as failure:
             error = failure
         except Exception:
             log_unexpected(f"receiving from {self.peer} ended")
             self.close(FAILED)
-        with self._lock:
-            self._asking.discard(token.number)
-            self._stream_over_locked(stream, error)
+        self._stream_over(stream, error)
 
-    def stream_heard(self, stream: _StreamRead) -> None:
-        """Note that something of a streamed answer has come."""
+    def _read_stream_answer(self, answer: Answer, stream: StreamTaker) -> bool:
+        """Take in a streamed answer; False when the watcher has been left the rest of it.  Blocks."""
+        stream.head(answer.status, answer.headers)
+        for piece in answer.pieces():
+            stream.piece(piece)
+            stream.patience = self._form.filler + self._measures.slack
+            exchange = self._exchanges.leave(answer, stream, partial(self._stream_over, stream))
+            if exchange is not None:
+                with self._lock:
+                    self._stream.begun_locked(exchange)
+                return False
+            answer.set_timeout(stream.patience)
+        stream.end()
+        return True
+
+    def _stream_over(self, stream: StreamTaker, error: Exception | None) -> None:
+        """Go on after a streamed answer, whoever has read it."""
+        with self._lock:
+            self._stream.ended_locked()
+            self._numbering.asking.discard(stream.token.number)
+            if self._closed_at is None and not stream.followed:
+                if self._is_streamed_again_locked(stream, error):
+                    self._start_stream_locked()
+                else:
+                    self._start_asks_locked()
+        self.go_on()
+
+    def _is_streamed_again_locked(self, stream: StreamTaker, error: Exception | None) -> bool:
+        now = time.monotonic()
+        if not stream.heard_at:
+            log.debug("answers of %s are held back: %s", self.peer, error or "nothing came in time")
+            self._form.held_back(now)
+            return False
+        if error is None:
+            return True
+        log.debug("an answer of %s was cut after %.1f s: %s", self.peer, now - stream.began, error)
+        return self._form.cut(now - stream.heard_at, now - stream.began, now)
+
+    def stream_heard(self, stream: StreamTaker) -> None:
+        """See `takers.Requester`."""
         now = time.monotonic()
         with self._lock:
             if not stream.heard_at:
                 self._succeeded_locked()
-                if self._form is not _Form.STREAMED:
+                if self._form.heard():
                     log.debug("answers of %s go on: they are streamed from now on", self.peer)
-                    self._form, self._streamed = _Form.STREAMED, True
                     self._update_due = True  # the server has to know
-                    self._start_up_locked()
+                    self._start_post_locked()
             stream.heard_at = now
-            if now - stream.began > self._life and not stream.followed and self._closed_at is None:
+            if now - stream.began > self._form.life and not stream.followed and self._closed_at is None:
                 stream.followed = True
                 self._start_stream_locked()
 
-    def _stream_over_locked(self, stream: _StreamRead, error: Exception | None) -> None:
-        if self._closed_at is not None or stream.followed:
-            return
-        now = time.monotonic()
-        if not stream.heard_at:
-            log.debug("answers of %s are held back: %s", self.peer, error or "nothing came in time")
-            self._form, self._probe_at = _Form.PACKETS, now + (AGAIN if self._streamed else math.inf)
-            self._start_down_locked()
-            return
-        if error is not None:
-            silent, lived = now - stream.heard_at, now - stream.began
-            if silent >= MIN_WAIT:
-                self._filler = max(MIN_WAIT, min(self._filler, 0.5 * silent))
-            else:
-                self._life = max(MIN_LIFE, min(self._life, 0.7 * lived))
-            log.debug("an answer of %s was cut after %.1f s: %s", self.peer, lived, error)
-            self._short = self._short + 1 if lived < SOON else 0
-            if self._short > _MOST_SHORT:
-                self._form, self._probe_at = _Form.PACKETS, now + AGAIN
-                self._start_down_locked()
-                return
-        self._start_stream_locked()
-
     # --- both
 
-    def _token_locked(self, kind: Kind, *, at: int = 0, size: int = 0, wait: int = 0, body: bytes = b"") -> Token:
-        self._number += 1
-        if kind is not Kind.UP:
-            self._asking.add(self._number)
-        incoming = self._receiving.incoming
-        ended = self._closed_at is not None
-        self._told_limit = incoming.limit
-        return Token(
-            id=self._id,
-            kind=kind,
-            number=self._number,
-            acknowledged=incoming.expected,
-            limit=self._outgoing.end if ended else incoming.limit,
-            oldest=min(self._asking, default=self._number),
-            at=at,
-            size=size,
-            wait=wait,
-            digest=digest_of(body) if body else bytes(16),
-            early=self._key is None,
-            ended=ended,
-            streams=self._form is _Form.STREAMED,
-        )
+    def _token_locked(self, kind: Kind, *, at: int = 0, size: int = 0, wait: float = 0.0) -> Token:
+        ended, streams = self._closed_at is not None, self._form.streamed
+        return self._numbering.token_locked(kind, at=at, size=size, wait=wait, ended=ended, streams=streams)
 
-    def _key_locked(self) -> bytes:
-        return self._early_key if self._key is None else self._key
-
-    def _carried(self, token: Token, key: bytes) -> list[tuple[Carrier, str]]:
-        return [(self._carrier, token.encode(key))]
-
-    def _read_answer(self, answer: Answer, token: Token, heard: Callable[[], None] | None = None) -> int:
-        """Take in the answer to a request; return how many bytes of the server's it has brought.
-
-        `heard` is called for each piece, of an answer that goes on.
-        """
-        if answer.status != 200 or answer.headers.get("content-type", "") != CONTENT_TYPE:
-            raise _Failed(_describe(answer.status), status=answer.status)
-        if heard is None:
-            answer.set_timeout(SLACK + 4 * self._round_trip)
-        reader = SegmentReader()
-        came = 0
+    def _read_answer(self, answer: Answer, taker: AnswerTaker) -> None:
+        """Take in a whole answer.  Blocks.  Raises Failed, TransportError and ProtocolError."""
+        taker.head(answer.status, answer.headers)
+        answer.set_timeout(self._measures.slack)
         for piece in answer.pieces():
-            for segment, at, content in reader.feed(memoryview(piece)):
-                if segment.number != token.number:
-                    raise _Failed("an answer to another request came: something on the path keeps answers")
-                if segment.repeated:
-                    raise _Failed("the path has sent a request twice, and this is the second one's answer")
-                self._take(segment, at, content)
-                came += len(content)
-            if heard is not None:
-                answer.set_timeout(self._filler + SLACK + 4 * self._round_trip)
-                heard()
-        if reader.in_the_middle:
-            raise _Failed("an answer was cut")
-        return came
+            taker.piece(piece)
+        taker.end()
 
-    def _take(self, segment: Segment, at: int, content: memoryview) -> None:
-        """Act on what an answer says.  Raises ProtocolError, which ends the pipe."""
+    def take(self, segment: Segment, at: int, content: memoryview) -> None:
+        """See `takers.Requester`."""
         with self._lock:
             now = time.monotonic()
             self._receiving.last_received = now
@@ -479,7 +534,7 @@ class ClientPipe(Pipe):
                 limit = 0 if segment.ended else segment.limit
                 moved = self._sending.acknowledge_locked(segment.acknowledged, limit, now)
                 if moved and self._outgoing.ready and self._cause.text is None:
-                    self._start_up_locked()
+                    self._start_post_locked()
                 if len(content):
                     self._receiving.add_locked(at, content)
                 if segment.ended:
@@ -490,48 +545,43 @@ class ClientPipe(Pipe):
                 raise
 
     def _succeeded_locked(self) -> None:
-        if self._failures:
-            self._failing_since, self._failures, self._unknown = None, 0, 0
+        if self._failures.succeeded():
             self._calm.notify_all()
-        if self._outgoing.ready and self._closed_at is None:
-            self._start_up_locked()
+        if self._closed_at is None and (self._outgoing.ready or (self._update_due and self._exchanges.possible)):
+            self._start_post_locked()
 
     def _failed_locked(self, error: Exception) -> None:
-        """Wait a little before the next try, and end the pipe when that has happened for too long."""
+        """Wait a little before the next try, and end the pipe when that has happened for too long.
+
+        Blocks for `Failures.pause`, without the lock meanwhile.
+        """
+        now = time.monotonic()
         if self._closed_at is not None:
-            self._failing_since = self._failing_since or time.monotonic()
+            self._failures.note(now)
             return
         why = str(error)
         log.debug("a request to %s failed: %s", self.peer, why)
-        now = time.monotonic()
-        self._failures += 1
-        self._unknown = self._unknown + 1 if isinstance(error, _Failed) and error.status == 404 else 0
-        if self._failing_since is None:
-            self._failing_since = now
-        if self._unknown >= _MOST_UNKNOWN:
-            self._end_locked("the server does not know this pipe any more")
-        elif now - self._failing_since > PATIENCE:
-            self._end_locked(f"requests fail for {PATIENCE:g} s: {why}")
-        elif self._failures > 1:
-            pause = min(2.0, 0.05 * 2 ** min(self._failures, 10))
-            self._calm.wait_for(lambda: self._closed_at is not None or not self._failures, pause)
+        cause = self._failures.failed(why, now, unknown=isinstance(error, Failed) and error.status == 404)
+        if cause is not None:
+            self._end_locked(cause)
+        elif self._failures.pause:
+            self._calm.wait_for(lambda: self._closed_at is not None or not self._failures.count, self._failures.pause)
 
     # --- the pipe
 
     def bind(self, secret: bytes) -> None:
         """See `Pipe.bind`."""
         with self._lock:
-            self._key = secret
+            self._numbering.bind_locked(secret)
             if STREAMS:
                 self._start_stream_locked()
-            else:
-                self._form = _Form.PACKETS
 
     def send(self, buffer: memoryview) -> None:
         """See `Pipe.send`."""
         with self._lock:
             self._await_room_locked()
             self._append_locked(buffer)
+        self.go_on()
 
     @property
     def can_send_now(self) -> bool:
@@ -541,13 +591,14 @@ class ClientPipe(Pipe):
     @property
     def held_up(self) -> bool:
         """See `Pipe.held_up`."""
-        return self._failing_since is not None or self._sending.held_up
+        return self._failures.since is not None or self._sending.held_up
 
     def send_now(self, buffer: memoryview) -> bool:
         """See `Pipe.send_now`."""
         with self._lock:
             self._append_locked(buffer)
-            return self._sending.has_room
+        self.go_on()
+        return self._sending.has_room
 
     def flush(self) -> None:
         """See `Pipe.flush`."""
@@ -557,7 +608,7 @@ class ClientPipe(Pipe):
     def _append_locked(self, buffer: memoryview) -> None:
         self._sending.append_locked(buffer)
         if self._outgoing.ready:
-            self._start_up_locked()
+            self._start_post_locked()
 
     def _await_room_locked(self) -> None:
         stuck = self._sending.await_room_locked()
@@ -567,7 +618,7 @@ class ClientPipe(Pipe):
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
-        message = self._receive(None, forever=True)
+        message = self._receive(None)
         assert message is not None  # the end is raised
         return message
 
@@ -575,9 +626,11 @@ class ClientPipe(Pipe):
         """See `Pipe.recv_within`."""
         return self._receive(seconds)
 
-    def _receive(self, seconds: float | None, *, forever: bool = False) -> memoryview | None:
+    def _receive(self, seconds: float | None) -> memoryview | None:
         try:
-            message = self._receiving.receive(seconds, forever=forever)
+            if seconds != 0:
+                self._stream.read(seconds)
+            message = self._receiving.receive(seconds)
         except PipeEnded as error:
             self.close(error.message)
             raise self._cause.error() from error
@@ -591,19 +644,12 @@ class ClientPipe(Pipe):
     def _tell_limit(self) -> None:
         """Have the server hear how much more it may send, if it may be waiting for that."""
         incoming = self._receiving.incoming
-        risen = incoming.limit - self._told_limit  # looked at without the lock, as a hint
-        if risen >= incoming.window // 4 and self._told_limit - incoming.expected <= incoming.window // 2:
+        told = self._numbering.told_limit  # looked at without the lock, as a hint
+        if incoming.limit - told >= incoming.window // 4 and told - incoming.expected <= incoming.window // 2:
             with self._lock:
                 self._update_due = True
-                self._start_up_locked()
-
-    def watch(self) -> int | None:
-        """See `Pipe.watch`."""
-        return self._receiving.watch()
-
-    def unwatch(self) -> None:
-        """See `Pipe.unwatch`."""
-        self._receiving.unwatch()
+                self._start_post_locked()
+            self.go_on()
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_read_timeout`."""
@@ -630,40 +676,20 @@ class ClientPipe(Pipe):
             return
         self._closed_at = time.monotonic()
         self._receiving.wake_locked()
+        self._stream.close()  # a thread may be reading it
         self._sending.wake_locked()
         for condition in (self._work, self._calm):
             condition.notify_all()
         if not self._hopeless_locked():
-            self._posting += 1
+            self._post_threads += 1
             try:
-                WORKERS.start(f"split-up {self.peer}", self._up_loop, reserved=True)
+                WORKERS.start(f"split-up {self.peer}", self._post_loop, reserved=True)
                 return
             except NoThread:
-                self._posting -= 1
+                self._post_threads -= 1
         self._connections.close()
 
     @property
     def cause(self) -> str | None:
         """See `Pipe.cause`."""
         return self._cause.text
-
-
-class _StreamRead:
-    """One streamed answer, as it is read."""
-
-    def __init__(self, pipe: ClientPipe, token: Token) -> None:
-        self._pipe = pipe
-        self.token = token
-        self.began = time.monotonic()
-        self.heard_at = 0.0  # when something came last
-        self.followed = False  # another one takes its place
-
-    def heard(self) -> None:
-        """Note that something came."""
-        self._pipe.stream_heard(self)
-
-
-def _describe(status: int) -> str:
-    if status == 200:
-        return "something else than the server answered, with a page of its own"
-    return f"status {status} came instead of an answer"

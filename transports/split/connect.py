@@ -12,9 +12,10 @@ from qanat.transports.dial.errors import explain_status
 from qanat.transports.dial.route import DIRECT, Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Pipe
-from qanat.transports.split.client import MAX_ANSWER, WRITE_TIMEOUT, ClientPipe
+from qanat.transports.split.client import WRITE_TIMEOUT, ClientPipe
 from qanat.transports.split.connections import CONTENT_TYPE, Connections, FirstAnswer, Requests
 from qanat.transports.split.http2_requests import Http2Requests
+from qanat.transports.split.measures import MAX_ANSWER
 from qanat.transports.split.segments import WELCOME_SIZE, Welcome, decode_welcome
 from qanat.transports.split.token import NONCE_SIZE, OPENING, Carrier, nonce_text
 

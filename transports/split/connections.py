@@ -2,6 +2,9 @@
 
 A connection that was idle may have been closed by the other end just when it is used again, so it is looked at before;
 and every request of a split pipe may be sent twice, so whoever fails on one simply tries another.
+
+Once there is a watcher it reads what comes on idle connections, and the answers of requests that are made without a
+thread (`Connections.begin`); a thread that takes a connection takes it away from there first.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 from qanat.base.cancel import Cancel
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.base.version import __version__
+from qanat.base.watcher import Watcher
 from qanat.transports.dial.answer_fields import with_newer
 from qanat.transports.dial.dialer import dial, opening
 from qanat.transports.dial.http_answer import AnswerReader
@@ -25,6 +30,7 @@ from qanat.transports.dial.route import Route
 from qanat.transports.dial.urls import TunnelUrl
 from qanat.transports.pipe import Wire
 from qanat.transports.split import http1
+from qanat.transports.split.exchange import Connection, Exchange, OnOver, Taker
 from qanat.transports.split.token import COOKIE, Carrier
 
 ALPN = ("http/1.1",)
@@ -38,6 +44,7 @@ MAX_SPARE = 10.0
 """The same for those beyond the one that is used most."""
 CONTENT_TYPE = "application/octet-stream"
 
+_TOKEN_HERE, _SIZE_HERE = "\0", "\1"  # no header may have these
 _DEFAULTS = (("User-Agent", f"qanat/{__version__}"), ("Accept", "*/*"))
 
 
@@ -52,9 +59,19 @@ class Answer:
         """Have `pieces` raise TransportError when nothing has come for so long."""
         raise NotImplementedError
 
-    def pieces(self) -> Iterator[bytearray]:
-        """Yield the body as it comes.  Blocks.  Raises TransportError, also when it is cut, and ProtocolError."""
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the body as it comes, in pieces that are the caller's.  Blocks.
+
+        Raises TransportError, also when it is cut, and ProtocolError.
+        """
         raise NotImplementedError
+
+    def leave(self, taker: Taker, on_over: OnOver) -> Exchange | None:
+        """Have the watcher read the rest, after a piece of `pieces`; None where it cannot.
+
+        What has come already is its as well.  `Connections.watch` follows, and nothing else is done with this.
+        """
+        return None
 
 
 class FirstAnswer:
@@ -110,59 +127,20 @@ class Requests(ABC):
 
     @abstractmethod
     def request(
-        self, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | None, timeout: float
+        self, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | memoryview | None, timeout: float
     ) -> AbstractContextManager[Answer]:
         """Make a request, and give its answer, for which one waits for `timeout` seconds.  Blocks.
 
         `carried` says what goes with which carrier.  Raises TransportError, ProtocolError and UsageError.
         """
 
+    def watch_with(self, watcher: Watcher) -> Connections | None:
+        """Have `watcher` read answers from now on; return what then makes requests without threads, if that can be."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Close all connections, and make no more; wakes whoever waits.  Idempotent; does not block."""
-
-
-class Connection:
-    """One connection.  For one thread at a time; `close` from any."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.requests = 0
-        self.idle_since = 0.0
-        self.reusable = True
-        """Whether another request may follow."""
-        self.source = http1.ByteSource(wire)
-        self._watched = wire.watch() is not None
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def send(self, head: bytes, body: bytes | memoryview = b"") -> None:
-        """Send a request; blocks until the kernel has it.  Raises TransportError."""
-        self.requests += 1
-        if len(body) <= http1.SMALL:
-            self.wire.send_all(head + bytes(body))
-        else:
-            self.wire.send_all(head)
-            self.wire.send_all(body)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the other end has neither closed it nor said anything unasked."""
-        if not self._watched:
-            return True
-        try:
-            return self.wire.recv_within(memoryview(bytearray(1)), 0) is None
-        except TransportError:
-            return False
-
-    def close(self) -> None:
-        """Close it; wakes whoever waits.  Idempotent; does not block."""
-        with self._lock:
-            closed, self._closed = self._closed, True
-        if not closed:
-            self.wire.close()
-            if self._watched:
-                self.wire.unwatch()
 
 
 class _Http1Answer(Answer):
@@ -171,11 +149,11 @@ class _Http1Answer(Answer):
     def __init__(self, connection: Connection, timeout: float) -> None:
         """Block for the head.  Raises TransportError and ProtocolError."""
         self._connection = connection
+        self._body: http1.BodyReader | None = None
+        self.left = False
+        """Whether the watcher reads on."""
         self.set_timeout(timeout)
-        source = connection.source
-        status, headers, http10 = http1.read_answer_head(source)
-        while 100 <= status < 200:
-            status, headers, http10 = http1.read_answer_head(source)
+        status, headers, http10 = http1.AnswerHeads().next(connection.source)
         connection.reusable = http1.keeps_alive(headers, http10=http10)
         super().__init__(status, headers)
 
@@ -183,9 +161,21 @@ class _Http1Answer(Answer):
         """See `Answer.set_timeout`."""
         self._connection.wire.set_read_timeout(max(0.001, seconds))
 
-    def pieces(self) -> Iterator[bytearray]:
+    def pieces(self) -> Iterator[memoryview]:
         """See `Answer.pieces`."""
-        return http1.body_pieces(self._connection.source, self.headers, of_answer=True)
+        self._body = http1.BodyReader(self._connection.source, self.headers, of_answer=True)
+        self._connection.reusable &= not self._body.to_the_end
+        while (piece := self._body.next()) is not None:
+            yield piece
+
+    def leave(self, taker: Taker, on_over: OnOver) -> Exchange | None:
+        """See `Answer.leave`."""
+        connection = self._connection
+        if connection.fd is None:
+            return None
+        self.left = True
+        connection.exchange = Exchange(connection, taker, on_over, self._body)
+        return connection.exchange
 
 
 class _ReadAnswer(Answer):
@@ -199,9 +189,11 @@ class _ReadAnswer(Answer):
         """See `Answer.set_timeout`."""
         self._connection.wire.set_read_timeout(max(0.001, seconds))
 
-    def pieces(self) -> Iterator[bytearray]:
+    def pieces(self) -> Iterator[memoryview]:
         """See `Answer.pieces`."""
-        return http1.body_pieces(self._connection.source, self.headers, of_answer=True)
+        body = http1.BodyReader(self._connection.source, self.headers, of_answer=True)
+        while (piece := body.next()) is not None:
+            yield piece
 
 
 class Connections(Requests):
@@ -215,16 +207,37 @@ class Connections(Requests):
         self._closed = False
         self._idle: list[Connection] = []
         self._used: set[Connection] = set()
+        self._watcher: Watcher | None = None
+        self._watchable = False  # this system's sockets can be
+        self._head_templates: dict[tuple[str, Carrier], str] = {}  # heads, by method and carrier
+
+    def add_cookies(self, cookies: dict[str, str]) -> None:
+        """See `Requests.add_cookies`."""
+        super().add_cookies(cookies)
+        self._head_templates.clear()
 
     def _head(self, method: str, carried: Sequence[tuple[Carrier, str]], size: int | None) -> bytes:
-        """Return a request's head; `size` is how long its body is."""
+        """Return a request's head; `size` is how long its body is.
+
+        Those of one pipe differ in two values alone.
+        """
+        if len(carried) > 1:
+            return self._whole_head(method, carried, None if size is None else str(size)).encode("latin-1")
+        carrier, text = carried[0]
+        template = self._head_templates.get((method, carrier))
+        if template is None:
+            template = self._whole_head(method, [(carrier, _TOKEN_HERE)], None if size is None else _SIZE_HERE)
+            self._head_templates[method, carrier] = template
+        return template.replace(_TOKEN_HERE, text).replace(_SIZE_HERE, str(size)).encode("latin-1")
+
+    def _whole_head(self, method: str, carried: Sequence[tuple[Carrier, str]], size: str | None) -> str:
         url = self.url
         target, route, fields = self._carry(carried)
         if size is not None:
-            fields += [("Content-Type", CONTENT_TYPE), ("Content-Length", str(size))]
+            fields += [("Content-Type", CONTENT_TYPE), ("Content-Length", size)]
         lines = [f"{method} {target} HTTP/1.1", f"Host: {route.authority(url)}"]
         lines += [f"{name}: {value}" for name, value in route.with_headers(fields)]
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return "\r\n".join(lines) + "\r\n\r\n"
 
     @contextlib.contextmanager
     def first(
@@ -247,8 +260,9 @@ class Connections(Requests):
                 use_tls="write https:// instead of http:// in the URL",
             )
             status, headers = reader.read()
-            while 100 <= status < 200:
-                status, headers = reader.read()
+            for _ in range(http1.MAX_INTERIM):
+                if 100 <= status < 200:
+                    status, headers = reader.read()
             self.answered = True
             reason = reader.read_reason(headers) if status == 400 else ""
             connection.source.rest += reader.rest
@@ -257,12 +271,19 @@ class Connections(Requests):
 
     @contextlib.contextmanager
     def request(
-        self, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | None, timeout: float
+        self, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | memoryview | None, timeout: float
     ) -> Iterator[Answer]:
         """See `Requests.request`."""
-        with self.connection(CONNECT_TIMEOUT) as connection:
+        connection = self._take_idle() or self.open(Deadline(CONNECT_TIMEOUT))
+        try:
             connection.send(self._head(method, carried, None if body is None else len(body)), body or b"")
-            yield _Http1Answer(connection, timeout)
+            answer = _Http1Answer(connection, timeout)
+            yield answer
+        except BaseException:
+            self.drop(connection)
+            raise
+        if not answer.left:
+            self.give_back(connection, reusable=connection.reusable)
 
     def open(self, deadline: Deadline, cancel: Cancel | None = None) -> Connection:
         """Return a new connection, in use.  Blocks.  Raises TransportError and UsageError."""
@@ -272,6 +293,7 @@ class Connections(Requests):
             wire.set_write_timeout(self._write_timeout)
             wire.set_read_timeout(None)
             connection = Connection(wire)
+        self._watchable = connection.fd is not None
         with self._lock:
             self._used.add(connection)
             closed = self._closed
@@ -280,21 +302,65 @@ class Connections(Requests):
             raise TransportError("the pipe has ended")
         return connection
 
-    @contextlib.contextmanager
-    def connection(self, seconds: float) -> Iterator[Connection]:
-        """Give a connection for one request, and keep it for the next if the block does not raise.
+    def watch_with(self, watcher: Watcher) -> Connections | None:
+        """See `Requests.watch_with`."""
+        if not self._watchable:
+            return None
+        self._watcher = watcher
+        return self
 
-        Connecting may take `seconds`.  Raises TransportError and UsageError.
+    def reserve(self) -> Connection | None:
+        """Return a connection that is idle, and that the watcher reads, for `send_now`; None where there is none.
+
+        Does not block.
         """
-        connection = self._take_idle()
-        if connection is None:
-            connection = self.open(Deadline(seconds))
-        try:
-            yield connection
-        except BaseException:
+        fresh = time.monotonic() - MAX_IDLE
+        with self._lock:
+            for connection in reversed(self._idle):
+                if connection.watcher is not None and connection.wire.can_send_now and connection.idle_since > fresh:
+                    self._idle.remove(connection)
+                    self._used.add(connection)
+                    return connection
+        return None
+
+    def send_now(
+        self, exchange: Exchange, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | memoryview | None
+    ) -> bool:
+        """Send the request of `exchange`, on a reserved connection; False when a part is left, for `Connection.flush`.
+
+        Does not block.  Raises TransportError.
+        """
+        head = self._head(method, carried, None if body is None else len(body))
+        return exchange.connection.send_now(exchange, head, body or b"")
+
+    def watch(self, exchange: Exchange) -> bool:
+        """Have the watcher read what `Answer.leave` has left, or a thread has held; False where it cannot.
+
+        Blocks while a thread reads.
+        """
+        assert self._watcher is not None  # or there are no exchanges
+        watched = exchange.watch(self._watcher, partial(self._readable, exchange.connection))
+        self.read_soon(exchange)
+        return watched
+
+    def read_soon(self, exchange: Exchange) -> None:
+        """Have the watcher read what has come already.  Does not block."""
+        assert self._watcher is not None
+        self._watcher.post(partial(self._readable, exchange.connection))
+
+    def _readable(self, connection: Connection) -> None:
+        """Read what has come on a connection, by the watcher."""
+        exchange = connection.exchange
+        if exchange is not None:
+            if exchange.read():
+                self.read_soon(exchange)
+            return
+        with self._lock:
+            idle = connection in self._idle
+            if idle:
+                self._idle.remove(connection)
+        if idle:  # it was closed by the other end, or said something unasked
             self.drop(connection)
-            raise
-        self.give_back(connection, reusable=connection.reusable)
 
     def _take_idle(self) -> Connection | None:
         while True:
@@ -303,13 +369,17 @@ class Connections(Requests):
                 if connection is None:
                     return None
                 self._used.add(connection)
+            connection.unwatch()
             if time.monotonic() - connection.idle_since < MAX_IDLE and connection.alive:
                 return connection
             self.drop(connection)
 
     def give_back(self, connection: Connection, *, reusable: bool) -> None:
-        """Keep a connection for the next request, or close it."""
+        """Keep a connection for the next request, or close it.  Does not block."""
         connection.idle_since = time.monotonic()
+        reusable = reusable and not connection.has_more  # it would be taken for the next answer
+        if reusable and self._watcher is not None:
+            connection.watch(self._watcher, partial(self._readable, connection))
         stale: list[Connection] = []
         with self._lock:
             if self._closed or not reusable or connection.requests >= MAX_REQUESTS or connection not in self._used:
@@ -324,7 +394,7 @@ class Connections(Requests):
             self.drop(each)
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection that is not used again."""
+        """Close a connection that is not used again.  Does not block."""
         with self._lock:
             self._used.discard(connection)
         connection.close()

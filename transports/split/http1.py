@@ -1,19 +1,21 @@
 """Messages of HTTP/1.1 with bodies, read from a wire one after the other: what both ends of a split pipe need of it.
 
 A proxy may change how a body is delimited: by its length, in chunks, or, in an answer, by the end of the connection
-(RFC 9112 §6.3).  Heads are bounded in size, bodies by whoever reads them.  Everything here blocks as the wire does.
+(RFC 9112 §6.3).  Heads are bounded in size, bodies by whoever reads them.  Everything here blocks as the wire does,
+or, where a source must not wait, raises NothingCame and goes on from there when it is called again; `take` and
+`read_body` are for sources that wait, and lose what they have read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from qanat.base.deadline import Deadline
 from qanat.base.errors import ProtocolError, TransportError
 from qanat.base.untrusted import header_text, http_status, number
 from qanat.transports.dial.answer_fields import mapping
-from qanat.transports.pipe import Wire
+from qanat.transports.pipe import Wire, silent_for
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 1 << 40
@@ -21,11 +23,17 @@ _MAX_LINE = 256
 _MAX_TRAILERS = 64
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;[^\r\n]*)?\Z")
-_READ = 64 * 1024
+_READ, _LARGE = 64 * 1024, 128 * 1024
+MAX_INTERIM = 8
+"""Interim answers (100 to 199) before an answer."""
 SMALL = 16 * 1024
 """Bytes of a body that go with the head in one piece."""
 
 CUT = "the connection was closed by the other end or the path"
+
+
+class NothingCame(Exception):
+    """There is nothing to read just now, from a source that must not wait for it."""
 
 
 class ByteSource:
@@ -38,6 +46,10 @@ class ByteSource:
         """What was read and not yet returned."""
         self.deadline: Deadline | None = None
         """When reading has to be done; without one the wire's read timeout holds."""
+        self.within: float | None = None
+        """Seconds after which reading raises NothingCame, on a wire that is watched, or was; without, it blocks."""
+        self.patience = 0.0
+        """Seconds of silence after which it raises TransportError instead; heeded where `within` is more than 0."""
         self._buffer: memoryview | None = None
 
     def more(self) -> bool:
@@ -60,22 +72,43 @@ class ByteSource:
             if not count:
                 raise TransportError(CUT)
             filled += count
+            if filled < size:
+                self.acknowledge_now()
         return data
 
-    def some(self, most: int) -> bytearray:
-        """Return 1 to `most` bytes, or none at the end of the connection."""
-        if not self.rest:
-            self.more()
-        data = self.rest[:most]
-        del self.rest[:most]
-        return data
+    def acknowledge_now(self) -> None:
+        """See `Wire.acknowledge_now`: for a body that has yet to come whole."""
+        self._wire.acknowledge_now()
+
+    def some(self, most: int) -> memoryview:
+        """Return 1 to `most` bytes, which are the caller's, or none at the end of the connection."""
+        if self.rest:
+            data = self.rest[:most]
+            del self.rest[:most]
+            return memoryview(data)
+        # Straight into what is returned: a large body would be copied twice otherwise.
+        room = memoryview(bytearray(min(most, _LARGE)))
+        piece = room[: self._receive(room)]
+        return piece if 2 * len(piece) >= len(room) else memoryview(bytearray(piece))  # whoever keeps it keeps all
 
     def _receive(self, buffer: memoryview) -> int:
         if self.deadline is not None:
             if self.deadline.passed:
                 raise TransportError("a body did not come to its end in time")
             self._wire.set_read_timeout(self.deadline.remaining())
+        elif self.within is not None:
+            return self._receive_within(buffer, self.within)
         return self._wire.recv_into(buffer)
+
+    def _receive_within(self, buffer: memoryview, within: float) -> int:
+        waited = 0.0
+        while (count := self._wire.recv_within(buffer, within)) is None:
+            waited += within
+            if not within or not self.patience:
+                raise NothingCame
+            if waited >= self.patience:
+                raise TransportError(silent_for(self.patience))
+        return count
 
     def line(self) -> bytes:
         """Return the next line without its end.  Raises ProtocolError for one that is too long, and TransportError."""
@@ -92,6 +125,23 @@ class ByteSource:
         """Give memory back: nothing is read for a while."""
         self._buffer = None
         self._wire.trim()
+
+
+class AnswerHeads:
+    """Reads the head of one answer, and passes over the interim ones before it (RFC 9110 §15.2)."""
+
+    def __init__(self) -> None:
+        self._interim = 0
+
+    def next(self, source: ByteSource) -> tuple[int, dict[str, str], bool]:
+        """Return as `read_answer_head` does.  Raises ProtocolError where too many are none, and as the source does."""
+        while True:
+            head = read_answer_head(source)
+            if not 100 <= head[0] < 200:
+                return head
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise ProtocolError(f"more than {MAX_INTERIM} interim answers, and no answer")
 
 
 def read_answer_head(source: ByteSource) -> tuple[int, dict[str, str], bool]:
@@ -117,61 +167,85 @@ def read_answer_head(source: ByteSource) -> tuple[int, dict[str, str], bool]:
     return status, headers, first.startswith("HTTP/1.0")
 
 
-def body_pieces(source: ByteSource, headers: Mapping[str, str], *, of_answer: bool) -> Iterator[bytearray]:
-    """Yield the body in pieces as they come.  Raises TransportError when it is cut, and ProtocolError."""
-    if "chunked" in headers.get("transfer-encoding", "").lower():
-        yield from _chunks(source)
-        return
-    if "content-length" in headers:
-        left = number(headers["content-length"], MAX_BODY)
-        if left is None:
-            raise ProtocolError("a length that is none")
-        while left:
-            piece = source.some(left)
-            if not piece:
-                raise TransportError(CUT)
-            left -= len(piece)
-            yield piece
-        return
-    while of_answer and (piece := source.some(_READ)):
-        yield piece
+class BodyReader:
+    """A body in the pieces that come, however it is delimited."""
+
+    def __init__(self, source: ByteSource, headers: Mapping[str, str], *, of_answer: bool) -> None:
+        """`headers` are those that came before it on `source`.  Raises ProtocolError."""
+        self._source = source
+        self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        self._left = 0  # bytes of the body, or of the present chunk
+        self.to_the_end = False
+        """Whether it goes on to the end of the connection."""
+        self._in_chunk = False  # the line after its bytes has yet to come
+        self._trailers: int | None = None  # how many have come, once the last chunk has
+        if not self._chunked and "content-length" in headers:
+            left = number(headers["content-length"], MAX_BODY)
+            if left is None:
+                raise ProtocolError("a length that is none")
+            self._left = left
+        elif not self._chunked:
+            self.to_the_end = of_answer
+
+    @property
+    def over(self) -> bool:
+        """Whether all has come, so that `next` reads nothing before it says so."""
+        return not (self._left or self._chunked or self.to_the_end)
+
+    def next(self) -> memoryview | None:
+        """Return the next piece, the caller's, or None at the end.
+
+        Raises TransportError when it is cut, ProtocolError, and NothingCame as the source does.
+        """
+        if self.to_the_end:
+            return self._source.some(_READ) or None
+        if self._chunked and not self._left and not self._begin_chunk():
+            return None
+        if not self._left:
+            return None
+        piece = self._source.some(self._left)
+        if not piece:
+            raise TransportError(CUT)
+        self._left -= len(piece)
+        return piece
+
+    def _begin_chunk(self) -> bool:
+        """Read up to the bytes of the next chunk, RFC 9112 §7.1; False when there is none."""
+        source = self._source
+        if self._trailers is None:
+            if self._in_chunk:
+                if source.line():
+                    raise ProtocolError("a chunk that is longer than it says")
+                self._in_chunk = False
+            match = _CHUNK.match(source.line())
+            if match is None:
+                raise ProtocolError("a chunk without a length")
+            self._left = int.from_bytes(bytes.fromhex(header_text(match[1]).zfill(8)))
+            if self._left:
+                self._in_chunk = True
+                return True
+            self._trailers = 0
+        while source.line():  # they mean nothing here
+            self._trailers += 1
+            if self._trailers >= _MAX_TRAILERS:
+                raise ProtocolError("trailers without end")
+        return False
 
 
 def read_body(source: ByteSource, headers: Mapping[str, str], most: int, *, of_answer: bool) -> bytearray | None:
-    """Return the whole body, or None for one of more than `most` bytes.  Raises as `body_pieces`."""
+    """Return the whole body, or None for one of more than `most` bytes.  Raises as `BodyReader`."""
     if "transfer-encoding" not in headers and "content-length" in headers:
         size = number(headers["content-length"], MAX_BODY)
         if size is None:
             raise ProtocolError("a length that is none")
         return None if size > most else source.take(size)
-    body = bytearray()
-    for piece in body_pieces(source, headers, of_answer=of_answer):
+    body, reader = bytearray(), BodyReader(source, headers, of_answer=of_answer)
+    while (piece := reader.next()) is not None:
         body += piece
         if len(body) > most:
             return None
+        source.acknowledge_now()
     return body
-
-
-def _chunks(source: ByteSource) -> Iterator[bytearray]:
-    """Yield what is in the chunks, RFC 9112 §7.1."""
-    while True:
-        match = _CHUNK.match(source.line())
-        if match is None:
-            raise ProtocolError("a chunk without a length")
-        left = int.from_bytes(bytes.fromhex(header_text(match[1]).zfill(8)))
-        if not left:
-            for _ in range(_MAX_TRAILERS):  # they mean nothing here
-                if not source.line():
-                    return
-            raise ProtocolError("trailers without end")
-        while left:
-            piece = source.some(left)
-            if not piece:
-                raise TransportError(CUT)
-            left -= len(piece)
-            yield piece
-        if source.line():
-            raise ProtocolError("a chunk that is longer than it says")
 
 
 def keeps_alive(headers: Mapping[str, str], *, http10: bool) -> bool:

@@ -74,7 +74,7 @@ class _Http2Answer(Answer):
         """See `Answer.set_timeout`."""
         self._timeout = seconds
 
-    def pieces(self) -> Iterator[bytearray]:
+    def pieces(self) -> Iterator[memoryview]:
         """See `Answer.pieces`."""
         engine, stream, inbox = self._engine, self._stream, self._stream.inbox
         assert isinstance(inbox, ByteInbox)
@@ -97,7 +97,7 @@ class _Http2Answer(Answer):
             if pending:
                 engine.flush()
             if count:
-                yield bytearray(buffer[:count])
+                yield memoryview(bytearray(buffer[:count]))
             elif whole:
                 return
             elif over:
@@ -136,7 +136,7 @@ class Http2Requests(Requests):
 
     @contextlib.contextmanager
     def request(
-        self, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | None, timeout: float
+        self, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | memoryview | None, timeout: float
     ) -> Iterator[Answer]:
         """See `Requests.request`."""
         engine = self._current()
@@ -162,7 +162,7 @@ class Http2Requests(Requests):
 
     @contextlib.contextmanager
     def _exchange(
-        self, engine: Http2Engine, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | None
+        self, engine: Http2Engine, method: str, carried: Sequence[tuple[Carrier, str]], body: bytes | memoryview | None
     ) -> Iterator[Http2Stream]:
         """Send a request, and end its stream when the block is over."""
         target, route, fields = self._carry(carried)

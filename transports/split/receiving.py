@@ -1,26 +1,24 @@
 """What both ends of a split pipe share: messages in order out of bytes, who waits for them, and how the pipe ends.
 
-Bytes come in requests or answers, handled by other threads, which put them here; the pipe's reader, a thread or the
-watcher, takes messages.  The watcher waits for a descriptor that stands for no connection: it is readable while there
-is a message or the end.
+Bytes come in requests or answers, handled by other threads or by the watcher, which put them here; the pipe's reader, a
+thread or the watcher, takes messages.  The watcher is told by whoever puts the bytes here that make a message whole.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import threading
 import time
+from collections.abc import Callable
 
 from qanat.base.errors import PipeEnded
 from qanat.base.lazy_waiting import LazyCondition
+from qanat.base.watcher import Flushable, Ready, Watcher
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import silent_for
+from qanat.transports.readiness import Readiness
 from qanat.transports.split.sequence import Incoming
 
 PEER_CLOSED = "the other end closed the pipe"
-_HAS_EVENTFD = hasattr(os, "eventfd")
 
 
 class Receiving:
@@ -36,7 +34,7 @@ class Receiving:
         self._lock = lock
         self._cause = cause
         self._readable = LazyCondition(lock)
-        self._signal: _Signal | None = None
+        self._listener: Callable[[], None] | None = None
 
     def add_locked(self, at: int, data: memoryview) -> None:
         """Keep bytes, which belong to the caller no more.  Raises ProtocolError."""
@@ -55,14 +53,14 @@ class Receiving:
         self.incoming.clear()
         self._notify_locked()
 
-    def receive(self, seconds: float | None, *, forever: bool = False) -> memoryview | None:
+    def receive(self, seconds: float | None) -> memoryview | None:
         """Return the next message, or None when nothing has come for `seconds`.
 
-        With `forever`, blocks until there is one, and the read timeout ends the pipe.  Raises PipeEnded, and
+        Without a time, blocks until there is one, and the read timeout ends the pipe.  Raises PipeEnded, and
         ProtocolError; the owner ends the pipe then.
         """
         with self._lock:
-            if forever:
+            if seconds is None:
                 self._await_locked()
             elif seconds and not self._ready_locked():
                 self._readable.wait_for(self._ready_locked, seconds)
@@ -71,8 +69,6 @@ class Receiving:
             message = self.incoming.take()
             if message is None and self.incoming.finished:
                 raise PipeEnded(self.peer_gone or PEER_CLOSED)
-            if self._signal is not None and not self._ready_locked():
-                self._signal.clear()
             return message
 
     def _await_locked(self) -> None:
@@ -84,66 +80,70 @@ class Receiving:
                     raise PipeEnded(silent_for(self.read_timeout))
             self._readable.wait(remaining)
 
-    def watch(self) -> int:
-        """Return the descriptor that is readable while `receive` has something.  Raises PipeEnded, and OSError."""
+    def has_come(self) -> bool:
+        """Return whether `receive` has something."""
         with self._lock:
-            if self._cause.text is not None:
-                raise self._cause.error()
-            self._signal = _Signal()
-            if self._ready_locked():
-                self._signal.set()
-            return self._signal.fd
+            return self._ready_locked()
 
-    def unwatch(self) -> None:
-        """Close that descriptor."""
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has come for the read timeout, and the time for that is over.  Needs no lock."""
+        return self.read_timeout is not None and time.monotonic() - self.last_received >= self.read_timeout
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called whenever something comes, and now if something has; it is called with the lock."""
         with self._lock:
-            signal, self._signal = self._signal, None
-        if signal is not None:
-            signal.close()
+            self._listener = listener
+            if listener is not None and self._ready_locked():
+                listener()
 
     def _ready_locked(self) -> bool:
         return self.incoming.has_message or self._cause.text is not None or self.incoming.finished
 
     def _notify_locked(self) -> None:
         self._readable.notify_all()
-        if self._signal is not None:
-            self._signal.set()
+        if self._listener is not None:
+            self._listener()
 
 
-class _Signal:
-    """A descriptor that can be made readable."""
+class ReceivingReadiness(Readiness):
+    """What tells a watcher that a split pipe has something to receive."""
 
-    def __init__(self) -> None:
-        self._there: socket.socket | None = None
-        if _HAS_EVENTFD:
-            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:
-            self._there, self._here = socket.socketpair()
-            self._there.setblocking(False)
-            self._here.setblocking(False)
-            self.fd = self._here.fileno()
-        self._is_set = False
+    def __init__(self, receiving: Receiving, watcher: Watcher) -> None:
+        self._receiving = receiving
+        self._watcher = watcher
+        self._ready: Ready | None = None
+        self._posted = False
 
-    def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
-            if self._there is None:
-                os.eventfd_write(self.fd, 1)
-            else:
-                self._there.send(b"\0")
+    def add(self, ready: Ready) -> None:
+        """See `Readiness.add`."""
+        self._watcher.start()  # or nothing can be posted to it
+        self._ready = ready
+        self._receiving.listen(self._post)
 
-    def clear(self) -> None:
-        if self._is_set:
-            self._is_set = False
-            with contextlib.suppress(BlockingIOError):
-                if self._there is None:
-                    os.eventfd_read(self.fd)
-                else:
-                    self._here.recv(64)
+    def remove(self) -> None:
+        """See `Readiness.remove`."""
+        self._ready = None
+        self._receiving.listen(None)
+
+    def has_come(self) -> bool:
+        """See `Readiness.has_come`."""
+        return self._receiving.has_come()
 
     def close(self) -> None:
-        if self._there is None:
-            os.close(self.fd)
-        else:
-            self._there.close()
-            self._here.close()
+        """See `Readiness.close`."""
+        self.remove()
+
+    def _post(self) -> None:
+        if not self._posted:
+            self._posted = True
+            self._watcher.post(self._call)
+
+    def _call(self) -> Flushable | None:
+        """Call back, and again while there is something, as for a descriptor; by the watcher."""
+        self._posted = False
+        ready = self._ready
+        flushable = None if ready is None or not self._receiving.has_come() else ready()
+        if self._ready is not None and self._receiving.has_come():
+            self._post()
+        return flushable

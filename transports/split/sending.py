@@ -17,9 +17,13 @@ from qanat.transports.pipe import MAX_MESSAGE, stuck_for
 from qanat.transports.split.receiving import Receiving
 from qanat.transports.split.sequence import PREFIX, Outgoing
 
-MAX_UNSENT = 240 * 1024
+MAX_UNSENT, MAX_UNSENT_QUICK = 240 * 1024, 1000 * 1024
 """Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them.  Two usual
-records of bulk, or one large one."""
+records of bulk, or one large one; more, up to the second, where the other end takes them within UNSENT_TIME."""
+UNSENT_TIME = 0.008
+"""Seconds of bytes, at the rate at which the other end acknowledges them: some round trips of a path on one machine."""
+RATE_TIME, RATE_PAUSE = 0.02, 0.5
+"""Seconds over which that is measured at least, and at most."""
 HELD_UP = 0.5
 """Seconds that bytes wait for a request or an answer to take them until the path counts as held up: more than a round
 trip of nearly every path, in which the next one comes."""
@@ -36,11 +40,13 @@ class Sending:
         self._room = LazyCondition(lock)
         self._moved_at = time.monotonic()  # when the other end last took something
         self._waits_since = math.inf  # since when nothing has taken the bytes that were never sent
+        self._most_unsent = MAX_UNSENT
+        self._rate_since, self._rate_from = -math.inf, 0  # when the rate was taken last, and what was acknowledged then
 
     @property
     def has_room(self) -> bool:
         """Whether a message may be queued without waiting."""
-        return self.outgoing.unsent < MAX_UNSENT
+        return self.outgoing.unsent < self._most_unsent
 
     def append_locked(self, buffer: memoryview) -> None:
         """Queue the message `buffer[PREFIX.size:]`.  Raises LocalError, and PipeEnded."""
@@ -53,7 +59,7 @@ class Sending:
             self._moved_at = self._waits_since = time.monotonic()
         self.outgoing.append(buffer)
 
-    def take_locked(self, size: int) -> tuple[int, bytes] | None:
+    def take_locked(self, size: int) -> tuple[int, memoryview] | None:
         """Take at most `size` bytes for a request or an answer, see `Outgoing.take`; who waits for room is woken."""
         taken = self.outgoing.take(size)
         if taken is not None:
@@ -90,6 +96,12 @@ class Sending:
         if not self.outgoing.acknowledge(acknowledged, limit):
             return False
         self._moved_at = now
+        elapsed = now - self._rate_since
+        if elapsed >= RATE_TIME:
+            if elapsed < RATE_PAUSE:
+                taken = (self.outgoing.acknowledged - self._rate_from) / elapsed * UNSENT_TIME
+                self._most_unsent = min(max(MAX_UNSENT, round(taken)), MAX_UNSENT_QUICK)
+            self._rate_since, self._rate_from = now, self.outgoing.acknowledged
         self.wake_locked()
         return True
 

@@ -16,27 +16,31 @@ from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED
 PREFIX = struct.Struct("!I")
 
 _SMALL = 1024
+_TOGETHER = 16 * 1024
+"""Bytes of one piece, up to which small ones are put together."""
+_NOTHING = bytearray()
+_MOST_SMALL = 256
+"""Small pieces in order, of which more are put together."""
 _MAX_PIECES = 4096
 """Pieces kept out of order, beyond which the furthest are dropped: each costs memory beside its bytes."""
 
 
 class Outgoing:
-    """Bytes to send, from the first that is not acknowledged."""
+    """Bytes to send, from the first that is not acknowledged, in the pieces that came; small ones are joined."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._pieces: list[bytearray] = []  # in order; the first `_gone` are forgotten
+        self._starts: list[int] = []  # where each begins
+        self._gone = 0
         self.acknowledged = 0
         """All bytes below it have come to the other end."""
         self.next = 0
         """Where the bytes begin that were never sent."""
         self.limit = 0
         """The other end takes bytes below it."""
-        self._lost: list[tuple[int, int]] = []  # ranges to send again, in order
-
-    @property
-    def end(self) -> int:
+        self.end = 0
         """Where the bytes end that were given to be sent."""
-        return self.acknowledged + len(self._bytes)
+        self._lost: list[tuple[int, int]] = []  # ranges to send again, in order
 
     @property
     def unsent(self) -> int:
@@ -46,20 +50,30 @@ class Outgoing:
     @property
     def kept(self) -> int:
         """How many bytes are not acknowledged."""
-        return len(self._bytes)
+        return self.end - self.acknowledged
 
     @property
     def ready(self) -> int:
         """How many bytes `take` would give, of which there may be more to come once the limit has risen."""
-        again = sum(max(0, end - max(begin, self.acknowledged)) for begin, end in self._lost)
-        return again + max(0, min(self.end, self.limit) - self.next)
+        new = max(0, min(self.end, self.limit) - self.next)
+        if not self._lost:
+            return new
+        return new + sum(max(0, end - max(begin, self.acknowledged)) for begin, end in self._lost)
 
     def append(self, data: bytes | memoryview) -> None:
-        """Take more bytes to send."""
-        self._bytes += data
+        """Take more bytes to send, in a copy."""
+        if self._pieces and self._starts[-1] >= self.next and len(self._pieces[-1]) + len(data) <= _TOGETHER:
+            self._pieces[-1] += data  # of which no part has been taken
+        elif data:
+            self._starts.append(self.end)
+            self._pieces.append(bytearray(data))
+        self.end += len(data)
 
-    def take(self, size: int) -> tuple[int, bytes] | None:
-        """Return where the next bytes belong, and at most `size` of them: first those that were lost."""
+    def take(self, size: int) -> tuple[int, memoryview] | None:
+        """Return where the next bytes belong, and at most `size` of them: first those that were lost.
+
+        The view stays valid, also after `acknowledge`.
+        """
         while self._lost:
             begin, end = self._lost.pop(0)
             begin = max(begin, self.acknowledged)
@@ -68,12 +82,12 @@ class Outgoing:
             if end - begin > size:
                 self._lost.insert(0, (begin + size, end))
                 end = begin + size
-            return begin, self._copy(begin, end)
+            return begin, self._range(begin, end)
         end = min(self.end, self.limit, self.next + size)
         if end <= self.next:
             return None
         begin, self.next = self.next, end
-        return begin, self._copy(begin, end)
+        return begin, self._range(begin, end)
 
     def lose(self, begin: int, end: int) -> None:
         """Have these bytes sent again, as far as they are not acknowledged."""
@@ -91,14 +105,34 @@ class Outgoing:
             raise ProtocolError("an acknowledgment of what was never sent")
         risen = to > self.acknowledged or limit > self.limit
         if to > self.acknowledged:
-            del self._bytes[: to - self.acknowledged]
             self.acknowledged = to
+            self._forget()
         self.limit = max(self.limit, limit)
         return risen
 
-    def _copy(self, begin: int, end: int) -> bytes:
-        with memoryview(self._bytes) as view:
-            return bytes(view[begin - self.acknowledged : end - self.acknowledged])
+    def _forget(self) -> None:
+        """Let go of the pieces that are acknowledged."""
+        pieces, starts, gone = self._pieces, self._starts, self._gone
+        while gone < len(pieces) and starts[gone] + len(pieces[gone]) <= self.acknowledged:
+            pieces[gone] = _NOTHING
+            gone += 1
+        if 2 * gone > len(pieces):
+            del pieces[:gone], starts[:gone]
+            gone = 0
+        self._gone = gone
+
+    def _range(self, begin: int, end: int) -> memoryview:
+        """Return these bytes, without a copy where they lie in one piece."""
+        pieces, starts = self._pieces, self._starts
+        index = bisect.bisect_right(starts, begin) - 1
+        first = memoryview(pieces[index])[begin - starts[index] :]
+        if len(first) >= end - begin:
+            return first[: end - begin]
+        whole = bytearray(first)
+        while len(whole) < end - begin:
+            index += 1
+            whole += memoryview(pieces[index])[: end - begin - len(whole)]
+        return memoryview(whole)
 
 
 class Incoming:
@@ -117,6 +151,8 @@ class Incoming:
         self._ordered: deque[memoryview] = deque()  # from `_taken` to `expected`
         self._starts: list[int] = []  # of the pieces beyond, sorted
         self._pieces: dict[int, memoryview] = {}  # these, by where they start
+        self._beyond = 0  # bytes of these; some may have come more than once
+        self._small = 0  # pieces in order, of the last ones, that are small
 
     @property
     def limit(self) -> int:
@@ -142,25 +178,37 @@ class Incoming:
             return False
         while self._starts and self._starts[0] <= self.expected:
             start = self._starts.pop(0)
-            self._append(start, self._pieces.pop(start))
+            piece = self._pieces.pop(start)
+            self._beyond -= len(piece)
+            self._append(start, piece)
         return True
 
     def _append(self, at: int, data: memoryview) -> bool:
         new = data[self.expected - at :]
         if not new:
             return False
-        self._ordered.append(new)
+        self._ordered.append(_own(new))
         self.expected += len(new)
+        self._small = self._small + 1 if len(new) < _SMALL else 0
+        if self._small > _MOST_SMALL:
+            self._join_small()
         return True
+
+    def _join_small(self) -> None:
+        """Put the last pieces together: each costs memory beside its bytes."""
+        small = [self._ordered.pop() for _ in range(min(self._small, len(self._ordered)))]
+        self._ordered.append(memoryview(bytearray().join(reversed(small))))
+        self._small = 0
 
     def _keep(self, at: int, data: memoryview) -> None:
         there = self._pieces.get(at)
         if there is None:
             bisect.insort(self._starts, at)
         if there is None or len(there) < len(data):
-            self._pieces[at] = data
-        if len(self._starts) > _MAX_PIECES:
-            del self._pieces[self._starts.pop()]
+            self._pieces[at] = _own(data)
+            self._beyond += len(data) - (0 if there is None else len(there))
+        while len(self._starts) > _MAX_PIECES or self._beyond > 2 * self.window:
+            self._beyond -= len(self._pieces.pop(self._starts.pop()))
 
     @property
     def has_message(self) -> bool:
@@ -185,6 +233,7 @@ class Incoming:
         self._ordered.clear()
         self._starts.clear()
         self._pieces.clear()
+        self._beyond = self._small = 0
         self._taken = self.expected
 
     def _is_wrong(self, size: int) -> bool:
@@ -226,3 +275,8 @@ class Incoming:
             if len(part) < len(piece):
                 self._ordered.appendleft(piece[len(part) :])
         return whole
+
+
+def _own(data: memoryview) -> memoryview:
+    """Return bytes that do not keep much more than themselves in memory."""
+    return data if 2 * len(data) >= len(data.obj) else memoryview(bytearray(data))  # type: ignore[arg-type]

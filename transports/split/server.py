@@ -22,7 +22,8 @@ from qanat.base.errors import PipeEnded, ProtocolError
 from qanat.base.watcher import Timer, Watcher
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import Pipe, SockAddr
-from qanat.transports.split.receiving import PEER_CLOSED, Receiving
+from qanat.transports.readiness import Readiness
+from qanat.transports.split.receiving import PEER_CLOSED, Receiving, ReceivingReadiness
 from qanat.transports.split.segments import HEADER_SIZE, Segment, Welcome
 from qanat.transports.split.sending import Sending
 from qanat.transports.split.sequence import PREFIX, Incoming
@@ -497,7 +498,7 @@ class ServerPipe(Pipe):
 
     def recv(self) -> memoryview:
         """See `Pipe.recv`."""
-        message = self._receive(None, forever=True)
+        message = self._receive(None)
         assert message is not None  # the end is raised
         return message
 
@@ -505,9 +506,9 @@ class ServerPipe(Pipe):
         """See `Pipe.recv_within`."""
         return self._receive(seconds)
 
-    def _receive(self, seconds: float | None, *, forever: bool = False) -> memoryview | None:
+    def _receive(self, seconds: float | None) -> memoryview | None:
         try:
-            message = self._receiving.receive(seconds, forever=forever)
+            message = self._receiving.receive(seconds)
         except PipeEnded as error:
             self.close(error.message)
             raise self._cause.error() from error
@@ -519,13 +520,9 @@ class ServerPipe(Pipe):
             self._pump()
         return message
 
-    def watch(self) -> int | None:
-        """See `Pipe.watch`."""
-        return self._receiving.watch()
-
-    def unwatch(self) -> None:
-        """See `Pipe.unwatch`."""
-        self._receiving.unwatch()
+    def readiness(self, watcher: Watcher) -> Readiness:
+        """See `Pipe.readiness`."""
+        return ReceivingReadiness(self._receiving, watcher)
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """See `Pipe.set_read_timeout`."""

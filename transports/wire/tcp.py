@@ -21,7 +21,13 @@ import time
 from collections.abc import Callable
 
 from qanat.base.errors import TransportError
-from qanat.base.sockets import describe_os_error, peer_of, set_no_delay, set_not_sent_low_watermark
+from qanat.base.sockets import (
+    acknowledge_now,
+    describe_os_error,
+    peer_of,
+    set_no_delay,
+    set_not_sent_low_watermark,
+)
 from qanat.base.sockets import unacknowledged as _unacknowledged
 from qanat.base.sockets import unsent as _unsent
 from qanat.transports.pipe import SockAddr, Wire, silent_for, stuck_for
@@ -100,7 +106,17 @@ class TcpWire(Wire):
             return self._recv_into(buffer, _DONT_WAIT)
         if seconds != self._read_timeout:
             self.set_read_timeout(seconds)
-        return self._recv_into(buffer, 0)
+        self._enter()
+        try:
+            return self._recv_into(buffer, 0)
+        finally:
+            self._leave()
+
+    def acknowledge_now(self) -> None:
+        """See `Wire.acknowledge_now`."""
+        with self._lock:
+            if not self._closed:
+                acknowledge_now(self._sock)
 
     def _recv_into(self, buffer: memoryview, flags: int) -> int | None:
         """Return the number of bytes received, or None when the time was up."""

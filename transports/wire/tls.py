@@ -130,6 +130,10 @@ class TlsWire(Wire):
         """See `Wire.trim`."""
         self._pages.give_back()
 
+    def acknowledge_now(self) -> None:
+        """See `Wire.acknowledge_now`."""
+        self._wire.acknowledge_now()
+
     @property
     def buffered(self) -> bool:
         """See `Wire.buffered`."""

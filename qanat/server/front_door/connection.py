@@ -475,13 +475,16 @@ class FrontConnection:
             return Next.END
         return self._take_up(kept, pipe, token, body)
 
-    def _take_up(self, kept: KeptConnection, pipe: ServerPipe, token: Token, body: bytearray) -> Next:
+    def _take_up(
+        self, kept: KeptConnection, pipe: ServerPipe, token: Token, body: bytearray, *, late: bool = False
+    ) -> Next:
+        """Take the bytes of a request, and answer it: `late` by the watcher, once these have been handed on."""
         self._note_split(pipe)
         taken = pipe.take_up(token, body)
         if taken is None:
             self._answer(answer(400), linger=False)
             return Next.END
-        return kept.answer(taken)
+        return kept.answer_late(pipe, taken) if late else kept.answer(taken)
 
     def _note_split(self, pipe: ServerPipe) -> None:
         """Keep whose request came last: an authenticated client's connection does not count as unfinished."""
@@ -551,7 +554,7 @@ class FrontConnection:
         if token.kind is not Kind.UP:
             return self._serve_split(head, pipe, token)
         kept.took(len(body))
-        return self._take_up(kept, pipe, token, body)
+        return self._take_up(kept, pipe, token, body, late=True)
 
     def idle(self) -> None:
         """See `Owner.idle`."""

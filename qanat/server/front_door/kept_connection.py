@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import enum
+import functools
 import threading
 import time
 from collections import OrderedDict
@@ -33,7 +34,8 @@ from qanat.transports.split.server import Asker, ServerPipe
 IDLE = 90.0
 """Seconds that a connection is kept without a request."""
 MOMENT = 0.1
-"""Seconds that a thread waits for the next request before it leaves the connection to the watcher."""
+"""Seconds that a thread waits for the next request before it leaves the connection to the watcher; and at a time for
+the bytes of a body."""
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request's body."""
 BODY_TIMEOUT = 30.0
@@ -47,6 +49,16 @@ _HEAD = (
     "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/octet-stream\r\n{length}"
     "Cache-Control: no-store, no-transform\r\nX-Accel-Buffering: no\r\n{connection}\r\n"
 )
+
+
+def _date() -> str:
+    """Return the value of Date (RFC 9110 §6.6.1), which is written anew each second."""
+    return _date_of(time.time() // 1)
+
+
+@functools.lru_cache(maxsize=1)
+def _date_of(second: float) -> str:
+    return email.utils.formatdate(second, usegmt=True)
 
 
 class Owner(Protocol):
@@ -218,11 +230,14 @@ class KeptConnection:
         """
         if not head.has_body:
             return bytearray()
-        self._wire.set_read_timeout(BODY_TIMEOUT)
-        self._source.deadline = deadline
-        body = http1.read_body(self._source, mapping(head.headers), min(most, MAX_BODY), of_answer=False)
-        self._source.deadline = None
-        self._wire.set_read_timeout(None)
+        source = self._source
+        source.deadline, source.patience = deadline, BODY_TIMEOUT
+        if self._fd is None:
+            self._wire.set_read_timeout(BODY_TIMEOUT)
+        else:
+            source.within = MOMENT  # as for a head: to set another timeout costs as much as to read
+        body = http1.read_body(source, mapping(head.headers), min(most, MAX_BODY), of_answer=False)
+        source.deadline = None
         return body
 
     def expects(self, head: RequestHead) -> None:
@@ -235,8 +250,15 @@ class KeptConnection:
         self._send(self._answer_head(len(body)) + body, last=True)
         return self._after_answer()
 
+    def answer_late(self, pipe: ServerPipe, body: bytes) -> Next:
+        """Answer the present request once what the watcher's round brings has been handed on.
+
+        Outside the watcher's thread at once.  Does not block.
+        """
+        return self.wait(pipe, lambda asker: self._shared.watcher.call_late(lambda: asker.respond(body)))
+
     def wait(self, pipe: ServerPipe, ask: Callable[[Asker], None]) -> Next:
-        """Have the present request wait for bytes of `pipe`, if there are none at once.  Does not block."""
+        """Have the present request wait until its asker is answered, which `ask` may do at once.  Does not block."""
         asker = _Http1Asker(self)
         with self._lock:
             if self._over:
@@ -267,8 +289,7 @@ class KeptConnection:
         else:
             delimiter = "" if self._http10 else "Transfer-Encoding: chunked\r\n"
         connection = "" if keep and not self._http10 else f"Connection: {'keep-alive' if keep else 'close'}\r\n"
-        head = _HEAD.format(date=email.utils.formatdate(usegmt=True), length=delimiter, connection=connection)
-        return head.encode("ascii")
+        return _HEAD.format(date=_date(), length=delimiter, connection=connection).encode("ascii")
 
     def respond(self, body: bytes) -> None:
         """Answer the request that waits."""

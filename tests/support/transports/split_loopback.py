@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import unittest.mock
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,10 +35,11 @@ def split_pair(
     *,
     streams: bool = True,
     http2: bool = False,
+    port_of: Callable[[int], int] = int,
 ) -> tuple[Pipe, Pipe]:
     """The client's and the server's pipe, bound to a secret as after a handshake; `streams` is as on the path.
 
-    With `http2` the client does not try HTTP/1.1.
+    With `http2` the client does not try HTTP/1.1.  `port_of` says where the client connects for the server's port.
     """
     pipes: queue.SimpleQueue[Pipe] = queue.SimpleQueue()
     over = threading.Event()
@@ -54,7 +56,7 @@ def split_pair(
     door = stack.enter_context(front_door(keep, tls=tls))
     stack.callback(over.set)
     scheme = "http" if certificate is None else "https"
-    url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{door.addresses[0][1]}/tunnel")
+    url = TunnelUrl.parse(f"{scheme}://127.0.0.1:{port_of(door.addresses[0][1])}/tunnel")
     first = Http2Requests if http2 else Connections
     with unittest.mock.patch.object(connect_module, "Connections", first):
         client = connect_module.connect(url, route=Route(ca_file=ca_file), deadline=Deadline(DEADLINE))

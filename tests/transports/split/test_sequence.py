@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -115,3 +116,87 @@ def test_both_ends_together_carry_every_byte_over_a_path_that_loses_half(data: b
         if chance.random() < 0.5:
             outgoing.acknowledge(incoming.expected, incoming.limit)
     assert found == data
+
+
+@given(st.lists(st.tuples(st.integers(1, 40_000), st.integers(0, 3)), min_size=1, max_size=40), st.integers())
+def test_bytes_are_the_same_however_they_were_given_and_taken(steps: list[tuple[int, int]], seed: int) -> None:
+    chance = random.Random(seed)
+    outgoing, everything, found = Outgoing(), bytearray(), bytearray()
+    outgoing.limit = 1 << 40
+    for size, what in steps:
+        if what <= 1:
+            data = chance.randbytes(size if what else size % 50)
+            outgoing.append(data)
+            everything += data
+        elif what == 2:
+            part = outgoing.take(size)
+            if part is not None:
+                at, content = part
+                assert content == everything[at : at + len(content)]
+                if at == len(found):
+                    found += content
+        else:
+            if chance.random() < 0.3:
+                outgoing.lose(outgoing.acknowledged, outgoing.next)
+            outgoing.acknowledge(chance.randint(outgoing.acknowledged, outgoing.next), 0)
+        assert outgoing.end == len(everything)
+        assert outgoing.kept == len(everything) - outgoing.acknowledged
+    outgoing.rewind()
+    again = bytearray()
+    while (part := outgoing.take(100_000)) is not None:
+        again += part[1]
+    assert again == everything[outgoing.acknowledged :]
+
+
+def test_what_is_acknowledged_is_not_kept() -> None:
+    outgoing = Outgoing()
+    outgoing.limit = 1 << 40
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            outgoing.append(bytes(20_000))
+            outgoing.take(20_000)
+            outgoing.acknowledge(outgoing.next, 0)
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 10 * 20_000
+
+
+def test_small_pieces_are_joined_but_not_to_what_was_taken() -> None:
+    outgoing = Outgoing()
+    outgoing.limit = 1 << 40
+    outgoing.append(b"ab")
+    first = outgoing.take(10)
+    for letter in (b"c", b"d", b"e"):
+        outgoing.append(letter)
+    assert outgoing.take(10) == (2, b"cde")
+    assert first == (0, b"ab")
+
+
+@pytest.mark.parametrize("gap", [0, 1])
+def test_tiny_pieces_of_large_buffers_cost_little_more_than_their_bytes(gap: int) -> None:
+    incoming = Incoming(WINDOW)
+    tracemalloc.start()
+    try:
+        for at in range(20_000):
+            buffer = memoryview(bytearray(64 * 1024))
+            incoming.add(gap + at * (1 + gap), buffer[at % 1000 : at % 1000 + 1])
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 2 * WINDOW
+
+
+def test_bytes_that_come_over_and_over_behind_a_gap_are_bounded() -> None:
+    incoming = Incoming(WINDOW)
+    tracemalloc.start()
+    try:
+        for at in range(1, 500):
+            incoming.add(at, memoryview(bytearray(WINDOW // 2)))
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 3 * WINDOW
+    assert incoming.add(0, memoryview(b"\0"))
+    assert incoming.expected >= WINDOW // 2
