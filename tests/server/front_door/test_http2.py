@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceived, StreamReset
+from h2.events import ConnectionTerminated, DataReceived, Event, PingAckReceived, ResponseReceived, StreamReset
 from h2.settings import SettingCodes
 
 from qanat.base.deadline import Deadline
@@ -413,6 +413,9 @@ def test_a_stranger_in_an_office_keeps_no_colleague_out(stack: ExitStack) -> Non
         assert len(colleagues) == 2
         while door.used_most_by_address[0]["203.0.113.7"].share <= 1:
             post_and_reset(proxy, **office)
+            proxy.h2.ping(b"has come")  # the door shall not be far behind: too much at once would end the connection
+            proxy.flush()
+            proxy.expect(PingAckReceived)
         wait_until(lambda: bool(come(b"three")), "a colleague has come, though the stranger goes on")
         for number in colleagues:
             assert echoed(proxy, number, b"still here") == b"still here"
