@@ -6,7 +6,7 @@ import select
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from qanat.base.watcher import Ready, Watcher
+from qanat.base.watcher import Flushable, Ready, Watcher
 
 
 class Readiness(ABC):
@@ -56,6 +56,27 @@ class DescriptorReadiness(Readiness):
     def close(self) -> None:
         """See `Readiness.close`."""
         self._unwatch()
+
+
+class PostedReadiness(Readiness):
+    """That of what has no descriptor: whoever brings something tells the watcher, which alone calls back."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._ready: Ready | None = None
+        self._posted = False
+
+    def _tell(self) -> None:
+        """Have the watcher call back once, soon.  From any thread; does not block."""
+        if not self._posted:
+            self._posted = True
+            self._watcher.post(self._call)
+
+    def _call(self) -> Flushable | None:
+        """Call back, unless it was removed.  By the watcher."""
+        self._posted = False
+        ready = self._ready
+        return None if ready is None else ready()
 
 
 def readable(fd: int) -> bool:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from qanat.base.errors import TransportError
 from qanat.base.threads import start_thread
-from qanat.base.watcher import Flushable, Ready, Watcher
+from qanat.base.watcher import Ready, Watcher
 from qanat.transports.http2.engine import Http2Engine
 from qanat.transports.http2.stream import Http2Stream
 from qanat.transports.pipe import silent_for
-from qanat.transports.readiness import Readiness
+from qanat.transports.readiness import PostedReadiness, Readiness
 
 
 class StreamHandle:
@@ -117,7 +117,7 @@ class StreamHandle:
         start_thread(f"h2-writer {self.engine.wire.peer}", self.engine.writer_loop)
 
 
-class _StreamReadiness(Readiness):
+class _StreamReadiness(PostedReadiness):
     """That of a stream, whose connection is read by somebody else, or by the watcher too.
 
     Whoever brings something posts it, so that the pipe is read by the watcher alone.
@@ -126,31 +126,19 @@ class _StreamReadiness(Readiness):
     def __init__(
         self, engine: Http2Engine, stream: Http2Stream, watcher: Watcher, waiting: Callable[[], bool], *, alone: bool
     ) -> None:
+        super().__init__(watcher)
         self._engine = engine
         self._stream = stream
-        self._watcher = watcher
         self._waiting = waiting
         self._alone = alone
-        self._ready: Ready | None = None
-        self._posted = False
 
     def add(self, ready: Ready) -> None:
         with self._engine.lock:
             self._ready = ready
-            self._stream.readable.listener = self._tell_locked
+            self._stream.readable.listener = self._tell
             if self._waiting() or self._stream.over:
-                self._tell_locked()
+                self._tell()
             self._engine.leave_reading_locked(self._stream)
-
-    def _tell_locked(self) -> None:
-        if not self._posted:
-            self._posted = True
-            self._watcher.post(self._call)
-
-    def _call(self) -> Flushable | None:
-        self._posted = False
-        ready = self._ready
-        return None if ready is None else ready()
 
     def remove(self) -> None:
         with self._engine.lock:

@@ -146,20 +146,17 @@ class Requests(ABC):
 class _Http1Answer(Answer):
     """An answer on a connection of its own."""
 
-    def __init__(self, connection: Connection, timeout: float) -> None:
-        """Block for the head.  Raises TransportError and ProtocolError."""
+    def __init__(self, connection: Connection, status: int, headers: Mapping[str, str]) -> None:
+        """Take over after the head."""
+        super().__init__(status, headers)
         self._connection = connection
         self._body: http1.BodyReader | None = None
         self.left = False
         """Whether the watcher reads on."""
-        self.set_timeout(timeout)
-        status, headers, http10 = http1.AnswerHeads().next(connection.source)
-        connection.reusable = http1.keeps_alive(headers, http10=http10)
-        super().__init__(status, headers)
 
     def set_timeout(self, seconds: float) -> None:
         """See `Answer.set_timeout`."""
-        self._connection.wire.set_read_timeout(max(0.001, seconds))
+        _set_timeout(self._connection, seconds)
 
     def pieces(self) -> Iterator[memoryview]:
         """See `Answer.pieces`."""
@@ -178,22 +175,16 @@ class _Http1Answer(Answer):
         return connection.exchange
 
 
-class _ReadAnswer(Answer):
-    """An answer whose head somebody else has read."""
+def _await_answer(connection: Connection, timeout: float) -> _Http1Answer:
+    """Block for an answer's head.  Raises TransportError and ProtocolError."""
+    _set_timeout(connection, timeout)
+    status, headers, http10 = http1.AnswerHeads().next(connection.source)
+    connection.reusable = http1.keeps_alive(headers, http10=http10)
+    return _Http1Answer(connection, status, headers)
 
-    def __init__(self, connection: Connection, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(status, headers)
-        self._connection = connection
 
-    def set_timeout(self, seconds: float) -> None:
-        """See `Answer.set_timeout`."""
-        self._connection.wire.set_read_timeout(max(0.001, seconds))
-
-    def pieces(self) -> Iterator[memoryview]:
-        """See `Answer.pieces`."""
-        body = http1.BodyReader(self._connection.source, self.headers, of_answer=True)
-        while (piece := body.next()) is not None:
-            yield piece
+def _set_timeout(connection: Connection, seconds: float) -> None:
+    connection.wire.set_read_timeout(max(0.001, seconds))
 
 
 class Connections(Requests):
@@ -266,7 +257,7 @@ class Connections(Requests):
             self.answered = True
             reason = reader.read_reason(headers) if status == 400 else ""
             connection.source.rest += reader.rest
-            yield FirstAnswer(_ReadAnswer(connection, status, headers), reason, connection.wire)
+            yield FirstAnswer(_Http1Answer(connection, status, headers), reason, connection.wire)
         self.give_back(connection, reusable=http1.keeps_alive(headers, http10=False))
 
     @contextlib.contextmanager
@@ -277,7 +268,7 @@ class Connections(Requests):
         connection = self._take_idle() or self.open(Deadline(CONNECT_TIMEOUT))
         try:
             connection.send(self._head(method, carried, None if body is None else len(body)), body or b"")
-            answer = _Http1Answer(connection, timeout)
+            answer = _await_answer(connection, timeout)
             yield answer
         except BaseException:
             self.drop(connection)

@@ -174,16 +174,18 @@ class BodyReader:
         """`headers` are those that came before it on `source`.  Raises ProtocolError."""
         self._source = source
         self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        self.length: int | None = None
+        """Bytes of the whole body, where that was said before it."""
         self._left = 0  # bytes of the body, or of the present chunk
         self.to_the_end = False
         """Whether it goes on to the end of the connection."""
         self._in_chunk = False  # the line after its bytes has yet to come
         self._trailers: int | None = None  # how many have come, once the last chunk has
         if not self._chunked and "content-length" in headers:
-            left = number(headers["content-length"], MAX_BODY)
-            if left is None:
+            self.length = number(headers["content-length"], MAX_BODY)
+            if self.length is None:
                 raise ProtocolError("a length that is none")
-            self._left = left
+            self._left = self.length
         elif not self._chunked:
             self.to_the_end = of_answer
 
@@ -234,12 +236,10 @@ class BodyReader:
 
 def read_body(source: ByteSource, headers: Mapping[str, str], most: int, *, of_answer: bool) -> bytearray | None:
     """Return the whole body, or None for one of more than `most` bytes.  Raises as `BodyReader`."""
-    if "transfer-encoding" not in headers and "content-length" in headers:
-        size = number(headers["content-length"], MAX_BODY)
-        if size is None:
-            raise ProtocolError("a length that is none")
-        return None if size > most else source.take(size)
-    body, reader = bytearray(), BodyReader(source, headers, of_answer=of_answer)
+    reader = BodyReader(source, headers, of_answer=of_answer)
+    if reader.length is not None:
+        return None if reader.length > most else source.take(reader.length)
+    body = bytearray()
     while (piece := reader.next()) is not None:
         body += piece
         if len(body) > most:

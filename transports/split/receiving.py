@@ -15,7 +15,7 @@ from qanat.base.lazy_waiting import LazyCondition
 from qanat.base.watcher import Flushable, Ready, Watcher
 from qanat.transports.cause import FirstCause
 from qanat.transports.pipe import silent_for
-from qanat.transports.readiness import Readiness
+from qanat.transports.readiness import PostedReadiness
 from qanat.transports.split.sequence import Incoming
 
 PEER_CLOSED = "the other end closed the pipe"
@@ -106,20 +106,18 @@ class Receiving:
             self._listener()
 
 
-class ReceivingReadiness(Readiness):
+class ReceivingReadiness(PostedReadiness):
     """What tells a watcher that a split pipe has something to receive."""
 
     def __init__(self, receiving: Receiving, watcher: Watcher) -> None:
+        super().__init__(watcher)
         self._receiving = receiving
-        self._watcher = watcher
-        self._ready: Ready | None = None
-        self._posted = False
 
     def add(self, ready: Ready) -> None:
         """See `Readiness.add`."""
         self._watcher.start()  # or nothing can be posted to it
         self._ready = ready
-        self._receiving.listen(self._post)
+        self._receiving.listen(self._tell)
 
     def remove(self) -> None:
         """See `Readiness.remove`."""
@@ -134,16 +132,9 @@ class ReceivingReadiness(Readiness):
         """See `Readiness.close`."""
         self.remove()
 
-    def _post(self) -> None:
-        if not self._posted:
-            self._posted = True
-            self._watcher.post(self._call)
-
     def _call(self) -> Flushable | None:
-        """Call back, and again while there is something, as for a descriptor; by the watcher."""
-        self._posted = False
-        ready = self._ready
-        flushable = None if ready is None or not self._receiving.has_come() else ready()
+        """Call back while there is something, as for a descriptor: a pipe is asked for one message at a time."""
+        flushable = super()._call()
         if self._ready is not None and self._receiving.has_come():
-            self._post()
+            self._tell()
         return flushable
