@@ -196,7 +196,7 @@ class Sender:
             room = min(most, room)
             raise LocalError(f"{size} bytes on stream {stream.id}, which is {phase.value} and may take {room}")
         if not stream.queue:
-            self._scheduler.add(stream)
+            self._scheduler.add(stream, size)
             stream.queue.append(payload)
         elif isinstance(payload, Buffer) or not self._joined(stream, payload, min(JOINED, self.pacer.record)):
             stream.queue.append(payload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from qanat.mux.scheduler import QUANTUM, Scheduler
@@ -47,3 +49,27 @@ def test_who_is_alone_has_its_turn_at_once_and_no_more_than_its_turns_would_give
         assert alone.deficit == by_turns
         scheduler.charge(alone, size)
         by_turns -= size
+
+
+@pytest.mark.parametrize("twice", [0, 1, 4])
+def test_of_many_that_come_anew_all_the_time_none_waits_longer_than_all_others_take(twice: int) -> None:
+    # As the sender has a crowd's sockets read: a few at a time, in turn; some had two buffers waiting once.
+    size, at_once, streams = 96 * 1024, 5, [stream(number) for number in range(1, 401, 2)]
+    scheduler, line, waiting = Scheduler(), deque(streams), 0
+    last, longest = dict.fromkeys(streams, 0), 0
+    for turn in range(10 * len(streams)):
+        while waiting < at_once:
+            one = line.popleft()
+            frames = 2 if turn == 0 and waiting < 2 * twice else 1
+            if not one.queue:
+                scheduler.add(one, size)
+            one.queue.extend([b"a buffer"] * frames)
+            waiting += frames
+            line.append(one)
+        sent = scheduler.peek()
+        assert sent is not None
+        sent.queue.popleft()
+        scheduler.charge(sent, size)
+        waiting -= 1
+        longest, last[sent] = max(longest, turn - last[sent]), turn
+    assert longest <= len(streams) + 4 * at_once
