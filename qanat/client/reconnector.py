@@ -38,7 +38,7 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.handshake.hello import Answer, CloseReason, Hello, Intent, Parameters, Ready
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.session.places import PipePlace
 from qanat.transports.dial.tcp import learn_stall
 from qanat.transports.pipe import is_stall

@@ -30,7 +30,8 @@ from qanat.mux.core import LaneCore
 from qanat.mux.figures import LaneFigures
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import FIRST_PIPE, ControlReceived, Event, LaneParameters, ResumePoint
-from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult, PipeRunner
+from qanat.mux.pipe_result import PipeResult
+from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeRunner
 from qanat.mux.stream import Calls, Stream
 from qanat.mux.stream_state import CLOSED, StreamState
 

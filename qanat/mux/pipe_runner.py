@@ -1,14 +1,12 @@
-"""One pipe while it carries a lane: who reads, who writes, and all state that ends with it.
+"""One pipe while it carries a lane: who writes, how it ends, and all state that ends with it.
 
-While much moves, a pipe has two threads.  The *reader* blocks in `recv` alone.  The *writer* waits for work, takes a
-record from the core under the lane's lock, and seals and sends it outside.
+While much moves, a pipe has two threads.  The *reader* blocks in `recv` alone (`qanat.mux.pipe_reader`).  The *writer*
+waits for work, takes a record from the core under the lane's lock, and seals and sends it outside.
 
 Where the kernel takes at once what there is, nothing crosses a thread.  Whoever has something to send does so itself
 (`send_now`), which blocks nowhere: what the kernel does not take is left to the writer.  After QUIET_SECONDS without
-work the writer's thread is given back, and one is taken when there is some; after as long without a byte, or a few
-small records, so is the reader's, and the watcher (`qanat.base.watcher`) reads in its stead, until more comes at once
-than BUSY_READ.  What the two would do when a time has come, an ACK, a PING, an end for silence, the watcher's timer
-does.  A pipe that cannot be watched keeps both threads.
+work the writer's thread is given back, and one is taken when there is some.  What the two would do when a time has
+come, an ACK, a PING, an end for silence, the watcher's timer does.  A pipe that cannot be watched keeps both threads.
 
 `PipeRunner` is made by `Lane.start` for each pipe and gone when the pipe is; which pipe has the lane is for
 `qanat.mux.lane` to decide.
@@ -20,13 +18,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from qanat.base.deadline import Deadline
-from qanat.base.errors import NoThread, ProtocolError, QanatError, TransportError
+from qanat.base.errors import NoThread, QanatError, TransportError
 from qanat.base.lazy_waiting import LazyCondition
-from qanat.base.unexpected import FAILED, log_unexpected
 from qanat.base.watcher import Flushable, Timer, Watcher
 from qanat.base.workers import WORKERS
 from qanat.handshake.exchange import SealedPipe
@@ -34,32 +30,19 @@ from qanat.handshake.hello import Close, CloseReason, RecordKind
 from qanat.mux.buffer_pool import Buffer
 from qanat.mux.frames import MAX_PLAINTEXT
 from qanat.mux.pacer import UNBOUNDED
-from qanat.mux.parameters import Event
 from qanat.mux.pending_control import ACK_DELAY
-from qanat.mux.stream import Calls, LaneOfStream, Stream
+from qanat.mux.pipe_reader import QUIET_SECONDS, RETRY, LaneOfReader, PipeReader
+from qanat.mux.pipe_result import PipeResult
+from qanat.mux.stream import Calls
 from qanat.mux.stream_state import StreamState
-from qanat.mux.trace import describe_frames
-from qanat.transports.readiness import Readiness
+from qanat.mux.trace import frame_log, log_frames
 
 log = logging.getLogger("qanat.mux")
-frame_log = logging.getLogger("qanat.frames")
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that the peer gets to end the pipe after our CLOSE, before we do."""
 RECORDS_AT_ONCE = 4
 """Records that one call of `send_now` sends before it leaves the rest to the writer."""
-QUIET_SECONDS = 0.2
-"""Seconds with nothing to do after which the reader, and the writer, give their thread back."""
-BUSY_READ = 64 * 1024
-"""Bytes that come at once from which on the reader's thread reads, and not the watcher."""
-RECORDS_IN_TURN = 16
-"""The same, in records."""
-SMALL_RECORDS = 16
-"""Records in turn of at most a quarter of BUSY_READ, after which the watcher reads again, busy as the pipe may be."""
-RECORDS_HELD = 8
-"""Records that have come whole and are taken in turn before what they have made due, CREDIT mostly, is sent."""
-RETRY = 1.0
-"""Seconds after which a writer for which there was no thread is tried again."""
 ACTIVE = 0.25
 """Seconds after the last record received during which the writer looks whether an ACK is due by itself, every
 ACK_DELAY, so that no reader has to wake it for that."""
@@ -67,36 +50,8 @@ YIELD_TIMEOUT = 0.5
 """Seconds that the writer of a pipe that has to yield gets to come to the end of its record and say CLOSE."""
 
 
-_FRAMES = RecordKind.FRAMES
-
-
-@dataclass(frozen=True, slots=True)
-class PipeResult:
-    """How a pipe ended: with the peer's sealed CLOSE (`close`), or, by this end or a cut, without one.
-
-    `cause` says it for people.  `fault` is set when the peer broke the protocol inside the sealed channel, or this
-    program failed: there is no point in going on over another pipe.
-    """
-
-    cause: str
-    close: Close | None = None
-    fault: bool = False
-
-
-class LaneOfPipe(LaneOfStream, Protocol):
+class LaneOfPipe(LaneOfReader, Protocol):
     """What a pipe needs of the lane that it carries (`qanat.mux.lane.Lane`)."""
-
-    def callbacks_locked(self, events: list[Event]) -> list[Callable[[], None]]:
-        """Return what has to be called for these events once the lock is released; it may raise ProtocolError."""
-
-    def stream_locked(self, state: StreamState) -> Stream:
-        """Return the face of a stream that is open."""
-
-    def take_deliveries_locked(self) -> list[tuple[Stream, memoryview | None]]:
-        """Take what the reader hands on itself, by stream; the others' readers are woken later."""
-
-    def take_datagrams_locked(self) -> list[tuple[Stream, bytes]]:
-        """Take what the reader hands on of datagrams, by stream."""
 
     def pulls_locked(self) -> Calls:
         """Return what the writer has to call for the streams of a crowd whose turn it is."""
@@ -110,21 +65,12 @@ class PipeRunner:
         self._lane = lane
         self._lock = lane.lock
         self._sender = lane.core.sender
-        self._receiver = lane.core.receiver
-        self._pending = lane.core.pending
-        self._wakeups = lane.core.wakeups
         self._sealed = sealed
         self._pipe = sealed.pipe
         self._watcher = watcher
-        self._readiness: Readiness | None = None  # what the watcher waits for, where it does
-        self._timer: Timer | None = None
-        self._silence = math.inf
-        self._heard_at = 0.0  # when bytes came last, while the watcher reads
-        self._watched = False  # the watcher reads
-        self._without_thread = False  # nobody reads: there was no thread for it
+        self._reader = PipeReader(lane, sealed, self)
+        self._timer: Timer | None = None  # where the watcher can read
         self._on_over: Callable[[PipeResult], None] = _nothing
-        self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
-        self._held = 0  # records in turn that have left to the next one what has to be sent
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
         self._work = LazyCondition(lane.lock)
         self._settled = LazyCondition(lane.lock)  # for who waits until nobody sends
@@ -142,8 +88,8 @@ class PipeRunner:
         self._wakes_at = 0.0  # when it does so by itself, while it waits
         self._received_at = 0.0
         self._writer_ended = False  # and no other will follow
-        self._close_when_idle: Close | None = None  # after all that is queued
-        self._close_next: Close | None = None  # after the present record
+        self.close_when_idle: Close | None = None  # after all that is queued
+        self.close_next: Close | None = None  # after the present record
         self._close_sent = False
         self._alone = False  # only the writer may send: it is paused, has to close, or has ended
 
@@ -155,29 +101,18 @@ class PipeRunner:
         closed then, and nobody sends on it any more.  Raises nothing: whatever happened, the PipeResult says it.
         """
         self._on_over = on_over
-        self._silence = silence
         try:
             self._sealed.pipe.set_wakeup(self._flush_wanted)
             self._sealed.set_timeouts(silence)
-            self._begin_watching()
+            if self._watcher is not None and self._reader.watch(self._watcher):
+                self._timer = self._watcher.timer(self._time_has_come)
             with self._lock:
                 self._started = True
                 self._start_writer_locked()
         except QanatError as error:
             self._end(PipeResult(self._sealed.cause or str(error)))
         else:
-            self._read()
-
-    def _begin_watching(self) -> None:
-        if self._watcher is not None:
-            try:
-                self._watcher.start()
-            except (NoThread, OSError) as error:  # threads of its own do without
-                log.warning("%s: %s", self._lane.name, error)
-                return
-            self._readiness = self._sealed.pipe.readiness(self._watcher)
-            if self._readiness is not None:
-                self._timer = self._watcher.timer(self._time_has_come)
+            self._reader.read(silence, self._end)
 
     def _stop(self, result: PipeResult) -> None:
         """End the pipe, after a CLOSE that says why when something is at fault; block until nobody sends any more."""
@@ -196,8 +131,7 @@ class PipeRunner:
             # Before another pipe is attached: they may be reading a buffer that will be replayed.
             while self._writing or self._inline:
                 self._settled.wait()
-        if self._readiness is not None:
-            self._readiness.close()
+        self._reader.close()
         self._sealed.pipe.set_wakeup(_nobody)
 
     def _end(self, result: PipeResult) -> None:
@@ -240,7 +174,7 @@ class PipeRunner:
             self._retry_at = time.monotonic() + RETRY
             self._timer.set(self._retry_at)
 
-    def _timer_locked(self, now: float) -> None:
+    def acknowledge_soon_locked(self, now: float) -> None:
         """Have an ACK sent within ACK_DELAY; nobody is woken who would look by then without it."""
         self._received_at = now
         if not self._writing:
@@ -306,7 +240,7 @@ class PipeRunner:
         again = False  # when something is left for the writer to flush, or the pipe failed
         try:
             if frame_log.isEnabledFor(logging.DEBUG):
-                self._trace(">", record[1:])
+                log_frames(lane.name, ">", record[1:])
             again = self._sealed.send_record_now(record)
         except TransportError as error:
             log.debug("%s: writing ended: %s", lane.name, error)
@@ -344,18 +278,18 @@ class PipeRunner:
     def resume_locked(self) -> None:
         """Have the writer go on."""
         self._paused = False
-        closing = self._close_next is not None or self._close_when_idle is not None
+        closing = self.close_next is not None or self.close_when_idle is not None
         self._alone = closing or self._close_sent or self._writer_ended
         self._wake_writer_locked()
 
     def close_when_idle_locked(self, close: Close) -> None:
         """Have the writer send CLOSE after all that is queued, and end the pipe."""
-        self._close_when_idle, self._alone = close, True
+        self.close_when_idle, self._alone = close, True
         self._wake_writer_locked()
 
     def close_next_locked(self, close: Close) -> None:
         """Have the writer send CLOSE after its present record, and end the pipe.  The first one counts."""
-        self._close_next, self._alone = self._close_next or close, True
+        self.close_next, self._alone = self.close_next or close, True
         self._wake_writer_locked()
 
     def close_if_free_locked(self, close: Close) -> bool:
@@ -378,222 +312,9 @@ class PipeRunner:
         sends = self._sending or self._inline or self._paused or self._close_sent
         if overdue > patience and not sends:
             return f"a PING has been due for {overdue:.0f} s, and nobody sends it"
-        quiet = time.monotonic() - self._heard_at
-        if self._watched and quiet > self._silence + patience:
-            return f"nothing has come for {quiet:.0f} s, and nobody ends its pipe"
-        return ""
+        return self._reader.trouble(patience)
 
-    # --- the reader -----------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        """Read while much comes, in a thread that may block; then leave the pipe to the watcher, or end it."""
-        try:
-            result = self._reader_loop()
-        except ProtocolError as error:
-            result = PipeResult(f"the peer broke the protocol: {error}", fault=True)
-        except Exception:
-            result = self._own_fault()
-        if result is None:
-            result = self._leave_to_watcher()
-        if result is not None:
-            self._end(result)
-
-    def _reader_loop(self) -> PipeResult | None:
-        """Read until the pipe ends; None when little comes and the watcher can read.
-
-        That is nothing for QUIET_SECONDS, or only small records for a while.
-        """
-        sealed = self._sealed
-        watched = self._readiness is not None
-        small = 0
-        while True:
-            try:
-                record = sealed.recv_record_within(QUIET_SECONDS) if watched else sealed.recv_record()
-            except QanatError as error:
-                return self._cut(error)
-            if record is None:
-                return None
-            result = self._take(*record)
-            if result is not None:
-                return result
-            small = small + 1 if len(record[1]) <= BUSY_READ // 4 else 0
-            if watched and small >= SMALL_RECORDS and not sealed.pipe.buffered:
-                return None
-
-    def _leave_to_watcher(self) -> PipeResult | None:
-        """Have the watcher read from now on; the result when it cannot."""
-        assert self._readiness is not None
-        self._sealed.trim_reading()
-        self._heard_at = time.monotonic()
-        self._watched = True
-        try:
-            with self._lock:
-                self._set_timer_locked()
-            self._readiness.add(self._readable)
-        except (NoThread, OSError) as error:
-            return PipeResult(f"little comes, and nothing can watch for it: {error}")
-        return None
-
-    def _readable(self) -> Flushable | None:
-        """Read what has come, by the watcher; what is too much for it is left to a thread."""
-        try:
-            busy = self._read_now()
-        except ProtocolError as error:
-            self._found, busy = PipeResult(f"the peer broke the protocol: {error}", fault=True), True
-        except Exception:
-            self._found, busy = self._own_fault(), True
-        if busy:
-            self._leave_watcher()
-        return None
-
-    def _leave_watcher(self) -> None:
-        """Have a thread read on, or end the pipe; where there is none, nobody reads until RETRY.  By the watcher."""
-        assert self._readiness is not None
-        self._readiness.remove()
-        self._watched = False
-        try:
-            WORKERS.start(
-                f"{self._lane.name}-reader", self._read if self._found is None else self._end_found, reserved=True
-            )
-        except NoThread as error:
-            log.warning("%s: %s", self._lane.name, error)
-            self._without_thread = True
-            if self._timer is not None:
-                self._timer.set(time.monotonic() + RETRY)
-
-    def _end_found(self) -> None:
-        assert self._found is not None
-        self._end(self._found)
-
-    def _own_fault(self) -> PipeResult:
-        log_unexpected(f"{self._lane.name}: reading ended")
-        return PipeResult(FAILED, fault=True)
-
-    def _read_now(self) -> bool:
-        """Take the records that have come; whether the reader's thread should go on."""
-        receive = self._sealed.recv_record_within
-        self._heard_at = time.monotonic()
-        size = 0
-        for _ in range(RECORDS_IN_TURN):
-            try:
-                record = receive(0)
-            except QanatError as error:
-                self._found = self._cut(error)
-                return True
-            if record is None:
-                return self._pipe.flooded
-            kind, content = record
-            if kind is _FRAMES:
-                self._receive(content)
-            else:
-                self._found = self._take(kind, content)
-                if self._found is not None:
-                    return True
-            size += len(content)
-            if size > BUSY_READ:
-                return True
-            if not self._pipe.buffered:
-                return False
-        return True
-
-    def _cut(self, error: QanatError) -> PipeResult:
-        """How the pipe ended, when receiving did."""
-        if isinstance(error, ProtocolError):
-            # Whoever is on the path can do this, so it is a cut like any other.
-            return PipeResult(f"something broke the connection: {error}")
-        return PipeResult(self._sealed.cause or str(error))
-
-    def _take(self, kind: RecordKind, content: memoryview) -> PipeResult | None:
-        """Act on one record; the result when it was the last."""
-        if kind is _FRAMES:
-            self._receive(content)
-            return None
-        if kind is RecordKind.CLOSE:
-            close = Close.decode(content)
-            return PipeResult(close.text or close.reason.name.lower().replace("_", " "), close)
-        raise ProtocolError(f"a {kind.name} record in the middle of a session")
-
-    def _receive(self, content: memoryview) -> None:
-        """Take the frames of one record, and act on them: wake threads, hand on what is small, send what is due.
-
-        Most records have payload for one stream alone, which is handed on without further ado.
-        """
-        if frame_log.isEnabledFor(logging.DEBUG):
-            self._trace("<", content)
-        lane, wakeups = self._lane, self._wakeups
-        with self._lock:
-            if self._close_next is not None:
-                return  # The next pipe goes on where this one was when it had to yield.
-            now = lane.clock()
-            alone = self._receiver.receive_alone(content, now)
-            if alone is not None:
-                state, payload = alone
-                stream = lane.stream_locked(state)
-                due, wakeups.work = wakeups.work or self._close_when_idle is not None, False
-                calls = lane.wake_locked(sending=True) if wakeups.room else None
-                if wakeups.timer:
-                    wakeups.timer = False
-                    self._timer_locked(now)
-        if alone is None:
-            self._receive_frames(content)
-            return
-        due = (stream.deliver(payload) and not self._pending.credit_can_wait) or due
-        if calls:
-            lane.call(calls)
-        if due or self._held:
-            self._send_or_hold()
-
-    def _receive_frames(self, content: memoryview) -> None:
-        """Do so for a record with more, or with payload that the stream's own thread hands on."""
-        lane, wakeups = self._lane, self._wakeups
-        calls: Calls = []
-        deliveries: list[tuple[Stream, memoryview | None]] = []
-        datagrams: list[tuple[Stream, bytes]] = []
-        callbacks: list[Callable[[], None]] = []
-        due = False
-        try:
-            with self._lock:
-                if self._close_next is not None:
-                    return  # The next pipe goes on where this one was when it had to yield.
-                now = lane.clock()
-                try:
-                    events = self._receiver.receive(content, now)
-                    if events:
-                        callbacks = lane.callbacks_locked(events)
-                finally:
-                    # Also after a ProtocolError: the frames before the faulty one have taken effect.
-                    due = wakeups.work or self._close_when_idle is not None  # An ACK may have made it idle.
-                    if wakeups.readers:
-                        deliveries = lane.take_deliveries_locked()
-                    if wakeups.datagrams:
-                        datagrams = lane.take_datagrams_locked()
-                    wakeups.work = False  # which is done below
-                    if wakeups.readers or wakeups.writers or wakeups.room or wakeups.pong:
-                        calls = lane.wake_locked(sending=True)
-                    if wakeups.timer:
-                        wakeups.timer = False
-                        self._timer_locked(now)
-        finally:
-            credit = False
-            for stream, payload in deliveries:
-                credit = stream.deliver(payload) or credit
-            due = due or (credit and not self._pending.credit_can_wait)
-            if calls:
-                lane.call(calls)
-            if due or self._held:
-                self._send_or_hold()
-        for callback in callbacks:
-            callback()
-        for stream, datagram in datagrams:
-            stream.deliver_datagram(datagram)
-
-    def _send_or_hold(self) -> None:
-        """Send what is due, or leave that to the next record, which has come: the CREDITs of several share one."""
-        if self._held < RECORDS_HELD and self._pipe.holds_message:
-            self._held += 1
-        else:
-            self._held = 0
-            self.send_now()
+    # --- what the pipe itself owes ---
 
     def _flush_wanted(self) -> None:
         """Have the writer flush what the pipe itself owes the peer: a pong, a window."""
@@ -605,36 +326,24 @@ class PipeRunner:
 
     def _time_has_come(self) -> Flushable | None:
         """Do what is due, by the watcher: an ACK, a PING, the end of a pipe on which nothing came."""
-        now = time.monotonic()
-        if self._without_thread:
-            self._without_thread = False
-            self._leave_watcher()
-        if self._watched and now - self._heard_at >= self._silence and not self._something_has_come():
-            self._sealed.close(f"nothing received for {self._silence:g} s")
+        if not self._reader.look(time.monotonic()):
             return None
         with self._lock:
             if self._flush_due or self._alone or self._pipe.cause is not None:
                 self._wake_writer_locked()
         self.send_now()
         with self._lock:
-            self._set_timer_locked()
+            self.set_timer_locked()
         return None
 
-    def _something_has_come(self) -> bool:
-        """Whether there is something to read, to which the watcher has yet to come: this program was stopped, say."""
-        assert self._readiness is not None  # it is watched
-        return self._readiness.has_come()
-
-    def _set_timer_locked(self) -> None:
+    def set_timer_locked(self) -> None:
         """Set the timer for what is due next and has nobody else who looks for it."""
         timer = self._timer
-        if timer is None or self._writer_ended:
+        if timer is None:
             return
         now = time.monotonic()
-        due = math.inf if self._writing else self._sender.next_timeout(now)
-        at = math.inf if due is None else max(now + due, self._retry_at)
-        if self._watched:
-            at = min(at, max(now, self._heard_at + self._silence))  # what is past would be called again at once
+        due = math.inf if self._writing or self._writer_ended else self._sender.next_timeout(now)
+        at = min(math.inf if due is None else max(now + due, self._retry_at), self._reader.looks_at(now))
         if at < math.inf:
             timer.set(at)
 
@@ -677,10 +386,10 @@ class PipeRunner:
                     self._wait_locked(None)
                     self._waits_for_inline = False
                     continue
-                if self._sealed.cause is not None or self._close_next is not None:
+                if self._sealed.cause is not None or self.close_next is not None:
                     return False
                 now = lane.clock()
-                if self._paused and self._close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
+                if self._paused and self.close_when_idle is None:  # CLOSE does not wait for a pipe that will not be
                     self._wait_locked(None)
                     continue
                 record = sender.next_record(now, held_up=self._pipe.held_up, unsent=self._unsent_locked())
@@ -691,12 +400,12 @@ class PipeRunner:
                 if record is not None or flush or calls:
                     self._worked_at = now
                     break
-                if not sender.attached or (self._close_when_idle is not None and sender.idle):
+                if not sender.attached or (self.close_when_idle is not None and sender.idle):
                     return False
                 timeout = sender.next_timeout(now)
                 if timeout is not None and now - self._received_at < ACTIVE:
                     timeout = min(timeout, ACK_DELAY)
-                if self._readiness is not None:
+                if self._timer is not None:
                     quiet = self._worked_at + QUIET_SECONDS - now
                     if quiet <= 0:
                         self._retire_locked()
@@ -719,7 +428,7 @@ class PipeRunner:
         self._writing = False
         self._sealed.trim_sending()
         self._settled.notify_all()
-        self._set_timer_locked()
+        self.set_timer_locked()
 
     def _wait_locked(self, timeout: float | None) -> None:
         """Wait for work; the writer does."""
@@ -734,11 +443,11 @@ class PipeRunner:
             self._sealed.pipe.flush()
         if record is not None:
             if frame_log.isEnabledFor(logging.DEBUG):
-                self._trace(">", record[1:])
+                log_frames(self._lane.name, ">", record[1:])
             self._sealed.send_record(record)
 
     def _send_close(self) -> None:
-        close = self._close_next or self._close_when_idle
+        close = self.close_next or self.close_when_idle
         if close is None or self._sealed.cause is not None:
             return
         self._close_sent = True
@@ -752,10 +461,6 @@ class PipeRunner:
         with self._lock:
             while self._sealed.cause is None and not deadline.passed:
                 self._work.wait(deadline.remaining())
-
-    def _trace(self, direction: str, content: memoryview) -> None:
-        for line in describe_frames(content):
-            frame_log.debug("%s %s %s", self._lane.name, direction, line)
 
 
 def _nobody() -> None:

@@ -5,10 +5,19 @@ The lane asks for it only when debug is on, so that nothing is paid for it other
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from qanat.base.errors import ProtocolError
 from qanat.mux import frames as wire
+
+frame_log = logging.getLogger("qanat.frames")
+
+
+def log_frames(lane: str, direction: str, content: memoryview) -> None:
+    """Write a line for each frame of a FRAMES record's content, ">" for what is sent and "<" for what has come."""
+    for line in describe_frames(content):
+        frame_log.debug("%s %s %s", lane, direction, line)
 
 
 def describe_frames(content: memoryview) -> Iterator[str]:

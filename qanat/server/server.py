@@ -46,7 +46,7 @@ from qanat.monitor.sums import Sums
 from qanat.monitor.watchdog import ServiceReporter, Watchdog
 from qanat.mux.lane import Lane, Superseded
 from qanat.mux.parameters import FIRST_PIPE, ResumePoint
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.process.allocator import MemoryReturn
 from qanat.process.log_throttle import LogThrottle
 from qanat.process.reloading import Reloader

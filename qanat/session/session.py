@@ -32,7 +32,7 @@ from qanat.mux.figures import LaneFigures
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters, ResumePoint
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.mux.stream import Stream
 from qanat.session.joined_streams import INTERNAL_TEXT, JoinedStreams, StreamObserver, refuse
 from qanat.session.messages import UPGRADE, StreamRequest, check_known, decode_request

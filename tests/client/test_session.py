@@ -17,7 +17,7 @@ from qanat.config.forward_settings import Forward
 from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.session.messages import Listen, ListenAgain, ListenEnded, ListenFailed, Listening, decode_control
 from tests.support.background import wait_until
 

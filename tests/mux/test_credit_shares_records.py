@@ -17,7 +17,7 @@ from qanat.mux.lane import Lane
 from qanat.mux.parameters import LaneParameters
 from qanat.mux.path_queue import PATH_TIME
 from qanat.mux.pending_control import RIDING_SECONDS, PendingControl
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.mux.stream import Stream
 from qanat.mux.stream_state import StreamState
 from qanat.transports.websocket.pipe import WebSocketPipe

@@ -14,7 +14,7 @@ from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from tests.support.background import Background, wait_until
 from tests.support.mux.cores import KIB
 from tests.support.mux.rig import DEADLINE, Pair, pattern, read_all, waiting_in, write_all

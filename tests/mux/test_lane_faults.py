@@ -15,7 +15,7 @@ from qanat.mux import frames as wire
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.parameters import LaneParameters
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from tests.support.background import Background, wait_until
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
 from tests.support.mux.rig import sealed_pair, waiting_in, write_all

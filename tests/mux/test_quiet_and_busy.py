@@ -256,7 +256,7 @@ def test_without_a_thread_for_the_writer_the_watcher_tries_again_now_and_then(mo
         ours, theirs = lanes.open()
         runner = lanes.client.lane._runner
         assert runner is not None
-        wait_until(lambda: runner._watched and not runner._writing, "the watcher alone is there")
+        wait_until(lambda: runner._reader._watched and not runner._writing, "the watcher alone is there")
         attempts = []
 
         def start(name: str, *rest: object, **more: object) -> None:
@@ -307,7 +307,7 @@ def test_what_waits_to_be_read_is_no_silence() -> None:
         ours, theirs = lanes.open()
         runner = lanes.client.lane._runner
         assert runner is not None
-        wait_until(lambda: runner._watched and not runner._writing, "the watcher alone is there")
+        wait_until(lambda: runner._reader._watched and not runner._writing, "the watcher alone is there")
         watcher, timer = runner._watcher, runner._timer
         assert watcher is not None
         assert timer is not None
@@ -321,7 +321,7 @@ def test_what_waits_to_be_read_is_no_silence() -> None:
         other.send(b"x")
         assert inside.wait(DEADLINE)
         send(theirs, b"waits", inline=True)
-        runner._heard_at -= 2 * DEADLINE
+        runner._reader._heard_at -= 2 * DEADLINE
         timer.set(time.monotonic())
         go_on.set()
         assert read(ours, 5) == b"waits"

@@ -16,7 +16,8 @@ from qanat.mux.buffer_pool import BUFFER_PAYLOAD
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Superseded
 from qanat.mux.parameters import LaneParameters, ResumePoint
-from qanat.mux.pipe_runner import YIELD_TIMEOUT, PipeResult
+from qanat.mux.pipe_result import PipeResult
+from qanat.mux.pipe_runner import YIELD_TIMEOUT
 from tests.support.background import Background, wait_until
 from tests.support.mux.resuming_rig import MIB, Bulk, End, Lanes
 from tests.support.mux.rig import DEADLINE, pattern, read, read_all, sealed_pair, waiting_in, write_all

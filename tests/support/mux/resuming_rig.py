@@ -14,7 +14,7 @@ from qanat.handshake.exchange import SealedPipe
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.mux.stream import Stream
 from qanat.transports import pipe as transports
 from tests.support.background import Background, wait_until

@@ -19,7 +19,7 @@ from qanat.handshake.sealed import Opener, Sealer
 from qanat.mux.frames import Reason
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.mux.stream import Stream
 from qanat.transports.pipe import Pipe
 from tests.support.transports.memory import memory_pair

@@ -23,7 +23,7 @@ from qanat.handshake.keys import ClientKey
 from qanat.handshake.machine import ClientHandshake, ServerHandshake
 from qanat.mux.lane import Lane
 from qanat.mux.parameters import FIRST_PIPE, LaneParameters, ResumePoint
-from qanat.mux.pipe_runner import PipeResult
+from qanat.mux.pipe_result import PipeResult
 from qanat.mux.stream import Stream
 from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
