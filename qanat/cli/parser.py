@@ -17,6 +17,7 @@ from typing import Any
 
 from qanat.base.redaction import hide_tokens
 from qanat.base.version import __version__
+from qanat.cli.output import write_out
 
 COMMANDS = {
     "server": "run the end that accepts HTTP connections",
@@ -108,6 +109,9 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
     def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:  # help that was asked for, or the version
+            write_out(message)
+            return
         # As Pythons after Debian 12's do: where a refusal cannot be written, the exit code says it.
         with contextlib.suppress(OSError):
             super()._print_message(message, file)

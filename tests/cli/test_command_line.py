@@ -192,18 +192,21 @@ def run_onto(stdout: int, *arguments: str, **environment: str) -> subprocess.Com
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=SECONDS, env=given)
 
 
-def test_what_cannot_be_printed_is_said_and_is_no_success() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["token"], ["--help"], ["client", "--help"], ["--version"]])
+def test_what_cannot_be_printed_is_said_and_is_no_success(arguments: list[str], unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
-        done = run_onto(full.fileno(), "token")
+        done = run_onto(full.fileno(), *arguments, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert "qanat: error: cannot write the output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_who_has_seen_enough_hears_nothing_more() -> None:
+@pytest.mark.parametrize("arguments", [["schema"], ["server", "--help"]])
+def test_a_reader_who_has_seen_enough_hears_nothing_more(arguments: list[str]) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    done = run_onto(write_end, "schema")
+    done = run_onto(write_end, *arguments)
     os.close(write_end)
     assert (done.returncode, done.stderr) == (READER_GONE, "")
 
