@@ -227,6 +227,31 @@ def test_what_is_added_to_a_block_in_one_line_stands_in_that_block(
     subprocess.run([require_program("nginx"), "-t", "-q", "-e", "stderr", "-c", main], check=True)
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        "    location = /tunnel {\n        proxy_pass\n            http://127.0.0.1:1/;\n    }\n",
+        "    location = /tunnel {\n        proxy_set_header\n            Connection\n            close;\n"
+        "        proxy_pass http://127.0.0.1:1; proxy_read_timeout\n 5s; client_max_body_size\n\n 1m;\n    }\n",
+        "    location = /tunnel {\n        deny\n 10.0.0.1;\n        proxy_pass http://127.0.0.1:1;\n    }\n",
+        "    location = /tunnel {\n        grpc_pass\n            grpc://127.0.0.1:1\n        ;\n    }\n",
+    ],
+)
+def test_a_directive_over_several_lines_is_changed_as_a_whole(location: str, tmp_path: Path) -> None:
+    issued = Authority(tmp_path).issue(HOST)
+    file = tmp_path / "site.conf"
+    file.write_text(
+        f"server {{\n    listen\n        127.0.0.1:{unused_port()}\n        ssl;\n"
+        f"    ssl_certificate {issued.certificate}; ssl_certificate_key {issued.key};\n{location}}}\n"
+    )
+    found = read_file(file).examine(Tunnel())
+    assert found.faults
+    assert not patched(found, tmp_path).faults
+    main = tmp_path / "nginx.conf"
+    main.write_text(f"pid {tmp_path}/pid; events {{ }} http {{ access_log off; include {file}; }}\n")
+    subprocess.run([require_program("nginx"), "-t", "-q", "-e", "stderr", "-c", main], check=True)
+
+
 def test_a_file_with_nothing_to_change_keeps_its_lines(tmp_path: Path) -> None:
     file = tmp_path / "site.conf"
     file.write_text(" ".join((NGINX % ("= /tunnel", "")).split("\n")).replace("listen 443;", "client_max_body_size 0;"))

@@ -91,7 +91,8 @@ class _Words:
 
 
 def unfold(text: str, tunnel: Tunnel) -> str:
-    """Return the text with one directive on each line that a patch may touch: an edit has whole lines."""
+    """Return the text with one whole directive on each line that a patch may touch: an edit has whole lines."""
+    text = _joined(text, tunnel)
     crowded: set[int] = set()
     for server in _concerned(parse(text), tunnel):
         location = _chosen(server, tunnel) or next(_passing(server), None)
@@ -113,6 +114,30 @@ def unfold(text: str, tunnel: Tunnel) -> str:
         depth += token[0] == "{"
         before, line = token, line + token[0].count("\n")
     return "".join([*made, text[done:]])
+
+
+def _joined(text: str, tunnel: Tunnel) -> str:
+    """Return the text with the directives that stand on several lines on their first one, if nothing else is there."""
+    lines = text.split("\n")
+    found: dict[int, Directive] = {}
+    for server in _concerned(parse(text), tunnel):
+        location = _chosen(server, tunnel) or next(_passing(server), None)
+        for one in (*_leaves(location), *server.find("listen")) if location is not None else ():
+            found[one.line] = one
+    for first, one in sorted(found.items(), reverse=True):
+        part = lines[first - 1 : one.last]
+        if len(part) > 1 and not any("#" in line for line in part) and not any("\n" in word for word in one.words):
+            lines[first - 1 : one.last] = [" ".join([part[0].rstrip(), *filter(None, map(str.strip, part[1:]))])]
+    return "\n".join(lines)
+
+
+def _leaves(one: Directive) -> Iterator[Directive]:
+    """Yield the directives inside that have no block."""
+    for inner in one.block or []:
+        if inner.block is None:
+            yield inner
+        else:
+            yield from _leaves(inner)
 
 
 def _indented(text: str, at: int, depth: int) -> str:
