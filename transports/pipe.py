@@ -218,6 +218,14 @@ class Pipe(ABC):
         return False
 
     @property
+    def in_requests(self) -> bool:
+        """Whether messages wait for requests that carry them: how long they were on their way says nothing of a queue.
+
+        A connection sends what it is given at once, or waits because the path does.
+        """
+        return False
+
+    @property
     def unsent(self) -> int:
         """How many bytes of this pipe this end has yet to send, since the path takes no more; 0 where nobody can tell.
 

@@ -45,11 +45,11 @@ class LaneCore:
 
     # --- the pipe below -------------------------------------------------------------------------
 
-    def attach(self, now: float, *, peer_expects: int = 0, receive_from: int = 0) -> None:
+    def attach(self, now: float, *, peer_expects: int = 0, receive_from: int = 0, in_requests: bool = False) -> None:
         """Begin with a new pipe: replay from `peer_expects` on.
 
         `receive_from` is the number of the first numbered frame that the peer will send on this pipe; those below
-        what we expect are dropped.  Raises ProtocolError when the
+        what we expect are dropped.  `in_requests` is the pipe's.  Raises ProtocolError when the
         peer expects what is not kept, and when a gap would follow; nothing has changed then.
         """
         self.sender.retransmit_buffer.check_resume(peer_expects)
@@ -57,7 +57,7 @@ class LaneCore:
         if receive_from > expected:
             raise ProtocolError(f"the peer goes on at frame {receive_from}, but {expected} is the next expected")
         self.sender.attach(peer_expects)
-        self.receiver.attach(receive_from)
+        self.receiver.attach(receive_from, in_requests=in_requests)
         self.pending.restart(now, self.streams)
 
     def detach(self) -> None:

@@ -197,7 +197,7 @@ class Lane:
             on_over(result)
 
         try:
-            refused = self._attach(runner, resume)
+            refused = self._attach(runner, resume, in_requests=sealed.pipe.in_requests)
             if refused is None:
                 try:
                     on_attached()
@@ -503,7 +503,7 @@ class Lane:
         stream = self._streams[state.id] = Stream(self, state)
         return stream
 
-    def _attach(self, runner: PipeRunner, resume: ResumePoint) -> PipeResult | None:
+    def _attach(self, runner: PipeRunner, resume: ResumePoint, *, in_requests: bool) -> PipeResult | None:
         """Put the lane on the runner's pipe, or say why not."""
         try:
             with self.lock:
@@ -513,7 +513,12 @@ class Lane:
                     self._attachment.grant(resume.epoch)
                 if self._attachment.epoch != resume.epoch:
                     return PipeResult("a later connection has the lane")
-                self.core.attach(self.clock(), peer_expects=resume.peer_expects, receive_from=resume.receive_from)
+                self.core.attach(
+                    self.clock(),
+                    peer_expects=resume.peer_expects,
+                    receive_from=resume.receive_from,
+                    in_requests=in_requests,
+                )
                 self._attachment.advance(AttachmentStep.ATTACH)
                 self._runner = runner
                 self._count_pipe_locked(self.clock())

@@ -62,11 +62,11 @@ class Receiver:
 
     # --- by the lane's reader -------------------------------------------------------------------
 
-    def attach(self, start: int) -> None:
+    def attach(self, start: int, *, in_requests: bool) -> None:
         """Count the frames of a new pipe from `start`, which has been checked; those below `expected` are dropped."""
         self._pipe_number = start
         self._delay = PathDelay()  # the next pipe's path has its own, and a clock may have stood still
-        self._path = PathQueue()
+        self._path = PathQueue(in_requests=in_requests)
 
     def end(self) -> None:
         """Take no more frames: the lane is over."""

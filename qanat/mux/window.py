@@ -33,7 +33,8 @@ GAIN = 2
 """See above."""
 START_GAIN, GROWING = 4, 1.25
 """The same on a long path in which nothing waits, and the rate has grown by as much since it was last taken: what a
-window grows by shows in the rate one round trip later, and would else double it in each third one alone."""
+window grows by shows in the rate one round trip later, and would else double it in each third one alone.  And the same
+on a long path where bytes and CREDIT wait for requests that carry them."""
 LEAST_TIME = 0.0025
 """Seconds; a shorter round trip counts as this one, since threads take as long to get their turn."""
 HALVES_TIME = LEAST_TIME / 2
@@ -142,9 +143,10 @@ class ReceiveWindow:
             else:
                 rate = consumed / elapsed
                 self.rate = max(rate, RATE_DECAY * self.rate)
+                waits = path is not None and path.waits_for_requests(least_round_trip)
                 growing = rate > GROWING * self.rate_before > 0 and path is not None and path.idle(least_round_trip)
                 self.rate_before = rate
-                wanted = int((START_GAIN if growing else GAIN) * rate * max(least_round_trip, LEAST_TIME))
+                wanted = int((START_GAIN if growing or waits else GAIN) * rate * max(least_round_trip, LEAST_TIME))
                 self._tune(max(wanted, self.wide) if path is not None and path.shared(now) else wanted)
             self.since, self.consumed_before = now, self.consumed
             self.received_before = 0 if path is None else path.received

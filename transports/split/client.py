@@ -38,7 +38,7 @@ from qanat.transports.split.measures import Measures
 from qanat.transports.split.numbering import Numbering
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving
 from qanat.transports.split.segments import Segment, SegmentReader, Welcome
-from qanat.transports.split.sending import Sending
+from qanat.transports.split.sending import UNSENT_TIME, Sending
 from qanat.transports.split.sequence import PREFIX, Incoming
 from qanat.transports.split.shared_stream import SharedReadiness, SharedStream
 from qanat.transports.split.stream_form import SOON, StreamForm
@@ -47,7 +47,7 @@ from qanat.transports.split.token import Carrier, Kind, Token
 
 log = logging.getLogger("qanat.split")
 
-WINDOW = 4 * 1024 * 1024
+WINDOW = 16 * 1024 * 1024
 """Bytes from the server that may be on their way, or wait for a gap to be filled or for their reader."""
 STREAM_SIZE = 1 << 30
 """Bytes after which a streamed answer ends, and another request follows."""
@@ -330,6 +330,7 @@ class ClientPipe(Pipe):
                 self._work.notify_all()
             if error is None:
                 self._measures.posted(token.size, took)
+                self._sending.unsent_time = max(UNSENT_TIME, self._measures.next_in)
                 if not self._posting and self._outgoing.acknowledged < self._outgoing.next:
                     self._outgoing.rewind()  # it answered, and has not kept them
                 self._succeeded_locked()
@@ -587,6 +588,11 @@ class ClientPipe(Pipe):
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
         return self._sending.has_room
+
+    @property
+    def in_requests(self) -> bool:
+        """See `Pipe.in_requests`."""
+        return True
 
     @property
     def held_up(self) -> bool:

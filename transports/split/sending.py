@@ -21,7 +21,8 @@ MAX_UNSENT, MAX_UNSENT_QUICK = 240 * 1024, 1000 * 1024
 """Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them.  Two usual
 records of bulk, or one large one; more, up to the second, where the other end takes them within UNSENT_TIME."""
 UNSENT_TIME = 0.008
-"""Seconds of bytes, at the rate at which the other end acknowledges them: some round trips of a path on one machine."""
+"""Seconds of bytes, at the rate at which the other end acknowledges them: some round trips of a path on one machine.
+Where requests take longer it is the time until the next one, which should find as many as it can take."""
 RATE_TIME, RATE_PAUSE = 0.02, 0.5
 """Seconds over which that is measured at least, and at most."""
 HELD_UP = 0.5
@@ -35,6 +36,8 @@ class Sending:
     def __init__(self, lock: threading.Lock, receiving: Receiving, cause: FirstCause) -> None:
         self.outgoing = Outgoing()
         self.write_timeout: float | None = None
+        self.unsent_time = UNSENT_TIME
+        """The seconds of bytes that may wait for a request, or for room in an answer."""
         self._receiving = receiving
         self._cause = cause
         self._room = LazyCondition(lock)
@@ -99,7 +102,7 @@ class Sending:
         elapsed = now - self._rate_since
         if elapsed >= RATE_TIME:
             if elapsed < RATE_PAUSE:
-                taken = (self.outgoing.acknowledged - self._rate_from) / elapsed * UNSENT_TIME
+                taken = (self.outgoing.acknowledged - self._rate_from) / elapsed * self.unsent_time
                 self._most_unsent = min(max(MAX_UNSENT, round(taken)), MAX_UNSENT_QUICK)
             self._rate_since, self._rate_from = now, self.outgoing.acknowledged
         self.wake_locked()

@@ -36,7 +36,7 @@ from qanat.transports.split.token import (
     digest_of,
 )
 
-WINDOW = 4 * 1024 * 1024
+WINDOW = 16 * 1024 * 1024
 """Bytes of a direction that may be on their way, or wait for a gap to be filled or for their reader."""
 UNAUTHENTICATED_WINDOW = 8 * 1024
 """The same, towards the server, before that knows the client."""
@@ -472,6 +472,11 @@ class ServerPipe(Pipe):
     def can_send_now(self) -> bool:
         """See `Pipe.can_send_now`."""
         return self._sending.has_room
+
+    @property
+    def in_requests(self) -> bool:
+        """See `Pipe.in_requests`."""
+        return True
 
     @property
     def held_up(self) -> bool:

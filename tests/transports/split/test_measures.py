@@ -17,6 +17,7 @@ from qanat.transports.split.measures import (
     SMALL_UP,
     Measures,
 )
+from qanat.transports.split.sending import UNSENT_TIME
 
 MUCH = 1 << 30
 
@@ -71,3 +72,12 @@ def test_a_request_waits_for_less_where_the_path_cuts_it() -> None:
     for _ in range(20):
         measures.ask_failed(MIN_WAIT)
     assert measures.wait == MIN_WAIT
+
+
+def test_on_a_long_path_more_waits_for_the_next_request_and_on_a_short_one_no_more() -> None:
+    measures = Measures()
+    for _ in range(20):
+        measures.posted(1000, 0.12)
+    assert 0.03 < measures.next_in < 0.06
+    measures.posted(1000, 0.003)
+    assert measures.next_in < UNSENT_TIME
