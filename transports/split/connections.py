@@ -40,8 +40,9 @@ CONNECT_TIMEOUT = 10.0
 """Seconds that a further connection may take to be made."""
 MAX_IDLE = 60.0
 """Seconds after which an idle connection is not used again."""
-MAX_SPARE = 10.0
-"""The same for those beyond the one that is used most."""
+MAX_SPARE = 20.0
+"""The same for those beyond the one that is used most: more than between two PINGs, for which an idle pipe needs two at
+once when both ends ask."""
 CONTENT_TYPE = "application/octet-stream"
 
 _TOKEN_HERE, _SIZE_HERE = "\0", "\1"  # no header may have these

@@ -12,9 +12,10 @@ import pytest
 from qanat.base.deadline import Deadline
 from qanat.base.errors import TransportError
 from qanat.base.watcher import Watcher
+from qanat.mux.parameters import LaneParameters
 from qanat.transports.dial.route import DIRECT
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.split.connections import Connections
+from qanat.transports.split.connections import MAX_SPARE, Connections
 from qanat.transports.split.exchanges import Exchanges
 from qanat.transports.split.token import Carrier
 from tests.support.background import DEADLINE, wait_until
@@ -141,3 +142,8 @@ def test_what_a_thread_holds_is_read_by_the_watcher_after_that(rig: Rig) -> None
     rig.exchanges.watch(rig.exchange)
     wait_until(lambda: taker.over == [None], "all has come")
     assert taker.body == b"abc"
+
+
+def test_a_connection_that_an_idle_pipe_needs_with_each_ping_is_not_made_anew_for_the_next() -> None:
+    idle = LaneParameters(client=True)
+    assert idle.keepalive + idle.keepalive_slack < MAX_SPARE
