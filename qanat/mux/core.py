@@ -58,7 +58,7 @@ class LaneCore:
             raise ProtocolError(f"the peer goes on at frame {receive_from}, but {expected} is the next expected")
         self.sender.attach(peer_expects)
         self.receiver.attach(receive_from, in_requests=in_requests)
-        self.pending.restart(now, self.streams)
+        self.pending.restart(now, self.streams, in_requests=in_requests)
 
     def detach(self) -> None:
         """Note that the pipe is gone; what was sent and not acknowledged waits for the next."""

@@ -61,6 +61,7 @@ class PendingControl:
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.least_round_trip = 0.0
         """Seconds: the least of the last PINGS_KEPT spans; 0 before the first answer on a pipe."""
+        self._keeps_least = False  # for as long as the pipe lives
         self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
         self._span_since = now
         self._answers = 0  # on this pipe
@@ -87,14 +88,19 @@ class PendingControl:
         self._clock_since = now if tell_clock else None
         self._clock_due = now
 
-    def restart(self, now: float, streams: Iterable[StreamState]) -> None:
-        """Say again on a new pipe what the old one may have lost, and measure the new round trip."""
+    def restart(self, now: float, streams: Iterable[StreamState], *, in_requests: bool = False) -> None:
+        """Say again on a new pipe what the old one may have lost, and measure the new round trip.
+
+        Where the pipe is `in_requests` the least one counts for as long as the pipe lives: nothing empties the path for
+        a PING (`qanat.mux.path_queue`), so that of a few minutes would have the queue of our own windows in it.
+        """
         # A stream that never had a CREDIT may be unknown to the peer: its OPEN is perhaps among what is replayed.
         for stream in streams:
             if stream.window.granted > stream.window.initial and not stream.fin_received:
                 self._credits[stream.id] = stream
         self._turn.clear()
         self._in_turn.clear()
+        self._keeps_least = in_requests
         self._round_trips.clear()
         self._answers = 0
         self._in_doubt = False
@@ -193,7 +199,8 @@ class PendingControl:
         else:
             self._round_trips.append(sample)
             self._span_since = now
-        self.least_round_trip = min(self._round_trips)
+        least = min(self._round_trips)
+        self.least_round_trip = min(least, self.least_round_trip or least) if self._keeps_least else least
         self._answers += 1
         self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
         return sample

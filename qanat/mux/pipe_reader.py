@@ -81,7 +81,7 @@ class Writer(Protocol):
 
 
 class _NoWriter:
-    """The other half of a pipe that is over."""
+    """The other half of a pipe that has not begun, or is over."""
 
     close_next: Close | None = None
     close_when_idle: Close | None = None
@@ -102,7 +102,7 @@ _NO_WRITER = _NoWriter()
 class PipeReader:
     """See the module's docstring.  One thread at a time reads; `look` is the watcher's."""
 
-    def __init__(self, lane: LaneOfReader, sealed: SealedPipe, writer: Writer) -> None:
+    def __init__(self, lane: LaneOfReader, sealed: SealedPipe) -> None:
         self._lane = lane
         self._lock = lane.lock
         self._receiver = lane.core.receiver
@@ -110,7 +110,7 @@ class PipeReader:
         self._wakeups = lane.core.wakeups
         self._sealed = sealed
         self._pipe = sealed.pipe
-        self._writer: Writer = writer
+        self._writer: Writer = _NO_WRITER  # until there is one, which has this reader: a cycle while the pipe lives
         self._readiness: Readiness | None = None  # what the watcher waits for, where it does
         self._silence = math.inf
         self._on_over: Callable[[PipeResult], None] = _nothing
@@ -120,8 +120,11 @@ class PipeReader:
         self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
         self._held = 0  # records in turn that have left to the next one what has to be sent
 
-    def watch(self, watcher: Watcher) -> bool:
-        """Have `watcher` read while little comes; return whether it can.  Before the first `read`."""
+    def begin(self, writer: Writer, watcher: Watcher | None) -> bool:
+        """Take the pipe's other half; return whether `watcher` can read while little comes.  Before `read`."""
+        self._writer = writer
+        if watcher is None:
+            return False
         try:
             watcher.start()
         except (NoThread, OSError) as error:  # threads of its own do without
@@ -166,7 +169,7 @@ class PipeReader:
         """Give back what reading needed: the pipe is over, and nobody reads any more."""
         if self._readiness is not None:
             self._readiness.close()
-        self._writer, self._on_over = _NO_WRITER, _nothing  # which have this reader: a cycle
+        self._writer, self._on_over = _NO_WRITER, _nothing
 
     def _read(self) -> None:
         """Read while much comes, in a thread that may block; then leave the pipe to the watcher, or end it."""

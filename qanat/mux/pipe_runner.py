@@ -68,7 +68,7 @@ class PipeRunner:
         self._sealed = sealed
         self._pipe = sealed.pipe
         self._watcher = watcher
-        self._reader = PipeReader(lane, sealed, self)
+        self._reader = PipeReader(lane, sealed)
         self._timer: Timer | None = None  # where the watcher can read
         self._on_over: Callable[[PipeResult], None] = _nothing
         # The lane's lock guards the rest.  One thread waits for work, the writer, so `notify` is enough.
@@ -104,7 +104,8 @@ class PipeRunner:
         try:
             self._sealed.pipe.set_wakeup(self._flush_wanted)
             self._sealed.set_timeouts(silence)
-            if self._watcher is not None and self._reader.watch(self._watcher):
+            watched = self._reader.begin(self, self._watcher)
+            if watched and self._watcher is not None:
                 self._timer = self._watcher.timer(self._time_has_come)
             with self._lock:
                 self._started = True

@@ -64,7 +64,11 @@ class Scheduler:
             stream = steady[0]
             if not stream.queue:
                 steady.popleft()
-                stream.in_steady = False
+                if stream.deficit > 0 or not steady:
+                    stream.in_steady = False
+                else:  # what it has had too much is others' turn, whether it has something now or not
+                    stream.deficit += QUANTUM
+                    steady.append(stream)
             elif stream.deficit <= 0:
                 # Alone it has all turns at once that it needs: a large frame costs eight.
                 alone = len(steady) == 1

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
+
 from qanat.mux.buffer_pool import BUFFER_PAYLOAD
+from qanat.mux.frames import Pong
 from qanat.mux.pacer import UNBOUNDED
 from qanat.mux.parameters import LaneParameters
+from qanat.mux.pending_control import PINGS_KEPT
 from qanat.mux.stream_state import StreamState
 from tests.support.mux.cores import Rig
 
@@ -91,3 +95,20 @@ def test_a_long_path_whose_requests_wait_is_no_slow_one() -> None:
     found, rig = rate()
     assert found > 4 * MEBI
     assert rig.client.core.sender.pacer.record == UNBOUNDED
+
+
+def test_the_least_round_trip_of_a_pipe_in_requests_is_that_of_its_life() -> None:
+    """Nothing empties the path for a PING, so all of a few minutes may have waited in what our windows let through."""
+    client = Rig().client
+    client.core.detach()
+    client.core.attach(0.0, in_requests=True)
+    pending = client.core.pending
+    for number, took in enumerate([0.04] + [0.5] * 3 * PINGS_KEPT):
+        now = 20.0 * number
+        pending.ping_now(now)
+        client.all_frames(now)
+        client.feed(Pong(pending.ping_count).encode(), now=now + took)
+    assert pending.least_round_trip == pytest.approx(0.04)
+    client.core.detach()
+    client.core.attach(9000.0, in_requests=True)
+    assert pending.least_round_trip == 0.0

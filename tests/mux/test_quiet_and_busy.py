@@ -7,9 +7,11 @@ little comes, threads while much does, and pipes are cut and replaced at any ste
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -329,3 +331,16 @@ def test_what_waits_to_be_read_is_no_silence() -> None:
         assert len(lanes.pipes) == 1
         ours.release()
         theirs.release()
+
+
+def test_a_pipe_that_never_gets_the_lane_needs_no_collector() -> None:
+    with lanes_over_websocket(quiet=True) as lanes:
+        present = lanes.client.lane._runner
+        assert present is not None
+        gc.collect()
+        gc.disable()
+        try:
+            refused = weakref.ref(PipeRunner(lanes.client.lane, present._sealed, present._watcher))
+            assert refused() is None
+        finally:
+            gc.enable()

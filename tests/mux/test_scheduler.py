@@ -73,3 +73,29 @@ def test_of_many_that_come_anew_all_the_time_none_waits_longer_than_all_others_t
         waiting -= 1
         longest, last[sent] = max(longest, turn - last[sent]), turn
     assert longest <= len(streams) + 4 * at_once
+
+
+@pytest.mark.parametrize("others", [2, 8, 16])
+@pytest.mark.parametrize("late", [0, 1, 2, 4])
+def test_who_runs_empty_after_each_large_frame_has_no_more_than_others(others: int, late: int) -> None:
+    scheduler, size, large = Scheduler(), 128 * 1024, 255 * 1024
+    refilled, steady = stream(1), [stream(number) for number in range(3, 3 + 2 * others, 2)]
+    sent = dict.fromkeys([refilled, *steady], 0)
+    due = 0
+    for turn in range(4000):
+        for one in steady[: turn + 1]:  # they begin one after the other
+            if not one.queue:
+                scheduler.add(one, size)
+                one.queue += [b"a buffer"] * 2
+        if not refilled.queue and turn >= due:
+            scheduler.add(refilled, large)
+            refilled.queue.append(b"a large one")
+        turns = scheduler.peek()
+        assert turns is not None
+        turns.queue.popleft()
+        taken = large if turns is refilled else size
+        scheduler.charge(turns, taken)
+        sent[turns] += taken
+        if turns is refilled:
+            due = turn + 1 + late
+    assert sent[refilled] <= 1.1 * sum(sent[one] for one in steady) / others
