@@ -49,7 +49,7 @@ class LaneCore:
         """Begin with a new pipe: replay from `peer_expects` on.
 
         `receive_from` is the number of the first numbered frame that the peer will send on this pipe; those below
-        what we expect are dropped.  `in_requests` is the pipe's.  Raises ProtocolError when the
+        what we expect are dropped.  `in_requests`: see `Pipe.in_requests`.  Raises ProtocolError when the
         peer expects what is not kept, and when a gap would follow; nothing has changed then.
         """
         self.sender.retransmit_buffer.check_resume(peer_expects)

@@ -60,7 +60,7 @@ class PendingControl:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.least_round_trip = 0.0
-        """Seconds: the least of the last PINGS_KEPT spans; 0 before the first answer on a pipe."""
+        """Seconds: the least of the last PINGS_KEPT spans, in requests of all; 0 before the first answer on a pipe."""
         self._keeps_least = False  # for as long as the pipe lives
         self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
         self._span_since = now

@@ -153,13 +153,13 @@ class PipeReader:
             return False
         return True
 
-    def looks_at(self, now: float) -> float:
+    def next_look(self, now: float) -> float:
         """Return when `look` wants to be called, `now` for what is overdue; infinite for never."""
         at = self._heard_at + self._silence if self._watched else math.inf
         return max(now, min(at, self._retry_at))
 
     def trouble(self, patience: float) -> str:
-        """Return for how long an end is overdue that nobody makes, if that is more than `patience` seconds; else ""."""
+        """Return what is wrong if silence should have ended the pipe more than `patience` seconds ago; else ""."""
         quiet = time.monotonic() - self._heard_at
         if self._watched and quiet > self._silence + patience:
             return f"nothing has come for {quiet:.0f} s, and nobody ends its pipe"

@@ -344,7 +344,7 @@ class PipeRunner:
             return
         now = time.monotonic()
         due = math.inf if self._writing or self._writer_ended else self._sender.next_timeout(now)
-        at = min(math.inf if due is None else max(now + due, self._retry_at), self._reader.looks_at(now))
+        at = min(math.inf if due is None else max(now + due, self._retry_at), self._reader.next_look(now))
         if at < math.inf:
             timer.set(at)
 

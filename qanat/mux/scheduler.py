@@ -3,7 +3,8 @@
 A stream that becomes ready joins `fresh` with one quantum; fresh streams go first, so a keystroke does
 not wait behind bulk.  One that has used its quantum goes to the end of `steady` for the next, and so does one that
 comes with more than a quantum: of a thousand that are read in turn (`qanat.mux.sender`) most come anew all the time,
-and those few with a place in `steady` would wait for all others once more.  One that has
+and those few with a place in `steady` would wait for all others once more.  One that owes for a large frame keeps its
+place until that is paid, whether it has something to send or not.  Any that has
 run empty keeps a place there: until it comes up, the stream has only what is left of its quantum, so that
 nobody can starve the others by being quiet often; but with what is left it still goes first, since a person
 types several times while sixty downloads have a turn each.  Pure; `qanat.mux.sender` calls it.

@@ -1,6 +1,6 @@
 """Frames in words, for the log of somebody who looks for a fault (`-v`).  Never payload, never a request's content.
 
-The lane asks for it only when debug is on, so that nothing is paid for it otherwise.
+Whoever calls this asks `frame_log` first, so that nothing is paid for it otherwise.
 """
 
 from __future__ import annotations

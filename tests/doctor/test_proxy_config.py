@@ -235,6 +235,9 @@ def test_what_is_added_to_a_block_in_one_line_stands_in_that_block(
         "        proxy_pass http://127.0.0.1:1; proxy_read_timeout\n 5s; client_max_body_size\n\n 1m;\n    }\n",
         "    location = /tunnel {\n        deny\n 10.0.0.1;\n        proxy_pass http://127.0.0.1:1;\n    }\n",
         "    location = /tunnel {\n        grpc_pass\n            grpc://127.0.0.1:1\n        ;\n    }\n",
+        "    location = /tunnel {\n        proxy_read_timeout # much\n # more\n 5s; # seconds\n"
+        '        auth_basic\n            "door #1";\n        proxy_pass http://127.0.0.1:1;\n    }\n',
+        "    location = /tunnel { proxy_read_timeout\n 5s; proxy_pass http://127.0.0.1:1; }\n",
     ],
 )
 def test_a_directive_over_several_lines_is_changed_as_a_whole(location: str, tmp_path: Path) -> None:

@@ -19,10 +19,9 @@ from qanat.transports.split.sequence import PREFIX, Outgoing
 
 MAX_UNSENT, MAX_UNSENT_QUICK = 240 * 1024, 1000 * 1024
 """Bytes that nothing has taken yet, beyond which a sender waits: what is urgent could not overtake them.  Two usual
-records of bulk, or one large one; more, up to the second, where the other end takes them within UNSENT_TIME."""
+records of bulk, or one large one; more, up to the second, where they are taken within `Sending.unsent_time`."""
 UNSENT_TIME = 0.008
-"""Seconds of bytes, at the rate at which the other end acknowledges them: some round trips of a path on one machine.
-Where requests take longer it is the time until the next one, which should find as many as it can take."""
+"""Seconds of bytes, at the rate at which the other end acknowledges them: some round trips of a path on one machine."""
 RATE_TIME, RATE_PAUSE = 0.02, 0.5
 """Seconds over which that is measured at least, and at most."""
 HELD_UP = 0.5
@@ -37,7 +36,7 @@ class Sending:
         self.outgoing = Outgoing()
         self.write_timeout: float | None = None
         self.unsent_time = UNSENT_TIME
-        """The seconds of bytes that may wait for a request, or for room in an answer."""
+        """The seconds of bytes that may wait; at a client as many as pass until the next request, if these are more."""
         self._receiving = receiving
         self._cause = cause
         self._room = LazyCondition(lock)

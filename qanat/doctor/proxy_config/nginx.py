@@ -22,6 +22,12 @@ from qanat.doctor.proxy_config.fault import (
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|[{};]|#[^\n]*|(?:\\.|\$\{[^}\n]*\}|[^\s{};"\'])+|\n')
 _TIMES = ("proxy_read_timeout", "proxy_send_timeout", "grpc_read_timeout", "grpc_send_timeout", "client_body_timeout")
 
+_REPLACED = {
+    *("listen", "proxy_pass", "grpc_pass", "proxy_http_version", "proxy_set_header", "proxy_ignore_headers"),
+    *("client_max_body_size", "deny", "auth_basic", *_TIMES),
+}
+"""Directives whose lines an edit may change."""
+
 
 @dataclass(slots=True)
 class Directive:
@@ -117,18 +123,28 @@ def unfold(text: str, tunnel: Tunnel) -> str:
 
 
 def _joined(text: str, tunnel: Tunnel) -> str:
-    """Return the text with the directives that stand on several lines on their first one, if nothing else is there."""
+    """Return the text with each directive that a patch may replace on its first line; comments inside it are lost."""
     lines = text.split("\n")
     found: dict[int, Directive] = {}
     for server in _concerned(parse(text), tunnel):
         location = _chosen(server, tunnel) or next(_passing(server), None)
         for one in (*_leaves(location), *server.find("listen")) if location is not None else ():
-            found[one.line] = one
+            if one.last > one.line and one.name in _REPLACED:
+                found[one.line] = one
     for first, one in sorted(found.items(), reverse=True):
         part = lines[first - 1 : one.last]
-        if len(part) > 1 and not any("#" in line for line in part) and not any("\n" in word for word in one.words):
-            lines[first - 1 : one.last] = [" ".join([part[0].rstrip(), *filter(None, map(str.strip, part[1:]))])]
+        if not any("\n" in word for word in one.words):
+            code = (_without_comment(line) for line in part[:-1])
+            words = [next(code).rstrip(), *filter(None, (line.strip() for line in code)), part[-1].lstrip()]
+            lines[first - 1 : one.last] = [" ".join(words)]
     return "\n".join(lines)
+
+
+def _without_comment(line: str) -> str:
+    for token in _TOKEN.finditer(line):
+        if token[0].startswith("#"):
+            return line[: token.start()]
+    return line
 
 
 def _leaves(one: Directive) -> Iterator[Directive]:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,8 @@ from qanat.base.watcher import Watcher
 from qanat.mux.parameters import LaneParameters
 from qanat.transports.dial.route import DIRECT
 from qanat.transports.dial.urls import TunnelUrl
-from qanat.transports.split.connections import MAX_SPARE, Connections
+from qanat.transports.split import connections
+from qanat.transports.split.connections import Connections
 from qanat.transports.split.exchanges import Exchanges
 from qanat.transports.split.token import Carrier
 from tests.support.background import DEADLINE, wait_until
@@ -144,6 +146,20 @@ def test_what_a_thread_holds_is_read_by_the_watcher_after_that(rig: Rig) -> None
     assert taker.body == b"abc"
 
 
-def test_a_connection_that_an_idle_pipe_needs_with_each_ping_is_not_made_anew_for_the_next() -> None:
+def test_a_connection_that_an_idle_pipe_needs_with_each_ping_is_not_made_anew_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     idle = LaneParameters(client=True)
-    assert idle.keepalive + idle.keepalive_slack < MAX_SPARE
+    with ExitStack() as stack:
+        rig = Rig(stack)
+        second = rig.requests.open(Deadline(DEADLINE))
+        rig.requests.give_back(second, reusable=True)
+        now = time.monotonic()
+        for ping in range(1, 4):
+            later = now + ping * (idle.keepalive + idle.keepalive_slack)
+            monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda later=later: later))
+            both = [rig.requests.reserve(), rig.requests.reserve()]
+            assert None not in both
+            for each in both:
+                assert each is not None
+                rig.requests.give_back(each, reusable=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+from qanat.transports.cause import FirstCause
 from qanat.transports.split.measures import (
     ACTIVE,
     FAST,
@@ -17,7 +20,9 @@ from qanat.transports.split.measures import (
     SMALL_UP,
     Measures,
 )
-from qanat.transports.split.sending import UNSENT_TIME
+from qanat.transports.split.receiving import Receiving
+from qanat.transports.split.sending import MAX_UNSENT, UNSENT_TIME, Sending
+from qanat.transports.split.sequence import Incoming
 
 MUCH = 1 << 30
 
@@ -81,3 +86,22 @@ def test_on_a_long_path_more_waits_for_the_next_request_and_on_a_short_one_no_mo
     assert 0.03 < measures.next_in < 0.06
     measures.posted(1000, 0.003)
     assert measures.next_in < UNSENT_TIME
+
+
+def test_who_sends_may_have_as_much_waiting_as_passes_until_the_next_request() -> None:
+    """At a client on a long path a request should find as many bytes as it can take."""
+    for unsent_time, most in ((UNSENT_TIME, MAX_UNSENT), (0.05, 500_000)):
+        lock = threading.Lock()
+        cause = FirstCause()
+        sending = Sending(lock, Receiving(lock, Incoming(1 << 20), cause), cause)
+        sending.unsent_time = unsent_time
+        sending.outgoing.limit = 1 << 30
+        for turn in range(1, 4):  # 10 MB/s
+            sending.outgoing.append(bytes(1_000_000))
+            while sending.take_locked(1 << 20) is not None:
+                pass
+            sending.acknowledge_locked(turn * 1_000_000, 0, turn * 0.1)
+        sending.outgoing.append(bytes(most - 1))
+        assert sending.has_room
+        sending.outgoing.append(bytes(1000))
+        assert not sending.has_room
