@@ -93,8 +93,8 @@ class PathQueue:
     """What one pipe's path is like, as seen from the end that receives; times are seconds, of any clock that rises."""
 
     def __init__(self, *, in_requests: bool = False) -> None:
-        self.in_requests = in_requests
-        """Whether what comes waits for requests, up to a round trip: no queue is looked for, and none is found."""
+        """See `Pipe.in_requests`: what comes waits for requests then, and no queue is looked for."""
+        self._in_requests = in_requests
         self.received = 0
         """Bytes of payload that have come so far; the receiver counts them."""
         self.rate = 0.0
@@ -134,7 +134,11 @@ class PathQueue:
 
     def waits_for_requests(self, least_round_trip: float) -> bool:
         """Return whether this is a long path on which bytes and CREDIT wait for requests, up to a round trip each."""
-        return self.in_requests and least_round_trip >= PATH_TIME
+        return self._in_requests and least_round_trip >= PATH_TIME
+
+    def _may_queue(self, least_round_trip: float) -> bool:
+        """Whether what waits on this path may wait in a queue that is to be found."""
+        return least_round_trip >= PATH_TIME and not self._in_requests
 
     def shared(self, now: float) -> bool:
         """Return whether the queue in the path has lately been found to be others'."""
@@ -151,7 +155,7 @@ class PathQueue:
     def bulk(self, least_round_trip: float, now: float, *, ping_waits: bool) -> bool:
         """Note that bulk comes; return whether a PING should be sent, unless one waits for its answer."""
         self._measure_rate(least_round_trip, now)
-        if least_round_trip < PATH_TIME or ping_waits or self.in_requests:
+        if ping_waits or not self._may_queue(least_round_trip):
             return False
         if not self._burst_left:
             if now < self._burst_at:
@@ -164,9 +168,7 @@ class PathQueue:
 
     def answered(self, round_trip: float, least_round_trip: float, now: float) -> None:
         """Note how long a PING of ours took."""
-        if self.in_requests:
-            return
-        if least_round_trip >= PATH_TIME and round_trip > LOADED_FACTOR * least_round_trip + LOADED_TIME:
+        if self._may_queue(least_round_trip) and round_trip > LOADED_FACTOR * least_round_trip + LOADED_TIME:
             if now >= self._loaded_until:  # begin anew
                 self.window, self._shared_for = 0, SHARED_SECONDS
             self._loaded_until = now + LOADED_SECONDS
@@ -187,9 +189,7 @@ class PathQueue:
             self._hold(least_round_trip, now)
             if now >= self._burst_at - LOADED_BURST_EVERY / 2:
                 self._burst_at = now
-        if self.in_requests or least_round_trip < PATH_TIME:
-            return False
-        if sent - self._sent_before < BULK or now < self._echo_at:
+        if not self._may_queue(least_round_trip) or sent - self._sent_before < BULK or now < self._echo_at:
             return False
         self._sent_before, self._echo_at = sent, now + BURST_EVERY
         return True

@@ -7,6 +7,7 @@ lane's lock guards it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
@@ -60,10 +61,9 @@ class PendingControl:
         self.round_trip = 0.0
         """Seconds that a PING takes, smoothed; 0 before the first answer."""
         self.least_round_trip = 0.0
-        """Seconds: the least of the last PINGS_KEPT spans, in requests of all; 0 before the first answer on a pipe."""
-        self._keeps_least = False  # for as long as the pipe lives
+        """Seconds: the least of the last PINGS_KEPT spans, one in requests; 0 before the first answer on a pipe."""
         self._round_trips: deque[float] = deque(maxlen=PINGS_KEPT)
-        self._span_since = now
+        self._span, self._span_since = PING_SPAN, now
         self._answers = 0  # on this pipe
         self._in_doubt = False  # a PING is due since the path seems to be no short one
         self.ping_count = 0
@@ -91,8 +91,8 @@ class PendingControl:
     def restart(self, now: float, streams: Iterable[StreamState], *, in_requests: bool = False) -> None:
         """Say again on a new pipe what the old one may have lost, and measure the new round trip.
 
-        Where the pipe is `in_requests` the least one counts for as long as the pipe lives: nothing empties the path for
-        a PING (`qanat.mux.path_queue`), so that of a few minutes would have the queue of our own windows in it.
+        Where the pipe is `in_requests` all its life is one span: nothing empties the path for a PING there
+        (`qanat.mux.path_queue`), so the least of a few minutes would have the queue of our own windows in it.
         """
         # A stream that never had a CREDIT may be unknown to the peer: its OPEN is perhaps among what is replayed.
         for stream in streams:
@@ -100,7 +100,7 @@ class PendingControl:
                 self._credits[stream.id] = stream
         self._turn.clear()
         self._in_turn.clear()
-        self._keeps_least = in_requests
+        self._span = math.inf if in_requests else PING_SPAN
         self._round_trips.clear()
         self._answers = 0
         self._in_doubt = False
@@ -194,13 +194,12 @@ class PendingControl:
             return None
         sample = now - self._ping_sent[1]
         self._ping_sent = None
-        if self._round_trips and now - self._span_since < PING_SPAN:
+        if self._round_trips and now - self._span_since < self._span:
             self._round_trips[-1] = min(sample, self._round_trips[-1])
         else:
             self._round_trips.append(sample)
             self._span_since = now
-        least = min(self._round_trips)
-        self.least_round_trip = min(least, self.least_round_trip or least) if self._keeps_least else least
+        self.least_round_trip = min(self._round_trips)
         self._answers += 1
         self.round_trip = sample if not self.round_trip else 0.75 * self.round_trip + 0.25 * sample
         return sample

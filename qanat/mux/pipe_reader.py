@@ -79,6 +79,9 @@ class Writer(Protocol):
     def set_timer_locked(self) -> None:
         """Have `PipeReader.look` called when it wants to be."""
 
+    def end(self, result: PipeResult) -> None:
+        """End the pipe, and say so."""
+
 
 class _NoWriter:
     """The other half of a pipe that has not begun, or is over."""
@@ -94,6 +97,9 @@ class _NoWriter:
 
     def set_timer_locked(self) -> None:
         """And nobody looks."""
+
+    def end(self, result: PipeResult) -> None:
+        """Do nothing: it has ended."""
 
 
 _NO_WRITER = _NoWriter()
@@ -113,18 +119,19 @@ class PipeReader:
         self._writer: Writer = _NO_WRITER  # until there is one, which has this reader: a cycle while the pipe lives
         self._readiness: Readiness | None = None  # what the watcher waits for, where it does
         self._silence = math.inf
-        self._on_over: Callable[[PipeResult], None] = _nothing
         self._heard_at = 0.0  # when bytes came last, while the watcher reads
         self._watched = False  # the watcher reads
         self._retry_at = math.inf  # nobody reads until then: there was no thread for it
         self._found: PipeResult | None = None  # how the pipe ended, when the watcher has seen that
         self._held = 0  # records in turn that have left to the next one what has to be sent
 
-    def begin(self, writer: Writer, watcher: Watcher | None) -> bool:
-        """Take the pipe's other half; return whether `watcher` can read while little comes.  Before `read`."""
+    def begin(self, writer: Writer, silence: float) -> None:
+        """Take the pipe's other half; nothing for `silence` seconds is the end of a pipe.  Before all else."""
         self._writer = writer
-        if watcher is None:
-            return False
+        self._silence = silence
+
+    def watch(self, watcher: Watcher) -> bool:
+        """Have `watcher` read while little comes; return whether it can.  Before `read`."""
         try:
             watcher.start()
         except (NoThread, OSError) as error:  # threads of its own do without
@@ -132,16 +139,6 @@ class PipeReader:
             return False
         self._readiness = self._pipe.readiness(watcher)
         return self._readiness is not None
-
-    def read(self, silence: float, on_over: Callable[[PipeResult], None]) -> None:
-        """Read in the calling thread while much comes, and return when the watcher reads, or the pipe has ended.
-
-        `on_over` is called once, by some thread and perhaps before this returns, with how the pipe ended; where nothing
-        came for `silence` seconds that counts as its end.
-        """
-        self._silence = silence
-        self._on_over = on_over
-        self._read()
 
     def look(self, now: float) -> bool:
         """Do what is due by now; return whether the pipe goes on.  By the watcher; does not block."""
@@ -169,10 +166,10 @@ class PipeReader:
         """Give back what reading needed: the pipe is over, and nobody reads any more."""
         if self._readiness is not None:
             self._readiness.close()
-        self._writer, self._on_over = _NO_WRITER, _nothing
+        self._writer = _NO_WRITER
 
-    def _read(self) -> None:
-        """Read while much comes, in a thread that may block; then leave the pipe to the watcher, or end it."""
+    def read(self) -> None:
+        """Read in the calling thread while much comes, then leave the pipe to the watcher, or end it.  Blocks."""
         try:
             result = self._reader_loop()
         except ProtocolError as error:
@@ -182,7 +179,7 @@ class PipeReader:
         if result is None:
             result = self._leave_to_watcher()
         if result is not None:
-            self._on_over(result)
+            self._writer.end(result)
 
     def _reader_loop(self) -> PipeResult | None:
         """Read until the pipe ends; None when little comes and the watcher can read.
@@ -239,7 +236,7 @@ class PipeReader:
         self._watched = False
         try:
             WORKERS.start(
-                f"{self._lane.name}-reader", self._read if self._found is None else self._end_found, reserved=True
+                f"{self._lane.name}-reader", self.read if self._found is None else self._end_found, reserved=True
             )
         except NoThread as error:
             log.warning("%s: %s", self._lane.name, error)
@@ -249,7 +246,7 @@ class PipeReader:
 
     def _end_found(self) -> None:
         assert self._found is not None
-        self._on_over(self._found)
+        self._writer.end(self._found)
 
     def _own_fault(self) -> PipeResult:
         log_unexpected(f"{self._lane.name}: reading ended")
@@ -385,7 +382,3 @@ class PipeReader:
         """Whether there is something to read, to which the watcher has yet to come: this program was stopped, say."""
         assert self._readiness is not None  # it is watched
         return self._readiness.has_come()
-
-
-def _nothing(result: PipeResult) -> None:
-    """Do nothing: nobody reads."""

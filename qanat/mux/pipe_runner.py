@@ -104,16 +104,16 @@ class PipeRunner:
         try:
             self._sealed.pipe.set_wakeup(self._flush_wanted)
             self._sealed.set_timeouts(silence)
-            watched = self._reader.begin(self, self._watcher)
-            if watched and self._watcher is not None:
+            self._reader.begin(self, silence)
+            if self._watcher is not None and self._reader.watch(self._watcher):
                 self._timer = self._watcher.timer(self._time_has_come)
             with self._lock:
                 self._started = True
                 self._start_writer_locked()
         except QanatError as error:
-            self._end(PipeResult(self._sealed.cause or str(error)))
+            self.end(PipeResult(self._sealed.cause or str(error)))
         else:
-            self._reader.read(silence, self._end)
+            self._reader.read()
 
     def _stop(self, result: PipeResult) -> None:
         """End the pipe, after a CLOSE that says why when something is at fault; block until nobody sends any more."""
@@ -135,7 +135,7 @@ class PipeRunner:
         self._reader.close()
         self._sealed.pipe.set_wakeup(_nobody)
 
-    def _end(self, result: PipeResult) -> None:
+    def end(self, result: PipeResult) -> None:
         """End the pipe, and say so."""
         on_over, self._on_over = self._on_over, _nothing
         try:
@@ -315,7 +315,7 @@ class PipeRunner:
             return f"a PING has been due for {overdue:.0f} s, and nobody sends it"
         return self._reader.trouble(patience)
 
-    # --- what the pipe itself owes ---
+    # --- what the pipe itself owes --------------------------------------------------------------
 
     def _flush_wanted(self) -> None:
         """Have the writer flush what the pipe itself owes the peer: a pong, a window."""

@@ -39,7 +39,7 @@ from qanat.transports.split.numbering import Numbering
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving
 from qanat.transports.split.segments import Segment, SegmentReader, Welcome
 from qanat.transports.split.sending import UNSENT_TIME, Sending
-from qanat.transports.split.sequence import PREFIX, Incoming
+from qanat.transports.split.sequence import PREFIX, WINDOW, Incoming
 from qanat.transports.split.shared_stream import SharedReadiness, SharedStream
 from qanat.transports.split.stream_form import SOON, StreamForm
 from qanat.transports.split.takers import AnswerTaker, StreamTaker
@@ -47,8 +47,6 @@ from qanat.transports.split.token import Carrier, Kind, Token
 
 log = logging.getLogger("qanat.split")
 
-WINDOW = 16 * 1024 * 1024
-"""Bytes from the server that may be on their way, or wait for a gap to be filled or for their reader."""
 STREAM_SIZE = 1 << 30
 """Bytes after which a streamed answer ends, and another request follows."""
 MOMENT = 0.5

@@ -17,8 +17,6 @@ MAX_UP, MAX_DOWN = 6, 6
 QUICK_UP, QUICK = 2, 0.01
 """Requests with bytes at once where one takes less than so many seconds at best: more would wait for each other in
 proxies, and what is small behind them."""
-NEXT_PARTS = 3
-"""Into how many parts those that run at once divide the time of one: half of MAX_UP, since they do not begin evenly."""
 SMALL_UP = 3
 """Requests with bytes at once while little waits to be sent."""
 FIRST_WAIT, MIN_WAIT = 25.0, 2.0
@@ -57,8 +55,8 @@ class Measures:
 
     @property
     def next_in(self) -> float:
-        """The time within which the next request with bytes is made, where several run."""
-        return self._least_time / NEXT_PARTS
+        """The time within which the next request with bytes is made where MAX_UP run, twice its share: not evenly."""
+        return 2 * self._least_time / MAX_UP
 
     @property
     def slack(self) -> float:

@@ -14,6 +14,8 @@ from qanat.base.errors import ProtocolError
 from qanat.transports.pipe import MAX_MESSAGE, MAX_UNAUTHENTICATED
 
 PREFIX = struct.Struct("!I")
+WINDOW = 16 * 1024 * 1024
+"""Bytes of a direction that may be on their way, or wait for a gap to be filled or for their reader."""
 
 _SMALL = 1024
 _TOGETHER = 16 * 1024

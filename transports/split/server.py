@@ -26,7 +26,7 @@ from qanat.transports.readiness import Readiness
 from qanat.transports.split.receiving import PEER_CLOSED, Receiving, ReceivingReadiness
 from qanat.transports.split.segments import HEADER_SIZE, Segment, Welcome
 from qanat.transports.split.sending import Sending
-from qanat.transports.split.sequence import PREFIX, Incoming
+from qanat.transports.split.sequence import PREFIX, WINDOW, Incoming
 from qanat.transports.split.token import (
     ID_SIZE,
     SECRET_SIZE,
@@ -36,10 +36,10 @@ from qanat.transports.split.token import (
     digest_of,
 )
 
-WINDOW = 16 * 1024 * 1024
-"""Bytes of a direction that may be on their way, or wait for a gap to be filled or for their reader."""
+MAX_BODY = 4 * 1024 * 1024
+"""Bytes of one request's body."""
 UNAUTHENTICATED_WINDOW = 8 * 1024
-"""The same, towards the server, before that knows the client."""
+"""Bytes towards the server that may be on their way before that knows the client; then WINDOW."""
 MAX_ASKERS = 32
 """Requests of one pipe that wait for bytes; of more, the oldest is answered."""
 MAX_WAIT = 120.0
@@ -155,7 +155,7 @@ class ServerPipe(Pipe):
     @property
     def takes(self) -> int:
         """How many bytes the body of a request may have now."""
-        return self._receiving.incoming.window
+        return min(self._receiving.incoming.window, MAX_BODY)
 
     def take_up(self, token: Token, body: bytearray) -> bytes | None:
         """Take the bytes of a request; return the answer's body, or None for a request that is not what was sent."""

@@ -21,7 +21,6 @@ from qanat.doctor.proxy_config.fault import (
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|[{};]|#[^\n]*|(?:\\.|\$\{[^}\n]*\}|[^\s{};"\'])+|\n')
 _TIMES = ("proxy_read_timeout", "proxy_send_timeout", "grpc_read_timeout", "grpc_send_timeout", "client_body_timeout")
-
 _REPLACED = {
     *("listen", "proxy_pass", "grpc_pass", "proxy_http_version", "proxy_set_header", "proxy_ignore_headers"),
     *("client_max_body_size", "deny", "auth_basic", *_TIMES),
@@ -99,11 +98,7 @@ class _Words:
 def unfold(text: str, tunnel: Tunnel) -> str:
     """Return the text with one whole directive on each line that a patch may touch: an edit has whole lines."""
     text = _joined(text, tunnel)
-    crowded: set[int] = set()
-    for server in _concerned(parse(text), tunnel):
-        location = _chosen(server, tunnel) or next(_passing(server), None)
-        for one in (location, *server.find("listen")) if location is not None else ():
-            crowded |= set(range(one.line, one.last + 1))
+    crowded = {line for one in _touched(text, tunnel) for line in range(one.line, one.last + 1)}
     made, done, line, depth = [], 0, 1, 0
     before: re.Match[str] | None = None
     for token in _TOKEN.finditer(text):
@@ -125,35 +120,35 @@ def unfold(text: str, tunnel: Tunnel) -> str:
 def _joined(text: str, tunnel: Tunnel) -> str:
     """Return the text with each directive that a patch may replace on its first line; comments inside it are lost."""
     lines = text.split("\n")
-    found: dict[int, Directive] = {}
-    for server in _concerned(parse(text), tunnel):
-        location = _chosen(server, tunnel) or next(_passing(server), None)
-        for one in (*_leaves(location), *server.find("listen")) if location is not None else ():
-            if one.last > one.line and one.name in _REPLACED:
-                found[one.line] = one
-    for first, one in sorted(found.items(), reverse=True):
-        part = lines[first - 1 : one.last]
-        if not any("\n" in word for word in one.words):
-            code = (_without_comment(line) for line in part[:-1])
-            words = [next(code).rstrip(), *filter(None, (line.strip() for line in code)), part[-1].lstrip()]
-            lines[first - 1 : one.last] = [" ".join(words)]
+    leaves = [leaf for one in _touched(text, tunnel) for leaf in _leaves(one) if leaf.name in _REPLACED]
+    for one in sorted(leaves, key=lambda leaf: leaf.line, reverse=True):
+        if one.last > one.line and not any("\n" in word for word in one.words):
+            *before, last = lines[one.line - 1 : one.last]
+            first, *more = map(_without_comment, before)
+            lines[one.line - 1 : one.last] = [" ".join([first, *filter(None, map(str.strip, more)), last.lstrip()])]
     return "\n".join(lines)
 
 
+def _touched(text: str, tunnel: Tunnel) -> Iterator[Directive]:
+    """Yield what a patch may touch: the tunnel's locations, and where their servers listen."""
+    for server in _concerned(parse(text), tunnel):
+        location = _chosen(server, tunnel) or next(_passing(server), None)
+        if location is not None:
+            yield from (location, *server.find("listen"))
+
+
 def _without_comment(line: str) -> str:
-    for token in _TOKEN.finditer(line):
-        if token[0].startswith("#"):
-            return line[: token.start()]
-    return line
+    """Return the line without a comment and what is white in front of it."""
+    comment = next((token.start() for token in _TOKEN.finditer(line) if token[0].startswith("#")), len(line))
+    return line[:comment].rstrip()
 
 
 def _leaves(one: Directive) -> Iterator[Directive]:
-    """Yield the directives inside that have no block."""
+    """Yield the directive itself if it has no block, else those inside that have none."""
+    if one.block is None:
+        yield one
     for inner in one.block or []:
-        if inner.block is None:
-            yield inner
-        else:
-            yield from _leaves(inner)
+        yield from _leaves(inner)
 
 
 def _indented(text: str, at: int, depth: int) -> str:

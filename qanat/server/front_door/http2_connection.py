@@ -20,7 +20,7 @@ from qanat.server.admission.admission import HandshakeSlot
 from qanat.server.admission.client_address import ClientAddress
 from qanat.server.front_door import refusals
 from qanat.server.front_door.context import HEALTH_PATH, Carry, FrontDoorContext
-from qanat.server.front_door.kept_connection import BODY_TIMEOUT, MAX_BODY
+from qanat.server.front_door.kept_connection import BODY_TIMEOUT
 from qanat.server.front_door.split_requests import find_split, nothing
 from qanat.transports.http2 import extended_connect, grpc
 from qanat.transports.http2 import octet_stream as http2
@@ -134,7 +134,7 @@ class Http2Connection:
         if found is not None:
             pipe, token = found
             size = token.size if token.kind is Kind.UP else 0
-            if size > min(pipe.takes, MAX_BODY) or (size and request.ended):
+            if size > pipe.takes or (size and request.ended):
                 return PlainAnswer(413, "Content Too Large\n")
             return SplitRequest(size, found)
         if (

@@ -29,15 +29,13 @@ from qanat.base.watcher import Timer, Watcher
 from qanat.transports.dial.answer_fields import mapping
 from qanat.transports.pipe import Wire
 from qanat.transports.split import http1
-from qanat.transports.split.server import Asker, ServerPipe
+from qanat.transports.split.server import MAX_BODY, Asker, ServerPipe
 
 IDLE = 90.0
 """Seconds that a connection is kept without a request."""
 MOMENT = 0.1
 """Seconds that a thread waits for the next request before it leaves the connection to the watcher; and at a time for
 the bytes of a body."""
-MAX_BODY = 4 * 1024 * 1024
-"""Bytes of one request's body."""
 BODY_TIMEOUT = 30.0
 """Seconds of silence after which a request whose body does not come to its end is over."""
 WRITE_TIMEOUT = 30.0
@@ -236,7 +234,7 @@ class KeptConnection:
             self._wire.set_read_timeout(BODY_TIMEOUT)
         else:
             source.within = MOMENT  # as for a head: to set another timeout costs as much as to read
-        body = http1.read_body(source, mapping(head.headers), min(most, MAX_BODY), of_answer=False)
+        body = http1.read_body(source, mapping(head.headers), most, of_answer=False)
         source.deadline = None
         return body
 
